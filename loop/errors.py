@@ -1,0 +1,55 @@
+"""Every error that goldloop raises on purpose.
+
+    LoopError                what the user can act on: one sentence, exit code 1
+    ├── ConfigError          the campaign file is wrong
+    ├── DataError            the texts, labels or votes are wrong
+    ├── StoreError           the store cannot be opened, or holds another campaign
+    │   └── BusyError        another process is writing to this campaign
+    ├── AnnotatorError       the LLM cannot be loaded, or answers badly
+    ├── ReviewerError        Label Studio is down, refuses the token, or answers badly
+    ├── StudentError         the encoder cannot be loaded or trained
+    ├── FetchError           a package, model or archive cannot be fetched, or has a wrong hash
+    └── StageError           a command was given at a stage where it makes no sense
+
+Arrays of a wrong shape or range raise ``ValueError``; those are bugs, not user errors.
+"""
+
+
+class LoopError(Exception):
+    """An error with one sentence that says what happened and what to do."""
+
+
+class ConfigError(LoopError):
+    """The campaign file is wrong."""
+
+
+class DataError(LoopError):
+    """The texts, labels or votes are wrong."""
+
+
+class StoreError(LoopError):
+    """The store cannot be opened, or holds something else."""
+
+
+class BusyError(StoreError):
+    """Another process is writing to this campaign."""
+
+
+class AnnotatorError(LoopError):
+    """The LLM cannot be loaded, or answers badly."""
+
+
+class ReviewerError(LoopError):
+    """Label Studio cannot be reached, refuses the token, or answers badly."""
+
+
+class StudentError(LoopError):
+    """The encoder cannot be loaded or trained."""
+
+
+class FetchError(LoopError):
+    """A package, model or archive cannot be fetched, or its hash is wrong."""
+
+
+class StageError(LoopError):
+    """A command was given at a stage where it makes no sense."""

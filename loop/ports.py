@@ -1,0 +1,287 @@
+"""What the loop asks of the outside world: four protocols and their small value types.
+
+``connectors`` implements these; ``loop.round`` uses them; only ``loop.cli`` joins the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+Progress = Callable[[int], None]
+"""Called with the number of items finished since the last call."""
+
+
+def no_progress(_done: int) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class: its name, as it stands in the data, and what it means."""
+
+    name: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One text as an annotator or a rater sees it.
+
+    Attributes:
+        id: the database key.
+        text: the whole text.
+        meta: the other columns of the source, by name.
+    """
+
+    id: str
+    text: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A worked example shown to the LLM before the question."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class PromptVariant:
+    """One frozen prompt: instruction, classes and demonstrations in a fixed order.
+
+    The prefix is the same for every item, so its work can be shared; the suffix holds the item.
+    """
+
+    index: int
+    task: str
+    labels: tuple[Label, ...]
+    demonstrations: tuple[Demonstration, ...]
+
+    @property
+    def prefix(self) -> str:
+        """Everything before the item's own text."""
+        names = ", ".join(label.name for label in self.labels)
+        lines = [self.task.strip(), f"Labels: {names}."]
+        lines += [f"{la.name}: {la.description}" for la in self.labels if la.description]
+        shown = [f"Text: {d.text}\nLabel: {d.label}" for d in self.demonstrations]
+        return "\n\n".join(["\n".join(lines), *shown]) + "\n\n"
+
+    def suffix(self, text: str) -> str:
+        """The item's part; the label name, with a space before it, is what comes next."""
+        return f"Text: {text}\nLabel:"
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over everything that the LLM sees, stored with each vote."""
+        seen = json.dumps([self.prefix, self.suffix(""), [la.name for la in self.labels]])
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ClassProbs:
+    """An annotator's answer to n items under one prompt variant.
+
+    Attributes:
+        probs: (n, k), rows sum to 1; a row of NaN means that the item got no answer.
+        off_label_mass: (n,) in [0, 1], probability that the LLM gave to no label at all.
+        tokens: (n,) prompt tokens really computed, for the cost ledger.
+        usd: money spent on the whole call.
+    """
+
+    probs: FloatArray
+    off_label_mass: FloatArray
+    tokens: IntArray
+    usd: float = 0.0
+
+
+class Annotator(Protocol):
+    """An LLM, or its recorded answers."""
+
+    @property
+    def revision(self) -> str:
+        """Name and revision of what answers; part of each vote's identity."""
+        ...
+
+    def annotate(self, variant: PromptVariant, items: Sequence[TextItem]) -> ClassProbs:
+        """Class probabilities of n items under one variant.
+
+        Raises:
+            AnnotatorError: nothing can be answered at all.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ReviewTask:
+    """One item on its way to people.
+
+    Attributes:
+        item_id: our key, carried in the task so that it can be found again.
+        rank: 0 is labelled first.
+        why: one plain sentence for the labelling page, shown only where the campaign asks for it.
+        llm_label: the LLM's label; leaves the house only where ``assist`` is ``prefill``.
+        llm_confidence: (0, 1].
+    """
+
+    item_id: str
+    text: str
+    round_number: int
+    rank: int
+    why: str
+    llm_label: str
+    llm_confidence: float
+
+
+@dataclass(frozen=True)
+class RawAnnotation:
+    """One answer of one person, as it came and as we read it.
+
+    Attributes:
+        annotation_id: the server's id.
+        annotator: who answered, as the server names them.
+        label: the chosen class, or None if skipped or unreadable.
+        problem: why an answer cannot be used, or None.
+        raw: the server's JSON, untouched.
+    """
+
+    annotation_id: str
+    task_id: str
+    item_id: str
+    annotator: str
+    label: str | None
+    skipped: bool
+    note: str
+    lead_time_s: float | None
+    updated_at: str
+    problem: str | None
+    raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FetchedTask:
+    """A task that changed, with its whole set of annotations: what is missing was deleted."""
+
+    task_id: str
+    item_id: str
+    annotations: tuple[RawAnnotation, ...]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What changed since a cursor, and the cursor for the next time."""
+
+    tasks: tuple[FetchedTask, ...]
+    cursor: str
+
+
+class Reviewer(Protocol):
+    """Where people label: Label Studio."""
+
+    def open_project(self, project_id: str | None) -> str:
+        """Checks the server and token, creates or updates the project; its id, to be stored.
+
+        Raises:
+            ReviewerError: server down, wrong token, or project gone.
+        """
+        ...
+
+    def send(self, tasks: Sequence[ReviewTask], progress: Progress = no_progress) -> dict[str, str]:
+        """Puts the tasks that are not there yet; the server's task id for every item id."""
+        ...
+
+    def fetch(self, cursor: str | None) -> Fetched:
+        """Tasks whose annotations changed since the cursor; None reads everything."""
+        ...
+
+    def url(self) -> str:
+        """Where people go to label."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a student learns from.
+
+    Attributes:
+        texts: n texts.
+        y: (n, k) rows sum to 1; hard labels are one-hot.
+        weight: (n,) >= 0; 0 leaves the item out.
+    """
+
+    texts: Sequence[str]
+    y: FloatArray
+    weight: FloatArray
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One trained seed.
+
+    Attributes:
+        probs: (n_eval, k) on the evaluation texts, in their order.
+        path: the saved model's folder, or None if it was not kept.
+    """
+
+    seed: int
+    probs: FloatArray
+    seconds: float
+    path: Path | None
+
+
+class Student(Protocol):
+    """A small classifier and its embeddings."""
+
+    @property
+    def revision(self) -> str:
+        """Encoder and settings, part of each run's identity."""
+        ...
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> NDArray[np.float32]:
+        """(n, d) sentence embeddings of the pretrained encoder."""
+        ...
+
+    def fit(
+        self,
+        train: TrainingSet,
+        eval_texts: Sequence[str],
+        labels: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        keep: Mapping[int, Path],
+        on_seed: Callable[[SeedResult], None],
+        progress: Progress = no_progress,
+    ) -> None:
+        """Trains one model per seed from the pretrained weights and hands over each as it ends.
+
+        Args:
+            keep: seed -> folder, for the seeds whose model is to be saved.
+            on_seed: called once a seed, in the calling process.
+            progress: told of finished optimiser steps.
+        Raises:
+            StudentError: the encoder cannot be loaded, or training diverged.
+        """
+        ...
+
+
+class Raters(Protocol):
+    """Simulated people: they answer through Label Studio like real ones."""
+
+    def answer(self, project_id: str, progress: Progress = no_progress) -> int:
+        """Labels every open task of the project; the number of answers given."""
+        ...
+
+    def labels_of(self, items: Sequence[TextItem]) -> list[str | None]:
+        """The adjudicated label that these raters give each item, for control arms."""
+        ...

@@ -1,0 +1,1 @@
+"""Pure functions over arrays: signals of suspicion, fusion, selection, calibration and repair."""

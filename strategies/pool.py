@@ -1,0 +1,93 @@
+"""The arrays of one round, and the one validator of their shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """n items, k classes, m prompt variants, d dimensions, s seeds; row i is one item everywhere.
+
+    Attributes:
+        probs: (n, m, k) raw class probabilities of the LLM, rows sum to 1; a vote that was not
+            taken is a row of NaN, and the first variant is always there.
+        y_llm: (n,) the label that the LLM gives each item.
+        embeddings: (n, d) float32, or None where no strategy in use needs them.
+        p_student: (s, n, k) out-of-fold class probabilities of s students, or None.
+        gold: (n,) class, or -1 where no human has answered yet.
+        off_label_mass: (n, m) probability outside all labels, NaN where the vote was not taken.
+        class_prior: (k,) expected class shares, or None for a flat mix.
+        ordinal: the classes stand in a meaningful order.
+    """
+
+    probs: FloatArray
+    y_llm: IntArray
+    gold: IntArray
+    embeddings: NDArray[np.float32] | None = None
+    p_student: FloatArray | None = None
+    off_label_mass: FloatArray | None = None
+    class_prior: FloatArray | None = None
+    ordinal: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that do not fit together; see the attributes for what is allowed."""
+        if self.probs.ndim != 3:
+            raise ValueError(f"probs must be (n, m, k), not {self.probs.shape}")
+        n, m, k = self.probs.shape
+        if m < 1 or k < 2:
+            raise ValueError(f"probs must have m >= 1 variants and k >= 2 classes, not {self.probs.shape}")
+        if n and not np.isfinite(self.probs[:, 0]).all():
+            raise ValueError("probs of the first variant must be finite for every item")
+        sums = self.probs.sum(axis=2)
+        taken = np.isfinite(sums)
+        if not np.allclose(sums[taken], 1.0, atol=1e-4) or (self.probs < 0).any():
+            raise ValueError("probs must be >= 0 and sum to 1 over the classes")
+        self._check("y_llm", self.y_llm, (n,), low=0, high=k)
+        self._check("gold", self.gold, (n,), low=-1, high=k)
+        if self.embeddings is not None:
+            if self.embeddings.ndim != 2 or len(self.embeddings) != n:
+                raise ValueError(f"embeddings must be ({n}, d), not {self.embeddings.shape}")
+            if not np.isfinite(self.embeddings).all():
+                raise ValueError("embeddings must be finite")
+        if self.p_student is not None and self.p_student.shape[1:] != (n, k):
+            raise ValueError(f"p_student must be (s, {n}, {k}), not {self.p_student.shape}")
+        if self.off_label_mass is not None and self.off_label_mass.shape != (n, m):
+            raise ValueError(f"off_label_mass must be ({n}, {m}), not {self.off_label_mass.shape}")
+        if self.class_prior is not None and self.class_prior.shape != (k,):
+            raise ValueError(f"class_prior must be ({k},), not {self.class_prior.shape}")
+
+    @staticmethod
+    def _check(name: str, y: IntArray, shape: tuple[int, ...], *, low: int, high: int) -> None:
+        if y.shape != shape:
+            raise ValueError(f"{name} must be {shape}, not {y.shape}")
+        if y.size and (y.min() < low or y.max() >= high):
+            raise ValueError(f"{name} must be in [{low}, {high}), not [{y.min()}, {y.max()}]")
+
+    @property
+    def n(self) -> int:
+        """Number of items."""
+        return int(self.probs.shape[0])
+
+    @property
+    def k(self) -> int:
+        """Number of classes."""
+        return int(self.probs.shape[2])
+
+    @property
+    def votes(self) -> IntArray:
+        """(n, m) class of each vote, -1 where it was not taken."""
+        taken = np.isfinite(self.probs).all(axis=2)
+        filled = np.where(taken[:, :, None], self.probs, 0.0)
+        return np.where(taken, filled.argmax(axis=2), -1).astype(np.int64)
+
+    @property
+    def mean_probs(self) -> FloatArray:
+        """(n, k) mean of the votes that were taken."""
+        return np.nanmean(self.probs, axis=1)
