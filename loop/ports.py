@@ -49,6 +49,30 @@ class TextItem:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
+class SourceText(Protocol):
+    """A row of the text source."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        ...
+
+    @property
+    def gold(self) -> str | None:
+        """The human label that the source knows, if any."""
+        ...
+
+    @property
+    def split(self) -> str | None:
+        """The split that the source names, if any."""
+        ...
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The other columns."""
+        ...
+
+
 @dataclass(frozen=True)
 class Demonstration:
     """A worked example shown to the LLM before the question."""
@@ -84,8 +108,10 @@ class PromptVariant:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over everything that the LLM sees, stored with each vote."""
-        seen = json.dumps([self.prefix, self.suffix(""), [la.name for la in self.labels]])
+        """16 hex digits over position and all that the LLM sees, stored with each vote."""
+        seen = json.dumps(
+            [self.index, self.prefix, self.suffix(""), [la.name for la in self.labels]]
+        )
         return hashlib.sha256(seen.encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,272 @@
+"""Asks the LLM: freezes prompt variants, takes the votes that are missing, reads them back.
+
+Votes are stored chunk by chunk and found again by item and prompt hash, never by row number, so an
+interrupted annotation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from loop.config import Config
+from loop.errors import AnnotatorError, ConfigError
+from loop.ports import (
+    Annotator,
+    Demonstration,
+    FloatArray,
+    IntArray,
+    Progress,
+    PromptVariant,
+    TextItem,
+)
+from loop.store import Item, Store, Variant, Vote, insert_all, now
+
+CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+
+
+def text_item(item: Item) -> TextItem:
+    """An item as annotators and raters see it."""
+    return TextItem(item.id, item.text, item.meta)
+
+
+def draw_demonstrations(
+    candidates: Sequence[Demonstration],
+    labels: Sequence[str],
+    *,
+    shots: int,
+    variants: int,
+    rng: np.random.Generator,
+) -> list[tuple[Demonstration, ...]]:
+    """One set of demonstrations per variant, balanced over classes, in random order.
+
+    Sets differ as long as there are enough candidates. Every variant takes each class in turn,
+    beginning with another class, so that no class is left out when shots < classes.
+    """
+    by_class = {name: [d for d in candidates if d.label == name] for name in labels}
+    for drawn in by_class.values():
+        rng.shuffle(drawn)  # type: ignore[arg-type]
+    filled = [name for name in labels if by_class[name]]
+    used = dict.fromkeys(filled, 0)
+    sets = []
+    for variant in range(variants):
+        chosen: list[Demonstration] = []
+        for shot in range(shots if filled else 0):
+            name = filled[(variant * shots + shot) % len(filled)]
+            pile = by_class[name]
+            candidate = pile[used[name] % len(pile)]
+            used[name] += 1
+            if candidate not in chosen:
+                chosen.append(candidate)
+        order = rng.permutation(len(chosen))
+        sets.append(tuple(chosen[i] for i in order))
+    return sets
+
+
+def freeze_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
+    """The campaign's prompt variants: stored ones if there are any, else new ones, stored.
+
+    Raises:
+        ConfigError: shots are asked for and no example with a label is at hand.
+    """
+    name = config.campaign.name
+    found = store.variants(name, annotator)
+    if found:
+        return [
+            PromptVariant(
+                row.position,
+                config.campaign.task,
+                config.port_labels,
+                tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
+            )
+            for row in found
+        ]
+    if config.annotator.kind == "recorded":
+        sets: list[tuple[Demonstration, ...]] = [() for _ in config.annotator.columns]
+    else:
+        candidates = list(config.given_demonstrations) or [
+            Demonstration(item.text, item.known_label)
+            for item in store.items(name, "dev")
+            if item.known_label is not None
+        ]
+        if config.prompt.shots and not candidates:
+            raise ConfigError(
+                f"prompt.shots = {config.prompt.shots} needs examples: add [[prompt.demonstrations]]"
+                " with text and label, name a texts.gold_column, or set prompt.shots = 0."
+            )
+        sets = draw_demonstrations(
+            candidates,
+            config.label_names,
+            shots=config.prompt.shots,
+            variants=config.prompt.variants,
+            rng=np.random.default_rng([config.rounds.seed, 1]),
+        )
+    variants = [
+        PromptVariant(i, config.campaign.task, config.port_labels, demos)
+        for i, demos in enumerate(sets)
+    ]
+    with store.transaction() as session:
+        for variant in variants:
+            session.add(
+                Variant(
+                    hash=variant.hash,
+                    campaign=name,
+                    position=variant.index,
+                    annotator=annotator,
+                    prefix=variant.prefix,
+                    demonstrations=[
+                        {"text": d.text, "label": d.label} for d in variant.demonstrations
+                    ],
+                )
+            )
+    return variants
+
+
+def take_votes(
+    config: Config,
+    store: Store,
+    annotator: Annotator,
+    items: Sequence[Item],
+    variants: Sequence[PromptVariant],
+    *,
+    progress: Progress,
+) -> int:
+    """Asks for every vote that is not stored yet; returns the number of items left unanswered.
+
+    Raises:
+        AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
+    """
+    revision = annotator.revision
+    have = {(item, variant) for item, variant, _, _ in store.votes(config.campaign.name, revision)}
+    unanswered = 0
+    for variant in variants:
+        missing = [item for item in items if (item.id, variant.hash) not in have]
+        progress(len(items) - len(missing))
+        answered_before = len(missing) < len(items)
+        for start in range(0, len(missing), CHUNK):
+            _check_money(config, store)
+            chunk = missing[start : start + CHUNK]
+            answer = annotator.annotate(variant, [text_item(item) for item in chunk])
+            rows = _vote_rows(config, revision, variant, chunk, answer)
+            if not rows and not answered_before:
+                raise AnnotatorError(
+                    f"The annotator {revision} gave no usable answer to any of {len(chunk)} items;"
+                    " look at its model, columns and label names, then run the command again."
+                )
+            answered_before = True
+            unanswered += len(chunk) - len(rows)
+            with store.transaction() as session:
+                insert_all(session, Vote, rows)
+            progress(len(chunk))
+    return unanswered
+
+
+def _vote_rows(
+    config: Config, revision: str, variant: PromptVariant, chunk: Sequence[Item], answer: Any
+) -> list[dict[str, Any]]:
+    k = len(config.labels)
+    if answer.probs.shape != (len(chunk), k):
+        raise AnnotatorError(
+            f"The annotator {revision} answered with shape {answer.probs.shape}"
+            f" to {len(chunk)} items and {k} labels; it must be ({len(chunk)}, {k})."
+        )
+    usd = answer.tokens * config.annotator.usd_per_million_tokens / 1e6 + answer.usd / len(chunk)
+    at = now()
+    return [
+        {
+            "item_id": item.id,
+            "variant_hash": variant.hash,
+            "annotator": revision,
+            "probs": [float(p) for p in probs],
+            "off_label_mass": float(off),
+            "tokens": int(tokens),
+            "usd": float(cost),
+            "created_at": at,
+        }
+        for item, probs, off, tokens, cost in zip(
+            chunk, answer.probs, answer.off_label_mass, answer.tokens, usd, strict=True
+        )
+        if np.isfinite(probs).all() and abs(float(probs.sum()) - 1.0) < 1e-3
+    ]
+
+
+def _check_money(config: Config, store: Store) -> None:
+    if config.budget.usd is None:
+        return
+    _, usd, _ = store.spent(config.campaign.name)
+    labels = len(store.gold(config.campaign.name)) * config.budget.usd_per_label
+    if usd + labels >= config.budget.usd:
+        raise AnnotatorError(
+            f"The money is spent: ${usd + labels:.2f} of budget.usd = {config.budget.usd:.2f};"
+            " raise it to go on. Every vote so far is kept."
+        )
+
+
+@dataclass(frozen=True)
+class LlmVotes:
+    """The stored votes of n items as arrays.
+
+    Attributes:
+        probs: (n, m, k) raw; NaN where a vote is missing; uniform where an item has none at all.
+        off_label_mass: (n, m), NaN where a vote is missing.
+        posterior: (n, k) mean over variants, batch-calibrated where the campaign says so.
+        answered: (n,) bool, whether the LLM answered at all.
+    """
+
+    probs: FloatArray
+    off_label_mass: FloatArray
+    posterior: FloatArray
+    answered: np.ndarray[Any, np.dtype[np.bool_]]
+
+    @property
+    def y_llm(self) -> IntArray:
+        """(n,) the LLM's label."""
+        return self.posterior.argmax(axis=1).astype(np.int64)
+
+
+def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Item]) -> LlmVotes:
+    """Votes of the items as arrays, in the items' order.
+
+    Raises:
+        AnnotatorError: no vote is stored.
+    """
+    from strategies.calibrate import batch_calibrate
+
+    name = config.campaign.name
+    column = {v.hash: i for i, v in enumerate(store.variants(name, annotator))}
+    row = {item.id: i for i, item in enumerate(items)}
+    n, m, k = len(items), max(1, len(column)), len(config.labels)
+    probs = np.full((n, m, k), np.nan)
+    off = np.full((n, m), np.nan)
+    for item_id, variant, p, mass in store.votes(name, annotator):
+        if item_id in row and variant in column:
+            values = np.asarray(p)
+            probs[row[item_id], column[variant]] = values / values.sum()
+            off[row[item_id], column[variant]] = mass
+    taken = np.isfinite(probs).all(axis=2)
+    answered = taken.any(axis=1)
+    if not answered.any():
+        raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
+    prior = class_prior(config)
+    view = batch_calibrate(probs, prior) if config.prompt.calibrate == "batch" else probs
+    posterior = np.full((n, k), 1.0 / k)
+    posterior[answered] = np.nanmean(view[answered], axis=1)
+    # The first variant stands for the item in every strategy: where only a later one answered,
+    # that answer moves forward; where none did, the item is as doubtful as can be.
+    for i in np.flatnonzero(~taken[:, 0]):
+        later = np.flatnonzero(taken[i])
+        probs[i, 0] = probs[i, later[0]] if len(later) else 1.0 / k
+        off[i, 0] = off[i, later[0]] if len(later) else 1.0
+    return LlmVotes(probs, off, posterior, answered)
+
+
+def class_prior(config: Config) -> FloatArray | None:
+    """(k,) the stated class shares, summing to 1, or None for a flat mix."""
+    stated = config.prompt.class_prior
+    if not stated:
+        return None
+    prior = np.array([stated[name] for name in config.label_names])
+    return np.asarray(prior / prior.sum(), dtype=np.float64)

@@ -1,0 +1,119 @@
+"""The commented campaign file that ``goldloop init`` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+TEMPLATE = """\
+# A goldloop campaign. `goldloop check` says what is wrong with it, `goldloop run` runs it.
+# Paths are relative to this file. Commented lines show the defaults.
+
+[campaign]
+name = {name}
+task = {task}
+
+{labels}
+[texts]
+source = {source}             # CSV, JSONL, Parquet, a folder saved by datasets, or hf:NAME
+text_column = {text_column}
+{gold}
+# split_column = "split"      # pool (or train), test, dev; without it test is drawn at random
+# test_frac = 0.2             # share held out to measure the student on
+# dev_items = 60              # texts with gold that give the prompt its examples
+
+[annotator]
+kind = "local_lm"             # or "recorded": replays LLM labels from columns of the source
+model = "smollm2-135m"        # embedded; or the folder or hub name of a causal language model
+# columns = ["llm_label"]     # for "recorded": one column per prompt variant
+# usd_per_million_tokens = 0.0
+
+[prompt]
+shots = 3                     # examples in each prompt
+variants = 3                  # prompts with different examples; 1 is cheapest, 5 sees more flips
+calibrate = "batch"           # corrects the LLM's bias for some labels; "none" keeps raw answers
+# class_prior = {{ yes = 0.2, no = 0.8 }}   # stated class mix, if it is far from even
+# [[prompt.demonstrations]]   # your own examples, instead of ones drawn from the gold column
+# text = "…"
+# label = "…"
+
+[strategy]
+# entropy, entropy_calibrated, margin, flip_rate, vote_entropy, knn_disagreement,
+# student_disagreement, random, …: ranks are fused
+signals = ["entropy_calibrated", "knn_disagreement", "student_disagreement"]
+repair = "keep"               # or soft, weight, drop, relabel, for texts that no human saw
+
+[budget]
+labels = 300                  # texts that may be sent to people
+# usd = 100.0                 # hard cap on LLM and human cost together
+# usd_per_label = 0.10        # price of one human answer
+
+[rounds]
+rounds = 3
+batch_size = 100              # texts per round
+audit_frac = 0.1              # share drawn at random, which keeps estimates honest
+# seed = 0
+
+[student]
+encoder = "roberta-base"      # hub name, folder, or "minilm" (embedded)
+epochs = 3
+batch_size = 16
+lr = 2e-5
+weight_decay = 0.01
+warmup_frac = 0.05
+seeds = 5
+# max_tokens = 256
+# device = "auto"             # cuda, cpu
+# precision = "auto"          # bf16 or fp16 where the device has it, else fp32
+# references = ["llm_only"]   # add "random" and "all_gold" where gold is known for every text
+
+[label_studio]
+url = "local"                 # goldloop installs and runs one; or the URL of your server
+# token_env = "LABEL_STUDIO_API_KEY"   # environment variable with the token for your server
+assist = "blind"              # "prefill" shows the LLM label, "why" says why a text is here
+# note = true                 # people may leave a note
+# overlap = 1                 # people per text; the majority decides
+
+[raters]
+kind = "people"               # "gold" and "recorded" simulate people, for research only
+
+[store]
+# url = "sqlite:///campaign.db"        # or postgresql+psycopg://…
+# folder = "runs"             # models, caches, rounds.json and report.html
+"""
+
+
+def quoted(text: str) -> str:
+    """A TOML basic string; JSON's escapes are a subset of TOML's but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def render(
+    *,
+    name: str,
+    task: str,
+    source: str,
+    text_column: str,
+    gold_column: str | None,
+    labels: Sequence[tuple[str, str]],
+) -> str:
+    """The file's text; every value is escaped."""
+    tables = "".join(
+        f"[[labels]]\nname = {quoted(label)}\ndescription = {quoted(description)}\n\n"
+        for label, description in labels
+    )
+    gold = (
+        f"gold_column = {quoted(gold_column)}"
+        if gold_column
+        else '# gold_column = "gold"        # known human labels, for test texts and prompt examples'
+    )
+    if not gold_column:
+        gold += "\n# without it, add [[prompt.demonstrations]] below or set shots = 0"
+    return TEMPLATE.format(
+        name=quoted(name),
+        task=quoted(task),
+        source=quoted(source),
+        text_column=quoted(text_column),
+        gold=gold,
+        labels=tables,
+    )

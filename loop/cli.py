@@ -1,0 +1,621 @@
+"""The command line: the only place that builds connectors and joins them to the loop.
+
+Heavy libraries are imported inside the commands, so that ``goldloop --help`` answers at once.
+stdout is data; progress and news go to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loop import __version__
+from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.config import Config
+    from loop.context import Context, Parts
+    from loop.ports import Progress, Raters, Reviewer
+    from loop.store import Round, Store
+
+app = typer.Typer(
+    name="goldloop",
+    help="Spend human labels where they repair an LLM-labelled text data set most.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+label_studio_app = typer.Typer(
+    help="A local Label Studio, installed and run by goldloop.", no_args_is_help=True
+)
+app.add_typer(label_studio_app, name="label-studio")
+
+File = Annotated[Path, typer.Option("--file", "-f", help="The campaign file.")]
+CAMPAIGN = Path("goldloop.toml")
+_debug = False
+
+
+def main() -> None:
+    """Entry point: one sentence on stderr and exit code 1 for every expected error."""
+    try:
+        app()
+    except LoopError as exc:
+        if _debug:
+            raise
+        for line in str(exc).splitlines():
+            typer.echo(f"Error: {line}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Run the same command again to go on.", err=True)
+        sys.exit(130)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"goldloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+    ] = False,
+) -> None:
+    """Spend human labels where they repair an LLM-labelled text data set most."""
+    global _debug
+    _debug = debug
+
+
+def say(line: str) -> None:
+    """One line of news, on stderr."""
+    typer.echo(line, err=True)
+
+
+# setting up
+
+
+@app.command()
+def init(
+    file: File = CAMPAIGN,
+    name: Annotated[str | None, typer.Option(help="Name of the campaign.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the LLM and people shall decide.")] = None,
+    source: Annotated[str | None, typer.Option(help="CSV, JSONL, Parquet, or hf:NAME.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the texts.")] = None,
+    gold_column: Annotated[str | None, typer.Option(help="Column with known human labels.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="'name: description'; give it once per label.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented campaign file; asks for what the flags leave open."""
+    from loop.campaign_file import render
+    from loop.config import load
+
+    if file.exists() and not force:
+        raise LoopError(f"{file} exists already; give --force to overwrite it.")
+    asks = sys.stdin.isatty()
+
+    def answer(given: str | None, question: str, default: str | None = None) -> str:
+        if given is not None:
+            return given
+        if asks:
+            return str(typer.prompt(question, default=default, err=True))
+        if default is not None:
+            return default
+        raise LoopError(f"{question} is not given; name it with its flag (see goldloop init -h).")
+
+    name = answer(name, "Name of the campaign", "campaign")
+    source = answer(source, "Text source (CSV, JSONL, Parquet, or hf:NAME; --source)")
+    text_column = answer(text_column, "Column with the texts", "text")
+    gold_column = answer(gold_column, "Column with known human labels (empty: none)", "") or None
+    task = answer(task, "Task, in one sentence (--task)")
+    labels = label or []
+    while asks and not label:
+        line = typer.prompt("Label as 'name: description' (empty to end)", default="", err=True)
+        if not line:
+            break
+        labels.append(line)
+    if len(labels) < 2:
+        raise LoopError(
+            "A campaign needs two labels or more: --label 'name: description' --label …"
+        )
+    text = render(
+        name=name,
+        task=task,
+        source=source,
+        text_column=text_column,
+        gold_column=gold_column,
+        labels=[(n.strip(), d.strip()) for n, _, d in (line.partition(":") for line in labels)],
+    )
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    try:
+        load(partial)
+    except LoopError as exc:
+        partial.unlink()
+        raise LoopError(str(exc).replace(str(partial), str(file))) from exc
+    partial.replace(file)
+    say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
+
+
+@app.command()
+def check(file: File = CAMPAIGN) -> None:
+    """Say everything that is wrong with the campaign file and its texts, in one pass."""
+    from connectors.texts import find_problems
+
+    from loop.config import line_of, load
+
+    config = load(file)
+    problems = find_problems(**_texts_arguments(config))
+    raw = file.read_text(encoding="utf-8")
+    at = line_of(raw, ("texts", "source")) or 1
+    for problem in problems:
+        where = f"{file}:{line_of(raw, ('texts', 'text_column')) or at}: "
+        say(f"{problem.level}: {where}{problem.message}")
+    errors = [p for p in problems if p.level == "error"]
+    if not errors:
+        errors += _check_annotator(config, file)
+    if errors:
+        raise typer.Exit(1)
+    say(f"{file} is fine.")
+
+
+def _check_annotator(config: Config, file: Path) -> list[str]:
+    from connectors.recorded import RecordedAnnotator
+    from connectors.texts import load_texts
+
+    from loop.ports import TextItem
+
+    if config.annotator.kind != "recorded":
+        return []
+    rows = load_texts(**_texts_arguments(config))
+    try:
+        RecordedAnnotator(config.annotator.columns, config.port_labels).check(
+            [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
+        )
+    except LoopError as exc:
+        say(f"error: {file}: {exc}")
+        return [str(exc)]
+    return []
+
+
+# the loop
+
+
+@app.command()
+def run(
+    file: File = CAMPAIGN,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds to finish now; all that are left by default.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while people label.")] = False,
+    close: Annotated[
+        bool, typer.Option("--close", help="Go on with the answers that are back.")
+    ] = False,
+) -> None:
+    """Run the loop as far as it goes; run it again to resume."""
+    with _campaign(file, "run") as ctx:
+        _run(ctx, rounds=rounds, wait=wait, close=close)
+
+
+@app.command()
+def annotate(file: File = CAMPAIGN) -> None:
+    """Let the LLM label the texts that have no label yet."""
+    _stage(file, "annotate")
+
+
+@app.command()
+def score(file: File = CAMPAIGN) -> None:
+    """Compute how suspect each LLM label is."""
+    _stage(file, "score")
+
+
+@app.command()
+def select(file: File = CAMPAIGN) -> None:
+    """Choose the batch that people shall label."""
+    _stage(file, "select")
+
+
+@app.command()
+def push(file: File = CAMPAIGN) -> None:
+    """Send the batch to Label Studio, most suspect first."""
+    _stage(file, "push")
+
+
+@app.command()
+def pull(
+    file: File = CAMPAIGN,
+    close: Annotated[
+        bool, typer.Option("--close", help="Go on with the answers that are back.")
+    ] = False,
+) -> None:
+    """Fetch what people answered, and adjudicate once all is back."""
+    from loop.round import close_early, open_round
+
+    with _campaign(file, "pull") as ctx:
+        from loop.round import run_stage
+
+        round_ = run_stage(ctx, "pull")
+        if close and round_.stage == "pull":
+            close_early(ctx, open_round(ctx))
+            round_ = run_stage(ctx, "pull")
+        _tell_waiting(ctx, round_)
+
+
+@app.command()
+def train(file: File = CAMPAIGN) -> None:
+    """Repair labels, retrain the student with several seeds, and measure the round."""
+    _stage(file, "train")
+
+
+@app.command()
+def status(
+    file: File = CAMPAIGN,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say where the campaign stands, and what to type next."""
+    from loop.config import load
+    from loop.status import campaign_status, status_lines
+
+    config = load(file)
+    with _store(config) as store:
+        found = campaign_status(config, store)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+@app.command()
+def report(
+    file: File = CAMPAIGN,
+) -> None:
+    """Write report.html and rounds.json, and print the table."""
+    from loop.config import load
+    from loop.view import campaign_view, write_outputs
+
+    config = load(file)
+    with _store(config) as store:
+        path = write_outputs(config, store)
+        _print_table(campaign_view(config, store))
+    say(f"Report: {path}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="labels.csv, .jsonl, .parquet, or a folder.")],
+    file: File = CAMPAIGN,
+) -> None:
+    """Write the final labels with their provenance, confidence and round."""
+    from connectors.texts import write_labels
+
+    from loop.config import load
+    from loop.export import final_labels
+
+    config = load(file)
+    with _store(config) as store:
+        rows = final_labels(config, store)
+    write_labels(rows, out)
+    say(f"Wrote {len(rows)} labels to {out}.")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
+    by_hand: Annotated[
+        bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
+    ] = False,
+    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 600,
+) -> None:
+    """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
+    from connectors.hutto import write_demo_texts
+
+    from loop.demo import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "goldloop.toml"
+    started = time.monotonic()
+    if not file.exists():
+        write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
+        file.write_text(campaign_text(by_hand=by_hand), encoding="utf-8")
+    else:
+        say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
+    with _campaign(file, "demo") as ctx:
+        _run(ctx, rounds=None, wait=by_hand, close=False)
+        from loop.view import write_outputs
+
+        path = write_outputs(ctx.config, ctx.store)
+    for line in closing_lines(file, path, time.monotonic() - started, _local_login()):
+        say(line)
+
+
+# Label Studio
+
+
+@label_studio_app.command("up")
+def label_studio_up() -> None:
+    """Install it if need be, start it on loopback, and say how to log in."""
+    from connectors import label_studio_server
+
+    info = label_studio_server.up(progress=say)
+    typer.echo(info.url)
+    say(f"User {info.username}, password {info.password}")
+
+
+@label_studio_app.command("down")
+def label_studio_down() -> None:
+    """Stop it; projects and answers stay."""
+    from connectors import label_studio_server
+
+    stopped = label_studio_server.down()
+    say("Stopped." if stopped else "It was not running.")
+
+
+@label_studio_app.command("status")
+def label_studio_status() -> None:
+    """Say whether it runs, and where."""
+    from connectors import label_studio_server
+
+    info = label_studio_server.status()
+    if info is None:
+        typer.echo("not running")
+        raise typer.Exit(1)
+    typer.echo(f"running at {info.url} (process {info.pid}, Label Studio {info.version})")
+
+
+# joining the parts
+
+
+@contextmanager
+def _store(config: Config) -> Iterator[Store]:
+    from loop.store import Store
+
+    store = Store(config.store_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def _campaign(file: Path, command: str) -> Iterator[Context]:
+    """The campaign at work, with the writer's lock held."""
+    from loop.config import load
+    from loop.context import Context
+    from loop.lock import writer
+
+    config = load(file)
+    with _store(config) as store, writer(store, config.campaign.name, command):
+        yield Context(config, store, _parts(config, store), show=_bar, say=say)
+
+
+def _parts(config: Config, store: Store) -> Parts:
+    from loop.context import Parts
+
+    return Parts(
+        texts=lambda: _load_texts(config),
+        annotator=lambda: _annotator(config),
+        reviewer=lambda: _reviewer(config),
+        student=lambda: _student(config),
+        raters=None if config.raters.kind == "people" else lambda: _raters(config, store),
+    )
+
+
+def _texts_arguments(config: Config) -> dict[str, Any]:
+    texts = config.texts
+    return {
+        "source": config.source,
+        "format": texts.format,
+        "text_column": texts.text_column,
+        "gold_column": texts.gold_column,
+        "split_column": texts.split_column,
+        "hf_split": texts.hf_split,
+        "labels": config.label_names,
+    }
+
+
+def _load_texts(config: Config) -> Any:
+    from connectors.texts import load_texts
+
+    return load_texts(**_texts_arguments(config))
+
+
+def _annotator(config: Config) -> Any:
+    section = config.annotator
+    if section.kind == "recorded":
+        from connectors.recorded import RecordedAnnotator
+
+        return RecordedAnnotator(section.columns, config.port_labels)
+    from connectors.local_lm import LocalLM
+
+    return LocalLM(
+        section.model, batch_size=section.batch_size, max_text_tokens=section.max_text_tokens
+    )
+
+
+def _student(config: Config) -> Any:
+    from loop.student import EncoderStudent
+
+    section = config.student
+    encoder: str | Path = section.encoder
+    if encoder == "minilm":
+        from connectors.assets import minilm_dir
+
+        encoder = minilm_dir()
+    elif (config.folder / encoder).is_dir():
+        encoder = config.folder / encoder
+    return EncoderStudent(
+        encoder,
+        epochs=section.epochs,
+        batch_size=section.batch_size,
+        lr=section.lr,
+        weight_decay=section.weight_decay,
+        warmup_frac=section.warmup_frac,
+        max_tokens=section.max_tokens,
+        device=section.device,
+        precision=section.precision,
+    )
+
+
+def _server(config: Config) -> tuple[str, str]:
+    """URL and token of the campaign's Label Studio; starts the local one."""
+    if config.label_studio.url == "local":
+        from connectors import label_studio_server
+
+        info = label_studio_server.up(progress=say)
+        return info.url, info.token
+    token = os.environ.get(config.label_studio.token_env, "")
+    if not token:
+        raise LoopError(
+            f"Set {config.label_studio.token_env} to an access token of {config.label_studio.url}"
+            " (Label Studio: Account & Settings)."
+        )
+    return config.label_studio.url, token
+
+
+def _reviewer(config: Config) -> Reviewer:
+    from connectors.label_studio import LabelStudioReviewer
+
+    url, token = _server(config)
+    section = config.label_studio
+    return LabelStudioReviewer(
+        url,
+        token,
+        project_title=f"goldloop: {config.campaign.name}",
+        campaign_id=config.campaign.name,
+        labels=config.port_labels,
+        task=config.campaign.task,
+        assist=section.assist,
+        note=section.note,
+        overlap=section.overlap,
+    )
+
+
+def _raters(config: Config, store: Store) -> Raters:
+    from connectors.raters import RecordedRaters
+
+    items = store.items(config.campaign.name, "pool")
+    column = config.raters.ratings_column
+    ratings = {
+        item.id: list(item.meta.get(column) or ()) if column else [str(item.known_label)]
+        for item in items
+    }
+    return RecordedRaters(
+        lambda: _server(config)[0],
+        _rater_token,
+        ratings=ratings,
+        overlap=config.label_studio.overlap,
+        seed=config.rounds.seed,
+    )
+
+
+def _rater_token(username: str) -> str:
+    from connectors import label_studio_server
+
+    return label_studio_server.create_user(username)
+
+
+def _local_login() -> tuple[str, str, str] | None:
+    from connectors import label_studio_server
+
+    info = label_studio_server.status()
+    return (info.url, info.username, info.password) if info else None
+
+
+# what the commands share
+
+
+def _stage(file: Path, stage: str) -> None:
+    from loop.round import next_command, run_stage
+
+    with _campaign(file, stage) as ctx:
+        round_ = run_stage(ctx, stage)
+        say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
+
+
+def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
+    from loop.round import close_early, open_campaign, open_round, run_round, why_finished
+    from loop.view import campaign_view
+
+    open_campaign(ctx)
+    finished = 0
+    while rounds is None or finished < rounds:
+        if reason := why_finished(ctx):
+            say(f"The campaign is finished: {reason}.")
+            break
+        round_ = run_round(ctx)
+        if round_.stage == "done":
+            finished += 1
+            say(f"Round {round_.number} is done.")
+        elif close:
+            close_early(ctx, open_round(ctx))
+        else:
+            _tell_waiting(ctx, round_)
+            if not wait:
+                return
+            time.sleep(5)
+    _print_table(campaign_view(ctx.config, ctx.store))
+    say(f"Report: {ctx.config.out / 'report.html'}")
+
+
+def _tell_waiting(ctx: Context, round_: Round) -> None:
+    from loop.round import next_command
+
+    if round_.stage == "pull":
+        reviews = ctx.store.reviews(ctx.name, round_.id)
+        back = sum(1 for r in reviews if r.closed_at is not None)
+        say(
+            f"Round {round_.number}: {back} of {len(reviews)} texts are back."
+            f" People label at {ctx.reviewer.url()}"
+        )
+    else:
+        say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
+
+
+def _print_table(view: Any) -> None:
+    from rich.console import Console
+
+    from loop.report import terminal_table
+
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(terminal_table(view))
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Progress]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as RichProgress,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=max(1, total))
+        yield lambda done: bar.advance(task, done)
+        bar.update(task, completed=max(1, total))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,375 @@
+"""The campaign file, ``goldloop.toml``: one model, unknown keys refused, no secrets inside.
+
+Relative paths in the file are relative to the file. Defaults are those of the paper
+(arXiv 2504.15432): roberta-base, 3 epochs, batch 16, AdamW at 2e-5, 5 seeds, 3 shots.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from loop.errors import ConfigError
+from loop.ports import Demonstration, Label
+
+CAMPAIGN_FILE = "goldloop.toml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Section(BaseModel):
+    """A table of the campaign file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Campaign(Section):
+    """Who and what."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    task: Text
+
+
+class LabelSection(Section):
+    """One class."""
+
+    name: Text
+    description: str = ""
+
+
+class Texts(Section):
+    """Where the texts come from, and which columns mean what."""
+
+    source: Text
+    format: Literal["auto", "csv", "jsonl", "parquet", "hf"] = "auto"
+    text_column: str = "text"
+    gold_column: str | None = None
+    split_column: str | None = None
+    hf_split: str = "train"
+    test_frac: Fraction = 0.2
+    dev_items: int = Field(60, ge=0)
+
+
+class DemonstrationSection(Section):
+    """One worked example for the prompt."""
+
+    text: Text
+    label: Text
+
+
+class AnnotatorSection(Section):
+    """What labels the texts first."""
+
+    kind: Literal["local_lm", "recorded"] = "local_lm"
+    model: str = "smollm2-135m"
+    columns: tuple[str, ...] = ()
+    batch_size: int = Field(16, ge=1)
+    max_text_tokens: int = Field(512, ge=8)
+    usd_per_million_tokens: float = Field(0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _recorded_needs_columns(self) -> AnnotatorSection:
+        if self.kind == "recorded" and not self.columns:
+            raise ValueError('kind = "recorded" needs columns = ["…"], the columns with LLM labels')
+        return self
+
+
+class Prompt(Section):
+    """How the LLM is asked."""
+
+    shots: int = Field(3, ge=0, le=64)
+    variants: int = Field(3, ge=1, le=32)
+    calibrate: Literal["batch", "none"] = "batch"
+    class_prior: dict[str, float] = {}
+    demonstrations: tuple[DemonstrationSection, ...] = ()
+
+
+class Strategy(Section):
+    """How suspicion is scored, and what is done about items that no human saw."""
+
+    signals: tuple[str, ...] = ("entropy_calibrated", "knn_disagreement", "student_disagreement")
+    repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "keep"
+
+    @field_validator("signals")
+    @classmethod
+    def _known(cls, signals: tuple[str, ...]) -> tuple[str, ...]:
+        from strategies import STRATEGIES
+
+        if not signals:
+            raise ValueError("name at least one strategy")
+        for name in signals:
+            if name not in STRATEGIES:
+                available = ", ".join(sorted(STRATEGIES))
+                hint = suggestion(name, STRATEGIES)
+                raise ValueError(f"Unknown strategy {name!r}.{hint} Available: {available}.")
+        return signals
+
+
+class Budget(Section):
+    """What may be spent."""
+
+    labels: int = Field(300, ge=1)
+    usd: float | None = Field(None, gt=0.0)
+    usd_per_label: float = Field(0.0, ge=0.0)
+
+
+class Rounds(Section):
+    """How the budget is spread."""
+
+    rounds: int = Field(3, ge=1)
+    batch_size: int = Field(100, ge=1)
+    audit_frac: Fraction = 0.1
+    seed: int = Field(0, ge=0)
+
+
+class StudentSection(Section):
+    """The classifier that is retrained each round."""
+
+    encoder: Text = "roberta-base"
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(2e-5, gt=0.0)
+    weight_decay: float = Field(0.01, ge=0.0)
+    warmup_frac: Fraction = 0.05
+    max_tokens: int = Field(256, ge=8)
+    seeds: int = Field(5, ge=2)
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
+
+
+class LabelStudioSection(Section):
+    """Where people label."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^(local|https?://.+)$")] = "local"
+    token_env: str = "LABEL_STUDIO_API_KEY"
+    assist: Literal["blind", "prefill", "why"] = "blind"
+    note: bool = True
+    overlap: int = Field(1, ge=1, le=20)
+
+
+class RatersSection(Section):
+    """Simulated people, for demonstrations and research only."""
+
+    kind: Literal["people", "gold", "recorded"] = "people"
+    ratings_column: str | None = None
+
+    @model_validator(mode="after")
+    def _recorded_needs_column(self) -> RatersSection:
+        if self.kind == "recorded" and not self.ratings_column:
+            raise ValueError('kind = "recorded" needs ratings_column, a list of labels per text')
+        return self
+
+
+class StoreSection(Section):
+    """Where everything is kept."""
+
+    url: str | None = None
+    folder: str = "runs"
+
+
+class Config(Section):
+    """A whole campaign file."""
+
+    campaign: Campaign
+    labels: tuple[LabelSection, ...] = Field(min_length=2)
+    texts: Texts
+    annotator: AnnotatorSection = AnnotatorSection()
+    prompt: Prompt = Prompt()
+    strategy: Strategy = Strategy()
+    budget: Budget = Budget()
+    rounds: Rounds = Rounds()
+    student: StudentSection = StudentSection()
+    label_studio: LabelStudioSection = LabelStudioSection()
+    raters: RatersSection = RatersSection()
+    store: StoreSection = StoreSection()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        names = [label.name for label in self.labels]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"label names must differ; given twice: {', '.join(twice)}")
+        for demo in self.prompt.demonstrations:
+            if demo.label not in names:
+                raise ValueError(
+                    f"prompt.demonstrations: unknown label {demo.label!r};"
+                    f"{suggestion(demo.label, names)} allowed: {', '.join(names)}"
+                )
+        prior = self.prompt.class_prior
+        if prior and (set(prior) != set(names) or min(prior.values()) <= 0):
+            raise ValueError("prompt.class_prior needs one positive share for every label")
+        if self.rounds.batch_size > self.budget.labels:
+            raise ValueError(
+                f"rounds.batch_size {self.rounds.batch_size} is larger than budget.labels"
+                f" {self.budget.labels}; lower the batch or raise the budget"
+            )
+        if self.raters.kind == "gold" and not self.texts.gold_column:
+            raise ValueError('raters.kind = "gold" needs texts.gold_column')
+        wants_gold = {"random", "all_gold"} & set(self.student.references)
+        if wants_gold and not self.texts.gold_column:
+            raise ValueError(
+                f"student.references {sorted(wants_gold)} need texts.gold_column: they compare"
+                " with gold labels for the whole pool"
+            )
+        from strategies import NEEDS
+
+        variants = len(self.annotator.columns) or self.prompt.variants
+        starved = [s for s in self.strategy.signals if "votes" in NEEDS[s] and variants < 2]
+        if starved:
+            raise ValueError(f"strategy {starved[0]!r} needs prompt.variants >= 2, not {variants}")
+        return self
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of their indices."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def port_labels(self) -> tuple[Label, ...]:
+        """Classes as the ports want them."""
+        return tuple(Label(label.name, label.description) for label in self.labels)
+
+    @property
+    def given_demonstrations(self) -> tuple[Demonstration, ...]:
+        """Worked examples that stand in the campaign file."""
+        return tuple(Demonstration(d.text, d.label) for d in self.prompt.demonstrations)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the campaign file."""
+        return self._folder
+
+    @property
+    def out(self) -> Path:
+        """Where models, caches and reports go."""
+        return self._folder / self.store.folder
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is; SQLite beside the campaign file unless told otherwise."""
+        url = self.store.url or f"sqlite:///{self.campaign.name}.db"
+        prefix = "sqlite:///"
+        if url.startswith(prefix) and not url.startswith(prefix + "/"):
+            return f"{prefix}{self._folder.resolve() / url.removeprefix(prefix)}"
+        return url
+
+    @property
+    def source(self) -> str:
+        """The text source, absolute where it is a file."""
+        source = self.texts.source
+        return source if source.startswith("hf:") else str(self._folder / source)
+
+
+def suggestion(word: str, known: Any) -> str:
+    """`` Did you mean 'x'?`` with a leading space, or nothing."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: Path) -> Config:
+    """Reads and checks a campaign file.
+
+    Raises:
+        ConfigError: every problem found, one sentence a line, each with its line number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"No campaign file at {path}. Write one with `goldloop init`, or name it with --file."
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}.") from exc
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: {exc}. Mend the TOML there.") from exc
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as exc:
+        problems = [_sentence(e, text) for e in exc.errors()]
+        raise ConfigError("\n".join(f"{path}{problem}" for problem in problems)) from exc
+    config._folder = path.resolve().parent
+    return config
+
+
+def line_of(text: str, loc: tuple[str | int, ...]) -> int | None:
+    """1-based line of a key such as ``("student", "lr")`` or ``("labels", 1, "name")``.
+
+    TOML readers drop positions, so this looks for the key under its header; None if not found.
+    """
+    tables: dict[str, int] = {}
+    where: tuple[str | int, ...] = ()
+    best: int | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if header := re.match(r"^\[\[\s*([\w.\-]+)\s*\]\]", stripped):
+            name = header[1]
+            tables[name] = tables.get(name, -1) + 1
+            where = (*name.split("."), tables[name])
+        elif header := re.match(r"^\[\s*([\w.\-]+)\s*\]", stripped):
+            where = tuple(header[1].split("."))
+        elif key := re.match(r"^\"?([\w\-]+)\"?\s*[=.]", stripped):
+            if loc[: len(where) + 1] == (*where, key[1]):
+                return number
+            continue
+        else:
+            continue
+        if loc[: len(where)] == where:
+            best = number
+    return best
+
+
+def _sentence(error: Any, text: str) -> str:
+    """One of pydantic's errors as ``:line: sentence``."""
+    loc: tuple[str | int, ...] = tuple(error["loc"])
+    line = line_of(text, loc)
+    at = f":{line}: " if line else ": "
+    name = ".".join(str(part) for part in loc)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        model = _model_at(loc[:-1])
+        known = list(model.model_fields) if model else []
+        where = f"[{'.'.join(str(p) for p in loc[:-1])}]" if len(loc) > 1 else "the file"
+        allowed = f" Allowed: {', '.join(known)}." if known else ""
+        return f"{at}Unknown key {loc[-1]!r} in {where}.{suggestion(str(loc[-1]), known)}{allowed}"
+    if kind == "missing":
+        return f"{at}{name} is missing; add it."
+    message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if kind == "value_error":
+        return f"{at}{f'{name}: ' if name else ''}{message}."
+    given = error.get("input")
+    return f"{at}{name} = {given!r}: {message}."
+
+
+def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """The section model that a location lies in."""
+    model: type[BaseModel] | None = Config
+    for part in loc:
+        if isinstance(part, int) or model is None:
+            continue
+        field = model.model_fields.get(part)
+        model = None
+        if field is not None:
+            candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            model = sections[0] if sections else None
+    return model

@@ -1,0 +1,79 @@
+"""What a command works with: the campaign file, the store, and the parts that ``cli`` joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+from loop.config import Config
+from loop.ports import Annotator, Progress, Raters, Reviewer, SourceText, Student, no_progress
+from loop.store import Store
+
+Show = Callable[[str, int], AbstractContextManager[Progress]]
+"""Opens a progress bar: (what is done, how many items) -> Progress."""
+
+
+def show_nothing(_what: str, _total: int) -> AbstractContextManager[Progress]:
+    """A Show that draws nothing."""
+    return nullcontext(no_progress)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How to build each part; none is built before it is used."""
+
+    texts: Callable[[], Sequence[SourceText]]
+    annotator: Callable[[], Annotator]
+    reviewer: Callable[[], Reviewer]
+    student: Callable[[], Student]
+    raters: Callable[[], Raters] | None = None
+
+
+class Context:
+    """One campaign at work.
+
+    Args:
+        say: told one line of news at a time.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        parts: Parts,
+        *,
+        show: Show = show_nothing,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.parts = parts
+        self.show = show
+        self.say = say
+
+    @property
+    def name(self) -> str:
+        """The campaign's name."""
+        return self.config.campaign.name
+
+    @cached_property
+    def annotator(self) -> Annotator:
+        """The LLM."""
+        return self.parts.annotator()
+
+    @cached_property
+    def reviewer(self) -> Reviewer:
+        """Label Studio."""
+        return self.parts.reviewer()
+
+    @cached_property
+    def student(self) -> Student:
+        """The classifier."""
+        return self.parts.student()
+
+    @cached_property
+    def raters(self) -> Raters | None:
+        """Simulated people, or None where real ones answer."""
+        return self.parts.raters() if self.parts.raters else None

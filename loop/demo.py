@@ -1,0 +1,113 @@
+"""The embedded default campaign: tweets, a small LLM, a small encoder, simulated raters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TEST_ITEMS = 400
+DEV_ITEMS = 60
+
+CAMPAIGN = """\
+# The goldloop demo: tweets that 20 people each rated from -4 to +4 (Hutto & Gilbert 2014).
+# The LLM, Label Studio and the encoder are real. {people}
+
+[campaign]
+name = "demo"
+task = "Decide whether the tweet is negative, neutral or positive."
+
+[[labels]]
+name = "negative"
+description = "the writer feels bad, complains or criticises"
+
+[[labels]]
+name = "neutral"
+description = "no feeling, or as much good as bad"
+
+[[labels]]
+name = "positive"
+description = "the writer feels good, praises or enjoys"
+
+[texts]
+source = "texts.jsonl"
+text_column = "text"
+gold_column = "gold"
+split_column = "split"
+
+[annotator]
+kind = "local_lm"
+model = "smollm2-135m"
+
+[prompt]
+shots = 3
+variants = 3
+calibrate = "batch"
+
+[strategy]
+signals = ["entropy_calibrated", "knn_disagreement", "student_disagreement"]
+repair = "keep"
+
+[budget]
+labels = {labels}
+
+[rounds]
+rounds = 3
+batch_size = {batch_size}
+audit_frac = 0.1
+
+[student]
+encoder = "minilm"
+epochs = 3
+lr = 1e-4          # 2e-5, the default for roberta-base, under-trains so small an encoder
+seeds = 5
+max_tokens = 64
+references = {references}
+
+[label_studio]
+url = "local"
+overlap = {overlap}
+
+[raters]
+kind = "{raters}"
+{ratings}
+"""
+
+
+def campaign_text(*, by_hand: bool) -> str:
+    """The demo's campaign file."""
+    if by_hand:
+        return CAMPAIGN.format(
+            people="The people are you.",
+            labels=60,
+            batch_size=20,
+            references='["llm_only", "all_gold"]',
+            overlap=1,
+            raters="people",
+            ratings="",
+        )
+    return CAMPAIGN.format(
+        people="The people are simulated: they draw\n# their answers from the recorded ratings.",
+        labels=240,
+        batch_size=80,
+        references='["llm_only", "random", "all_gold"]',
+        overlap=3,
+        raters="recorded",
+        ratings='ratings_column = "ratings"',
+    )
+
+
+def closing_lines(
+    file: Path, report: Path, seconds: float, login: tuple[str, str, str] | None
+) -> list[str]:
+    """What to do next, for the end of the demo."""
+    lines = [f"This took {seconds / 60:.1f} minutes.", f"Report: {report}"]
+    if login:
+        url, user, password = login
+        lines += [
+            f"Label Studio: {url} (user {user}, password {password});"
+            " stop it with `goldloop label-studio down`.",
+        ]
+    return [
+        *lines,
+        f"The campaign: {file}; ask it with `goldloop status --file {file}`.",
+        "To label yourself: `goldloop demo --by-hand --folder demo-by-hand`.",
+    ]

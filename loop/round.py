@@ -1,0 +1,722 @@
+"""The main path: one round, one function per stage.
+
+Every stage reads, works, then writes its results and the round's next stage in one transaction.
+A stage that is interrupted is simply run again: votes, trained seeds and tasks that are already
+there are found and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+from strategies.fuse import fuse_ranks
+from strategies.repair import repair
+from strategies.select import select_batch
+
+from loop.adjudicate import decide, latest_per_person
+from loop.annotate import (
+    LlmVotes,
+    class_prior,
+    freeze_variants,
+    read_votes,
+    take_votes,
+    text_item,
+)
+from loop.context import Context
+from loop.errors import StageError
+from loop.intake import import_texts
+from loop.measure import measure_round
+from loop.ports import (
+    FetchedTask,
+    FloatArray,
+    IntArray,
+    RawAnnotation,
+    ReviewTask,
+    SeedResult,
+    TrainingSet,
+)
+from loop.store import (
+    STAGES,
+    Annotation,
+    CampaignRow,
+    Gold,
+    Item,
+    Review,
+    Round,
+    Run,
+    Score,
+    TrainingLabel,
+    insert_all,
+    now,
+)
+from strategies import NEEDS, STRATEGIES
+from strategies.pool import Pool
+
+NEXT = dict(pairwise(STAGES))
+
+
+def open_campaign(ctx: Context) -> None:
+    """Makes the campaign's row and imports its texts, once."""
+    ctx.store.open_campaign(ctx.name, ctx.config.label_names)
+    if ctx.store.item_count(ctx.name) == 0:
+        count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
+        ctx.say(f"Imported {count} texts.")
+
+
+def why_finished(ctx: Context) -> str | None:
+    """Why no further round can be opened, or None."""
+    rounds = ctx.store.rounds(ctx.name)
+    done = [r for r in rounds if r.stage == "done"]
+    if len(done) < len(rounds):
+        return None
+    if len(done) >= ctx.config.rounds.rounds:
+        return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
+    return _why_nothing_to_buy(ctx)
+
+
+def _why_nothing_to_buy(ctx: Context) -> str | None:
+    reviews = ctx.store.reviews(ctx.name)
+    budget = ctx.config.budget
+    if len(reviews) >= budget.labels:
+        return f"the budget of {budget.labels} labels is spent (budget.labels)"
+    if _affordable(ctx) == 0:
+        return f"the budget of ${budget.usd:.2f} is spent (budget.usd)"
+    if len(reviews) >= len(ctx.store.items(ctx.name, "pool")):
+        return "every text of the pool has been sent to people"
+    return None
+
+
+def open_round(ctx: Context) -> Round:
+    """The unfinished round, or a new one.
+
+    Raises:
+        StageError: the campaign is finished.
+    """
+    last = ctx.store.last_round(ctx.name)
+    if last is not None and last.stage != "done":
+        return last
+    if reason := why_finished(ctx):
+        raise StageError(f"The campaign is finished: {reason}. See `goldloop report`.")
+    number = last.number + 1 if last else 1
+    with ctx.store.transaction() as session:
+        round_ = Round(
+            campaign=ctx.name,
+            number=number,
+            stage=STAGES[0],
+            seed=ctx.config.rounds.seed,
+            config=ctx.config.model_dump(mode="json"),
+            versions=versions(),
+        )
+        session.add(round_)
+        ctx.store.log(session, ctx.name, "round", "opened", number=number)
+    return round_
+
+
+def run_round(ctx: Context) -> Round:
+    """Runs the unfinished round, or a new one, as far as it goes without waiting for people."""
+    open_campaign(ctx)
+    round_ = open_round(ctx)
+    while round_.stage != "done" and RUN[round_.stage](ctx, round_):
+        pass
+    return round_
+
+
+def run_stage(ctx: Context, stage: str) -> Round:
+    """Runs one stage of the current round, and those that follow it by themselves.
+
+    Raises:
+        StageError: another stage comes first.
+    """
+    open_campaign(ctx)
+    round_ = open_round(ctx)
+    last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
+    first = {"train": "repair"}.get(stage, stage)
+    if STAGES.index(round_.stage) > STAGES.index(last):
+        ctx.say(f"Round {round_.number} has passed {stage}; next: {next_command(round_)}.")
+        return round_
+    if not STAGES.index(first) <= STAGES.index(round_.stage):
+        raise StageError(
+            f"Round {round_.number} is at stage {round_.stage!r}, {stage!r} comes later;"
+            f" run {next_command(round_)} first."
+        )
+    while round_.stage != "done" and STAGES.index(round_.stage) <= STAGES.index(last):
+        if not RUN[round_.stage](ctx, round_):
+            break
+    return round_
+
+
+def next_command(round_: Round | None) -> str:
+    """What to type next."""
+    stage = round_.stage if round_ else "annotate"
+    command = {"adjudicate": "pull", "repair": "train", "measure": "train", "done": "run"}
+    return f"`goldloop {command.get(stage, stage)}`"
+
+
+# stages
+
+
+def annotate(ctx: Context, round_: Round) -> bool:
+    """Takes the LLM votes that are missing."""
+    items = ctx.store.items(ctx.name, "pool")
+    variants = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
+    total = len(items) * len(variants)
+    with ctx.show(f"Round {round_.number}: LLM labels", total) as progress:
+        unanswered = take_votes(
+            ctx.config, ctx.store, ctx.annotator, items, variants, progress=progress
+        )
+    if unanswered:
+        ctx.say(f"{unanswered} LLM answers were unusable; those texts count as most suspect.")
+    return _advance(ctx, round_, "annotate", unanswered=unanswered)
+
+
+def score(ctx: Context, round_: Round) -> bool:
+    """Turns votes, neighbours and students into one suspicion per item."""
+    arrays = _arrays(ctx, round_, ctx.config.strategy.signals)
+    signals: dict[str, FloatArray] = {}
+    names = ctx.config.strategy.signals
+    with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
+        for position, name in enumerate(names):
+            rng = np.random.default_rng([round_.seed, round_.number, 2, position])
+            signals[name] = STRATEGIES[name](arrays.pool, rng)
+            progress(1)
+    suspicion = fuse_ranks(signals)
+    suspicion[~arrays.votes.answered] = 1.0  # no label at all: nothing is more doubtful
+    labels = ctx.config.label_names
+    rows = [
+        {
+            "round_id": round_.id,
+            "item_id": item.id,
+            "llm_label": labels[arrays.pool.y_llm[i]],
+            "llm_confidence": float(arrays.votes.posterior[i].max()),
+            "signals": {name: float(values[i]) for name, values in signals.items()},
+            "suspicion": float(suspicion[i]),
+        }
+        for i, item in enumerate(arrays.items)
+    ]
+    with ctx.store.transaction() as session:
+        insert_all(session, Score, rows)
+        return _advance(ctx, round_, "score", session, signals=list(signals))
+
+
+def choose(ctx: Context, round_: Round) -> bool:
+    """Picks the batch and writes it to the outbox."""
+    sent = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    scores = ctx.store.scores(_id(round_))
+    ids = [i.id for i in ctx.store.items(ctx.name, "pool")]
+    candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
+    room = [ctx.config.rounds.batch_size, len(candidates), ctx.config.budget.labels - len(sent)]
+    affordable = _affordable(ctx)
+    n = min(room if affordable is None else [*room, affordable])
+    if n <= 0:
+        raise StageError(f"Nothing can be sent: {_why_nothing_to_buy(ctx)}.")
+    batch = select_batch(
+        np.array([scores[item].suspicion for item in ids]),
+        candidates,
+        n,
+        audit_frac=ctx.config.rounds.audit_frac,
+        rng=np.random.default_rng([round_.seed, round_.number, 3]),
+    )
+    rows = [
+        {
+            "item_id": ids[row],
+            "round_id": round_.id,
+            "reason": str(reason),
+            "rank": rank,
+            "suspicion": scores[ids[row]].suspicion,
+            "inclusion_prob": float(prob),
+            "audit_prob": float(batch.audit_prob),
+        }
+        for rank, (row, reason, prob) in enumerate(
+            zip(batch.rows, batch.reason, batch.inclusion_prob, strict=True)
+        )
+    ]
+    with ctx.store.transaction() as session:
+        insert_all(session, Review, rows)
+        return _advance(ctx, round_, "select", session, chosen=n)
+
+
+def push(ctx: Context, round_: Round) -> bool:
+    """Sends the outbox to Label Studio; tasks that are already there are adopted."""
+    waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.task_id is None]
+    items = {i.id: i for i in ctx.store.items(ctx.name, "pool")}
+    scores = ctx.store.scores(_id(round_))
+    _open_project(ctx)
+    tasks = [
+        ReviewTask(
+            item_id=r.item_id,
+            text=items[r.item_id].text,
+            round_number=round_.number,
+            rank=r.rank,
+            why=_why(r, scores[r.item_id]),
+            llm_label=scores[r.item_id].llm_label,
+            llm_confidence=scores[r.item_id].llm_confidence,
+        )
+        for r in waiting
+    ]
+    with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
+        task_ids = ctx.reviewer.send(tasks, progress)
+    with ctx.store.transaction() as session:
+        for item_id, task_id in task_ids.items():
+            session.exec(
+                update(Review)
+                .where(col(Review.item_id) == item_id)
+                .values(task_id=task_id, sent_at=now())
+            )
+        return _advance(ctx, round_, "push", session, sent=len(tasks))
+
+
+def pull(ctx: Context, round_: Round) -> bool:
+    """Fetches what people answered; False while answers are still out."""
+    project_id = _open_project(ctx)
+    if ctx.raters is not None:
+        open_reviews = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
+        total = len(open_reviews) * ctx.config.label_studio.overlap
+        with ctx.show(f"Round {round_.number}: simulated raters answer", total) as progress:
+            ctx.raters.answer(project_id, progress)
+    with ctx.store.transaction() as session:
+        row = session.get(CampaignRow, ctx.name)
+        cursor = row.pull_cursor if row else None
+    fetched = ctx.reviewer.fetch(cursor)
+    with ctx.store.transaction() as session:
+        for task in fetched.tasks:
+            _record(ctx, session, task)
+        session.exec(
+            update(CampaignRow)
+            .where(col(CampaignRow.name) == ctx.name)
+            .values(pull_cursor=fetched.cursor)
+        )
+        session.flush()
+        out = _close_answered(ctx, session, round_)
+        if out:
+            return False
+        return _advance(ctx, round_, "pull", session)
+
+
+def close_early(ctx: Context, round_: Round) -> None:
+    """Goes on with the answers that are back; late ones still count in a later round.
+
+    Raises:
+        StageError: the round is not waiting for people, or nothing is back at all.
+    """
+    if round_.stage != "pull":
+        raise StageError(f"Round {round_.number} is at stage {round_.stage!r}, not waiting.")
+    back = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is not None]
+    if not back:
+        raise StageError("Not one text of this round is back; there is nothing to go on with.")
+    with ctx.store.transaction() as session:
+        _advance(ctx, round_, "pull", session, closed_early=True, back=len(back))
+
+
+def adjudicate(ctx: Context, round_: Round) -> bool:
+    """Turns all current answers of the campaign into gold, corrections of old ones included."""
+    reviewed = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    by_item: dict[str, list[Annotation]] = defaultdict(list)
+    for annotation in ctx.store.annotations(ctx.name):
+        if annotation.item_id in reviewed:
+            by_item[annotation.item_id].append(annotation)
+    gold = ctx.store.gold(ctx.name)
+    changed = 0
+    with ctx.store.transaction() as session:
+        for item_id in set(by_item) | set(gold):
+            decision = decide(by_item.get(item_id, []))
+            session.exec(
+                update(Review).where(col(Review.item_id) == item_id).values(outcome=decision.how)
+            )
+            old = gold.get(item_id)
+            if decision.label is None:
+                if old is not None:  # the answers that it came from were withdrawn
+                    session.delete(session.merge(old))
+                    changed += 1
+            elif old is None or (old.label, old.how) != (decision.label, decision.how):
+                changed += 1
+                session.merge(
+                    Gold(
+                        item_id=item_id,
+                        label=decision.label,
+                        how=decision.how,
+                        confidence=decision.confidence,
+                        round_number=old.round_number if old else round_.number,
+                    )
+                )
+        return _advance(ctx, round_, "adjudicate", session, changed=changed)
+
+
+def mend(ctx: Context, round_: Round) -> bool:
+    """Decides what the students learn: gold where there is some, repaired LLM labels elsewhere."""
+    mode = ctx.config.strategy.repair
+    arrays = _arrays(ctx, round_, () if mode == "keep" else ("student_disagreement",))
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    inclusion = np.array(
+        [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in arrays.items]
+    )
+    mended = repair(
+        arrays.pool,
+        mode,
+        inclusion_prob=inclusion,
+        rng=np.random.default_rng([round_.seed, round_.number, 6]),
+    )
+    weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
+    if not _has_gold_test(ctx):  # audit answers are then the only measure of accuracy
+        held_out = np.array(
+            [i.id in reviews and reviews[i.id].reason == "audit" for i in arrays.items]
+        )
+        weight = np.where(held_out, 0.0, weight)
+    rows = [
+        {
+            "round_id": round_.id,
+            "item_id": item.id,
+            "probs": [float(p) for p in mended.y[i]],
+            "weight": float(weight[i]),
+            "source": str(mended.source[i]),
+        }
+        for i, item in enumerate(arrays.items)
+    ]
+    with ctx.store.transaction() as session:
+        insert_all(session, TrainingLabel, rows)
+        return _advance(ctx, round_, "repair", session, mode=mode)
+
+
+def train(ctx: Context, round_: Round) -> bool:
+    """Trains every seed of every arm that is not trained yet."""
+    arms = _arms(ctx, round_)
+    seeds = [round_.seed + i for i in range(ctx.config.student.seeds)]
+    evaluated = evaluation_items(ctx)
+    digest = _digest([ctx.student.revision, *[i.id for i in evaluated]])
+    done = {(r.arm, r.seed, r.label_set) for r in ctx.store.runs(ctx.name)}
+    texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
+    for arm, labels in arms.items():
+        label_set = _digest([digest, labels.ids, labels.y.tolist(), labels.weight.tolist()])
+        missing = [seed for seed in seeds if (arm, seed, label_set) not in done]
+        if not missing:
+            continue
+        keep = {}
+        if arm == "loop" and seeds[0] in missing:
+            keep[seeds[0]] = ctx.config.out / "models" / f"round-{round_.number}"
+        save = _saver(ctx, round_, arm, label_set)
+        steps = len(missing) * ctx.config.student.epochs * int((labels.weight > 0).sum())
+        with ctx.show(f"Round {round_.number}: training {arm}", steps) as progress:
+            ctx.student.fit(
+                TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight),
+                [i.text for i in evaluated],
+                ctx.config.label_names,
+                missing,
+                keep=keep,
+                on_seed=save,
+                progress=progress,
+            )
+    return _advance(ctx, round_, "train", arms=list(arms))
+
+
+def measure(ctx: Context, round_: Round) -> bool:
+    """Computes the round's metrics and writes rounds.json and report.html."""
+    from loop.view import write_outputs
+
+    metrics = measure_round(ctx, round_, evaluation_items(ctx))
+    with ctx.store.transaction() as session:
+        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
+        _advance(ctx, round_, "measure", session)
+    write_outputs(ctx.config, ctx.store)
+    return True
+
+
+RUN: dict[str, Callable[[Context, Round], bool]] = {
+    "annotate": annotate,
+    "score": score,
+    "select": choose,
+    "push": push,
+    "pull": pull,
+    "adjudicate": adjudicate,
+    "repair": mend,
+    "train": train,
+    "measure": measure,
+}
+
+
+# what the stages share
+
+
+def _advance(
+    ctx: Context, round_: Round, stage: str, session: Session | None = None, **detail: Any
+) -> bool:
+    """Writes the stage after ``stage``, with a line in the audit trail; always True."""
+    if session is None:
+        with ctx.store.transaction() as own:
+            return _advance(ctx, round_, stage, own, **detail)
+    ctx.store.advance(session, round_, NEXT[stage])
+    ctx.store.log(session, ctx.name, stage, "done", round=round_.number, **detail)
+    return True
+
+
+def _id(round_: Round) -> int:
+    if round_.id is None:
+        raise ValueError("the round is not stored yet")
+    return round_.id
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {}
+    names = ("goldloop", "torch", "transformers", "numpy", "faiss-cpu", "label-studio-sdk")
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids."""
+
+    items: list[Item]
+    votes: LlmVotes
+    pool: Pool
+
+
+def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
+    items = ctx.store.items(ctx.name, "pool")
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    gold_labels = ctx.store.gold(ctx.name)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    gold = np.array(
+        [index[gold_labels[i.id].label] if i.id in gold_labels else -1 for i in items],
+        dtype=np.int64,
+    )
+    needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
+    embeddings: NDArray[np.float32] | None = None
+    p_student: FloatArray | None = None
+    if needs & {"embeddings", "p_student"}:
+        embeddings = _embeddings(ctx, items)
+    if "p_student" in needs and embeddings is not None:
+        from strategies.students import out_of_fold_probs
+
+        y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
+        p_student = out_of_fold_probs(
+            embeddings,
+            y,
+            (votes.answered | (gold >= 0)).astype(np.float64),
+            len(index),
+            seeds=ctx.config.student.seeds,
+            rng=np.random.default_rng([round_.seed, round_.number, 4]),
+        )
+    pool = Pool(
+        probs=votes.probs,
+        y_llm=votes.y_llm,
+        gold=gold,
+        embeddings=embeddings,
+        p_student=p_student,
+        off_label_mass=votes.off_label_mass,
+        class_prior=class_prior(ctx.config),
+    )
+    return Arrays(items, votes, pool)
+
+
+def _embeddings(ctx: Context, items: Sequence[Item]) -> NDArray[np.float32]:
+    """(n, d) embeddings, computed once per encoder and set of texts."""
+    key = _digest([ctx.student.revision, *[i.id for i in items]])
+    path = ctx.config.out / "cache" / f"embeddings-{key}.npy"
+    if path.exists():
+        cached: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        if len(cached) == len(items):
+            return cached
+    with ctx.show("Embedding the texts", len(items)) as progress:
+        embeddings = ctx.student.embed([i.text for i in items], progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, embeddings, allow_pickle=False)
+    partial.replace(path)
+    return embeddings
+
+
+def _affordable(ctx: Context) -> int | None:
+    """Texts that the money still pays for, or None without a limit or a price."""
+    budget = ctx.config.budget
+    if budget.usd is None or not budget.usd_per_label:
+        return None
+    _, llm_usd, _ = ctx.store.spent(ctx.name)
+    per_text = budget.usd_per_label * ctx.config.label_studio.overlap
+    left = budget.usd - llm_usd - per_text * len(ctx.store.reviews(ctx.name))
+    return max(0, int(left / per_text + 1e-9))
+
+
+def _why(review: Review, score_: Score) -> str:
+    if review.reason == "audit":
+        return "Drawn at random, to measure the LLM."
+    strongest = max(score_.signals, key=lambda name: score_.signals[name])
+    return f"Suspect: the strongest sign is {strongest.replace('_', ' ')}."
+
+
+def _open_project(ctx: Context) -> str:
+    with ctx.store.transaction() as session:
+        row = session.get(CampaignRow, ctx.name)
+        known = row.project_id if row else None
+    project_id = ctx.reviewer.open_project(known)
+    if project_id != known:
+        ctx.store.set_project(ctx.name, project_id)
+    return project_id
+
+
+def _record(ctx: Context, session: Session, task: FetchedTask) -> None:
+    """Appends what is new of one task and supersedes what changed or was deleted."""
+    query = select(Annotation).where(
+        Annotation.campaign == ctx.name,
+        Annotation.task_id == task.task_id,
+    )
+    known = {(a.annotation_id, a.updated_at): a for a in session.exec(query).all()}
+    current = {(a.annotation_id, a.updated_at) for a in task.annotations}
+    for key, row in known.items():
+        if key not in current and row.superseded_at is None:
+            row.superseded_at = now()
+            session.add(row)
+    labels = set(ctx.config.label_names)
+    for a in task.annotations:
+        if (a.annotation_id, a.updated_at) in known:
+            continue
+        session.add(_annotation_row(ctx, a, labels))
+
+
+def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotation:
+    known = a.label is None or a.label in labels
+    return Annotation(
+        campaign=ctx.name,
+        annotation_id=a.annotation_id,
+        updated_at=a.updated_at,
+        task_id=a.task_id,
+        item_id=a.item_id,
+        annotator=a.annotator,
+        label=a.label if known else None,
+        skipped=a.skipped,
+        note=a.note,
+        lead_time_s=a.lead_time_s,
+        problem=a.problem if known else f"unknown label {a.label!r}",
+        raw=dict(a.raw),
+    )
+
+
+def _close_answered(ctx: Context, session: Session, round_: Round) -> int:
+    """Closes the reviews that have answers enough; how many are still out."""
+    reviews = session.exec(select(Review).where(Review.round_id == round_.id)).all()
+    query = select(Annotation).where(
+        Annotation.campaign == ctx.name, col(Annotation.superseded_at).is_(None)
+    )
+    by_item: dict[str, list[Annotation]] = defaultdict(list)
+    for annotation in session.exec(query).all():
+        by_item[annotation.item_id].append(annotation)
+    out = 0
+    for review in reviews:
+        answers = len(latest_per_person(by_item.get(review.item_id, [])))
+        if answers >= ctx.config.label_studio.overlap:
+            review.closed_at = review.closed_at or now()
+        else:
+            review.closed_at = None
+            out += 1
+        session.add(review)
+    return out
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """What one arm learns: ids, (n, k) labels, (n,) weights."""
+
+    ids: list[str]
+    y: FloatArray
+    weight: FloatArray
+
+
+def _arms(ctx: Context, round_: Round) -> dict[str, LabelSet]:
+    """The loop's own label set and those of its references, most important first."""
+    rows = ctx.store.training_labels(_id(round_))
+    arms = {
+        "loop": LabelSet(
+            [r.item_id for r in rows],
+            np.array([r.probs for r in rows]),
+            np.array([r.weight for r in rows]),
+        )
+    }
+    references = ctx.config.student.references
+    if not references:
+        return arms
+    items = ctx.store.items(ctx.name, "pool")
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    ids = [i.id for i in items]
+    one_hot = np.eye(len(ctx.config.labels))
+    y_llm, answered = votes.y_llm, votes.answered.astype(np.float64)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    if "llm_only" in references:
+        arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
+    if "random" in references:
+        bought = len(ctx.store.reviews(ctx.name))
+        order = np.random.default_rng([ctx.config.rounds.seed, 5]).permutation(len(items))[:bought]
+        chosen = [items[i] for i in order]
+        # The control pays for the same number of texts and gets answers from the same people.
+        if ctx.raters is not None:
+            labels = ctx.raters.labels_of([text_item(i) for i in chosen])
+        else:
+            labels = [i.known_label for i in chosen]
+        y, weight = y_llm.copy(), answered.copy()
+        for i, label in zip(order, labels, strict=True):
+            if label is not None:
+                y[i], weight[i] = index[label], 1.0
+        arms["random"] = LabelSet(ids, one_hot[y], weight)
+    if "all_gold" in references:
+        gold = np.array([index[str(i.known_label)] for i in items])
+        arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
+    return arms
+
+
+def _saver(ctx: Context, round_: Round, arm: str, label_set: str) -> Callable[[SeedResult], None]:
+    def save(result: SeedResult) -> None:
+        path = result.path.relative_to(ctx.config.out) if result.path else None
+        with ctx.store.transaction() as session:
+            session.add(
+                Run(
+                    round_id=_id(round_),
+                    arm=arm,
+                    seed=result.seed,
+                    label_set=label_set,
+                    predictions=[int(p) for p in result.probs.argmax(axis=1)],
+                    seconds=result.seconds,
+                    model_path=str(path) if path else None,
+                )
+            )
+
+    return save
+
+
+def _has_gold_test(ctx: Context) -> bool:
+    return any(i.known_label for i in ctx.store.items(ctx.name, "test"))
+
+
+def evaluation_items(ctx: Context) -> list[Item]:
+    """Test items, and the audit items with gold where the test items have none.
+
+    Audit items are then kept out of training, so accuracy on them is honest.
+    """
+    test = ctx.store.items(ctx.name, "test")
+    if any(i.known_label for i in test):
+        return test
+    gold = ctx.store.gold(ctx.name)
+    audit = {r.item_id for r in ctx.store.reviews(ctx.name) if r.reason == "audit"} & set(gold)
+    return test + [i for i in ctx.store.items(ctx.name, "pool") if i.id in audit]
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:16]
+
+
+def model_folder(out: Path, run: Run) -> Path | None:
+    """Where a run's model lies."""
+    return out / run.model_path if run.model_path else None

@@ -1,0 +1,79 @@
+"""Where a campaign stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loop.config import Config
+from loop.round import next_command
+from loop.store import STAGES, Store
+
+
+def campaign_status(config: Config, store: Store) -> dict[str, Any]:
+    """Round, stage, what is sent, back and gold, money, latest metrics, next command."""
+    name = config.campaign.name
+    rounds = store.rounds(name)
+    last = rounds[-1] if rounds else None
+    reviews = store.reviews(name)
+    current = [r for r in reviews if last is not None and r.round_id == last.id]
+    votes, llm_usd, tokens = store.spent(name)
+    answers = len(store.annotations(name))
+    measured = [r for r in rounds if r.metrics]
+    finished = sum(1 for r in rounds if r.stage == "done") >= config.rounds.rounds
+    spent = len(reviews) >= config.budget.labels
+    over = last is not None and last.stage == "done" and (finished or spent)
+    return {
+        "campaign": name,
+        "texts": store.item_count(name),
+        "round": last.number if last else 0,
+        "rounds": config.rounds.rounds,
+        "stage": last.stage if last else STAGES[0],
+        "this_round": {
+            "chosen": len(current),
+            "sent": sum(1 for r in current if r.task_id is not None),
+            "back": sum(1 for r in current if r.closed_at is not None),
+        },
+        "sent": sum(1 for r in reviews if r.task_id is not None),
+        "back": sum(1 for r in reviews if r.closed_at is not None),
+        "gold": len(store.gold(name)),
+        "budget": {
+            "labels": config.budget.labels,
+            "labels_left": config.budget.labels - len(reviews),
+            "llm_votes": votes,
+            "llm_tokens": tokens,
+            "answers": answers,
+            "usd_spent": llm_usd + answers * config.budget.usd_per_label,
+            "usd": config.budget.usd,
+        },
+        "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
+        "measured_round": measured[-1].number if measured else None,
+        "simulated_raters": config.raters.kind != "people",
+        "next": "`goldloop report`" if over else next_command(last),
+    }
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """The status for people to read."""
+    budget, this = status["budget"], status["this_round"]
+    money = f", ${budget['usd_spent']:.2f} spent" if budget["usd_spent"] else ""
+    if budget["usd"] is not None:
+        money += f" of ${budget['usd']:.2f}"
+    people = "simulated raters" if status["simulated_raters"] else "people"
+    lines = [
+        f"Campaign {status['campaign']}: {status['texts']} texts",
+        f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
+        f" {this['chosen']} chosen, {this['sent']} sent, {this['back']} back from {people}",
+        f"In all: {status['sent']} sent, {status['back']} back, {status['gold']} gold labels",
+        f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
+        f" {budget['llm_votes']} LLM votes{money}",
+    ]
+    if status["metrics"]:
+        shown = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
+        figures = [
+            f"{key} {100 * metric['value']:.1f}"
+            for key in shown
+            if (metric := status["metrics"].get(key)) and metric["value"] is not None
+        ]
+        lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    lines.append(f"Next: {status['next']}")
+    return lines
