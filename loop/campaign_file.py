@@ -105,7 +105,7 @@ def render(
     gold = (
         f"gold_column = {quoted(gold_column)}"
         if gold_column
-        else '# gold_column = "gold"        # known human labels, for test texts and prompt examples'
+        else '# gold_column = "gold"        # known human labels, for tests and examples'
     )
     if not gold_column:
         gold += "\n# without it, add [[prompt.demonstrations]] below or set shots = 0"

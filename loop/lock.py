@@ -73,7 +73,8 @@ def _holder(handle: IO[str]) -> str:
     handle.seek(0)
     with contextlib.suppress(ValueError, KeyError):
         who = json.load(handle)
-        return f"`goldloop {who['command']}` (process {who['pid']} on {who['host']}, since {who['since']})"
+        where = f"process {who['pid']} on {who['host']}, since {who['since']}"
+        return f"`goldloop {who['command']}` ({where})"
     return "another process"
 
 

@@ -1,0 +1,325 @@
+"""The main path on quick parts: whole campaigns, killed and resumed at every line that matters."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from fakes import CentroidStudent, FakeRaters, FileReviewer
+
+from connectors.recorded import RecordedAnnotator
+from loop.config import Config
+from loop.context import Context, Parts
+from loop.errors import StageError
+from loop.export import final_labels
+from loop.round import (
+    RUN,
+    close_early,
+    open_campaign,
+    open_round,
+    run_round,
+    run_stage,
+    why_finished,
+)
+from loop.status import campaign_status, status_lines
+from loop.store import STAGES, Store, Vote
+
+LABELS = ("bad", "good")
+WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}
+
+
+def texts(n=120, wrong=0.3):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(n):
+        label = LABELS[i % 2]
+        other = LABELS[1 - i % 2]
+        words = [str(w) for w in rng.choice(WORDS[label].split(), 3)]
+        llm = other if rng.random() < wrong else label
+        meta = {"llm": llm, "llm_2": label if rng.random() < 0.8 else other}
+        rows.append(
+            SimpleNamespace(text=f"{' '.join(words)} number {i}", gold=label, split=None, meta=meta)
+        )
+    return rows
+
+
+def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
+    settings = {
+        "campaign": {"name": "c", "task": "t"},
+        "labels": [{"name": name} for name in LABELS],
+        "texts": {"source": "x.csv", "gold_column": "g"},
+        "annotator": {"kind": "recorded", "columns": ["llm", "llm_2"]},
+        "budget": {"labels": 30},
+        "rounds": {"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
+        "student": {"seeds": 3, "references": ["llm_only", "random", "all_gold"]},
+        "label_studio": {"overlap": overlap},
+    }
+    config = Config.model_validate(settings | sections)
+    config._folder = tmp_path
+    store = Store(f"sqlite:///{tmp_path / 'c.db'}")
+    reviewer = FileReviewer(tmp_path / "studio.json")
+    rows = rows or texts()
+
+    def make_raters():
+        truth = {i.id: i.known_label for i in store.items("c")}
+        return FakeRaters(reviewer, truth, overlap)
+
+    parts = Parts(
+        texts=lambda: rows,
+        annotator=lambda: RecordedAnnotator(config.annotator.columns, config.port_labels),
+        reviewer=lambda: reviewer,
+        student=CentroidStudent,
+        raters=make_raters if raters else None,
+    )
+    return Context(config, store, parts)
+
+
+def finish(ctx):
+    open_campaign(ctx)
+    while why_finished(ctx) is None:
+        run_round(ctx)
+
+
+def test_a_campaign_runs_to_its_end(tmp_path):
+    ctx = make(tmp_path)
+    finish(ctx)
+    rounds = ctx.store.rounds("c")
+    assert [r.stage for r in rounds] == ["done", "done"]
+    assert [r.metrics["gold"] for r in rounds] == [15, 30]
+    gold = ctx.store.gold("c")
+    truth = {i.id: i.known_label for i in ctx.store.items("c")}
+    assert {k: g.label for k, g in gold.items()} == {k: truth[k] for k in gold}
+    assert set(rounds[0].metrics["arms"]) == {"loop", "llm_only", "random", "all_gold"}
+    assert rounds[0].metrics["pushed_wrong"]["suspect"]["n"] == 12
+    assert (tmp_path / "runs" / "report.html").exists()
+    assert (tmp_path / "runs" / "rounds.json").exists()
+    reviews = ctx.store.reviews("c")
+    assert len({r.item_id for r in reviews}) == 30
+    assert all(0 < r.inclusion_prob <= 1 for r in reviews)
+    assert not {r.item_id for r in reviews} & {i.id for i in ctx.store.items("c", "test")}
+
+
+def test_once_trained_arms_are_not_trained_again(tmp_path):
+    ctx = make(tmp_path)
+    finish(ctx)
+    arms = [(r.round_id, r.arm) for r in ctx.store.runs("c")]
+    assert arms.count((1, "llm_only")) == 3
+    assert arms.count((2, "llm_only")) == 0
+    assert arms.count((2, "random")) == 3
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def fingerprint(ctx):
+    """What a campaign amounts to, whatever happened on the way."""
+    with ctx.store.transaction() as session:
+        from sqlmodel import select
+
+        votes = sorted((v.item_id, v.variant_hash) for v in session.exec(select(Vote)).all())
+    return {
+        "votes": votes,
+        "reviews": [(r.item_id, r.round_id, r.reason, r.rank) for r in ctx.store.reviews("c")],
+        "gold": sorted((g.item_id, g.label) for g in ctx.store.gold("c").values()),
+        "annotations": sorted(a.annotation_id for a in ctx.store.annotations("c")),
+        "runs": sorted((r.round_id, r.arm, r.seed, r.label_set) for r in ctx.store.runs("c")),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    ctx = make(tmp_path_factory.mktemp("undisturbed"))
+    finish(ctx)
+    return fingerprint(ctx)
+
+
+@pytest.mark.parametrize("stage", STAGES[:-1])
+@pytest.mark.parametrize("moment", ["before", "in the transaction", "after"])
+def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
+    tmp_path, monkeypatch, undisturbed, stage, moment
+):
+    ctx = make(tmp_path)
+    advance = Store.advance
+    real = RUN[stage]
+
+    def dying_stage(ctx, round_):
+        if moment == "before":
+            raise Killed
+        done = real(ctx, round_)
+        if moment == "after":
+            raise Killed
+        return done
+
+    def dying_advance(self, session, round_, next_stage):
+        if round_.stage == stage and moment == "in the transaction":
+            raise Killed
+        advance(self, session, round_, next_stage)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(RUN, stage, dying_stage)
+        patch.setattr(Store, "advance", dying_advance)
+        with pytest.raises(Killed):
+            finish(ctx)
+    ctx.store.close()
+    again = make(tmp_path)
+    finish(again)
+    assert fingerprint(again) == undisturbed
+
+
+def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, undisturbed):
+    ctx = make(tmp_path)
+    fit = CentroidStudent.fit
+
+    class Dying(CentroidStudent):
+        def fit(self, *args, on_seed, **more):
+            def once(result):
+                on_seed(result)
+                raise Killed
+
+            fit(self, *args, on_seed=once, **more)
+
+    ctx.parts = Parts(**{**vars(ctx.parts), "student": Dying})
+    with pytest.raises(Killed):
+        finish(ctx)
+    assert [r.seed for r in ctx.store.runs("c")] == [0]
+    again = make(tmp_path)
+    finish(again)
+    assert fingerprint(again) == undisturbed
+
+
+def test_stages_one_by_one_end_where_run_ends(tmp_path, undisturbed):
+    for _ in range(2):
+        for stage in ("annotate", "score", "select", "push", "pull", "train"):
+            ctx = make(tmp_path)
+            run_stage(ctx, stage)
+            ctx.store.close()
+    assert fingerprint(make(tmp_path)) == undisturbed
+
+
+def test_a_stage_out_of_turn_says_what_comes_first(tmp_path):
+    ctx = make(tmp_path)
+    with pytest.raises(StageError, match="run `goldloop annotate` first"):
+        run_stage(ctx, "train")
+    run_stage(ctx, "annotate")
+    said = []
+    ctx.say = said.append
+    run_stage(ctx, "annotate")
+    assert said == ["Round 1 has passed annotate; next: `goldloop score`."]
+
+
+def test_people_who_are_still_labelling_are_waited_for(tmp_path):
+    ctx = make(tmp_path, raters=False)
+    round_ = run_round(ctx)
+    assert round_.stage == "pull"
+    found = campaign_status(ctx.config, ctx.store)
+    assert found["this_round"] == {"chosen": 15, "sent": 15, "back": 0}
+    with pytest.raises(StageError, match="Not one text"):
+        close_early(ctx, open_round(ctx))
+    items = ctx.reviewer.open_items()
+    for item in items[:4]:
+        ctx.reviewer.answer(item, "ann", "good")
+    assert run_round(ctx).stage == "pull"
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    assert len(ctx.store.gold("c")) == 4
+    # A late answer and a correction reach the next round.
+    ctx.reviewer.answer(items[4], "ann", "bad")
+    ctx.reviewer.answer(items[0], "ann", "bad")
+    run_round(ctx)
+    for item in ctx.reviewer.open_items():
+        ctx.reviewer.answer(item, "ann", "good")
+    run_round(ctx)
+    gold = ctx.store.gold("c")
+    assert gold[items[4]].label == "bad"
+    assert gold[items[0]].label == "bad"
+    assert "gold labels" in "\n".join(status_lines(campaign_status(ctx.config, ctx.store)))
+
+
+def test_deleted_answers_take_their_gold_with_them(tmp_path):
+    ctx = make(tmp_path, raters=False)
+    run_round(ctx)
+    items = ctx.reviewer.open_items()
+    for item in items:
+        ctx.reviewer.answer(item, "ann", "good")
+    run_round(ctx)
+    ctx.reviewer.answer(items[0], "ann", None)
+    run_round(ctx)
+    for item in [i for i in ctx.reviewer.open_items() if i != items[0]]:
+        ctx.reviewer.answer(item, "ann", "good")
+    run_round(ctx)
+    assert items[0] not in ctx.store.gold("c")
+    assert len(ctx.store.gold("c")) == 29
+
+
+def test_ties_and_skips_give_no_gold_but_close_the_text(tmp_path):
+    ctx = make(tmp_path, raters=False, overlap=2)
+    run_round(ctx)
+    items = ctx.reviewer.open_items(2)
+    for item in items:
+        ctx.reviewer.answer(item, "ann", "good")
+        ctx.reviewer.answer(item, "bob", "good")
+    ctx.reviewer.answer(items[0], "bob", "bad")
+    ctx.reviewer.answer(items[1], "ann", None, skipped=True)
+    ctx.reviewer.answer(items[1], "bob", None, skipped=True)
+    assert run_round(ctx).stage == "done"
+    outcomes = {r.item_id: r.outcome for r in ctx.store.reviews("c")}
+    assert (outcomes[items[0]], outcomes[items[1]]) == ("conflict", "skipped")
+    assert len(ctx.store.gold("c")) == 13
+
+
+def test_without_gold_texts_accuracy_comes_from_audit_items_kept_out_of_training(tmp_path):
+    rows = texts()
+    truth = {r.text: r.gold for r in rows}
+    for row in rows:
+        row.gold = None
+    ctx = make(
+        tmp_path,
+        raters=False,
+        rows=rows,
+        texts={"source": "x.csv"},
+        student={"seeds": 3},
+    )
+    for _ in range(2):
+        run_round(ctx)
+        by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
+        for item in ctx.reviewer.open_items():
+            ctx.reviewer.answer(item, "ann", by_id[item])
+        assert run_round(ctx).stage == "done"
+    last = ctx.store.rounds("c")[-1]
+    assert last.metrics["accuracy_from"] == "audit"
+    assert last.metrics["arms"]["loop"]["accuracy"]["value"] is not None
+    audits = {r.item_id for r in ctx.store.reviews("c") if r.reason == "audit"}
+    weights = {t.item_id: t.weight for t in ctx.store.training_labels(last.id)}
+    assert len(audits) == 6
+    assert {weights[i] for i in audits} == {0.0}
+
+
+def test_unanswered_texts_are_pushed_first_and_not_trained_on(tmp_path):
+    rows = texts()
+    for row in rows[:5]:
+        row.meta = {"llm": "other", "llm_2": None}
+    ctx = make(tmp_path, rows=rows, rounds={"batch_size": 15, "rounds": 1, "audit_frac": 0.0})
+    finish(ctx)
+    mute = {i.id for i in ctx.store.items("c", "pool") if i.meta["llm"] == "other"}
+    pushed = [r.item_id for r in ctx.store.reviews("c")][: len(mute)]
+    assert set(pushed) == mute
+
+
+def test_export_says_where_each_label_comes_from(tmp_path):
+    ctx = make(tmp_path)
+    finish(ctx)
+    rows = final_labels(ctx.config, ctx.store)
+    assert len(rows) == len(ctx.store.items("c", "pool"))
+    sources = [r["source"] for r in rows]
+    assert sources.count("gold") == 30
+    assert sources.count("llm") == len(rows) - 30
+    assert {r["how"] for r in rows if r["source"] == "gold"} == {"single"}
+
+
+def test_money_stops_the_campaign_cleanly(tmp_path):
+    ctx = make(tmp_path, budget={"labels": 30, "usd": 2.0, "usd_per_label": 0.1})
+    finish(ctx)
+    assert len(ctx.store.reviews("c")) == 20
+    assert "$2.00 is spent" in (why_finished(ctx) or "") or "rounds are done" in (
+        why_finished(ctx) or ""
+    )
