@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,12 @@ def _holder(handle: IO[str]) -> str:
     return "another process"
 
 
+def _named(application: str | None) -> str:
+    """``goldloop run 12@host``, as PostgreSQL shows it, in the words of the file lock."""
+    found = re.fullmatch(r"(goldloop .+) (\d+)@(.+)", application or "")
+    return f"`{found[1]}` (process {found[2]} on {found[3]})" if found else "another process"
+
+
 @contextmanager
 def _advisory_lock(store: Store, campaign: str, command: str) -> Iterator[None]:
     digest = hashlib.sha256(f"goldloop:{campaign}".encode()).digest()
@@ -97,7 +104,7 @@ def _advisory_lock(store: Store, campaign: str, command: str) -> Iterator[None]:
                 ),
                 {"key": key},
             ).scalar()
-            raise _busy(campaign, f"`{holder}`" if holder else "another process")
+            raise _busy(campaign, _named(holder))
         try:
             yield
         finally:

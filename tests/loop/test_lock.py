@@ -16,15 +16,14 @@ from loop.lock import writer
 from loop.store import Store
 with writer(Store(sys.argv[1]), "c", "run"):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(20)
 """
 
 
-def test_the_second_writer_is_told_who_holds_it_and_a_kill_lets_go(tmp_path):
-    url = f"sqlite:///{tmp_path / 's.db'}"
-    store = Store(url)
+def test_the_second_writer_is_told_who_holds_it_and_a_kill_lets_go(store_url):
+    store = Store(store_url)
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, store_url], stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

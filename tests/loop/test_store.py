@@ -8,8 +8,8 @@ from loop.store import Item, Round, Store, insert_all
 
 
 @pytest.fixture
-def store(tmp_path):
-    opened = Store(f"sqlite:///{tmp_path / 's.db'}")
+def store(store_url):
+    opened = Store(store_url)
     opened.open_campaign("c", ["a", "b"])
     yield opened
     opened.close()
