@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+def clip_unit(values: FloatArray) -> FloatArray:
+    """The values, with those that rounding pushed out of [0, 1] put back on its edge."""
+    return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Pool:
         off_label_mass: (n, m) probability outside all labels, NaN where the vote was not taken.
         class_prior: (k,) expected class shares, or None for a flat mix.
         ordinal: the classes stand in a meaningful order.
+        inclusion_prob: (n,) probability with which each gold item was chosen, read only where
+            gold is known; None weighs all gold alike.
     """
 
     probs: FloatArray
@@ -35,6 +43,7 @@ class Pool:
     off_label_mass: FloatArray | None = None
     class_prior: FloatArray | None = None
     ordinal: bool = False
+    inclusion_prob: FloatArray | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together; see the attributes for what is allowed."""
@@ -42,7 +51,9 @@ class Pool:
             raise ValueError(f"probs must be (n, m, k), not {self.probs.shape}")
         n, m, k = self.probs.shape
         if m < 1 or k < 2:
-            raise ValueError(f"probs must have m >= 1 variants and k >= 2 classes, not {self.probs.shape}")
+            raise ValueError(
+                f"probs must have m >= 1 variants and k >= 2 classes, not {self.probs.shape}"
+            )
         if n and not np.isfinite(self.probs[:, 0]).all():
             raise ValueError("probs of the first variant must be finite for every item")
         sums = self.probs.sum(axis=2)
@@ -58,6 +69,10 @@ class Pool:
                 raise ValueError("embeddings must be finite")
         if self.p_student is not None and self.p_student.shape[1:] != (n, k):
             raise ValueError(f"p_student must be (s, {n}, {k}), not {self.p_student.shape}")
+        if self.p_student is not None and not np.isfinite(self.p_student).all():
+            raise ValueError("p_student must be finite")
+        if self.inclusion_prob is not None and self.inclusion_prob.shape != (n,):
+            raise ValueError(f"inclusion_prob must be ({n},), not {self.inclusion_prob.shape}")
         if self.off_label_mass is not None and self.off_label_mass.shape != (n, m):
             raise ValueError(f"off_label_mass must be ({n}, {m}), not {self.off_label_mass.shape}")
         if self.class_prior is not None and self.class_prior.shape != (k,):
@@ -83,11 +98,11 @@ class Pool:
     @property
     def votes(self) -> IntArray:
         """(n, m) class of each vote, -1 where it was not taken."""
-        taken = np.isfinite(self.probs).all(axis=2)
+        taken: BoolArray = np.asarray(np.isfinite(self.probs).all(axis=2))
         filled = np.where(taken[:, :, None], self.probs, 0.0)
         return np.where(taken, filled.argmax(axis=2), -1).astype(np.int64)
 
     @property
     def mean_probs(self) -> FloatArray:
         """(n, k) mean of the votes that were taken."""
-        return np.nanmean(self.probs, axis=1)
+        return np.asarray(np.nanmean(self.probs, axis=1), dtype=np.float64)

@@ -1,0 +1,134 @@
+"""Several suspicions into one: fused ranks, and weights learned from what earlier rounds found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from strategies.calibrate import effective_size
+from strategies.pool import FloatArray, clip_unit
+
+
+def fuse_ranks(
+    suspicions: Mapping[str, FloatArray], weights: Mapping[str, float] | None = None
+) -> FloatArray:
+    """Weighted mean of the ranks that each signal gives, so that no scale dominates.
+
+    Args:
+        suspicions: name -> (n,), higher = more suspect.
+        weights: name -> weight >= 0, only the ratios matter; None weighs all alike, and a signal
+            that is not named weighs 0.
+
+    Returns:
+        (n,) in [0, 1]; ties share their mean rank, so a constant signal changes no order.
+
+    Raises:
+        ValueError: no signal, shapes that differ, values that are not finite, unknown names,
+            negative weights, or all weights 0.
+    Source: Borda count; Aslam and Montague 2001.
+    """
+    from scipy.stats import rankdata
+
+    if not suspicions:
+        raise ValueError("fuse_ranks needs at least one signal")
+    shapes = {name: values.shape for name, values in suspicions.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise ValueError(f"signals must all be (n,), not {shapes}")
+    broken = [name for name, values in suspicions.items() if not np.isfinite(values).all()]
+    if broken:
+        raise ValueError(f"signal {broken[0]!r} has values that are not finite")
+    share = _checked_weights(suspicions, weights)
+    n = next(iter(shapes.values()))[0]
+    fused = np.zeros(n)
+    for name, values in suspicions.items():
+        ranks = rankdata(values, method="average")
+        fused += share[name] * ((ranks - 1.0) / (n - 1.0) if n > 1 else np.full(n, 0.5))
+    return clip_unit(fused)
+
+
+def learn_weights(
+    signals: Mapping[str, FloatArray],
+    wrong: FloatArray,
+    inclusion_prob: FloatArray | None = None,
+    *,
+    prior_gold: float = 50.0,
+) -> dict[str, float]:
+    """Weights of the signals from how well each told wrong labels from right ones so far.
+
+    A signal's skill is its area under the ROC curve above chance on the bought items, weighted by
+    1/pi because the bought items are mostly suspects already. Skill and equal weights are mixed;
+    the scarcer of wrong and right labels sets how much the skill counts.
+
+    Args:
+        signals: name -> (g,) suspicion that each bought item had when it was chosen.
+        wrong: (g,) bool, whether the LLM's label turned out wrong.
+        inclusion_prob: (g,) in (0, 1], or None for equal weights.
+        prior_gold: effective number of gold labels at which both halves count the same.
+
+    Returns:
+        Name -> weight >= 0; the mean weight is 1.
+
+    Raises:
+        ValueError: no signal, or shapes that differ.
+    """
+    if not signals:
+        raise ValueError("learn_weights needs at least one signal")
+    is_wrong = np.asarray(wrong, dtype=bool)
+    for name, values in signals.items():
+        if values.shape != is_wrong.shape:
+            raise ValueError(f"signal {name!r} must be {is_wrong.shape}, not {values.shape}")
+    pi = np.ones(len(is_wrong)) if inclusion_prob is None else inclusion_prob
+    if pi.shape != is_wrong.shape or not ((pi > 0) & (pi <= 1 + 1e-9)).all():
+        raise ValueError(f"inclusion_prob must be {is_wrong.shape} and in (0, 1]")
+    weight = 1.0 / pi
+    scarce = min(effective_size(weight[is_wrong]), effective_size(weight[~is_wrong]))
+    equal = dict.fromkeys(signals, 1.0)
+    if scarce == 0:
+        return equal
+    skill = {
+        name: max(0.0, 2.0 * weighted_auroc(values, is_wrong, weight) - 1.0)
+        for name, values in signals.items()
+    }
+    mean = sum(skill.values()) / len(skill)
+    if mean == 0:
+        return equal
+    trust = 2.0 * scarce / (2.0 * scarce + prior_gold)
+    return {name: (1.0 - trust) + trust * skill[name] / mean for name in signals}
+
+
+def weighted_auroc(scores: FloatArray, positive: FloatArray, weight: FloatArray) -> float:
+    """Probability that a positive item outscores a negative one; ties count one half.
+
+    Args:
+        scores: (g,).
+        positive: (g,) bool; at least one item of each kind.
+        weight: (g,) > 0.
+
+    Returns:
+        In [0, 1]; 0.5 is chance.
+    Source: Mann and Whitney 1947, with weights.
+    """
+    is_positive = np.asarray(positive, dtype=bool)
+    _, group = np.unique(scores, return_inverse=True)
+    up = np.bincount(group, weights=weight * is_positive)
+    down = np.bincount(group, weights=weight * ~is_positive)
+    below = np.cumsum(down) - down
+    return float((up * (below + 0.5 * down)).sum() / (up.sum() * down.sum()))
+
+
+def _checked_weights(
+    suspicions: Mapping[str, FloatArray], weights: Mapping[str, float] | None
+) -> dict[str, float]:
+    if weights is None:
+        return dict.fromkeys(suspicions, 1.0 / len(suspicions))
+    unknown = sorted(set(weights) - set(suspicions))
+    if unknown:
+        raise ValueError(
+            f"Unknown signal {unknown[0]!r} in weights. Available: {', '.join(sorted(suspicions))}."
+        )
+    given = {name: float(weights.get(name, 0.0)) for name in suspicions}
+    total = sum(given.values())
+    if not np.isfinite(total) or min(given.values()) < 0 or total <= 0:
+        raise ValueError(f"weights must be >= 0 with a positive sum, not {given}")
+    return {name: value / total for name, value in given.items()}
