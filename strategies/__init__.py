@@ -1,1 +1,70 @@
-"""Pure functions over arrays: signals of suspicion, fusion, selection, calibration and repair."""
+"""Pure functions over arrays: signals of suspicion, fusion, selection, calibration and repair.
+
+``STRATEGIES`` is the whole registry. Heavy libraries are imported where they are used, so that
+reading this dict costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from strategies.consistency import flip_rate, jensen_shannon, vote_entropy
+from strategies.learned import learned_error
+from strategies.neighbours import knn_disagreement, knn_label_std
+from strategies.pool import FloatArray, Pool
+from strategies.students import seed_disagreement, student_disagreement
+from strategies.uncertainty import (
+    class_rarity,
+    entropy,
+    entropy_calibrated,
+    least_confidence,
+    margin,
+    off_label_mass,
+    random,
+)
+
+__all__ = ["NEEDS", "STRATEGIES", "Pool", "Strategy"]
+
+Strategy = Callable[[Pool, np.random.Generator], FloatArray]
+"""``(pool, rng) -> suspicion (n,)``; finite, higher = more suspect."""
+
+STRATEGIES: dict[str, Strategy] = {
+    "entropy": entropy,
+    "entropy_calibrated": entropy_calibrated,
+    "margin": margin,
+    "least_confidence": least_confidence,
+    "off_label_mass": off_label_mass,
+    "class_rarity": class_rarity,
+    "flip_rate": flip_rate,
+    "vote_entropy": vote_entropy,
+    "jensen_shannon": jensen_shannon,
+    "knn_disagreement": knn_disagreement,
+    "knn_label_std": knn_label_std,
+    "student_disagreement": student_disagreement,
+    "seed_disagreement": seed_disagreement,
+    "learned_error": learned_error,
+    "random": random,
+}
+
+NEEDS: dict[str, frozenset[str]] = {
+    "entropy": frozenset(),
+    "entropy_calibrated": frozenset(),
+    "margin": frozenset(),
+    "least_confidence": frozenset(),
+    "off_label_mass": frozenset({"off_label_mass"}),
+    "class_rarity": frozenset(),
+    "flip_rate": frozenset({"votes"}),
+    "vote_entropy": frozenset({"votes"}),
+    "jensen_shannon": frozenset({"votes"}),
+    "knn_disagreement": frozenset({"embeddings"}),
+    "knn_label_std": frozenset({"embeddings", "ordinal"}),
+    "student_disagreement": frozenset({"p_student"}),
+    "seed_disagreement": frozenset({"p_student"}),
+    "learned_error": frozenset({"embeddings", "p_student"}),
+    "random": frozenset(),
+}
+"""What each strategy cannot do without: 'votes' (two or more prompt variants), 'embeddings',
+'p_student', 'off_label_mass', 'ordinal' (ordered classes). ``learned_error`` would run on less,
+but it is with these that it is worth having."""

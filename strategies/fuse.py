@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from strategies.calibrate import effective_size
-from strategies.pool import FloatArray, clip_unit
+from strategies.pool import BoolArray, FloatArray, clip_unit
 
 
 def fuse_ranks(
@@ -49,7 +49,7 @@ def fuse_ranks(
 
 def learn_weights(
     signals: Mapping[str, FloatArray],
-    wrong: FloatArray,
+    wrong: BoolArray,
     inclusion_prob: FloatArray | None = None,
     *,
     prior_gold: float = 50.0,
@@ -97,7 +97,7 @@ def learn_weights(
     return {name: (1.0 - trust) + trust * skill[name] / mean for name in signals}
 
 
-def weighted_auroc(scores: FloatArray, positive: FloatArray, weight: FloatArray) -> float:
+def weighted_auroc(scores: FloatArray, positive: BoolArray, weight: FloatArray) -> float:
     """Probability that a positive item outscores a negative one; ties count one half.
 
     Args:

@@ -127,7 +127,7 @@ def inclusion_by_rank(total: int, *, n_audit: int, n_suspect: int) -> FloatArray
     pi[:n_suspect] = 1.0
     # Beyond n_suspect + n_audit places no audit can make room.
     r = np.arange(n_suspect, min(total, n_suspect + n_audit))
-    if len(r):
+    if len(r) and n_audit < total:
         room = hypergeom.sf(r - n_suspect, total - 1, r, n_audit)
         pi[r] = audited + (1.0 - audited) * room
     return np.clip(pi, 0.0, 1.0)

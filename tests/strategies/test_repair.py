@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from strategies.pool import Pool
+from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
+from strategies.students import out_of_fold_probs
+
+
+def confused_pool(seed=0, n=1200, gold=250, shares=(0.45, 0.45, 0.1)):
+    """The LLM takes a fifth of the items of each class for the next one; texts are clustered."""
+    rng = np.random.default_rng(seed)
+    k, d = len(shares), 12
+    truth = rng.choice(k, size=n, p=shares)
+    embeddings = (1.2 * rng.normal(size=(k, d))[truth] + rng.normal(size=(n, d))).astype(np.float32)
+    wrong = rng.random(n) < 0.2
+    y = np.where(wrong, (truth + 1) % k, truth)
+    sure = np.where(wrong, rng.uniform(0.4, 0.9, n), rng.uniform(0.6, 1.0, n))
+    probs = np.repeat(((1 - sure) / (k - 1))[:, None], k, axis=1)
+    probs[np.arange(n), y] = sure
+    known = np.full(n, -1)
+    bought = rng.choice(n, gold, replace=False)
+    known[bought] = truth[bought]
+    pool = Pool(
+        probs=probs[:, None],
+        y_llm=y,
+        gold=known,
+        embeddings=embeddings,
+        p_student=out_of_fold_probs(embeddings, y, np.ones(n), k, seeds=2, rng=rng),
+    )
+    return pool, truth, np.full(n, gold / n)
+
+
+def share_right(mended, truth, rows):
+    mass = mended.weight[rows] * mended.y[rows, truth[rows]]
+    return mass.sum() / mended.weight[rows].sum()
+
+
+def class_shares(mended):
+    mass = (mended.weight[:, None] * mended.y).sum(axis=0)
+    return mass / mass.sum()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_gives_proper_labels_and_keeps_gold(mode):
+    pool, truth, pi = confused_pool()
+    out = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    gold = pool.gold >= 0
+    np.testing.assert_allclose(out.y.sum(axis=1), 1.0)
+    assert ((out.weight >= 0) & (out.weight <= 1)).all()
+    np.testing.assert_array_equal(out.y[gold], np.eye(3)[truth[gold]])
+    assert (out.weight[gold] == 1).all()
+    assert np.array_equal(out.source == "gold", gold)
+    assert np.array_equal(out.source == "dropped", out.weight == 0)
+    changed = out.y.argmax(axis=1) != pool.y_llm
+    assert set(out.source[changed & ~gold]) <= {"repaired"}
+    again = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(out.y, again.y)
+
+
+@pytest.mark.parametrize("mode", ["soft", "weight", "drop", "relabel"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_repair_leaves_a_larger_share_of_right_labels(mode, seed):
+    pool, truth, pi = confused_pool(seed)
+    rows = np.flatnonzero(pool.gold < 0)
+    keep = repair(pool, "keep", rng=np.random.default_rng(0))
+    out = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    gain = share_right(out, truth, rows) - share_right(keep, truth, rows)
+    assert gain > (0.01 if mode in ("soft", "weight") else 0.03)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("gold", [0, 4])
+def test_with_next_to_no_gold_every_mode_is_close_to_keep(mode, gold):
+    pool, _, pi = confused_pool(gold=gold)
+    keep = repair(pool, "keep", rng=np.random.default_rng(0))
+    out = repair(pool, mode, inclusion_prob=np.maximum(pi, 1e-3), rng=np.random.default_rng(0))
+    tolerance = 0.0 if gold == 0 else 0.1
+    assert np.abs(out.y - keep.y).max() <= tolerance
+    assert np.abs(out.weight - keep.weight).max() <= tolerance
+
+
+@pytest.mark.parametrize("mode", ["soft", "weight", "drop", "relabel"])
+def test_a_rare_class_is_not_buried(mode):
+    # Nearly half of what the LLM calls class 2 is wrong by gold, all of it looks alike to the
+    # student, and class 2 makes up 4 %: unguarded repair would wipe it out.
+    rng = np.random.default_rng(0)
+    n = 2000
+    truth = np.where(rng.random(n) < 0.04, 2, rng.integers(2, size=n))
+    y = truth.copy()
+    rare = np.flatnonzero(truth == 2)
+    y[rng.choice(np.flatnonzero(truth < 2), len(rare), replace=False)] = 2
+    probs = np.full((n, 3), 0.3)
+    probs[np.arange(n), y] = 0.4
+    p_student = np.full((2, n, 3), 0.02)
+    p_student[:, :, 0], p_student[:, :, 1] = 0.6, 0.38
+    gold = np.full(n, -1)
+    bought = rng.choice(n, 400, replace=False)
+    gold[bought] = truth[bought]
+    bought_rare = np.flatnonzero((gold >= 0) & (y == 2))
+    gold[bought_rare] = 0  # gold that turns every bought item of the class away
+    pool = Pool(probs=probs[:, None], y_llm=y, gold=gold, p_student=p_student)
+    pi = np.full(n, 0.2)
+    floor = class_floor(pool, pi)
+    out = repair(pool, mode, inclusion_prob=pi, rng=rng)
+    assert (class_shares(out) >= floor - 1e-6).all()
+    assert floor[2] > 0
+    assert np.abs(out.y - repair(pool, "keep", rng=rng).y).max() > 0 or out.weight.min() < 1
+
+
+def test_the_guard_is_what_keeps_the_class(monkeypatch):
+    pool, _, pi = confused_pool(shares=(0.8, 0.18, 0.02))
+    monkeypatch.setattr(
+        "strategies.repair.wrong_probability", lambda p, _pi, _rng: np.where(p.y_llm == 2, 0.9, 0.0)
+    )
+    guarded = repair(pool, "drop", inclusion_prob=pi, rng=np.random.default_rng(0))
+    floor = class_floor(pool, pi)
+    assert class_shares(guarded)[2] >= floor[2]
+    monkeypatch.setattr("strategies.repair.class_floor", lambda p, _pi: np.zeros(p.k))
+    bare = repair(pool, "drop", inclusion_prob=pi, rng=np.random.default_rng(0))
+    assert class_shares(bare)[2] < floor[2]
+    # Not more is restored than the floor asks for.
+    spare = 2 / pool.n
+    assert class_shares(guarded)[2] <= floor[2] + spare
+
+
+def test_the_floor_follows_weighted_gold():
+    pool, truth, pi = confused_pool(gold=600)
+    shares = np.bincount(truth, minlength=3) / pool.n
+    kept = np.bincount(np.where(pool.gold >= 0, pool.gold, pool.y_llm), minlength=3) / pool.n
+    floor = class_floor(pool, pi)
+    np.testing.assert_allclose(floor, np.minimum(FLOOR_FRAC * shares, kept), atol=0.03)
+
+
+def test_the_posterior_learns_from_gold_which_class_is_meant():
+    # The LLM says 0 for class 2, never for class 1; students know nothing.
+    n = 300
+    rng = np.random.default_rng(0)
+    truth = rng.choice([0, 2], size=n)
+    gold = np.where(np.arange(n) < 100, truth, -1)
+    pool = Pool(
+        probs=np.tile([0.5, 0.25, 0.25], (n, 1, 1)).reshape(n, 1, 3),
+        y_llm=np.zeros(n, dtype=int),
+        gold=gold,
+    )
+    posterior = corrected_posterior(pool, np.full(n, 0.5), None)
+    assert posterior[0, 2] > 0.45
+    assert posterior[0, 1] < 0.05
+    blind = corrected_posterior(replace(pool, gold=np.full(n, -1)), np.full(n, 0.5), None)
+    np.testing.assert_allclose(blind[0], [0.5, 0.25, 0.25])
+
+
+def test_an_unknown_mode_is_refused():
+    pool, _, _ = confused_pool(n=50, gold=5)
+    with pytest.raises(ValueError, match="Unknown repair 'burn'"):
+        repair(pool, "burn", rng=np.random.default_rng(0))
