@@ -95,7 +95,8 @@ def freeze_variants(config: Config, store: Store, annotator: str) -> list[Prompt
         if config.prompt.shots and not candidates:
             raise ConfigError(
                 f"prompt.shots = {config.prompt.shots} needs examples: add"
-                " [[prompt.demonstrations]] with text and label, name a texts.gold_column, or set prompt.shots = 0."
+                " [[prompt.demonstrations]] with text and label, name a texts.gold_column, or set"
+                " prompt.shots = 0."
             )
         sets = draw_demonstrations(
             candidates,

@@ -153,7 +153,6 @@ def init(
 def check(file: File = CAMPAIGN) -> None:
     """Say everything that is wrong with the campaign file and its texts, in one pass."""
     from connectors.texts import find_problems
-
     from loop.config import line_of, load
 
     config = load(file)
@@ -172,16 +171,14 @@ def check(file: File = CAMPAIGN) -> None:
 
 
 def _check_annotator(config: Config, file: Path) -> list[str]:
-    from connectors.recorded import RecordedAnnotator
     from connectors.texts import load_texts
-
     from loop.ports import TextItem
 
     if config.annotator.kind != "recorded":
         return []
     rows = load_texts(**_texts_arguments(config))
     try:
-        RecordedAnnotator(config.annotator.columns, config.port_labels).check(
+        _annotator(config).check(
             [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         )
     except LoopError as exc:
@@ -296,7 +293,6 @@ def export(
 ) -> None:
     """Write the final labels with their provenance, confidence and round."""
     from connectors.texts import write_labels
-
     from loop.config import load
     from loop.export import final_labels
 
@@ -317,7 +313,6 @@ def demo(
 ) -> None:
     """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
     from connectors.hutto import write_demo_texts
-
     from loop.demo import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -433,7 +428,9 @@ def _annotator(config: Config) -> Any:
     if section.kind == "recorded":
         from connectors.recorded import RecordedAnnotator
 
-        return RecordedAnnotator(section.columns, config.port_labels)
+        return RecordedAnnotator(
+            section.columns, config.port_labels, prob_columns=section.prob_columns
+        )
     from connectors.local_lm import LocalLM
 
     return LocalLM(

@@ -43,6 +43,7 @@ class Campaign(Section):
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     task: Text
+    ordinal: bool = False
 
 
 class LabelSection(Section):
@@ -78,6 +79,7 @@ class AnnotatorSection(Section):
     kind: Literal["local_lm", "recorded"] = "local_lm"
     model: str = "smollm2-135m"
     columns: tuple[str, ...] = ()
+    prob_columns: tuple[str, ...] | None = None
     batch_size: int = Field(16, ge=1)
     max_text_tokens: int = Field(512, ge=8)
     usd_per_million_tokens: float = Field(0.0, ge=0.0)
@@ -86,6 +88,8 @@ class AnnotatorSection(Section):
     def _recorded_needs_columns(self) -> AnnotatorSection:
         if self.kind == "recorded" and not self.columns:
             raise ValueError('kind = "recorded" needs columns = ["…"], the columns with LLM labels')
+        if self.prob_columns is not None and len(self.prob_columns) != len(self.columns):
+            raise ValueError("prob_columns must name one column for each of columns")
         return self
 
 
@@ -232,6 +236,12 @@ class Config(Section):
         from strategies import NEEDS
 
         variants = len(self.annotator.columns) or self.prompt.variants
+        unordered = [s for s in self.strategy.signals if "ordinal" in NEEDS[s]]
+        if unordered and not self.campaign.ordinal:
+            raise ValueError(
+                f"strategy {unordered[0]!r} is for labels in a meaningful order; set"
+                " campaign.ordinal = true if yours are"
+            )
         starved = [s for s in self.strategy.signals if "votes" in NEEDS[s] and variants < 2]
         if starved:
             raise ValueError(f"strategy {starved[0]!r} needs prompt.variants >= 2, not {variants}")

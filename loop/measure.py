@@ -47,6 +47,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         "arms": arms,
         "recovered": _recovered(arms),
         "bought": len(reviews),
+        "pool": len(ctx.store.items(ctx.name, "pool")),
         "gold": len(ctx.store.gold(ctx.name)),
         "answers": len(ctx.store.annotations(ctx.name)),
         "evaluated": len(evaluated),

@@ -21,9 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import update
 from sqlmodel import Session, col, select
-from strategies.fuse import fuse_ranks
-from strategies.repair import repair
-from strategies.select import select_batch
 
 from loop.adjudicate import decide, latest_per_person
 from loop.annotate import (
@@ -62,7 +59,10 @@ from loop.store import (
     now,
 )
 from strategies import NEEDS, STRATEGIES
+from strategies.fuse import fuse_ranks
 from strategies.pool import Pool
+from strategies.repair import repair
+from strategies.select import select_batch
 
 NEXT = dict(pairwise(STAGES))
 
@@ -520,6 +520,7 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
         p_student=p_student,
         off_label_mass=votes.off_label_mass,
         class_prior=class_prior(ctx.config),
+        ordinal=ctx.config.campaign.ordinal,
     )
     return Arrays(items, votes, pool)
 

@@ -120,7 +120,7 @@ BAD_TEXTS = {
     "header only": (b"text,gold,llm\n", "no rows|no texts|empty"),
     "missing column": (b"txt,gold,llm\nhello,yes,yes\n", r"'text'"),
     "empty texts": (b"text,gold,llm\n,yes,yes\nb,no,no\n", "empty"),
-    "conflicting gold": (b"text,gold,llm\na,yes,yes\na,no,no\n", "conflict"),
+    "conflicting gold": (b"text,gold,llm\na,yes,yes\na,no,no\n", "two different gold labels"),
     "unknown label": (b"text,gold,llm\na,yess,yes\nb,no,no\n", "yess.*yes"),
     "one class only": (b"text,gold,llm\na,yes,yes\nb,yes,no\n", "one class|only one|class"),
     "invalid UTF-8": (b"text,gold,llm\n\xff\xfe\xfa,yes,yes\nb,no,no\n", "UTF-8"),

@@ -88,8 +88,8 @@ def test_missing_file_says_how_to_make_one(tmp_path):
 
 
 def test_broken_toml_names_the_place(tmp_path):
-    with pytest.raises(ConfigError, match="line 1"):
-        load(write(tmp_path, "[campaign"))
+    with pytest.raises(ConfigError, match="line 2"):
+        load(write(tmp_path, "[campaign]\nname = \n"))
 
 
 def test_init_file_round_trips_hostile_values(tmp_path):
