@@ -1,0 +1,324 @@
+"""How good the LLM's labels are, from the gold labels that were bought, with intervals.
+
+The bought items are mostly suspects, so every figure is weighted by inclusion probabilities; the
+suspects, taken for certain, carry no sampling error, and the random audit carries all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from strategies.calibrate import effective_size
+from strategies.pool import BoolArray, FloatArray, IntArray
+
+MIN_RANDOM = 5  # fewer randomly chosen gold items than this support no interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its interval at the level asked for."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """What the gold labels say about the LLM's labels on the whole pool.
+
+    Attributes:
+        accuracy: share of right LLM labels.
+        remaining_error: share of wrong labels left once all gold found so far is put in.
+        precision: per predicted class; None where fewer than ``MIN_RANDOM`` randomly chosen gold
+            items have that prediction.
+        recall: per true class; None where fewer than ``MIN_RANDOM`` randomly chosen gold items
+            belong to it.
+        class_share: per true class.
+        macro_f1: mean F1 over all classes (a class with neither members nor predictions has 0).
+        kl: KL(P || P_S) in nats, P the true and P_S the LLM's class shares, less its bias.
+        n_gold: gold labels used.
+        n_random: those of them that chance chose.
+    """
+
+    accuracy: Estimate
+    remaining_error: Estimate
+    precision: tuple[Estimate | None, ...]
+    recall: tuple[Estimate | None, ...]
+    class_share: tuple[Estimate, ...]
+    macro_f1: Estimate
+    kl: Estimate
+    n_gold: int
+    n_random: int
+
+
+def label_quality(
+    y_llm: IntArray,
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    k: int,
+    *,
+    round_of: IntArray | None = None,
+    p_correct: FloatArray | None = None,
+    level: float = 0.95,
+) -> LabelQuality:
+    """Quality of the LLM's labels on all n items, from the gold ones.
+
+    Args:
+        y_llm: (n,) the LLM's labels.
+        gold: (n,) class, -1 where unknown.
+        inclusion_prob: (n,) probability with which each gold item was chosen in its round, among
+            the items not chosen before; read only where gold is known.
+        k: number of classes.
+        round_of: (n,) round in which each gold item was chosen; None if all came in one round.
+        p_correct: (n,) out-of-fold probability that the LLM is right (of a gold item without its
+            own answer), or None. It narrows the intervals as far as it is right, never biases.
+        level: of the intervals.
+
+    Returns:
+        Estimates with intervals.
+
+    Raises:
+        ValueError: shapes that do not fit, fewer than ``MIN_RANDOM`` randomly chosen gold items,
+            or inclusion probabilities that leave part of the pool without a chance.
+    Source: Saerndal et al. 1992 (difference estimator, linearised ratios); Angelopoulos et al.
+        2023, PPI++ (power tuning); Wilson 1927 (interval of a share).
+    """
+    design = _design(gold, inclusion_prob, round_of, y_llm, level)
+    known = design.known
+    truth, said = gold[known], y_llm[known]
+    right = (truth == said).astype(np.float64)
+    f_right = np.zeros(design.n) if p_correct is None else p_correct
+    if f_right.shape != (design.n,):
+        raise ValueError(f"p_correct must be ({design.n},), not {f_right.shape}")
+
+    accuracy, e_right = _mean(design, right, f_right)
+    acc = _share(design, accuracy, e_right)
+    found = float((1.0 - right).sum()) / design.n
+
+    precision: list[Estimate | None] = []
+    recall: list[Estimate | None] = []
+    shares: list[Estimate] = []
+    f1, e_f1 = 0.0, np.zeros(len(truth))
+    p_true, e_true = np.zeros(k), np.zeros((k, len(truth)))
+    p_said = np.bincount(y_llm, minlength=k) / design.n
+    for c in range(k):
+        is_c = (truth == c).astype(np.float64)
+        said_c = (said == c).astype(np.float64)
+        hit_mean, e_hit = _mean(design, is_c * said_c, (y_llm == c) * 1.0)
+        p_true[c], e_true[c] = _mean(design, is_c, (y_llm == c) * 1.0)
+        p_true[c] = max(p_true[c], hit_mean)
+        shares.append(_share(design, float(p_true[c]), e_true[c]))
+        precision.append(_ratio(design, is_c, said == c))
+        recall.append(_tuned_ratio(design, hit_mean, e_hit, p_true[c], e_true[c], truth == c))
+        both = float(p_said[c] + p_true[c])
+        if both > 0:
+            f = 2.0 * hit_mean / both
+            f1 += f / k
+            e_f1 += (2.0 * e_hit - f * e_true[c]) / both / k
+    # A few items of a rare class can carry nearly all of macro-F1's variance: then these few, and
+    # not the whole audit, say how well that variance is known.
+    carrying = effective_size(design.spread * e_f1**2)
+    few = min(int(design.random.sum()), max(round(2.0 * carrying), 3)) if carrying else None
+    return LabelQuality(
+        accuracy=acc,
+        remaining_error=Estimate(
+            max(1.0 - acc.value - found, 0.0),
+            max(1.0 - acc.high - found, 0.0),
+            max(1.0 - acc.low - found, 0.0),
+        ),
+        precision=tuple(precision),
+        recall=tuple(recall),
+        class_share=tuple(shares),
+        macro_f1=_share(design, f1, e_f1, items=few),
+        kl=_kl(design, p_true, e_true, p_said),
+        n_gold=len(truth),
+        n_random=int(design.random.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Design:
+    """How the gold items came to be chosen.
+
+    Attributes:
+        n: items in the pool.
+        known: (n,) bool.
+        weight: (g,) items of the pool that each gold item stands for.
+        spread: (g,) factor of each squared residual in the variance of a total.
+        random: (g,) bool, chosen by chance rather than for certain.
+        level: of the intervals.
+    """
+
+    n: int
+    known: BoolArray
+    weight: FloatArray
+    spread: FloatArray
+    random: BoolArray
+    level: float
+
+
+def _design(
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    round_of: IntArray | None,
+    y_llm: IntArray,
+    level: float,
+) -> _Design:
+    n = len(gold)
+    if y_llm.shape != (n,) or inclusion_prob.shape != (n,):
+        raise ValueError(
+            f"y_llm and inclusion_prob must be ({n},), not {y_llm.shape} and {inclusion_prob.shape}"
+        )
+    known: BoolArray = np.asarray(gold >= 0)
+    pi = inclusion_prob[known]
+    if not ((pi > 0) & (pi <= 1 + 1e-9)).all():
+        raise ValueError("inclusion_prob of every gold item must be in (0, 1]")
+    pi = np.minimum(pi, 1.0)
+    rounds = np.zeros(n, dtype=np.int64) if round_of is None else round_of
+    _, step = np.unique(rounds[known], return_inverse=True)
+    chance: BoolArray = np.asarray(pi < 1 - 1e-9)
+    # A round estimates the pool as: gold of earlier rounds for certain, the rest by 1/pi. Rounds
+    # that had no random part estimate nothing, unless they took all that was left.
+    steps = int(step.max()) + 1 if len(step) else 0
+    strength = np.zeros(steps)
+    left = n
+    for t in range(steps):
+        here = step == t
+        covered = float((1.0 / pi[here]).sum())
+        if covered > 0.5 * left:
+            size = effective_size(1.0 / pi[here & chance])
+            strength[t] = (size if size > 0 else 1e9) / max(left, 1) ** 2
+        left -= int(here.sum())
+    if not strength.any() or (chance.sum() < MIN_RANDOM and left > 0):
+        raise ValueError(
+            f"{int(chance.sum())} randomly chosen gold items cannot speak for {n} items;"
+            f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
+        )
+    strength = strength / strength.sum()
+    later = strength[::-1].cumsum()[::-1] - strength
+    weight = strength[step] / pi + later[step]
+    spread = strength[step] ** 2 * (1.0 - pi) / pi**2
+    return _Design(n, known, weight, spread, chance, level)
+
+
+def _mean(design: _Design, z: FloatArray, f: FloatArray) -> tuple[float, FloatArray]:
+    """Mean of z over the pool, helped by f as far as f predicts z, and the residuals.
+
+    Args:
+        design: of the g gold items.
+        z: (g,) what gold shows.
+        f: (n,) a prediction of it for all items.
+    """
+    share = design.weight / design.weight.sum()
+    f_gold = f[design.known]
+    z_mean, f_mean = float(share @ z), float(share @ f_gold)
+    # The tuning that minimises the variance of the estimate, from the items that cause it.
+    v = design.spread
+    f_res, z_res = f_gold - f_mean, z - z_mean
+    power = float((v * f_res * z_res).sum()) / max(float((v * f_res**2).sum()), 1e-12)
+    power = min(max(power, 0.0), 1.0)
+    value = z_mean + power * (float(f.mean()) - f_mean)
+    return min(max(value, 0.0), 1.0), z_res - power * f_res
+
+
+def _variance(design: _Design, residual: FloatArray) -> float:
+    m = int(design.random.sum())
+    return float((design.spread * residual**2).sum()) / design.n**2 * m / max(m - 2, 1)
+
+
+def _share(
+    design: _Design, value: float, residual: FloatArray, *, items: int | None = None
+) -> Estimate:
+    per_unit = float(design.spread.sum()) / design.n**2
+    m = int(design.random.sum())
+    return _wilson(value, _variance(design, residual), per_unit, design.level, items or m)
+
+
+def _ratio(design: _Design, z: FloatArray, domain: BoolArray) -> Estimate | None:
+    """Weighted mean of z within a domain of the gold items."""
+    m = int((domain & design.random).sum())
+    if m < MIN_RANDOM:
+        return None
+    weight = design.weight * domain
+    value = float((weight * z).sum() / weight.sum())
+    unit = design.spread * domain / weight.sum() ** 2
+    variance = float((unit * (z - value) ** 2).sum()) * m / (m - 1)
+    return _wilson(value, variance, float(unit.sum()), design.level, m)
+
+
+def _tuned_ratio(
+    design: _Design,
+    top: float,
+    e_top: FloatArray,
+    bottom: float,
+    e_bottom: FloatArray,
+    domain: BoolArray,
+) -> Estimate | None:
+    """Ratio of two tuned means, whose denominator counts the items of ``domain``."""
+    m = int((domain & design.random).sum())
+    if m < MIN_RANDOM or bottom <= 0:
+        return None
+    value = min(top / bottom, 1.0)
+    variance = _variance(design, (e_top - value * e_bottom) / bottom)
+    unit = float((design.spread * domain).sum()) / float((design.weight * domain).sum()) ** 2
+    return _wilson(value, variance, unit, design.level, m)
+
+
+def _wilson(value: float, variance: float, per_unit: float, level: float, m: int) -> Estimate:
+    """Interval of a share whose variance is known from m random items.
+
+    The variance is turned into the number of independent items that would have it. Residuals that
+    are all but zero (no error among few items) prove no certainty: they are taken to be at least
+    what one error among the items would have shown.
+    """
+    from scipy.stats import t
+
+    if per_unit <= 0:
+        return Estimate(value, value, value)
+    unseen = 1.0 / (1.0 / per_unit + 2.0)
+    size = max(value * (1.0 - value), unseen) / max(variance, unseen * per_unit)
+    q = float(t.ppf(0.5 + level / 2.0, max(m - 1, 1)))
+    shrink = 1.0 + q**2 / size
+    centre = (value + q**2 / (2.0 * size)) / shrink
+    half = q * np.sqrt(value * (1.0 - value) / size + q**2 / (4.0 * size**2)) / shrink
+    return Estimate(
+        value,
+        float(max(min(centre - half, value), 0.0)),
+        float(min(max(centre + half, value), 1.0)),
+    )
+
+
+def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) -> Estimate:
+    """KL(p || said), its bias removed; the interval inverts a noncentral chi-square law.
+
+    Near zero the estimate is not normal but a scaled chi-square, so the usual interval fails.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import ncx2
+
+    floor = 0.5 / design.n
+    shares = np.maximum(p, floor) / np.maximum(p, floor).sum()
+    said = np.maximum(said, floor) / np.maximum(said, floor).sum()
+    raw = float((shares * np.log(shares / said)).sum())
+    noise = float(sum(_variance(design, e) / q for e, q in zip(residual, shares, strict=True)))
+    if noise <= 0:
+        return Estimate(raw, raw, raw)
+    df = len(p) - 1
+    size = df / noise
+    statistic = 2.0 * size * raw
+    tail = (1.0 - design.level) / 2.0
+
+    def bound(prob: float) -> float:
+        if ncx2.cdf(statistic, df, 1e-9) <= prob:
+            return 0.0
+        top = statistic + 1.0
+        while ncx2.cdf(statistic, df, top) > prob:
+            top *= 2.0
+        ncp = float(brentq(lambda x: ncx2.cdf(statistic, df, x) - prob, 1e-9, top))
+        return ncp / (2.0 * size)
+
+    low, high = bound(1.0 - tail), bound(tail)
+    return Estimate(max(raw - df / (2.0 * size), 0.0), low, high)
