@@ -227,10 +227,11 @@ def percent(value: float | None, *, sign: bool = False) -> str:
 
 
 def interval(metric: Metric | None) -> str:
-    """``low to high``, or nothing."""
-    if metric is None or metric.low is None or metric.high is None:
+    """``58.0–64.0``, or nothing."""
+    if metric is None:
         return ""
-    return f"{percent(metric.low)}–{percent(metric.high)}"
+    ends = percent(metric.low), percent(metric.high)
+    return "" if MISSING in ends else "–".join(ends)
 
 
 def terminal_table(view: ReportView) -> Table:
