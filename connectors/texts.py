@@ -340,9 +340,9 @@ def _decode(data: bytes, found: _Found) -> str | None:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         found.error("invalid_utf8", "is UTF-16, not UTF-8; save it as UTF-8 and try again")
         return None
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    mark = b"\xef\xbb\xbf"
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix(mark.decode())
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         found.error(
@@ -351,7 +351,7 @@ def _decode(data: bytes, found: _Found) -> str | None:
             " save it as UTF-8 and try again",
             [line],
         )
-        return data.decode("utf-8", "replace")
+        return data.removeprefix(mark).decode("utf-8", "replace")
 
 
 def _read_csv(text: str, path: Path, found: _Found) -> _Raw | None:

@@ -217,6 +217,8 @@ def test_invalid_utf8_tells_byte_and_line_and_the_rest(tmp_path: Path) -> None:
     found = problems(put(tmp_path, b"text,gold\nok,positive\ncaf\xe9,wrong\n"))
     assert "byte 25 (line 3, 0xe9)" in found["invalid_utf8"].message
     assert "unknown_label" in found
+    found = problems(put(tmp_path, b"\xef\xbb\xbftext,gold\n\xff,positive\n"))
+    assert "byte 13 (line 2, 0xff)" in found["invalid_utf8"].message
 
 
 def test_utf16_is_named(tmp_path: Path) -> None:
