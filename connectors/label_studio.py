@@ -72,13 +72,18 @@ def sendable(text: str) -> str:
     return _UNSENDABLE.sub("\ufffd", text)
 
 
+def _inert(text: str) -> str:
+    """Without variables: ``$name`` is one, ``$`` and an invisible word joiner is not."""
+    return text.replace("$", "$\u2060")
+
+
 def shown_name(label: str) -> str:
     """A label as it stands on the page and in Label Studio's answers.
 
-    It is the label itself, but for characters that the page cannot hold: controls, line breaks,
-    and ``$``, with which Label Studio begins a variable.
+    It is the label itself, but for outer white space and what the page cannot hold: controls, line
+    breaks, and ``$`` before a word, which would be a variable.
     """
-    shown = re.sub(r"[\t\r\n]", " ", sendable(label)).replace("$", "\uff04")
+    shown = _inert(re.sub(r"[\t\r\n]", " ", sendable(label)))
     return shown.strip() or "\u2423"
 
 
@@ -115,18 +120,20 @@ def choice_result(label: str | None) -> list[dict[str, Any]]:
 
 
 _STYLE = """
-.gl-text { font-size: 17px; line-height: 1.6; white-space: pre-wrap; max-width: 46em;
-  unicode-bidi: plaintext; overflow-wrap: anywhere; padding: 8px 0 16px; }
-.gl-why { color: #667; font-size: 14px; }
-.gl-labels { max-height: 60vh; overflow-y: auto; }
-.gl-note { max-width: 46em; margin-top: 8px; }
-.gl-help { max-width: 46em; margin-top: 12px; }
+.gl-text { max-width: 50em; max-height: 50vh; overflow-y: auto; padding: 8px 0 16px;
+  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+.gl-text * { font-size: 17px !important; line-height: 1.6 !important; }
+.gl-why *, .gl-help * { font-size: 14px !important; font-weight: 400 !important; }
+.gl-why { opacity: 0.75; }
+.gl-labels { max-height: 40vh; overflow-y: auto; }
+.gl-note { max-width: 50em; margin-top: 8px; }
+.gl-help { max-width: 50em; margin-top: 12px; }
 """
 
 
 def _attr(text: str) -> str:
-    """Quoted for an XML attribute; ``$`` is a variable there, so it gives way to a look-alike."""
-    return quoteattr(sendable(text).replace("$", "\uff04"))
+    """Quoted for an XML attribute."""
+    return quoteattr(_inert(sendable(text)))
 
 
 def page(labels: Sequence[Label], *, task: str, note: bool = True, why: bool = False) -> str:
