@@ -225,7 +225,8 @@ class LlmVotes:
     @property
     def y_llm(self) -> IntArray:
         """(n,) the LLM's label."""
-        return self.posterior.argmax(axis=1).astype(np.int64)
+        best: IntArray = self.posterior.argmax(axis=1).astype(np.int64)
+        return best
 
 
 def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Item]) -> LlmVotes:

@@ -162,20 +162,17 @@ def check(file: File = CAMPAIGN) -> None:
     for problem in problems:
         where = f"{file}:{line_of(raw, ('texts', 'text_column')) or at}: "
         say(f"{problem.level}: {where}{problem.message}")
-    errors = [p for p in problems if p.level == "error"]
-    if not errors:
-        errors += _check_annotator(config, file)
-    if errors:
+    if any(p.level == "error" for p in problems) or not _annotator_is_fine(config, file):
         raise typer.Exit(1)
     say(f"{file} is fine.")
 
 
-def _check_annotator(config: Config, file: Path) -> list[str]:
+def _annotator_is_fine(config: Config, file: Path) -> bool:
     from connectors.texts import load_texts
     from loop.ports import TextItem
 
     if config.annotator.kind != "recorded":
-        return []
+        return True
     rows = load_texts(**_texts_arguments(config))
     try:
         _annotator(config).check(
@@ -183,8 +180,8 @@ def _check_annotator(config: Config, file: Path) -> list[str]:
         )
     except LoopError as exc:
         say(f"error: {file}: {exc}")
-        return [str(exc)]
-    return []
+        return False
+    return True
 
 
 # the loop

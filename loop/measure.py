@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.adjudicate import latest_per_person
 from loop.ports import FloatArray, IntArray
-from loop.stability import measure, recovered_share
+from loop.stability import measure, paired_difference, recovered_share
 from loop.store import Annotation, Item, Round, Run
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 ONCE = ("llm_only", "all_gold")
 """Arms that are trained once and serve every round."""
+
+COMPARED = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
+"""Metrics that arms are compared by; the first two need no gold."""
 
 
 def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dict[str, Any]:
@@ -27,31 +32,34 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
     weighted by the inverse of its probability of being drawn. Stability needs no label at all.
     """
     runs = ctx.store.runs(ctx.name)
-    y, weight = _truth(ctx, evaluated)
+    truth = _truth(ctx, evaluated)
     labels = ctx.config.label_names
-    arms: dict[str, Any] = {}
-    for arm in ("loop", "llm_only", "random", "all_gold"):
-        predictions = _predictions(runs, round_, arm, len(evaluated))
-        if predictions is None:
-            continue
-        stability = measure(
-            predictions,
-            y,
-            len(labels),
-            weight=weight,
-            rng=np.random.default_rng([round_.seed, round_.number, 7]),
-        )
-        arms[arm] = stability.to_json()
+    k, seed = len(labels), (round_.seed, round_.number)
+    predictions = {
+        arm: found
+        for arm in ("loop", "llm_only", "random", "all_gold")
+        if (found := _predictions(runs, round_, arm, len(evaluated))) is not None
+    }
+    arms = {arm: _measured(found, truth, k, seed) for arm, found in predictions.items()}
+    gaps = {}
+    if {"loop", "llm_only", "all_gold"} <= set(predictions):
+        gaps = _differences(predictions["llm_only"], predictions["all_gold"], truth, k, seed)
     reviews = ctx.store.reviews(ctx.name)
     return {
         "arms": arms,
-        "recovered": _recovered(arms),
+        "compared": {
+            arm: _differences(found, predictions["loop"], truth, k, seed)
+            for arm, found in predictions.items()
+            if arm != "loop"
+        },
+        "recovered": _recovered(arms, gaps),
         "bought": len(reviews),
         "pool": len(ctx.store.items(ctx.name, "pool")),
         "gold": len(ctx.store.gold(ctx.name)),
         "answers": len(ctx.store.annotations(ctx.name)),
         "evaluated": len(evaluated),
-        "accuracy_from": "test" if weight is None else "audit",
+        "per_class_n": np.bincount(truth.y[truth.y >= 0], minlength=k).tolist(),
+        "accuracy_from": truth.source,
         "pushed_wrong": _pushed_wrong(ctx, round_),
         "people_alpha": people_alpha(ctx.store.annotations(ctx.name), labels),
     }
@@ -70,39 +78,101 @@ def _predictions(runs: Sequence[Run], round_: Round, arm: str, n: int) -> IntArr
     return np.array([r.predictions for r in sorted(newest, key=lambda r: r.seed)], dtype=np.int64)
 
 
-def _truth(ctx: Context, evaluated: Sequence[Item]) -> tuple[IntArray | None, FloatArray | None]:
-    """(n,) true classes, -1 where unknown, and (n,) weights, None where all count the same."""
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the n evaluated items.
+
+    Attributes:
+        y: (n,) true classes, -1 where unknown.
+        stable: (n,) bool, items that stability is measured on: the test items.
+        weight: (n,) > 0, inverse probability of being drawn, for accuracy.
+        source: ``test``, ``audit``, or None where nothing says what is right.
+    """
+
+    y: IntArray
+    stable: NDArray[np.bool_]
+    weight: FloatArray
+    source: str | None
+
+
+def _truth(ctx: Context, evaluated: Sequence[Item]) -> Truth:
     index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    stable = np.array([i.split == "test" for i in evaluated])
+    ones = np.ones(len(evaluated))
     known = np.array(
         [index[i.known_label] if i.known_label and i.split == "test" else -1 for i in evaluated],
         dtype=np.int64,
     )
     if (known >= 0).any():
-        return known, None
+        return Truth(known, stable, ones, "test")
     gold = ctx.store.gold(ctx.name)
     audits = {r.item_id: r for r in ctx.store.reviews(ctx.name) if r.reason == "audit"}
     judged = np.array(
         [index[gold[i.id].label] if i.id in gold and i.id in audits else -1 for i in evaluated],
         dtype=np.int64,
     )
-    if not (judged >= 0).any():
-        return None, None
-    weight = np.array([1.0 / audits[i.id].audit_prob if i.id in audits else 0.0 for i in evaluated])
-    return judged, weight
+    weight = np.array([1.0 / audits[i.id].audit_prob if i.id in audits else 1.0 for i in evaluated])
+    return Truth(judged, stable, weight, "audit" if (judged >= 0).any() else None)
 
 
-def _recovered(arms: dict[str, Any]) -> dict[str, Any]:
-    """Share of the gap between LLM labels and gold labels that the loop closed, per metric."""
-    if not {"loop", "llm_only", "all_gold"} <= set(arms):
-        return {}
-    shares: dict[str, Any] = {}
-    for key in ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy"):
-        loop, llm, gold = (arms[arm].get(key) for arm in ("loop", "llm_only", "all_gold"))
-        if not (loop and llm and gold) or None in (loop["value"], llm["value"], gold["value"]):
+STABLE = ("items", "seeds", "alpha_k", "p_uc", "churn", "alpha_per_class")
+"""Fields of a measurement that need no gold."""
+
+
+def _measured(predictions: IntArray, truth: Truth, k: int, seed: Sequence[int]) -> dict[str, Any]:
+    """Stability on the test items, accuracy on the items whose class is known."""
+
+    def on(rows: NDArray[np.bool_], y: IntArray | None) -> dict[str, Any]:
+        rng = np.random.default_rng([*seed, 7])
+        weight = None if y is None else truth.weight[rows]
+        return measure(predictions[:, rows], y, k, weight=weight, rng=rng).to_json()
+
+    known = truth.y >= 0
+    if truth.source is None:
+        return on(truth.stable, None)
+    right = on(known, truth.y[known])
+    stable = right if (known == truth.stable).all() else on(truth.stable, None)
+    return right | {key: stable[key] for key in STABLE}
+
+
+def _differences(
+    a: IntArray, b: IntArray, truth: Truth, k: int, seed: Sequence[int]
+) -> dict[str, dict[str, float | None]]:
+    """By metric, b minus a: paired over items, with 95 % intervals."""
+    found = {}
+    known = truth.y >= 0
+    for key in COMPARED if truth.source else COMPARED[:2]:
+        rows = truth.stable if key in STABLE else known
+        d = paired_difference(
+            a[:, rows],
+            b[:, rows],
+            truth.y[rows],
+            key,
+            k=k,
+            weight=truth.weight[rows],
+            rng=np.random.default_rng([*seed, 8]),
+        )
+        numbers = {"value": d.value, "low": d.low, "high": d.high}
+        found[key] = {name: x if np.isfinite(x) else None for name, x in numbers.items()}
+    return found
+
+
+def _recovered(
+    arms: dict[str, Any], gaps: dict[str, dict[str, float | None]]
+) -> dict[str, dict[str, float | None]]:
+    """Share of the gap between LLM labels and gold labels that the loop closed, per metric.
+
+    A gap counts as noise while its paired interval reaches zero's side: noise is half its width.
+    """
+    shares: dict[str, dict[str, float | None]] = {}
+    for key, gap in gaps.items():
+        loop, llm, gold = (arms[arm][key]["value"] for arm in ("loop", "llm_only", "all_gold"))
+        low, high = gap["low"], gap["high"]
+        if None in (loop, llm, gold) or low is None or high is None:
             continue
-        noise = max((m["high"] - m["low"]) / 2 for m in (llm, gold))
-        share = recovered_share(loop["value"], llm["value"], gold["value"], noise=noise)
-        shares[key] = {"share": share, "gap": gold["value"] - llm["value"], "noise": noise}
+        noise = (high - low) / 2
+        share, size = recovered_share(loop, llm, gold, noise=noise)
+        shares[key] = {"share": share, "gap": size, "noise": noise}
     return shares
 
 

@@ -60,7 +60,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         seeds=config.student.seeds,
         simulated=config.raters.kind != "people",
         evaluated=last.metrics["evaluated"] if last else None,
-        accuracy_from=_accuracy_from(last),
+        accuracy_from=last.metrics["accuracy_from"] if last else None,
         people=people,
         budget=tuple(budget),
         notes=_notes(config, store, last),
@@ -80,12 +80,6 @@ def write_outputs(config: Config, store: Store) -> Path:
     path = config.out / "report.html"
     write_report(view, path)
     return path
-
-
-def _accuracy_from(last: Round | None) -> Any:
-    if last is None or last.metrics["arms"].get("loop", {}).get("accuracy", {}) is None:
-        return None
-    return last.metrics["accuracy_from"]
 
 
 def _notes(config: Config, store: Store, last: Round | None) -> tuple[str, ...]:
@@ -117,6 +111,7 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
     metrics = round_.metrics
     found = metrics["arms"].get(arm, {})
     own = arm == "loop"
+    k = len(config.label_names)
     bought = {"llm_only": 0, "all_gold": metrics.get("pool", 0)}.get(arm, metrics["bought"])
     return ReportRow(
         arm=arm,
@@ -126,11 +121,17 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         per_class=tuple(
             ClassRow(
                 label=label,
-                recall=_metric(values.get("recall")),
-                alpha=_metric(values.get("alpha")),
-                n=values.get("n"),
+                recall=_metric(recall),
+                alpha=_metric(alpha),
+                n=n,
             )
-            for label, values in zip(config.label_names, found.get("per_class", ()), strict=False)
+            for label, recall, alpha, n in zip(
+                config.label_names,
+                found.get("recall") or [None] * k,
+                found.get("alpha_per_class") or [None] * k,
+                metrics["per_class_n"],
+                strict=True,
+            )
         ),
         pushed_wrong={
             reason: Share(share["share"], share["n"])

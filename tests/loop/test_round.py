@@ -27,6 +27,14 @@ LABELS = ("bad", "good")
 WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_plots():
+    """Plots cost a second a round and have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loop.report._plot", lambda *_: "")
+        yield
+
+
 def texts(n=120, wrong=0.3):
     rng = np.random.default_rng(0)
     rows = []
