@@ -242,6 +242,25 @@ class _Prefix:
     names: _Names
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """b prompts after their last token.
+
+    Attributes:
+        log_probs: (b, vocabulary) float32, of the next token.
+        mask: (b, length) 1 where a token was computed, 0 where there is padding.
+        last_position: (b, 1) position of each prompt's last token.
+        kv: keys and values of all of ``length``.
+        shared: tokens taken from the prefix.
+    """
+
+    log_probs: Any
+    mask: Any
+    last_position: Any
+    kv: Any
+    shared: int
+
+
 class _Scorer:
     """A loaded model and its tokenizer."""
 
@@ -334,22 +353,18 @@ class _Scorer:
         """Compares with the plain computation, once: some architectures keep other states."""
         import torch
 
-        shared, _ = self.score(prompts, prefix)
+        asked = self._ask(prompts, prefix)
         for row, prompt in enumerate(prompts):
             with torch.inference_mode():
                 ids = torch.tensor([prompt], device=self._device)
                 plain = self._model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-            first = [name[0] for name in prefix.names.ids]
-            direct = plain[0, -1].float().log_softmax(dim=-1)[first].exp().double().cpu().numpy()
-            if prefix.names.whole:  # a whole name is at most as probable as its first token
-                wrong = bool((np.exp(shared[row]) > direct + PREFIX_TOLERANCE).any())
-            else:
-                wrong = float(np.abs(np.exp(shared[row]) - direct).sum()) > 2 * PREFIX_TOLERANCE
-            if wrong:
+            direct = plain[0, -1].float().softmax(dim=-1)
+            differ = float((asked.log_probs[row].exp() - direct).abs().sum() / 2)
+            if differ > PREFIX_TOLERANCE:
                 raise AnnotatorError(
-                    "This model's answers change when the common beginning of its prompts is"
-                    f" computed only once ({np.exp(shared[row])} instead of {direct}); it cannot"
-                    f" be used here. {EMBEDDED!r} can."
+                    "This model answers otherwise when the common beginning of its prompts is"
+                    f" computed only once (total variation {differ:.2f}); name another model,"
+                    f" such as {EMBEDDED!r}."
                 )
 
     def _names(self, variant: PromptVariant) -> _Names:
@@ -396,9 +411,23 @@ class _Scorer:
         """
         import torch
 
+        asked = self._ask(prompts, prefix)
+        names = prefix.names
+        if names.whole:
+            log_mass = self._whole_names(asked, names)
+        else:
+            log_mass = asked.log_probs[:, [name[0] for name in names.ids]].double()
+        finite = torch.isfinite(asked.log_probs.logsumexp(dim=-1)) & ~log_mass.isnan().any(dim=-1)
+        log_mass = torch.where(finite[:, None], log_mass, math.nan)
+        extra = sum(map(len, names.ids)) if names.whole else 0
+        return log_mass.cpu().numpy(), [len(prompt) - asked.shared + extra for prompt in prompts]
+
+    def _ask(self, prompts: Sequence[list[int]], prefix: _Prefix) -> _Asked:
+        """One pass over what the prompts do not share with the prefix."""
+        import torch
+
         b = len(prompts)
-        shared = min(_common(prompt, prefix.tokens) for prompt in prompts)
-        shared = min(shared, *(len(prompt) - 1 for prompt in prompts))
+        shared = min(min(_common(prompt, prefix.tokens), len(prompt) - 1) for prompt in prompts)
         width = max(map(len, prompts)) - shared
         # Padding stands between prefix and item: the last column is every prompt's last token.
         ids = torch.full((b, width), self._pad, dtype=torch.long)
@@ -412,38 +441,28 @@ class _Scorer:
             positions[row, width - own :] = torch.arange(shared, shared + own)
         kv = copy.deepcopy(prefix.kv)
         if shared < len(prefix.tokens):
-            kv.crop(shared)
+            kv.crop(shared - len(prefix.tokens))  # negative: how many tokens to take away
         kv.batch_repeat_interleave(b)
-        with torch.inference_mode():
-            first = self._log_probs(ids, mask, positions, kv, keep=1)[:, 0]
-            if prefix.names.whole:
-                log_mass = self._whole_names(first, mask, positions[:, -1:], kv, prefix.names)
-            else:
-                log_mass = first[:, [name[0] for name in prefix.names.ids]]
-        finite = torch.isfinite(first.logsumexp(dim=-1)) & ~torch.isnan(log_mass).any(dim=-1)
-        log_mass = torch.where(finite[:, None], log_mass.double(), math.nan)
-        extra = sum(map(len, prefix.names.ids)) if prefix.names.whole else 0
-        return log_mass.cpu().numpy(), [len(prompt) - shared + extra for prompt in prompts]
+        log_probs = self._log_probs(ids, mask, positions, kv, keep=1)[:, 0]
+        return _Asked(log_probs, mask, positions[:, -1:], kv, shared)
 
-    def _whole_names(
-        self, first: Any, mask: Any, last_position: Any, kv: Any, names: _Names
-    ) -> Any:
+    def _whole_names(self, asked: _Asked, names: _Names) -> Any:
         """(b, k) log P(name and end of line | prompt), one short pass per name."""
         import torch
 
-        b, computed = mask.shape
+        b = len(asked.mask)
         columns = []
         for name in names.ids:
             length = len(name)
             log_probs = self._log_probs(
                 torch.tensor(name).expand(b, length),
-                torch.cat([mask, torch.ones((b, length), dtype=torch.long)], dim=1),
-                last_position + 1 + torch.arange(length),
-                kv,
+                torch.cat([asked.mask, torch.ones((b, length), dtype=torch.long)], dim=1),
+                asked.last_position + 1 + torch.arange(length),
+                asked.kv,
                 keep=length,
             )
-            kv.crop(computed)  # back to the prompt, for the next name
-            total = first[:, name[0]].double()
+            asked.kv.crop(-length)  # back to the prompt, for the next name
+            total = asked.log_probs[:, name[0]].double()
             for step, token in enumerate(name[1:]):
                 total = total + log_probs[:, step, token].double()
             end = log_probs[:, -1].index_select(-1, self._ends).double().logsumexp(dim=-1)
@@ -452,14 +471,17 @@ class _Scorer:
 
     def _log_probs(self, ids: Any, mask: Any, positions: Any, kv: Any, *, keep: int) -> Any:
         """(b, keep, vocabulary) float32 log-probabilities after the last ``keep`` tokens."""
-        logits = self._model(
-            input_ids=ids.to(self._device),
-            attention_mask=mask.to(self._device),
-            position_ids=positions.to(self._device),
-            past_key_values=kv,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
+                position_ids=positions.to(self._device),
+                past_key_values=kv,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
         return logits[:, -keep:].float().log_softmax(dim=-1)
 
 
