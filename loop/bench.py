@@ -1,0 +1,883 @@
+"""Strategies side by side at exactly equal gold budget, on data whose gold labels are known.
+
+Every strategy replays a campaign: it sees what a campaign would see, buys labels in rounds, and
+its student is trained on what comes out and judged on held-out test texts. Two references stand
+beside them, a student of the LLM's labels and a student of gold labels.
+
+A repetition is a fresh subsample of the pool with fresh seeds; all strategies of a repetition get
+the same ones, so that their differences are paired. Intervals are over repetitions, for fixed test
+texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.config import suggestion
+from loop.errors import DataError
+from loop.ports import Progress, SeedResult, Student, TrainingSet, no_progress
+
+if TYPE_CHECKING:
+    from strategies.pool import Pool
+    from strategies.repair import Mode
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+METRICS = ("macro_f1", "reliable_accuracy", "accuracy", "alpha_k", "p_uc", "churn")
+SPENT = ("label_accuracy", "pushed_wrong", "errors_caught")
+REFERENCES = ("llm_only", "all_gold")
+OOF_SEEDS = 2  # students that judge the pool; the final student has its own number of seeds
+
+
+@dataclass(frozen=True)
+class BenchData:
+    """One data set: a pool with LLM labels and hidden gold, and held-out test texts.
+
+    Attributes:
+        probs: (n, m, k) class probabilities of the LLM; a plain label is a one-hot row.
+        y_llm: (n,) the LLM's label.
+        gold: (n,) the true class, which strategies see only where they buy it.
+        embeddings: (n, d) float32.
+        texts: n texts, needed by a student that reads them.
+        role: 'development' where policies may be tuned on it, 'reporting' where not.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    probs: FloatArray
+    y_llm: IntArray
+    gold: IntArray
+    embeddings: NDArray[np.float32]
+    test_embeddings: NDArray[np.float32]
+    test_gold: IntArray
+    texts: Sequence[str] = ()
+    test_texts: Sequence[str] = ()
+    off_label_mass: FloatArray | None = None
+    class_prior: FloatArray | None = None
+    ordinal: bool = False
+    role: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses arrays that do not fit together."""
+        n = len(self.gold)
+        for name in ("probs", "y_llm", "embeddings"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(
+                    f"{name} must have {n} rows like gold, not {len(getattr(self, name))}"
+                )
+        if len(self.test_embeddings) != len(self.test_gold):
+            raise ValueError(
+                f"test_embeddings and test_gold must have equal length, not"
+                f" {len(self.test_embeddings)} and {len(self.test_gold)}"
+            )
+        if n < 10 or len(self.test_gold) < 2:
+            raise ValueError(f"{self.name} has {n} pool and {len(self.test_gold)} test texts only")
+        if self.gold.min() < 0 or self.gold.max() >= len(self.labels):
+            raise ValueError("gold must be known for every text of the pool")
+
+    @property
+    def k(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+    def subset(self, rows: IntArray) -> BenchData:
+        """The same test texts, and some rows of the pool."""
+        mass = self.off_label_mass
+        return replace(
+            self,
+            probs=self.probs[rows],
+            y_llm=self.y_llm[rows],
+            gold=self.gold[rows],
+            embeddings=self.embeddings[rows],
+            texts=[self.texts[i] for i in rows] if self.texts else (),
+            off_label_mass=None if mass is None else mass[rows],
+        )
+
+
+Ranker = Callable[["Pool", IntArray, int, np.random.Generator], IntArray]
+"""``(pool, candidates, n, rng) -> rows``: a peer's own way to choose n of the candidates."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """All that a strategy decides: what is suspect, who is asked, what becomes of the rest.
+
+    Attributes:
+        signals: fused by rank; those that the data cannot give are left out.
+        learn: what later rounds learn from the gold so far: 'weights' of the signals, or a
+            'predictor' of wrong labels.
+        audit_frac: share of every batch that is drawn at random, inside the budget.
+        repair: what becomes of the items that no human saw.
+        same_text: cosine from which two texts of a batch count as the same.
+        min_class_frac: share of the suspects that every predicted class gets at least.
+        ranker: instead of signals.
+        only_gold: trains on nothing but the gold that was bought.
+        needs: what the data must have, else the policy is skipped.
+    """
+
+    signals: tuple[str, ...] = ()
+    learn: Literal["no", "weights", "predictor"] = "no"
+    audit_frac: float = 0.0
+    repair: Mode = "keep"
+    same_text: float | None = None
+    min_class_frac: float = 0.0
+    ranker: Ranker | None = None
+    only_gold: bool = False
+    needs: frozenset[str] = frozenset()
+
+
+FUSED = (
+    "entropy_calibrated",
+    "knn_disagreement",
+    "student_disagreement",
+    "flip_rate",
+)
+DEFAULT = Policy(FUSED, learn="predictor", audit_frac=0.2, repair="soft")
+
+POLICIES: dict[str, Policy] = {
+    "goldloop": DEFAULT,
+    "goldloop-no-repair": replace(DEFAULT, repair="keep"),
+    "goldloop-no-audit": replace(DEFAULT, audit_frac=0.0),
+    "goldloop-no-learning": replace(DEFAULT, learn="no"),
+    "goldloop-weights": replace(DEFAULT, learn="weights"),
+    "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
+    "goldloop-spread": replace(DEFAULT, same_text=0.9),
+    "goldloop-raw-entropy": replace(DEFAULT, signals=("entropy", *FUSED[1:])),
+    "repair-only": Policy(("random",), repair=DEFAULT.repair),
+    "entropy-repair": Policy(("entropy",), repair=DEFAULT.repair),
+    "fusion": Policy(FUSED),
+    "random": Policy(("random",)),
+    "gold-only": Policy(("random",), only_gold=True),
+    "entropy": Policy(("entropy",)),
+    "entropy_calibrated": Policy(("entropy_calibrated",)),
+    "margin": Policy(("margin",)),
+    "knn_disagreement": Policy(("knn_disagreement",)),
+    "student_disagreement": Policy(("student_disagreement",)),
+    "seed_disagreement": Policy(("seed_disagreement",)),
+    "class_rarity": Policy(("class_rarity",)),
+    "learned_error": Policy(("learned_error",)),
+    # The paper's ensemble replaces the labels on which five prompts differ.
+    "prompt-flips": Policy(("flip_rate",), needs=frozenset({"votes"})),
+    "jensen_shannon": Policy(("jensen_shannon",), needs=frozenset({"votes"})),
+    "off_label_mass": Policy(("off_label_mass",), needs=frozenset({"off_label_mass"})),
+    "knn_label_std": Policy(("knn_label_std",), needs=frozenset({"ordinal"})),
+}
+"""Every strategy by name; ``bench_peers.peers()`` adds those of other packages."""
+
+
+class Learner(Protocol):
+    """The student of the benchmark."""
+
+    @property
+    def revision(self) -> str:
+        """What it is, for the record."""
+        ...
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """(s, number of test texts) classes, from training on the pool's rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenStudent:
+    """Softmax heads on cached embeddings, all seeds in one matrix product.
+
+    Seeds differ by a smooth bootstrap of the training rows and by where the head starts. It ranks
+    label sets by accuracy as a fine-tuned encoder does, but its agreement between seeds depends on
+    the head's design: never compare a frozen alpha with that of another student.
+
+    Attributes:
+        penalty: of the squared weights, relative to the mean loss.
+    """
+
+    penalty: float = 0.03
+    steps: int = 60
+
+    @property
+    def revision(self) -> str:
+        """Name and settings."""
+        return f"frozen(penalty={self.penalty:g}, steps={self.steps})"
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        x, test = _standardised(data.embeddings, data.test_embeddings)
+        rows = np.flatnonzero(weight > 0)
+        if not len(rows):
+            raise ValueError("no training row has a positive weight")
+        drawn = [np.random.default_rng([11, seed]) for seed in seeds]
+        # Drawn for the whole pool, so that a row's weight is the same in every label set.
+        boot = np.stack([rng.gamma(1.0, size=len(x))[rows] for rng in drawn])
+        start = np.stack([rng.normal(0.0, 0.02, (x.shape[1], data.k)) for rng in drawn])
+        heads = fit_heads(
+            x[rows], y[rows], boot * weight[rows], start, penalty=self.penalty, steps=self.steps
+        )
+        return np.asarray(np.stack([(test @ h).argmax(axis=1) for h in heads]), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class EncoderLearner:
+    """Fine-tunes an encoder through the ``Student`` port."""
+
+    student: Student
+
+    @property
+    def revision(self) -> str:
+        """The encoder's."""
+        return self.student.revision
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        if not data.texts or not data.test_texts:
+            raise DataError(f"{data.name} has no texts, and the student {self.revision} reads them")
+        found: dict[int, SeedResult] = {}
+
+        def keep(result: SeedResult) -> None:
+            found[result.seed] = result
+
+        train = TrainingSet(data.texts, y, weight)
+        self.student.fit(train, data.test_texts, data.labels, seeds, keep={}, on_seed=keep)
+        return np.stack([found[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
+
+
+def fit_heads(
+    x: NDArray[np.float32],
+    y: FloatArray,
+    weight: FloatArray,
+    start: FloatArray,
+    *,
+    penalty: float,
+    steps: int,
+) -> NDArray[np.float32]:
+    """Softmax heads of s seeds at once, by accelerated descent under one bound of the curvature.
+
+    Args:
+        x: (n, d), the last column constant.
+        y: (n, k) soft labels.
+        weight: (s, n) >= 0.
+        start: (s, d, k) weights to start from.
+
+    Returns:
+        (s, d, k) weights.
+    Source: Boehning 1992 (bound on the softmax curvature); Nesterov 1983.
+    """
+    s, n = weight.shape
+    d, k = x.shape[1], y.shape[1]
+    share = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    ridge = np.full(d, penalty, dtype=np.float32)
+    ridge[-1] = 1e-4
+    # One bound for all seeds: every seed's weights lie below the largest of each row.
+    bound = 0.5 * (x.T @ (x * share.max(axis=0)[:, None])) + np.diag(ridge)
+    step = np.linalg.inv(bound.astype(np.float64)).astype(np.float32)
+    heads = start.astype(np.float32)
+    ahead, momentum = heads, 1.0
+    labels = np.broadcast_to(y.astype(np.float32)[:, None, :], (n, s, k))
+    for _ in range(steps):
+        flat = np.ascontiguousarray(ahead.transpose(1, 0, 2)).reshape(d, s * k)
+        logits = (x @ flat).reshape(n, s, k)
+        shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
+        error = shifted / shifted.sum(axis=2, keepdims=True) - labels
+        error *= share.T[:, :, None]
+        gradient = (x.T @ error.reshape(n, s * k)).reshape(d, s, k).transpose(1, 0, 2)
+        gradient = gradient + ridge[None, :, None] * ahead
+        following = ahead - step @ gradient
+        grown = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+        ahead = following + np.float32((momentum - 1.0) / grown) * (following - heads)
+        heads, momentum = following, grown
+    return heads
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What a policy did with its budget.
+
+    Attributes:
+        rows: gold labels bought, in the order of buying.
+        y: (n, k) training labels.
+        weight: (n,) training weights.
+    """
+
+    rows: IntArray
+    y: FloatArray
+    weight: FloatArray
+
+
+@dataclass
+class _Shared:
+    """What the first round of every policy has in common, computed once a repetition."""
+
+    p_student: FloatArray | None = None
+    signals: dict[str, FloatArray] = field(default_factory=dict)
+
+
+def replay(
+    data: BenchData,
+    policy: Policy,
+    budget: int,
+    *,
+    rounds: int,
+    seed: Sequence[int],
+    shared: _Shared | None = None,
+) -> Bought:
+    """Plays one campaign, with the hidden gold as the people's answers.
+
+    Args:
+        data: the pool; ``data.gold`` is read only for rows that were chosen.
+        budget: gold labels to buy, all of them.
+        rounds: the budget is spread over these as evenly as it can be.
+        seed: of everything random in it.
+
+    Returns:
+        Exactly ``budget`` distinct rows, and what the student learns from.
+    """
+    from strategies.repair import repair
+
+    n = len(data.gold)
+    if not 0 < budget <= n:
+        raise ValueError(f"budget must be in 1..{n}, not {budget}")
+    shared = shared or _Shared()
+    gold = np.full(n, -1, dtype=np.int64)
+    pi = np.ones(n)
+    seen: list[tuple[dict[str, FloatArray], IntArray]] = []
+    order: list[IntArray] = []
+    rounds = min(rounds, budget)
+    for number in range(rounds):
+        size = budget * (number + 1) // rounds - budget * number // rounds
+        rng = np.random.default_rng([*seed, number])
+        pool = _pool(data, gold, pi, policy, shared, rng)
+        candidates = np.flatnonzero(gold < 0)
+        rows, chance, signals = _choose(data, pool, policy, candidates, size, seen, shared, rng)
+        seen.append(({name: values[rows] for name, values in signals.items()}, rows))
+        gold[rows], pi[rows] = data.gold[rows], chance
+        order.append(rows)
+    rng = np.random.default_rng([*seed, rounds])
+    kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
+    if policy.only_gold:
+        y, weight = kept, (gold >= 0).astype(np.float64)
+    elif policy.repair == "keep":
+        y, weight = kept, np.ones(n)
+    else:
+        pool = _pool(data, gold, pi, replace(policy, signals=("learned_error",)), shared, rng)
+        mended = repair(pool, policy.repair, rng=rng)
+        y, weight = mended.y, mended.weight
+    return Bought(np.concatenate(order), y, weight)
+
+
+def _pool(
+    data: BenchData,
+    gold: IntArray,
+    pi: FloatArray,
+    policy: Policy,
+    shared: _Shared,
+    rng: np.random.Generator,
+) -> Pool:
+    """The pool as a round sees it: gold only where it was bought."""
+    from strategies import NEEDS
+    from strategies.pool import Pool
+    from strategies.students import out_of_fold_probs
+
+    wanted = policy.ranker is not None or policy.learn == "predictor"
+    wanted = wanted or any("p_student" in NEEDS[name] for name in policy.signals)
+    p_student = None
+    if wanted:
+        fresh = not (gold >= 0).any()
+        p_student = shared.p_student if fresh else None
+        if p_student is None:
+            p_student = out_of_fold_probs(
+                data.embeddings,
+                np.where(gold >= 0, gold, data.y_llm),
+                np.ones(len(gold)),
+                data.k,
+                seeds=OOF_SEEDS,
+                rng=rng if not fresh else np.random.default_rng(len(gold)),
+            )
+        if fresh:
+            shared.p_student = p_student
+    return Pool(
+        probs=data.probs,
+        y_llm=data.y_llm,
+        gold=gold.copy(),
+        embeddings=data.embeddings,
+        p_student=p_student,
+        off_label_mass=data.off_label_mass,
+        class_prior=data.class_prior,
+        ordinal=data.ordinal,
+        inclusion_prob=pi.copy() if (gold >= 0).any() else None,
+    )
+
+
+def _choose(
+    data: BenchData,
+    pool: Pool,
+    policy: Policy,
+    candidates: IntArray,
+    size: int,
+    seen: Sequence[tuple[dict[str, FloatArray], IntArray]],
+    shared: _Shared,
+    rng: np.random.Generator,
+) -> tuple[IntArray, FloatArray, dict[str, FloatArray]]:
+    """Rows to buy, the probability that each had, and the signals of all items."""
+    from strategies import STRATEGIES
+    from strategies.fuse import fuse_ranks, learn_weights
+    from strategies.select import select_batch
+
+    if policy.ranker is not None:
+        rows = np.asarray(policy.ranker(pool, candidates, size, rng), dtype=np.int64)
+        if len(np.unique(rows)) != size or not np.isin(rows, candidates).all():
+            raise ValueError(f"a ranker must return {size} distinct candidates, not {rows}")
+        return rows, np.ones(size), {}
+    first = not (pool.gold >= 0).any()
+    signals: dict[str, FloatArray] = {}
+    for name in usable(policy.signals, data):
+        if first and name in shared.signals:
+            signals[name] = shared.signals[name]
+            continue
+        signals[name] = STRATEGIES[name](pool, rng)
+        if first and name != "random":
+            shared.signals[name] = signals[name]
+    weights = None
+    if seen and policy.learn == "weights":
+        bought = np.concatenate([rows for _, rows in seen])
+        past = {name: np.concatenate([held[name] for held, _ in seen]) for name in signals}
+        wrong = pool.gold[bought] != pool.y_llm[bought]
+        chance = None if pool.inclusion_prob is None else pool.inclusion_prob[bought]
+        weights = learn_weights(past, wrong, chance)
+    if seen and policy.learn == "predictor":
+        suspicion = STRATEGIES["learned_error"](pool, rng)
+    else:
+        suspicion = fuse_ranks(signals, weights)
+    batch = select_batch(
+        suspicion,
+        candidates,
+        size,
+        audit_frac=policy.audit_frac,
+        rng=rng,
+        y_llm=pool.y_llm,
+        min_class_frac=policy.min_class_frac,
+        embeddings=pool.embeddings,
+        same_text=policy.same_text,
+    )
+    return batch.rows, batch.inclusion_prob, signals
+
+
+def usable(signals: Iterable[str], data: BenchData) -> tuple[str, ...]:
+    """Those of the signals that the data can give; 'random' if it can give none."""
+    from strategies import NEEDS
+
+    has = _has(data)
+    return tuple(name for name in signals if NEEDS[name] <= has) or ("random",)
+
+
+def _has(data: BenchData) -> frozenset[str]:
+    has = {"embeddings", "p_student"}
+    has |= {"votes"} if data.probs.shape[1] > 1 else set()
+    has |= {"ordinal"} if data.ordinal else set()
+    mass = data.off_label_mass
+    if mass is not None and np.isfinite(mass).any(axis=1).all():
+        has |= {"off_label_mass"}
+    return frozenset(has)
+
+
+# the whole benchmark
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What a run of the benchmark found.
+
+    Attributes:
+        records: one per data set, strategy, budget and repetition; references have budget 0.
+        summary: one per data set, strategy and budget: mean, spread and interval of each metric,
+            and the recovered share with its denominator.
+        comparisons: paired differences of the first strategy to each other one.
+        settings: of the run.
+    """
+
+    records: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    comparisons: list[dict[str, Any]]
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, lists and None."""
+        return {
+            "settings": self.settings,
+            "summary": self.summary,
+            "comparisons": self.comparisons,
+            "records": self.records,
+        }
+
+
+def run_bench(
+    sets: Iterable[BenchData],
+    strategies: Sequence[str],
+    *,
+    budgets: Sequence[float] = (0.05, 0.1, 0.25),
+    rounds: int = 3,
+    learner: Learner | Student | None = None,
+    seeds: int = 5,
+    repetitions: int = 5,
+    pool_frac: float = 0.8,
+    dims: int | None = 128,
+    seed: int = 0,
+    policies: Mapping[str, Policy] | None = None,
+    progress: Progress = no_progress,
+) -> BenchResult:
+    """Replays every strategy at every budget on fresh pool samples.
+
+    Args:
+        sets: the data sets.
+        strategies: names in ``policies``; the first is compared with each of the others. Those
+            that need what a data set lacks are left out there.
+        budgets: shares of the pool sample that are bought.
+        rounds: rounds that the budget is spread over.
+        learner: the student that is judged; None is ``FrozenStudent()``.
+        seeds: students per label set, at least 2.
+        repetitions: pool samples, at least 2 for intervals.
+        pool_frac: share of the pool in each sample, drawn without replacement.
+        dims: embeddings are reduced to so many principal components; None leaves them.
+        seed: of the whole run.
+        policies: None is ``POLICIES``.
+        progress: told of finished label sets.
+
+    Raises:
+        DataError: unknown strategies, or settings that make no sense.
+    """
+    known = POLICIES if policies is None else policies
+    _check_settings(strategies, known, budgets, rounds, seeds, repetitions, pool_frac)
+    learner = as_learner(learner)
+    records: list[dict[str, Any]] = []
+    noise: dict[tuple[str, str], list[float]] = {}
+    for data in sets:
+        for repetition in range(repetitions):
+            sample = _sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
+            found, reference_noise = _repetition(
+                sample, strategies, known, budgets, rounds, learner, seeds,
+                repetition=repetition, seed=seed, progress=progress,
+            )  # fmt: skip
+            records += found
+            for metric, value in reference_noise.items():
+                noise.setdefault((data.name, metric), []).append(value)
+    settings = {
+        "strategies": list(strategies),
+        "budgets": list(budgets),
+        "rounds": rounds,
+        "student": learner.revision,
+        "seeds": seeds,
+        "repetitions": repetitions,
+        "pool_frac": pool_frac,
+        "dims": dims,
+        "seed": seed,
+        "intervals": "95 % t intervals over repetitions, for fixed test texts",
+    }
+    return BenchResult(
+        records,
+        summarise(records, {key: float(np.mean(v)) for key, v in noise.items()}),
+        compare(records, strategies[0], [s for s in strategies if s != strategies[0]]),
+        settings,
+    )
+
+
+def as_learner(student: Learner | Student | None) -> Learner:
+    """The benchmark's student: heads on embeddings, or an encoder behind the ``Student`` port."""
+    if student is None:
+        return FrozenStudent()
+    if hasattr(student, "predict"):
+        return student
+    return EncoderLearner(student)
+
+
+def _check_settings(
+    strategies: Sequence[str],
+    known: Mapping[str, Policy],
+    budgets: Sequence[float],
+    rounds: int,
+    seeds: int,
+    repetitions: int,
+    pool_frac: float,
+) -> None:
+    if not strategies:
+        raise DataError("name at least one strategy")
+    for name in strategies:
+        if name not in known:
+            raise DataError(
+                f"Unknown strategy {name!r}.{suggestion(name, known)}"
+                f" Available: {', '.join(known)}."
+            )
+    if len(set(strategies)) < len(strategies):
+        raise DataError("a strategy is named twice")
+    if not budgets or not all(0 < b <= 1 for b in budgets):
+        raise DataError(f"budgets must be shares in (0, 1], not {list(budgets)}")
+    if rounds < 1 or seeds < 2 or repetitions < 1:
+        raise DataError(
+            f"rounds and repetitions must be >= 1 and seeds >= 2, not {rounds}, {repetitions},"
+            f" {seeds}"
+        )
+    if not 0 < pool_frac <= 1:
+        raise DataError(f"the share of the pool must be in (0, 1], not {pool_frac}")
+
+
+def _sample(
+    data: BenchData, repetition: int, *, pool_frac: float, dims: int | None, seed: int
+) -> BenchData:
+    """The pool sample of one repetition, its embeddings reduced."""
+    rng = np.random.default_rng([seed, repetition, zlib.crc32(data.name.encode())])
+    n = len(data.gold)
+    rows = np.sort(rng.choice(n, max(2, round(pool_frac * n)), replace=False))
+    sample = data.subset(rows)
+    if dims is None or dims >= min(data.embeddings.shape):
+        return sample
+    mean = sample.embeddings.mean(axis=0)
+    _, _, axes = np.linalg.svd(sample.embeddings - mean, full_matrices=False)
+    turn = axes[:dims].T
+    return replace(
+        sample,
+        embeddings=np.ascontiguousarray((sample.embeddings - mean) @ turn, dtype=np.float32),
+        test_embeddings=np.ascontiguousarray((data.test_embeddings - mean) @ turn, np.float32),
+    )
+
+
+def _repetition(
+    sample: BenchData,
+    strategies: Sequence[str],
+    known: Mapping[str, Policy],
+    budgets: Sequence[float],
+    rounds: int,
+    learner: Learner,
+    seeds: int,
+    *,
+    repetition: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Every record of one pool sample, and how uncertain the references' gap is."""
+    n = len(sample.gold)
+    student_seeds = [1000 * repetition + s for s in range(seeds)]
+    wrong = sample.y_llm != sample.gold
+    base = {"data": sample.name, "role": sample.role, "repetition": repetition, "pool": n}
+    records = []
+    predictions: dict[str, IntArray] = {}
+    for name, y in zip(REFERENCES, (sample.y_llm, sample.gold), strict=True):
+        began = time.monotonic()
+        labels = np.eye(sample.k)[y]
+        predictions[name] = learner.predict(sample, labels, np.ones(n), student_seeds)
+        spent = {
+            "bought": 0 if name == "llm_only" else n,
+            "label_accuracy": float((y == sample.gold).mean()),
+            "pushed_wrong": None,
+            "errors_caught": None,
+        }
+        records.append(
+            {**base, "strategy": name, "budget": 0.0, **spent}
+            | _measured(predictions[name], sample, time.monotonic() - began)
+        )
+        progress(1)
+    shared = _Shared()
+    has = _has(sample)
+    for name in strategies:
+        policy = known[name]
+        if not policy.needs <= has:
+            continue
+        for place, budget in enumerate(budgets):
+            began = time.monotonic()
+            count = min(n, max(1, round(budget * n)))
+            origin = [seed, repetition, zlib.crc32(name.encode()), place]
+            bought = replay(sample, policy, count, rounds=rounds, seed=origin, shared=shared)
+            found = learner.predict(sample, bought.y, bought.weight, student_seeds)
+            caught = int(wrong[bought.rows].sum())
+            right = bought.y.argmax(axis=1) == sample.gold
+            spent = {
+                "bought": len(bought.rows),
+                "label_accuracy": float(np.average(right, weights=bought.weight)),
+                "pushed_wrong": caught / len(bought.rows),
+                "errors_caught": caught / int(wrong.sum()) if wrong.any() else None,
+            }
+            records.append(
+                {**base, "strategy": name, "budget": budget, **spent}
+                | _measured(found, sample, time.monotonic() - began)
+            )
+            progress(1)
+    return records, _gap_noise(predictions, sample)
+
+
+def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any]:
+    from loop.stability import measure
+
+    found = measure(preds, data.test_gold, data.k, bootstrap=0, rng=np.random.default_rng(0))
+    values = {}
+    for name in METRICS:
+        metric = getattr(found, name)
+        value = math.nan if metric is None else metric.value
+        values[name] = None if math.isnan(value) else float(value)
+    per_class = {
+        name: [None if math.isnan(m.value) else float(m.value) for m in getattr(found, name) or ()]
+        for name in ("recall", "f1", "alpha_per_class")
+    }
+    return {**values, "per_class": per_class, "seconds": round(seconds, 3)}
+
+
+def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str, float]:
+    """Half the width of the 95 % interval over test texts of the gap between the references."""
+    from loop.stability import paired_difference
+
+    noise = {}
+    for metric in METRICS:
+        gap = paired_difference(
+            predictions["llm_only"], predictions["all_gold"], data.test_gold, metric,
+            k=data.k, bootstrap=200, rng=np.random.default_rng(1),
+        )  # fmt: skip
+        noise[metric] = (gap.high - gap.low) / 2
+    return noise
+
+
+def summarise(
+    records: Sequence[Mapping[str, Any]], noise: Mapping[tuple[str, str], float]
+) -> list[dict[str, Any]]:
+    """Mean, spread, interval and recovered share per data set, strategy and budget.
+
+    Args:
+        records: of ``run_bench``.
+        noise: (data set, metric) -> size below which the gap of the references means nothing.
+
+    Returns:
+        One entry per group; the recovered share is None where the gap is within the noise, its
+        denominator is there in any case.
+    """
+    from loop.stability import recovered_share
+
+    groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = (record["data"], record["strategy"], record["budget"])
+        groups.setdefault(key, []).append(record)
+    out = []
+    for (data, strategy, budget), held in groups.items():
+        entry: dict[str, Any] = {
+            "data": data,
+            "role": held[0]["role"],
+            "strategy": strategy,
+            "budget": budget,
+            "bought": float(np.mean([r["bought"] for r in held])),
+            "seconds": float(np.mean([r["seconds"] for r in held])),
+        }
+        for metric in (*METRICS, *SPENT):
+            entry[metric] = _spread([r[metric] for r in held])
+        recovered = {}
+        for metric in METRICS:
+            llm, gold = (
+                _mean([r[metric] for r in groups[data, reference, 0.0]]) for reference in REFERENCES
+            )
+            value = entry[metric]["mean"]
+            if strategy in REFERENCES or None in (llm, gold, value):
+                continue
+            over = _spread(
+                [
+                    None if None in (a[metric], b[metric]) else b[metric] - a[metric]
+                    for a, b in zip(*(groups[data, r, 0.0] for r in REFERENCES), strict=True)
+                ]
+            )
+            half = max(noise.get((data, metric), 0.0), (over["high"] - over["low"]) / 2)
+            share, gap = recovered_share(value, llm, gold, noise=half)
+            recovered[metric] = {"share": share, "gap": gap, "noise": half}
+        entry["recovered"] = recovered
+        out.append(entry)
+    return out
+
+
+def compare(
+    records: Sequence[Mapping[str, Any]], ours: str, rivals: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Paired differences, ours minus rival, per data set and budget, with a verdict each.
+
+    Returns:
+        One entry per data set, budget, rival and metric: mean difference, 95 % interval over
+        repetitions, and 'win', 'tie' or 'loss' (an interval that leaves zero out, with fewer than
+        two repetitions always a tie). For churn less is better.
+    """
+    values: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
+    for record in records:
+        key = (record["data"], record["budget"], record["strategy"])
+        values.setdefault(key, {})[record["repetition"]] = record
+    out = []
+    for (data, budget, strategy), mine in values.items():
+        if strategy != ours:
+            continue
+        for rival in rivals:
+            theirs = values.get((data, budget, rival), {})
+            pairs = [(mine[r], theirs[r]) for r in sorted(set(mine) & set(theirs))]
+            if not pairs:
+                continue
+            for metric in METRICS:
+                spread = _spread(
+                    [
+                        None if None in (a[metric], b[metric]) else a[metric] - b[metric]
+                        for a, b in pairs
+                    ]
+                )
+                if spread["mean"] is None:
+                    continue
+                sign = -1.0 if metric == "churn" else 1.0
+                low, high = sorted((sign * spread["low"], sign * spread["high"]))
+                verdict = "win" if low > 0 else "loss" if high < 0 else "tie"
+                if spread["n"] < 2:
+                    verdict = "tie"
+                out.append(
+                    {
+                        "data": data,
+                        "role": pairs[0][0]["role"],
+                        "budget": budget,
+                        "rival": rival,
+                        "metric": metric,
+                        **spread,
+                        "verdict": verdict,
+                    }
+                )
+    return out
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    held = [v for v in values if v is not None]
+    return float(np.mean(held)) if held else None
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % t interval of what is known."""
+    from scipy.stats import t
+
+    held = np.array([v for v in values if v is not None], dtype=np.float64)
+    n = len(held)
+    if not n:
+        return {"mean": None, "sd": None, "low": 0.0, "high": 0.0, "n": 0}
+    mean = float(held.mean())
+    sd = float(held.std(ddof=1)) if n > 1 else 0.0
+    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else 0.0
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
+
+
+def _standardised(
+    train: NDArray[np.float32], test: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Both with the pool's mean and a common scale, and a constant last column."""
+    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = train.std(axis=0, dtype=np.float64)
+    floor = 1e-3 * float(np.median(spread)) + 1e-12
+    scale = np.maximum(spread, floor).astype(np.float32)
+    both = [
+        np.hstack([(v - mean) / scale, np.ones((len(v), 1), np.float32)]) for v in (train, test)
+    ]
+    return np.asarray(both[0], np.float32), np.asarray(both[1], np.float32)
