@@ -99,6 +99,18 @@ def test_seeds_differ_and_the_same_generator_repeats():
     np.testing.assert_array_equal(probs, fit(embeddings, truth, 3))
 
 
+def test_folds_spread_classes_evenly_and_keep_groups_whole():
+    from strategies.students import _stratified_folds
+
+    label = np.repeat([0, 1, 2], [100, 23, 4])
+    fold_of = _stratified_folds(label, np.arange(127), 5, np.random.default_rng(0))
+    for c in range(3):
+        assert np.ptp(np.bincount(fold_of[label == c], minlength=5)) <= 1
+    assert np.ptp(np.bincount(fold_of)) <= 1
+    grouped = _stratified_folds(label, np.arange(127) // 3, 5, np.random.default_rng(0))
+    assert all(len(set(grouped[i : i + 3])) == 1 for i in range(0, 126, 3))
+
+
 def test_the_head_agrees_with_a_reference_solver():
     from sklearn.linear_model import LogisticRegression
 
