@@ -417,7 +417,7 @@ def _texts_arguments(config: Config) -> dict[str, Any]:
 def _load_texts(config: Config) -> Any:
     from connectors.texts import load_texts
 
-    return load_texts(**_texts_arguments(config))
+    return load_texts(**_texts_arguments(config), on_note=say)
 
 
 def _annotator(config: Config) -> Any:
@@ -503,7 +503,7 @@ def _raters(config: Config, store: Store) -> Raters:
         for item in items
     }
     return RecordedRaters(
-        lambda: _server(config)[0],
+        _server(config)[0],
         _rater_token,
         ratings=ratings,
         overlap=config.label_studio.overlap,
@@ -605,7 +605,10 @@ def _bar(what: str, total: int) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log file gets a line at once instead of a bar at the end
+        say(f"{what} …")
+    with RichProgress(*columns, console=console) as bar:
         task = bar.add_task(what, total=max(1, total))
         yield lambda done: bar.advance(task, done)
         bar.update(task, completed=max(1, total))

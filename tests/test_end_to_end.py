@@ -1,0 +1,221 @@
+"""Whole campaigns on real parts: the small LLM, Label Studio, the encoder, the command line."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from connectors import label_studio_server
+from connectors.hutto import write_demo_texts
+from loop.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+CAMPAIGN = """\
+[campaign]
+name = "{name}"
+task = "Decide whether the tweet is negative, neutral or positive."
+
+[[labels]]
+name = "negative"
+[[labels]]
+name = "neutral"
+[[labels]]
+name = "positive"
+
+[texts]
+source = "texts.jsonl"
+gold_column = "gold"
+split_column = "split"
+
+[annotator]
+kind = "local_lm"
+
+[prompt]
+shots = 3
+variants = 2
+
+[strategy]
+signals = ["entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement"]
+
+[budget]
+labels = 20
+
+[rounds]
+rounds = 2
+batch_size = 10
+audit_frac = 0.2
+
+[student]
+encoder = "minilm"
+epochs = 1
+lr = 1e-4
+seeds = 2
+max_tokens = 32
+references = ["llm_only", "random"]
+
+[label_studio]
+overlap = 3
+
+[raters]
+kind = "recorded"
+ratings_column = "ratings"
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A Label Studio of this module's own, found by the commands through the environment.
+
+    It borrows the installed environment and the migrated database of the cache.
+    """
+    warm = tmp_path_factory.mktemp("warm")
+    label_studio_server.up(data_dir=warm)
+    label_studio_server.down(data_dir=warm)
+    folder = tmp_path_factory.mktemp("studio")
+    for shared in label_studio_server.home().glob("*-*"):
+        (folder / shared.name).symlink_to(shared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOLDLOOP_LABEL_STUDIO", str(folder))
+        yield label_studio_server.up()
+        label_studio_server.down()
+
+
+def make(folder, name):
+    write_demo_texts(folder / "texts.jsonl", pool=60, test=30, dev=12, seed=1)
+    (folder / "goldloop.toml").write_text(CAMPAIGN.format(name=name))
+
+
+def goldloop(folder, *args, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "loop.cli", *args],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
+
+
+def finish(folder, *args):
+    process = goldloop(folder, *args)
+    out, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, out
+    return out
+
+
+def tasks(server, project):
+    """Every task of a project, straight from the server."""
+    with httpx.Client(
+        base_url=server.url, headers={"Authorization": f"Token {server.token}"}, timeout=60
+    ) as client:
+        response = client.get(f"/api/projects/{project}/export", params={"exportType": "JSON"})
+        response.raise_for_status()
+        return response.json()
+
+
+def check_nothing_lost_nothing_doubled(server, store, name):
+    with store.transaction() as session:
+        from loop.store import CampaignRow
+
+        project = session.get(CampaignRow, name).project_id
+    found = tasks(server, project)
+    reviews = store.reviews(name)
+    per_item = Counter(t["data"]["ext_id"] for t in found)
+    assert per_item == Counter(r.item_id for r in reviews)
+    answers = {str(a["id"]) for t in found for a in t["annotations"]}
+    assert {a.annotation_id for a in store.annotations(name)} == answers
+    assert len(answers) == 3 * len(reviews)
+    items = len(store.items(name, "pool"))
+    votes, _, _ = store.spent(name)
+    assert votes == 2 * items
+    runs = Counter((r.round_id, r.arm, r.seed) for r in store.runs(name))
+    assert set(runs.values()) == {1}
+
+
+def test_a_campaign_on_real_parts(server, tmp_path):
+    make(tmp_path, "whole")
+    out = finish(tmp_path, "run")
+    assert "Round 2" in out
+    status = json.loads(finish(tmp_path, "status", "--json"))
+    assert (status["stage"], status["sent"], status["back"]) == ("done", 20, 20)
+    store = Store(f"sqlite:///{tmp_path / 'whole.db'}")
+    check_nothing_lost_nothing_doubled(server, store, "whole")
+    rounds = store.rounds("whole")
+    assert [r.metrics["bought"] for r in rounds] == [10, 20]
+    gold = [r.metrics["gold"] for r in rounds]
+    assert 0 < gold[0] < gold[1]
+    model = tmp_path / "runs" / "models" / "round-2"
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", str(model), device="cpu")
+    assert classify("what a lovely day")[0]["label"] in {"negative", "neutral", "positive"}
+    html = (tmp_path / "runs" / "report.html").read_text()
+    assert "simulated" in html
+    finish(tmp_path, "export", "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == 60
+    assert Counter(r["source"] for r in rows)["gold"] == gold[1]
+    store.close()
+
+
+DIE_AFTER_IMPORT = """
+import os, signal, sys
+from connectors.label_studio import LabelStudioReviewer
+send = LabelStudioReviewer.send
+def dying(self, *args, **more):
+    send(self, *args, **more)
+    os.kill(os.getpid(), signal.SIGKILL)
+LabelStudioReviewer.send = dying
+from loop.cli import main
+sys.argv = ["goldloop", "run"]
+main()
+"""
+
+
+def test_killed_ten_times_it_loses_and_doubles_nothing(server, tmp_path):
+    make(tmp_path, "killed")
+    # Between the import into Label Studio and our commit.
+    done = subprocess.run(
+        [sys.executable, "-c", DIE_AFTER_IMPORT],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.returncode == -signal.SIGKILL
+    store = Store(f"sqlite:///{tmp_path / 'killed.db'}")
+    assert store.rounds("killed")[-1].stage == "push"
+    chosen = [r.item_id for r in store.reviews("killed")]
+    assert len(chosen) == 10
+    rng = random.Random(0)
+    kills = 1
+    while kills < 10:
+        process = goldloop(tmp_path, "run", start_new_session=True)
+        try:
+            process.wait(timeout=rng.uniform(1, 25))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break  # it came through between two kills; the rest of them would find nothing to do
+        finally:
+            process.stdout.close()
+        time.sleep(0.2)
+    finish(tmp_path, "run")
+    assert [r.item_id for r in store.reviews("killed")][:10] == chosen
+    assert [r.stage for r in store.rounds("killed")] == ["done", "done"]
+    check_nothing_lost_nothing_doubled(server, store, "killed")
+    store.close()
