@@ -1,0 +1,249 @@
+"""Pretrained encoders: found, loaded, saved.
+
+Models come from safetensors only, and
+no code that ships with a model is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from loop.errors import StudentError
+
+WANTED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+RECORD = "goldloop.json"
+
+
+# finding and loading
+
+
+def find_encoder(encoder: str | Path, cache_dir: Path | None = None) -> Path:
+    """The folder that holds the encoder, fetched from the hub where it is not a folder.
+
+    Raises:
+        StudentError: nothing there, not reachable, or only pickled weights.
+    """
+    folder = Path(encoder)
+    if not folder.is_dir():
+        folder = _fetch(str(encoder), cache_dir)
+    if not (folder / "config.json").is_file():
+        raise StudentError(
+            f"{folder} holds no config.json; student.encoder must be a transformers model folder "
+            "or a name on the Hugging Face hub."
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise StudentError(
+            f"Encoder {encoder} has no safetensors weights, and pickled ones are refused because "
+            "loading them runs code; convert it with save_pretrained, or choose another encoder."
+        )
+    return folder
+
+
+def _fetch(name: str, cache_dir: Path | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise StudentError(f"Encoder folder {name} does not exist; check student.encoder.")
+    try:
+        with quiet():
+            found = snapshot_download(
+                name, allow_patterns=list(WANTED_FILES), cache_dir=cache_dir, etag_timeout=10
+            )
+    except Exception as exc:  # the hub's client raises its own, httpx's and OS errors alike
+        raise StudentError(
+            f"Encoder {name!r} is neither a folder nor in the local cache, and the Hugging Face "
+            f"hub did not give it ({type(exc).__name__}); check the name and the network, or set "
+            "student.encoder to a folder with the model."
+        ) from exc
+    return Path(found)
+
+
+def fingerprint(folder: Path) -> str:
+    """16 hex digits over the configuration and the first and last megabyte of the weights."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(size.to_bytes(8, "big") + stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Mutes transformers and its progress bars: a new head on an old encoder is no news."""
+    import huggingface_hub.utils
+
+    logging: Any = transformers.utils.logging
+    hub: Any = huggingface_hub.utils
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_bars = not hub.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if hub_bars:
+            hub.enable_progress_bars()
+
+
+@contextmanager
+def _load_errors(folder: Path) -> Iterator[None]:
+    """Turns what transformers, tokenizers and safetensors raise while loading into one sentence."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as exc:
+        if is_out_of_memory(exc):
+            raise
+        reason = " ".join(str(exc).split())[:300]
+        raise StudentError(
+            f"Encoder {folder} cannot be loaded ({type(exc).__name__}: {reason}); choose an "
+            "encoder that transformers loads for sequence classification without custom code."
+        ) from exc
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The encoder's tokenizer."""
+    with _load_errors(folder):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+
+def load_config(folder: Path) -> Any:
+    """The encoder's configuration."""
+    with _load_errors(folder):
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+
+
+def load_classifier(
+    folder: Path, labels: Sequence[str] | None = None, *, attention: str | None = None
+) -> Any:
+    """The encoder with a classification head, float32.
+
+    Args:
+        labels: names of the classes of a new head, drawn from torch's generator; None keeps the
+            head that was saved.
+        attention: "eager" or "sdpa"; None leaves the choice to transformers.
+    """
+    options: dict[str, Any] = {}
+    if labels is not None:
+        options = {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: c for c, name in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    if attention is not None:
+        options["attn_implementation"] = attention
+    with _load_errors(folder):
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+        )
+    if labels is not None:
+        _draw_head(model)
+    return model
+
+
+def _draw_head(model: Any) -> None:
+    """New weights for all linear layers outside the encoder, even where an old head would fit."""
+    inside = {id(module) for module in model.base_model.modules()}
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and id(module) not in inside:
+            torch.nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+
+
+def load_encoder(folder: Path) -> Any:
+    """The encoder without a head, float32."""
+    with _load_errors(folder):
+        return transformers.AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether torch ran out of memory, on a GPU or the CPU."""
+    said = str(exc)
+    return isinstance(exc, torch.OutOfMemoryError) or (
+        isinstance(exc, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
+    )
+
+
+# saving
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Writes a plain transformers folder: all of it, or nothing.
+
+    It is written beside its place and renamed, so that a reader never sees half a model.
+
+    Raises:
+        StudentError: disk full, or not writable.
+    """
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        with quiet():
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
+        (part / RECORD).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    except (OSError, SafetensorError) as exc:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise StudentError(
+            f"The model cannot be saved to {folder}: {reason}; nothing was left there. Free some "
+            "space or choose another output folder, then run again."
+        ) from exc
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("goldloop", "torch", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
