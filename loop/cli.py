@@ -46,6 +46,8 @@ _debug = False
 
 def main() -> None:
     """Entry point: one sentence on stderr and exit code 1 for every expected error."""
+    # Threads that spin while they wait for each other take whole cores from whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except LoopError as exc:

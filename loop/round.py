@@ -358,13 +358,10 @@ def mend(ctx: Context, round_: Round) -> bool:
     mode = ctx.config.strategy.repair
     arrays = _arrays(ctx, round_, () if mode == "keep" else ("student_disagreement",))
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
-    inclusion = np.array(
-        [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in arrays.items]
-    )
     mended = repair(
         arrays.pool,
         mode,
-        inclusion_prob=inclusion,
+        inclusion_prob=arrays.pool.inclusion_prob,
         rng=np.random.default_rng([round_.seed, round_.number, 6]),
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
@@ -512,6 +509,7 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
             seeds=ctx.config.student.seeds,
             rng=np.random.default_rng([round_.seed, round_.number, 4]),
         )
+    reviews = {r.item_id: r.inclusion_prob for r in ctx.store.reviews(ctx.name)}
     pool = Pool(
         probs=votes.probs,
         y_llm=votes.y_llm,
@@ -521,6 +519,7 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
         off_label_mass=votes.off_label_mass,
         class_prior=class_prior(ctx.config),
         ordinal=ctx.config.campaign.ordinal,
+        inclusion_prob=np.array([reviews.get(i.id, 1.0) for i in items]),
     )
     return Arrays(items, votes, pool)
 

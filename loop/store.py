@@ -297,7 +297,7 @@ class Store:
 
     # votes
 
-    def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, list[float], float]]:
+    def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, Sequence[float], float]]:
         """(item id, variant hash, probabilities, off-label mass) of every vote."""
         with self.transaction() as session:
             query = (
