@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.calibrate import inverse_probability
+from strategies.calibrate import batch_calibrate, inverse_probability
 from strategies.consistency import flip_rate, jensen_shannon
 from strategies.fuse import fuse_ranks, weighted_auroc
-from strategies.neighbours import knn_disagreement
+from strategies.neighbours import knn_disagreement, neighbour_evidence
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 from strategies.students import student_disagreement
 from strategies.uncertainty import entropy, entropy_calibrated, margin, off_label_mass
@@ -23,6 +23,7 @@ PSEUDO_GOLD = 2.0
 PENALTY = 4.0
 MAX_WEIGHT_RATIO = 10.0
 COMPONENTS = 16
+OPINION_PENALTY = 3.0
 RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
 
 
@@ -188,6 +189,89 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     fused = fuse_ranks({name: signals[name] for name in names if name in signals})
     trust = len(rows) / (len(rows) + PRIOR_GOLD)
     return clip_unit(trust * prediction.p_wrong + (1.0 - trust) * fused)
+
+
+def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> FloatArray:
+    """P(true class | all that is known of an item), learned from the gold labels so far.
+
+    A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
+    probabilities, the labels of the neighbours and the LLM's label itself each get one slope; every
+    class gets a bias, and every pair of the LLM's label and a true class one of its own. The few
+    slopes are held at values that suit most LLMs, and the biases at 0, while gold is scarce. Which
+    items were bought depends on the same evidence, so that no weights 1/pi are needed.
+
+    Args:
+        pool: uses everything it has; without gold it says what the assumed slopes say.
+        rng: deals the gold items into folds.
+        folds: models that judge the gold items, so that none sees its own answer.
+
+    Returns:
+        (n, k) rows sum to 1.
+    Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
+    """
+    experts, assumed = _experts(pool)
+    known = np.flatnonzero(pool.gold >= 0)
+    theta = _fit_opinions(experts[known], pool.y_llm[known], pool.gold[known], assumed)
+    posterior = _opinions(theta, experts, pool.y_llm)
+    if not len(known):
+        return posterior
+    order = np.lexsort(np.round(experts[known].reshape(len(known), -1), 6).T[::-1])
+    fold_of = np.empty(len(known), dtype=np.int64)
+    fold_of[order] = rng.permutation(np.arange(len(known)) % min(folds, len(known)))
+    for fold in range(int(fold_of.max()) + 1):
+        rest, own = known[fold_of != fold], known[fold_of == fold]
+        theta = _fit_opinions(experts[rest], pool.y_llm[rest], pool.gold[rest], assumed)
+        posterior[own] = _opinions(theta, experts[own], pool.y_llm[own])
+    return posterior
+
+
+def _experts(pool: Pool) -> tuple[FloatArray, FloatArray]:
+    """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
+    calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
+    held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
+    slopes = [0.3, float(np.log(4.0 * (pool.k - 1)))]
+    if pool.p_student is not None:
+        held.append(np.log(np.maximum(pool.p_student.mean(axis=0), 1e-3)))
+        slopes.append(0.5)
+    if pool.embeddings is not None:
+        evidence = neighbour_evidence(pool, "class_posterior") + 1.0 / pool.k
+        held.append(np.log(evidence / evidence.sum(axis=1, keepdims=True)))
+        slopes.append(0.2)
+    return np.stack(held, axis=2), np.array(slopes)
+
+
+def _fit_opinions(
+    experts: FloatArray, y_llm: IntArray, gold: IntArray, assumed: FloatArray
+) -> FloatArray:
+    """Slopes, class biases and confusions of most likelihood, held at what is assumed."""
+    from scipy.optimize import minimize
+
+    n, k, _ = experts.shape
+    start: FloatArray = np.concatenate([assumed, np.zeros(k + k * k)])
+    if not n:
+        return start
+    truth = np.eye(k)[gold]
+    said = np.eye(k)[y_llm]
+
+    def loss(theta: FloatArray) -> tuple[float, FloatArray]:
+        p = _opinions(theta, experts, y_llm)
+        off = theta - start
+        value = -float(np.log(np.maximum(p[np.arange(n), gold], 1e-300)).sum())
+        error = p - truth
+        slopes = np.einsum("nk,nke->e", error, experts)
+        gradient = np.concatenate([slopes, error.sum(axis=0), (said.T @ error).ravel()])
+        return value + 0.5 * OPINION_PENALTY * float(off @ off), gradient + OPINION_PENALTY * off
+
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _opinions(theta: FloatArray, experts: FloatArray, y_llm: IntArray) -> FloatArray:
+    k, e = experts.shape[1:]
+    confusion = theta[e + k :].reshape(k, k)
+    logits = experts @ theta[:e] + theta[e : e + k] + confusion[y_llm]
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 def _logistic(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) -> FloatArray:

@@ -36,7 +36,7 @@ def knn_disagreement(pool: Pool, rng: np.random.Generator) -> FloatArray:
         ValueError: the pool has no embeddings, or an embedding of length zero.
     Source: Wilson 1972, edited nearest neighbours; Bahri et al. 2020, deep k-NN.
     """
-    evidence = _neighbour_evidence(pool, "knn_disagreement")
+    evidence = neighbour_evidence(pool, "knn_disagreement")
     total: FloatArray = evidence.sum(axis=1)
     own = evidence[np.arange(pool.n), pool.y_llm]
     score = np.divide(total - own, total, out=np.zeros(pool.n), where=total > 0)
@@ -64,7 +64,7 @@ def knn_label_std(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """
     if not pool.ordinal:
         raise ValueError("knn_label_std needs ordered classes; use knn_disagreement instead")
-    evidence = _neighbour_evidence(pool, "knn_label_std")
+    evidence = neighbour_evidence(pool, "knn_label_std")
     evidence[np.arange(pool.n), pool.y_llm] += 1.0
     share = evidence / evidence.sum(axis=1, keepdims=True)
     level = np.arange(pool.k, dtype=np.float64)
@@ -145,8 +145,8 @@ class _Groups:
     gold: FloatArray
 
 
-def _neighbour_evidence(pool: Pool, name: str) -> FloatArray:
-    """(n, k) weight of the neighbours that speak for each class."""
+def neighbour_evidence(pool: Pool, name: str) -> FloatArray:
+    """(n, k) weight of the neighbours that speak for each class; never the item's own label."""
     if pool.embeddings is None:
         raise ValueError(f"{name} needs embeddings, this pool has none")
     n, k = pool.n, pool.k

@@ -8,24 +8,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.calibrate import (
-    batch_calibrate,
-    effective_size,
-    inverse_probability,
-    prior_from_gold,
-)
-from strategies.learned import (
-    MAX_WEIGHT_RATIO,
-    PRIOR_GOLD,
-    build_features,
-    error_predictor,
-    gold_free_signals,
-)
+from strategies.calibrate import prior_from_gold
+from strategies.learned import PRIOR_GOLD, class_posterior
 from strategies.pool import FloatArray, IntArray, Pool
 
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
 MODES = ("keep", "soft", "weight", "drop", "relabel")
 FLOOR_FRAC = 0.8
+SCARCE_GOLD = 20.0  # gold labels at which the posterior and the LLM's bare label count the same
 
 
 @dataclass(frozen=True)
@@ -86,8 +76,8 @@ def repair(
     kept: FloatArray = np.eye(pool.k)[np.where(gold, pool.gold, pool.y_llm)]
     y, weight = kept.copy(), np.ones(pool.n)
     if mode != "keep" and gold.any() and not gold.all():
-        p_wrong = wrong_probability(pool, pi, rng)
-        posterior = corrected_posterior(pool, p_wrong, pi)
+        posterior = corrected_posterior(pool, rng=rng)
+        p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
         rows = np.flatnonzero(~gold)
         if mode == "soft":
             y[rows] = posterior[rows]
@@ -104,77 +94,23 @@ def repair(
     return Repaired(y, weight, np.where(gold, "gold", source))
 
 
-def wrong_probability(
-    pool: Pool, inclusion_prob: FloatArray | None, rng: np.random.Generator
-) -> FloatArray:
-    """P(the LLM's label is wrong), shrunk towards 0 while gold is scarce.
+def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
+    """P(class | all that is known of an item), and the LLM's label while gold is scarce.
 
     Args:
         pool: uses everything it has.
-        inclusion_prob: (n,), read where gold is known, or None.
         rng: deals the gold items into folds.
 
     Returns:
-        (n,) in [0, 1): the learned probability times g / (g + 50), with g the effective number
-        of gold labels; all 0 without gold.
+        (n, k) rows sum to 1: ``class_posterior`` times t plus the LLM's label times 1 - t, with
+        t = g^2 / (g^2 + 20^2) for g gold labels.
     """
-    rows = np.flatnonzero(pool.gold >= 0)
-    if not len(rows):
-        return np.zeros(pool.n)
-    weight = inverse_probability(pool.gold >= 0, inclusion_prob, clip=MAX_WEIGHT_RATIO)
-    size = effective_size(weight)
-    prediction = error_predictor(
-        build_features(gold_free_signals(pool), pool.y_llm, pool.k, embeddings=pool.embeddings),
-        pool.gold[rows] != pool.y_llm[rows],
-        rows,
-        None if inclusion_prob is None else inclusion_prob[rows],
-        rng=rng,
-    )
-    return prediction.p_wrong * size / (size + PRIOR_GOLD)
-
-
-def corrected_posterior(
-    pool: Pool, p_wrong: FloatArray, inclusion_prob: FloatArray | None
-) -> FloatArray:
-    """P(class | the LLM's label, its probabilities, the students' out-of-fold probabilities).
-
-    The LLM's label keeps 1 - P(wrong). The rest goes to the other classes as students and LLM see
-    the item, reweighted by what gold has shown the LLM to confuse: the gold confusions, smoothed
-    by one label's worth of those that students and LLM expect.
-
-    Args:
-        pool: uses ``probs``, ``p_student``, ``y_llm`` and ``gold``.
-        p_wrong: (n,) in [0, 1].
-        inclusion_prob: (n,), read where gold is known, or None.
-
-    Returns:
-        (n, k) rows sum to 1.
-    Source: Dawid and Skene 1979, class-conditional confusion.
-    """
-    n, k = pool.n, pool.k
-    view = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
-    if pool.p_student is not None:
-        view = 0.5 * view + 0.5 * pool.p_student.mean(axis=0)
-    view = np.maximum(view, 1e-6)
-    view[np.arange(n), pool.y_llm] = 0.0
-    view /= view.sum(axis=1, keepdims=True)
-    expected = np.full((k, k), 1.0 / (k - 1)) * (1.0 - np.eye(k))
-    for label in np.unique(pool.y_llm):
-        expected[label] = view[pool.y_llm == label].mean(axis=0)
-    known = pool.gold >= 0
-    weight = inverse_probability(known, inclusion_prob)
-    if len(weight):
-        weight = weight * effective_size(weight) / weight.sum()
-    seen = expected.copy()
-    np.add.at(seen, (pool.y_llm[known], pool.gold[known]), weight)
-    np.fill_diagonal(seen, 0.0)
-    seen /= seen.sum(axis=1, keepdims=True)
-    ratio = np.divide(seen, expected, out=np.zeros((k, k)), where=expected > 0)
-    other = view * ratio[pool.y_llm]
-    other /= other.sum(axis=1, keepdims=True)
-    posterior = p_wrong[:, None] * other
-    posterior[np.arange(n), pool.y_llm] += 1.0 - p_wrong
-    return np.asarray(posterior / posterior.sum(axis=1, keepdims=True), dtype=np.float64)
+    g = int((pool.gold >= 0).sum())
+    trust = g**2 / (g**2 + SCARCE_GOLD**2)
+    llm = np.eye(pool.k)[pool.y_llm]
+    if not g:
+        return llm
+    return np.asarray(trust * class_posterior(pool, rng=rng) + (1.0 - trust) * llm)
 
 
 def class_floor(pool: Pool, inclusion_prob: FloatArray | None) -> FloatArray:

@@ -114,7 +114,8 @@ def test_a_rare_class_is_not_buried(mode):
 def test_the_guard_is_what_keeps_the_class(monkeypatch):
     pool, _, pi = confused_pool(shares=(0.8, 0.18, 0.02))
     monkeypatch.setattr(
-        "strategies.repair.wrong_probability", lambda p, _pi, _rng: np.where(p.y_llm == 2, 0.9, 0.0)
+        "strategies.repair.corrected_posterior",
+        lambda p, rng: np.where(p.y_llm[:, None] == 2, [0.8, 0.1, 0.1], np.eye(3)[p.y_llm]),
     )
     guarded = repair(pool, "drop", inclusion_prob=pi, rng=np.random.default_rng(0))
     floor = class_floor(pool, pi)
@@ -146,11 +147,11 @@ def test_the_posterior_learns_from_gold_which_class_is_meant():
         y_llm=np.zeros(n, dtype=int),
         gold=gold,
     )
-    posterior = corrected_posterior(pool, np.full(n, 0.5), None)
-    assert posterior[0, 2] > 0.45
-    assert posterior[0, 1] < 0.05
-    blind = corrected_posterior(replace(pool, gold=np.full(n, -1)), np.full(n, 0.5), None)
-    np.testing.assert_allclose(blind[0], [0.5, 0.25, 0.25])
+    posterior = corrected_posterior(pool, rng=np.random.default_rng(0))
+    assert posterior[-1, 2] == pytest.approx(np.mean(truth[:100] == 2), abs=0.05)
+    assert posterior[-1, 1] < 0.05
+    blind = corrected_posterior(replace(pool, gold=np.full(n, -1)), rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(blind, np.eye(3)[pool.y_llm])
 
 
 def test_an_unknown_mode_is_refused():
