@@ -179,7 +179,7 @@ def test_answers_equal_the_plain_computation(
 
 @pytest.mark.slow
 def test_neighbours_in_the_batch_do_not_matter(lm: LocalLM, lm32: LocalLM) -> None:
-    for model, tolerance in ((lm32, 1e-4), (lm, 0.02)):
+    for model, tolerance in ((lm32, 1e-4), (lm, 0.05)):
         for names in (NAMES, ("good", "good news")):
             asked = variant(names)
             together = model.annotate(asked, items(TEXTS))
