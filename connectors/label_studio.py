@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -334,7 +335,7 @@ class LabelStudioReviewer:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/")
-        self._token = token
+        self._token = token.strip()
         self._title = " ".join(sendable(project_title).split())[:50].ljust(3, "_")
         self._campaign_id = campaign_id
         self._labels = tuple(labels)
@@ -427,8 +428,9 @@ class LabelStudioReviewer:
         Raises:
             ReviewerError: it cannot be removed.
         """
+        project = self._id()
         with self._asking("delete the project"):
-            self._client().projects.delete(self._id(), request_options=_NO_RETRY)
+            self._client().projects.delete(project, request_options=_NO_RETRY)
         self._project = None
 
     # connection
@@ -443,12 +445,23 @@ class LabelStudioReviewer:
 
     def _client(self) -> LabelStudio:
         if self._sdk is None:
+            if not self._token:
+                raise ReviewerError(
+                    "There is no token for Label Studio; set LABEL_STUDIO_API_KEY to the one under"
+                    " Account & Settings."
+                )
+            if not re.fullmatch(r"[\x21-\x7e]+", self._token):
+                raise ReviewerError(
+                    "The token for Label Studio holds white space or other characters that no"
+                    " token has; copy it again."
+                )
             import httpx
             from label_studio_sdk import LabelStudio
 
             http = httpx.Client(
                 transport=self._transport, timeout=self._timeout_s, follow_redirects=True
             )
+            weakref.finalize(self, http.close)
             with self._asking("read the token"):
                 self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
                     base_url=self._url, api_key=self._token, httpx_client=http, max_retries=2
@@ -466,9 +479,10 @@ class LabelStudioReviewer:
         body: Any = None
         if answer.headers.get("content-type", "").startswith("application/json"):
             body = answer.json()
-        if answer.status_code != 200 or body is None:
-            status = answer.status_code if answer.status_code != 200 else 0
-            raise ApiError(status_code=status, body=body)
+        if answer.status_code != 200:
+            raise ApiError(status_code=answer.status_code, body=body)
+        if body is None:
+            raise ReviewerError(f"{_shown_url(self._url)} does not answer like Label Studio.")
         return body
 
     def _check_server(self) -> None:
@@ -597,6 +611,8 @@ class LabelStudioReviewer:
 
     def _look_up_all(self, item_ids: Sequence[str]) -> dict[str, list[_Task]]:
         found: dict[str, list[_Task]] = {}
+        # The server's own count of predictions lags behind, so where they matter they are read.
+        prefill = self._assist == "prefill"
         size = LOOKUP_IDS
         start = 0
         while start < len(item_ids):
@@ -605,8 +621,8 @@ class LabelStudioReviewer:
                 rows = self._listed(
                     "look up tasks",
                     [_filter("data.ext_id", "in_list", "String", chunk)],
-                    fields="task_only",
-                    include="id,data,total_predictions,total_annotations",
+                    fields="all" if prefill else "task_only",
+                    include="id,data,total_annotations" + (",predictions" if prefill else ""),
                     page_size=PAGE_TASKS * 2,
                 )
             except _RefusedError as exc:
@@ -617,7 +633,7 @@ class LabelStudioReviewer:
             for row in rows:
                 task = _Task(
                     int(row["id"]),
-                    int(row.get("total_predictions") or 0),
+                    len(row.get("predictions") or []),
                     int(row.get("total_annotations") or 0),
                 )
                 found.setdefault(str(row["data"]["ext_id"]), []).append(task)
@@ -654,10 +670,11 @@ class LabelStudioReviewer:
         raise failure
 
     def _import_once(self, tasks: Sequence[ReviewTask]) -> tuple[list[int], int]:
+        project = self._id()
         request: list[Any] = [self._payload(task) for task in tasks]
         with self._asking("import tasks"):
             answer = self._client().projects.import_tasks(
-                self._id(),
+                project,
                 request=request,
                 return_task_ids=True,
                 commit_to_project=True,
@@ -759,6 +776,7 @@ class LabelStudioReviewer:
         Where tasks vanish between two pages, others move up and one would be missed: it starts
         again.
         """
+        project = self._id()
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]}
         for _ in range(ATTEMPTS):
             rows: dict[int, dict[str, Any]] = {}
@@ -769,7 +787,7 @@ class LabelStudioReviewer:
                     answer = self._get(
                         "api/tasks/",
                         {
-                            "project": self._id(),
+                            "project": project,
                             "query": json.dumps(query, separators=(",", ":")),
                             "page": number,
                             "page_size": page_size,
@@ -785,7 +803,7 @@ class LabelStudioReviewer:
             if not shrunk:
                 return list(rows.values())
         raise ReviewerError(
-            f"Tasks kept vanishing from Label Studio's project {self._id()} while it was read;"
+            f"Tasks kept vanishing from Label Studio's project {project} while it was read;"
             " try again."
         )
 

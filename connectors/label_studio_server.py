@@ -72,6 +72,7 @@ import os
 import sys
 
 job, data = sys.argv[1], sys.argv[2]
+os.environ["LABEL_STUDIO_BASE_DATA_DIR"] = data
 if job == "start":
     port, log = sys.argv[3], sys.argv[4]
     pid = os.fork()
@@ -112,7 +113,6 @@ if job == "start":
                 "--internal-host", "127.0.0.1", "--port", port]
     sys.exit(server.main())
 
-os.environ["LABEL_STUDIO_BASE_DATA_DIR"] = data
 server._setup_env()
 server.call_command("migrate", verbosity=0)
 '''

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -176,7 +177,7 @@ class RecordedRaters:
                     "/api/tasks/",
                     params={
                         "project": project_id,
-                        "fields": "task_only",
+                        "fields": "all",  # or the annotators stay empty
                         "include": "id,data,annotators",
                         "query": query,
                         "page": number,
@@ -241,7 +242,7 @@ class GoldRaters(RecordedRaters):
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Rater:
     """A user of the server with connections that are kept open; safe to share by threads."""
 
@@ -260,6 +261,7 @@ class _Rater:
             transport=self.transport,
             limits=httpx.Limits(max_connections=THREADS, max_keepalive_connections=THREADS),
         )
+        weakref.finalize(self, self._http.close)
         self._lock = threading.Lock()
         self._access: tuple[str, float] | None = None
         with _translated(self.url, "say whose token this is"):
