@@ -168,19 +168,31 @@ class Server:
         self.tasks = {}
         self.faults = list(faults)
         self.imports = 0
+        self.late = []
+
+    def add(self, rows):
+        first = len(self.tasks) + 1
+        ids = list(range(first, first + len(rows)))
+        self.tasks |= {i: row["data"] for i, row in zip(ids, rows, strict=True)}
+        return ids
 
     def __call__(self, request):
+        if request.method == "DELETE":
+            del self.tasks[int(request.url.path.strip("/").split("/")[-1])]
+            return httpx.Response(204)
         if request.url.path.endswith("/import"):
             self.imports += 1
+            self.add(self.late)
+            self.late = []
             fault = self.faults.pop(0) if self.faults else None
+            if fault == "502 much too early":
+                self.late = json.loads(request.content)
+                return httpx.Response(502, text="<html>bad gateway</html>")
             if fault == "refuse":
                 return httpx.Response(400, json={"detail": "no"})
             if fault == "502 before":
                 return httpx.Response(502, text="<html>bad gateway</html>")
-            ids = []
-            for row in json.loads(request.content):
-                ids.append(len(self.tasks) + 1)
-                self.tasks[ids[-1]] = row["data"]
+            ids = self.add(json.loads(request.content))
             if fault == "502 after":
                 return httpx.Response(502, text="<html>bad gateway</html>")
             if fault == "reset after":
@@ -206,6 +218,7 @@ class Server:
         (["502 after"], 1),
         (["502 before"], 2),
         (["502 before", "502 before", "time-out after"], 3),
+        (["502 much too early"], 2),
     ],
 )
 def test_lost_answers_double_nothing(faults, imports):
