@@ -11,18 +11,17 @@ texts.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.bench_tables import METRICS, REFERENCES, compare, summarise
 from loop.config import suggestion
 from loop.errors import DataError
 from loop.ports import Progress, SeedResult, Student, TrainingSet, no_progress
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-METRICS = ("macro_f1", "reliable_accuracy", "accuracy", "alpha_k", "p_uc", "churn")
-SPENT = ("label_accuracy", "pushed_wrong", "errors_caught")
-REFERENCES = ("llm_only", "all_gold")
 OOF_SEEDS = 2  # students that judge the pool; the final student has its own number of seeds
 
 
@@ -176,6 +172,7 @@ POLICIES: dict[str, Policy] = {
 """Every strategy by name; ``bench_peers.peers()`` adds those of other packages."""
 
 
+@runtime_checkable
 class Learner(Protocol):
     """The student of the benchmark."""
 
@@ -598,7 +595,7 @@ def as_learner(student: Learner | Student | None) -> Learner:
     """The benchmark's student: heads on embeddings, or an encoder behind the ``Student`` port."""
     if student is None:
         return FrozenStudent()
-    if hasattr(student, "predict"):
+    if isinstance(student, Learner):
         return student
     return EncoderLearner(student)
 
@@ -744,129 +741,6 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
         )  # fmt: skip
         noise[metric] = (gap.high - gap.low) / 2
     return noise
-
-
-def summarise(
-    records: Sequence[Mapping[str, Any]], noise: Mapping[tuple[str, str], float]
-) -> list[dict[str, Any]]:
-    """Mean, spread, interval and recovered share per data set, strategy and budget.
-
-    Args:
-        records: of ``run_bench``.
-        noise: (data set, metric) -> size below which the gap of the references means nothing.
-
-    Returns:
-        One entry per group; the recovered share is None where the gap is within the noise, its
-        denominator is there in any case.
-    """
-    from loop.stability import recovered_share
-
-    groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
-    for record in records:
-        key = (record["data"], record["strategy"], record["budget"])
-        groups.setdefault(key, []).append(record)
-    out = []
-    for (data, strategy, budget), held in groups.items():
-        entry: dict[str, Any] = {
-            "data": data,
-            "role": held[0]["role"],
-            "strategy": strategy,
-            "budget": budget,
-            "bought": float(np.mean([r["bought"] for r in held])),
-            "seconds": float(np.mean([r["seconds"] for r in held])),
-        }
-        for metric in (*METRICS, *SPENT):
-            entry[metric] = _spread([r[metric] for r in held])
-        recovered = {}
-        for metric in METRICS:
-            llm, gold = (
-                _mean([r[metric] for r in groups[data, reference, 0.0]]) for reference in REFERENCES
-            )
-            value = entry[metric]["mean"]
-            if strategy in REFERENCES or None in (llm, gold, value):
-                continue
-            over = _spread(
-                [
-                    None if None in (a[metric], b[metric]) else b[metric] - a[metric]
-                    for a, b in zip(*(groups[data, r, 0.0] for r in REFERENCES), strict=True)
-                ]
-            )
-            half = max(noise.get((data, metric), 0.0), (over["high"] - over["low"]) / 2)
-            share, gap = recovered_share(value, llm, gold, noise=half)
-            recovered[metric] = {"share": share, "gap": gap, "noise": half}
-        entry["recovered"] = recovered
-        out.append(entry)
-    return out
-
-
-def compare(
-    records: Sequence[Mapping[str, Any]], ours: str, rivals: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Paired differences, ours minus rival, per data set and budget, with a verdict each.
-
-    Returns:
-        One entry per data set, budget, rival and metric: mean difference, 95 % interval over
-        repetitions, and 'win', 'tie' or 'loss' (an interval that leaves zero out, with fewer than
-        two repetitions always a tie). For churn less is better.
-    """
-    values: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
-    for record in records:
-        key = (record["data"], record["budget"], record["strategy"])
-        values.setdefault(key, {})[record["repetition"]] = record
-    out = []
-    for (data, budget, strategy), mine in values.items():
-        if strategy != ours:
-            continue
-        for rival in rivals:
-            theirs = values.get((data, budget, rival), {})
-            pairs = [(mine[r], theirs[r]) for r in sorted(set(mine) & set(theirs))]
-            if not pairs:
-                continue
-            for metric in METRICS:
-                spread = _spread(
-                    [
-                        None if None in (a[metric], b[metric]) else a[metric] - b[metric]
-                        for a, b in pairs
-                    ]
-                )
-                if spread["mean"] is None:
-                    continue
-                sign = -1.0 if metric == "churn" else 1.0
-                low, high = sorted((sign * spread["low"], sign * spread["high"]))
-                verdict = "win" if low > 0 else "loss" if high < 0 else "tie"
-                if spread["n"] < 2:
-                    verdict = "tie"
-                out.append(
-                    {
-                        "data": data,
-                        "role": pairs[0][0]["role"],
-                        "budget": budget,
-                        "rival": rival,
-                        "metric": metric,
-                        **spread,
-                        "verdict": verdict,
-                    }
-                )
-    return out
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    held = [v for v in values if v is not None]
-    return float(np.mean(held)) if held else None
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean, standard deviation and 95 % t interval of what is known."""
-    from scipy.stats import t
-
-    held = np.array([v for v in values if v is not None], dtype=np.float64)
-    n = len(held)
-    if not n:
-        return {"mean": None, "sd": None, "low": 0.0, "high": 0.0, "n": 0}
-    mean = float(held.mean())
-    sd = float(held.std(ddof=1)) if n > 1 else 0.0
-    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else 0.0
-    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
 
 
 def _standardised(
