@@ -25,6 +25,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -1021,6 +1022,7 @@ class _Http:
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
             transport=transport,
         )
+        weakref.finalize(self, self._client.close)
         self._lock = threading.Lock()
         self._wait_until = 0.0
         self._last_success = time.monotonic()
