@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.config import Config
 from loop.errors import AnnotatorError, ConfigError
@@ -24,6 +25,8 @@ from loop.ports import (
     TextItem,
 )
 from loop.store import Item, Store, Variant, Vote, insert_all, now
+
+BoolArray = NDArray[np.bool_]
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
 
@@ -135,34 +138,103 @@ def take_votes(
     *,
     progress: Progress,
 ) -> int:
-    """Asks for every vote that is not stored yet; returns the number of items left unanswered.
+    """Asks for the votes that are worth their price; returns the number that stayed unanswered.
+
+    The first variant is asked of every item. With ``prompt.calls_per_item`` the others are asked
+    where the cascade expects a flip, else of every item.
 
     Raises:
         AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
     """
-    revision = annotator.revision
-    have = {(item, variant) for item, variant, _, _ in store.votes(config.campaign.name, revision)}
-    unanswered = 0
-    for variant in variants:
-        missing = [item for item in items if (item.id, variant.hash) not in have]
-        progress(len(items) - len(missing))
-        answered_before = len(missing) < len(items)
+    clerk = _Clerk(config, store, annotator, progress)
+    limit = calls_limit(config, len(items), len(variants))
+    for variant in variants if limit is None else variants[:1]:
+        clerk.ask(variant, items)
+    if limit is not None:
+        _ask_where_worth_it(config, store, clerk, items, variants, limit)
+    return clerk.unanswered
+
+
+def calls_limit(config: Config, n: int, m: int) -> int | None:
+    """Most calls that m variants of n items may take together, or None for all of them."""
+    per_item = config.prompt.calls_per_item
+    if config.annotator.kind == "recorded" or per_item == 0 or per_item >= m:
+        return None
+    return round(per_item * n)
+
+
+def _ask_where_worth_it(
+    config: Config,
+    store: Store,
+    clerk: _Clerk,
+    items: Sequence[Item],
+    variants: Sequence[PromptVariant],
+    limit: int,
+) -> None:
+    """Further variants, wave by wave, where a flip is likeliest, until the limit."""
+    from loop.cascade import next_calls
+
+    rng = np.random.default_rng([config.rounds.seed, 9])
+    column = {variant.hash: i for i, variant in enumerate(variants)}
+    row = {item.id: i for i, item in enumerate(items)}
+    refused = np.zeros((len(items), len(variants)), dtype=np.bool_)
+    while True:
+        probs, _ = _vote_arrays(config, store, clerk.revision, row, column)
+        calls = next_calls(
+            probs, lambda p: _view(config, p), budget=limit, rng=rng, refused=refused
+        )
+        if not len(calls):
+            return
+        for v in np.unique(calls[:, 1]):
+            rows = calls[calls[:, 1] == v, 0]
+            vain = clerk.ask(variants[v], [items[i] for i in rows], all_may_fail=True)
+            refused[[row[item] for item in vain], v] = True
+
+
+class _Clerk:
+    """Takes votes chunk by chunk and stores them; knows which are there already."""
+
+    def __init__(
+        self, config: Config, store: Store, annotator: Annotator, progress: Progress
+    ) -> None:
+        self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
+        self.revision = annotator.revision
+        votes = store.votes(config.campaign.name, self.revision)
+        self.have = {(item, variant) for item, variant, _, _ in votes}
+        self.unanswered = 0
+
+    def ask(
+        self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
+    ) -> list[str]:
+        """Asks one variant where its vote is missing; the ids of items that got no answer.
+
+        Raises:
+            AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
+        """
+        missing = [item for item in items if (item.id, variant.hash) not in self.have]
+        self.progress(len(items) - len(missing))
+        answered_before = all_may_fail or len(missing) < len(items)
+        in_vain: list[str] = []
         for start in range(0, len(missing), CHUNK):
-            _check_money(config, store)
+            _check_money(self.config, self.store)
             chunk = missing[start : start + CHUNK]
-            answer = annotator.annotate(variant, [text_item(item) for item in chunk])
-            rows = _vote_rows(config, revision, variant, chunk, answer)
+            answer = self.annotator.annotate(variant, [text_item(item) for item in chunk])
+            rows = _vote_rows(self.config, self.revision, variant, chunk, answer)
             if not rows and not answered_before:
                 raise AnnotatorError(
-                    f"The annotator {revision} gave no usable answer to any of {len(chunk)} items;"
-                    " look at its model, columns and label names, then run the command again."
+                    f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
+                    " items; look at its model, columns and label names, then run the command"
+                    " again."
                 )
             answered_before = True
-            unanswered += len(chunk) - len(rows)
-            with store.transaction() as session:
+            answered = {row["item_id"] for row in rows}
+            in_vain += [item.id for item in chunk if item.id not in answered]
+            with self.store.transaction() as session:
                 insert_all(session, Vote, rows)
-            progress(len(chunk))
-    return unanswered
+            self.have |= {(item, variant.hash) for item in answered}
+            self.progress(len(chunk))
+        self.unanswered += len(in_vain)
+        return in_vain
 
 
 def _vote_rows(
@@ -220,7 +292,7 @@ class LlmVotes:
     probs: FloatArray
     off_label_mass: FloatArray
     posterior: FloatArray
-    answered: np.ndarray[Any, np.dtype[np.bool_]]
+    answered: BoolArray
 
     @property
     def y_llm(self) -> IntArray:
@@ -235,25 +307,15 @@ def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Ite
     Raises:
         AnnotatorError: no vote is stored.
     """
-    from strategies.calibrate import batch_calibrate
-
-    name = config.campaign.name
-    column = {v.hash: i for i, v in enumerate(store.variants(name, annotator))}
+    column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
     row = {item.id: i for i, item in enumerate(items)}
-    n, m, k = len(items), max(1, len(column)), len(config.labels)
-    probs = np.full((n, m, k), np.nan)
-    off = np.full((n, m), np.nan)
-    for item_id, variant, p, mass in store.votes(name, annotator):
-        if item_id in row and variant in column:
-            values = np.asarray(p)
-            probs[row[item_id], column[variant]] = values / values.sum()
-            off[row[item_id], column[variant]] = mass
-    taken = np.isfinite(probs).all(axis=2)
-    answered = taken.any(axis=1)
+    probs, off = _vote_arrays(config, store, annotator, row, column)
+    n, k = len(items), len(config.labels)
+    taken: BoolArray = np.asarray(np.isfinite(probs).all(axis=2))
+    answered: BoolArray = np.asarray(taken.any(axis=1))
     if not answered.any():
         raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
-    prior = class_prior(config)
-    view = batch_calibrate(probs, prior) if config.prompt.calibrate == "batch" else probs
+    view = _view(config, probs)
     posterior = np.full((n, k), 1.0 / k)
     posterior[answered] = np.nanmean(view[answered], axis=1)
     # The first variant stands for the item in every strategy: where only a later one answered,
@@ -263,6 +325,30 @@ def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Ite
         probs[i, 0] = probs[i, later[0]] if len(later) else 1.0 / k
         off[i, 0] = off[i, later[0]] if len(later) else 1.0
     return LlmVotes(probs, off, posterior, answered)
+
+
+def _vote_arrays(
+    config: Config, store: Store, annotator: str, row: dict[str, int], column: dict[str, int]
+) -> tuple[FloatArray, FloatArray]:
+    """(n, m, k) probabilities and (n, m) off-label mass by item and variant, NaN if missing."""
+    n, m, k = len(row), max(1, len(column)), len(config.labels)
+    probs = np.full((n, m, k), np.nan)
+    off = np.full((n, m), np.nan)
+    for item_id, variant, p, mass in store.votes(config.campaign.name, annotator):
+        if item_id in row and variant in column:
+            values = np.asarray(p)
+            probs[row[item_id], column[variant]] = values / values.sum()
+            off[row[item_id], column[variant]] = mass
+    return probs, off
+
+
+def _view(config: Config, probs: FloatArray) -> FloatArray:
+    """(n, m, k) what labels are read from before any gold is known."""
+    from strategies.calibrate import batch_calibrate
+
+    if config.prompt.calibrate == "none":
+        return probs
+    return batch_calibrate(probs, class_prior(config))
 
 
 def class_prior(config: Config) -> FloatArray | None:

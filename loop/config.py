@@ -98,9 +98,17 @@ class Prompt(Section):
 
     shots: int = Field(3, ge=0, le=64)
     variants: int = Field(3, ge=1, le=32)
+    calls_per_item: float = Field(1.5, ge=0.0)
     calibrate: Literal["batch", "none"] = "batch"
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()
+
+    @field_validator("calls_per_item")
+    @classmethod
+    def _first_call_is_due(cls, calls: float) -> float:
+        if 0 < calls < 1:
+            raise ValueError("every text is asked once: give 1 or more, or 0 for all variants")
+        return calls
 
 
 class Strategy(Section):

@@ -40,6 +40,7 @@ model = "smollm2-135m"
 [prompt]
 shots = 3
 variants = 3
+calls_per_item = 0     # this LLM is free: every prompt for every tweet
 calibrate = "batch"
 
 [strategy]

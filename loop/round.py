@@ -25,6 +25,7 @@ from sqlmodel import Session, col, select
 from loop.adjudicate import decide, latest_per_person
 from loop.annotate import (
     LlmVotes,
+    calls_limit,
     class_prior,
     freeze_variants,
     read_votes,
@@ -171,7 +172,7 @@ def annotate(ctx: Context, round_: Round) -> bool:
     """Takes the LLM votes that are missing."""
     items = ctx.store.items(ctx.name, "pool")
     variants = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
-    total = len(items) * len(variants)
+    total = calls_limit(ctx.config, len(items), len(variants)) or len(items) * len(variants)
     with ctx.show(f"Round {round_.number}: LLM labels", total) as progress:
         unanswered = take_votes(
             ctx.config, ctx.store, ctx.annotator, items, variants, progress=progress

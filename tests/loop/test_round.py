@@ -1,14 +1,10 @@
 """The main path on quick parts: whole campaigns, killed and resumed at every line that matters."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
-from fakes import CentroidStudent, FakeRaters, FileReviewer
+from campaigns import make, texts
+from fakes import CentroidStudent
 
-from connectors.recorded import RecordedAnnotator
-from loop.config import Config
-from loop.context import Context, Parts
+from loop.context import Parts
 from loop.errors import StageError
 from loop.export import final_labels
 from loop.round import (
@@ -23,9 +19,6 @@ from loop.round import (
 from loop.status import campaign_status, status_lines
 from loop.store import STAGES, Store, Vote
 
-LABELS = ("bad", "good")
-WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_plots():
@@ -33,52 +26,6 @@ def _no_plots():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loop.report._plot", lambda *_: "")
         yield
-
-
-def texts(n=120, wrong=0.3):
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(n):
-        label = LABELS[i % 2]
-        other = LABELS[1 - i % 2]
-        words = [str(w) for w in rng.choice(WORDS[label].split(), 3)]
-        llm = other if rng.random() < wrong else label
-        meta = {"llm": llm, "llm_2": label if rng.random() < 0.8 else other}
-        rows.append(
-            SimpleNamespace(text=f"{' '.join(words)} number {i}", gold=label, split=None, meta=meta)
-        )
-    return rows
-
-
-def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
-    settings = {
-        "campaign": {"name": "c", "task": "t"},
-        "labels": [{"name": name} for name in LABELS],
-        "texts": {"source": "x.csv", "gold_column": "g"},
-        "annotator": {"kind": "recorded", "columns": ["llm", "llm_2"]},
-        "budget": {"labels": 30},
-        "rounds": {"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
-        "student": {"seeds": 3, "references": ["llm_only", "random", "all_gold"]},
-        "label_studio": {"overlap": overlap},
-    }
-    config = Config.model_validate(settings | sections)
-    config._folder = tmp_path
-    store = Store(f"sqlite:///{tmp_path / 'c.db'}")
-    reviewer = FileReviewer(tmp_path / "studio.json")
-    rows = rows or texts()
-
-    def make_raters():
-        truth = {i.id: i.known_label for i in store.items("c")}
-        return FakeRaters(reviewer, truth, overlap)
-
-    parts = Parts(
-        texts=lambda: rows,
-        annotator=lambda: RecordedAnnotator(config.annotator.columns, config.port_labels),
-        reviewer=lambda: reviewer,
-        student=CentroidStudent,
-        raters=make_raters if raters else None,
-    )
-    return Context(config, store, parts)
 
 
 def finish(ctx):

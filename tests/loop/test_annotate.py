@@ -1,0 +1,153 @@
+"""Asking the LLM: what is asked, what is stored, and where it stops."""
+
+import numpy as np
+import pytest
+from campaigns import make, texts
+from sqlmodel import select
+
+from loop.annotate import calls_limit, freeze_variants, read_votes, take_votes
+from loop.errors import AnnotatorError
+from loop.ports import ClassProbs, Demonstration, no_progress
+from loop.round import open_campaign, run_stage
+from loop.store import Vote
+
+DEMOS = [
+    {"text": f"{word} example", "label": label}
+    for word, label in (("fine", "good"), ("sad", "bad"))
+]
+
+
+class DoubtfulLLM:
+    """Sure of most texts; of every sixth, its variants say this or that."""
+
+    revision = "doubtful"
+
+    def __init__(self, mute=(), dies_after=None, tokens=10):
+        self.asked = []
+        self.mute, self.dies_after, self.tokens = set(mute), dies_after, tokens
+
+    def annotate(self, variant, items):
+        if self.dies_after is not None and len(self.asked) >= self.dies_after:
+            raise KeyboardInterrupt
+        probs = np.empty((len(items), 2))
+        for row, item in enumerate(items):
+            self.asked.append((variant.index, item.id))
+            number = int(item.text.split()[-1])
+            lean = 0.97 if number % 2 else 0.03
+            if number % 6 == 0:
+                lean = 0.5 + (0.1 if (number // 6 + variant.index) % 3 else -0.1)
+            probs[row] = (np.nan, np.nan) if number in self.mute else (1 - lean, lean)
+        n = len(items)
+        return ClassProbs(probs, np.zeros(n), np.full(n, self.tokens, dtype=np.int64))
+
+
+def campaign(tmp_path, llm, *, n=300, **sections):
+    settings = {
+        "annotator": {"kind": "local_lm", "usd_per_million_tokens": 1000.0},
+        "prompt": {"shots": 2, "variants": 5, "demonstrations": DEMOS},
+    }
+    ctx = make(tmp_path, rows=texts(n), **(settings | sections))
+    ctx.__dict__["annotator"] = llm
+    open_campaign(ctx)
+    return ctx
+
+
+def annotate(ctx):
+    items = ctx.store.items("c", "pool")
+    variants = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
+    left = take_votes(ctx.config, ctx.store, ctx.annotator, items, variants, progress=no_progress)
+    return left, items
+
+
+def stored(ctx):
+    with ctx.store.transaction() as session:
+        return {(v.item_id, v.variant_hash) for v in session.exec(select(Vote)).all()}
+
+
+def test_the_cascade_asks_every_text_once_and_doubtful_ones_again(tmp_path):
+    llm = DoubtfulLLM()
+    ctx = campaign(tmp_path, llm)
+    _, items = annotate(ctx)
+    asked_first = [item for variant, item in llm.asked if variant == 0]
+    assert sorted(asked_first) == sorted(i.id for i in items)
+    assert len(items) < len(llm.asked) <= 1.5 * len(items)
+    assert len(set(llm.asked)) == len(llm.asked)
+    doubtful = {i.id for i in items if int(i.text.split()[-1]) % 6 == 0}
+    again = [item for variant, item in llm.asked if variant > 0]
+    assert doubtful <= set(again)
+    votes = read_votes(ctx.config, ctx.store, llm.revision, items)
+    assert votes.probs.shape == (len(items), 5, 2)
+    assert np.isnan(votes.probs[:, 1:]).any()
+    assert np.isfinite(votes.posterior).all()
+
+
+@pytest.mark.parametrize("dies_after", [1, 241, 260, 290])
+def test_killed_in_the_cascade_it_goes_on_without_asking_twice(tmp_path, dies_after):
+    ctx = campaign(tmp_path, DoubtfulLLM(dies_after=dies_after))
+    with pytest.raises(KeyboardInterrupt):
+        annotate(ctx)
+    before = stored(ctx)
+    ctx.__dict__["annotator"] = again = DoubtfulLLM()
+    _, items = annotate(ctx)
+    hashes = {v.position: v.hash for v in ctx.store.variants("c", "doubtful")}
+    asked_again = {(item, hashes[variant]) for variant, item in again.asked}
+    assert not asked_again & before
+    assert len(before) + len(again.asked) == len(stored(ctx)) <= 1.5 * len(items)
+
+
+@pytest.mark.parametrize("calls", [0, 5, 9])
+def test_all_prompts_on_everything_stays_available(tmp_path, calls):
+    llm = DoubtfulLLM()
+    prompt = {"shots": 2, "variants": 5, "demonstrations": DEMOS, "calls_per_item": calls}
+    ctx = campaign(tmp_path, llm, n=60, prompt=prompt)
+    _, items = annotate(ctx)
+    assert len(set(llm.asked)) == len(llm.asked) == 5 * len(items)
+    assert calls_limit(ctx.config, len(items), 5) is None
+
+
+def test_recorded_labels_cost_nothing_and_are_all_read(tmp_path):
+    ctx = make(tmp_path)
+    run_stage(ctx, "annotate")
+    assert len(stored(ctx)) == 2 * len(ctx.store.items("c", "pool"))
+
+
+def test_texts_that_the_llm_cannot_answer_are_counted_and_asked_again_next_time(tmp_path):
+    llm = DoubtfulLLM(mute=range(0, 300, 12))
+    ctx = campaign(tmp_path, llm)
+    left, items = annotate(ctx)
+    mute = {i.id for i in items if int(i.text.split()[-1]) % 12 == 0}
+    assert left >= len(mute) > 0
+    votes = read_votes(ctx.config, ctx.store, llm.revision, items)
+    assert {i.id for i, ok in zip(items, votes.answered, strict=True) if not ok} == mute
+    ctx.__dict__["annotator"] = cured = DoubtfulLLM()
+    assert annotate(ctx)[0] == 0
+    assert mute <= {item for _, item in cured.asked}
+
+
+def test_a_mute_llm_is_an_error_in_one_sentence(tmp_path):
+    ctx = campaign(tmp_path, DoubtfulLLM(mute=range(300)))
+    with pytest.raises(AnnotatorError, match="no usable answer to any of"):
+        annotate(ctx)
+    assert not stored(ctx)
+
+
+def test_the_cap_on_money_stops_before_the_next_chunk_and_keeps_what_is_paid(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.annotate.CHUNK", 32)
+    llm = DoubtfulLLM()  # a cent an answer
+    ctx = campaign(tmp_path, llm, budget={"labels": 30, "usd": 1.0})
+    with pytest.raises(AnnotatorError, match=r"money is spent: \$1\.28 of budget\.usd = 1\.00"):
+        annotate(ctx)
+    votes, usd, tokens = ctx.store.spent("c")
+    assert (votes, usd, tokens) == (128, pytest.approx(1.28), 1280)
+    richer = campaign(tmp_path, llm, budget={"labels": 30, "usd": 100.0})
+    _, items = annotate(richer)
+    assert len(set(llm.asked)) == len(llm.asked) <= 1.5 * len(items)
+
+
+def test_demonstrations_come_from_the_file(tmp_path):
+    ctx = campaign(tmp_path, DoubtfulLLM(), n=60)
+    variants = freeze_variants(ctx.config, ctx.store, "doubtful")
+    assert set(variants[0].demonstrations) == {
+        Demonstration("fine example", "good"),
+        Demonstration("sad example", "bad"),
+    }
