@@ -308,7 +308,7 @@ def demo(
     by_hand: Annotated[
         bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
     ] = False,
-    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 600,
+    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 500,
 ) -> None:
     """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
     from connectors.hutto import write_demo_texts
@@ -583,6 +583,8 @@ def _print_table(view: Any) -> None:
 
     width = None if sys.stdout.isatty() else 120
     Console(width=width).print(terminal_table(view))
+    for note in view.notes:
+        typer.echo(note)
 
 
 @contextmanager

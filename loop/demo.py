@@ -87,8 +87,8 @@ def campaign_text(*, by_hand: bool) -> str:
         )
     return CAMPAIGN.format(
         people="The people are simulated: they draw\n# their answers from the recorded ratings.",
-        labels=240,
-        batch_size=80,
+        labels=180,
+        batch_size=60,
         references='["llm_only", "random", "all_gold"]',
         overlap=3,
         raters="recorded",

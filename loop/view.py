@@ -100,7 +100,26 @@ def _notes(config: Config, store: Store, last: Round | None) -> tuple[str, ...]:
             "The random control buys the same number of texts, drawn at random, and gets answers"
             " from the same people; its labels are otherwise the LLM's."
         )
+    if last is not None:
+        notes += [
+            f"Round {last.number} minus {name}, on the same test texts: {told}."
+            for arm, name in COMPARED_WITH.items()
+            if (told := _differences_told(last.metrics["compared"].get(arm, {})))
+        ]
     return tuple(notes)
+
+
+COMPARED_WITH = {"llm_only": "LLM labels only", "random": "the random control of the same size"}
+
+
+def _differences_told(found: dict[str, dict[str, float | None]]) -> str:
+    """Paired differences with their 95 % intervals, times 100; empty if there are none."""
+    told = []
+    for key, d in found.items():
+        if d["value"] is not None and d["low"] is not None and d["high"] is not None:
+            low, high = 100 * d["low"], 100 * d["high"]
+            told.append(f"{key} {100 * d['value']:+.1f} ({low:+.1f} to {high:+.1f})")
+    return ", ".join(told)
 
 
 def _maybe(config: Config, round_: Round, arm: Arm) -> list[ReportRow]:
