@@ -246,7 +246,7 @@ def pull(
         if close and round_.stage == "pull":
             close_early(ctx, open_round(ctx))
             round_ = run_stage(ctx, "pull")
-        _tell_waiting(ctx, round_)
+        say(_waiting(ctx, round_))
 
 
 @app.command()
@@ -397,7 +397,7 @@ def _parts(config: Config, store: Store) -> Parts:
     return Parts(
         texts=lambda: _load_texts(config),
         annotator=lambda: _annotator(config),
-        reviewer=lambda: _reviewer(config),
+        reviewer=lambda: _reviewer(config, store),
         student=lambda: _student(config),
         raters=None if config.raters.kind == "people" else lambda: _raters(config, store),
     )
@@ -477,8 +477,9 @@ def _server(config: Config) -> tuple[str, str]:
     return config.label_studio.url, token
 
 
-def _reviewer(config: Config) -> Reviewer:
+def _reviewer(config: Config, store: Store) -> Reviewer:
     from connectors.label_studio import LabelStudioReviewer
+    from loop.adjudicate import Panel
 
     url, token = _server(config)
     section = config.label_studio
@@ -486,12 +487,12 @@ def _reviewer(config: Config) -> Reviewer:
         url,
         token,
         project_title=f"goldloop: {config.campaign.name}",
-        campaign_id=config.campaign.name,
+        campaign_id=store.campaign_uid(config.campaign.name),
         labels=config.port_labels,
         task=config.campaign.task,
         assist=section.assist,
         note=section.note,
-        overlap=section.overlap,
+        overlap=Panel.of(section).first,
     )
 
 
@@ -508,7 +509,7 @@ def _raters(config: Config, store: Store) -> Raters:
         _server(config)[0],
         _rater_token,
         ratings=ratings,
-        overlap=config.label_studio.overlap,
+        overlap=config.label_studio.most,
         seed=config.rounds.seed,
     )
 
@@ -542,7 +543,7 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
     from loop.view import campaign_view
 
     open_campaign(ctx)
-    finished = 0
+    finished, told = 0, ""
     while rounds is None or finished < rounds:
         if reason := why_finished(ctx):
             say(f"The campaign is finished: {reason}.")
@@ -554,7 +555,10 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
         elif close:
             close_early(ctx, open_round(ctx))
         else:
-            _tell_waiting(ctx, round_)
+            news = _waiting(ctx, round_)
+            if news != told:
+                say(news)
+                told = news
             if not wait:
                 return
             time.sleep(5)
@@ -562,18 +566,18 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
     say(f"Report: {ctx.config.out / 'report.html'}")
 
 
-def _tell_waiting(ctx: Context, round_: Round) -> None:
+def _waiting(ctx: Context, round_: Round) -> str:
+    """What is back, and where people label; or what comes next."""
     from loop.round import next_command
 
-    if round_.stage == "pull":
-        reviews = ctx.store.reviews(ctx.name, round_.id)
-        back = sum(1 for r in reviews if r.closed_at is not None)
-        say(
-            f"Round {round_.number}: {back} of {len(reviews)} texts are back."
-            f" People label at {ctx.reviewer.url()}"
-        )
-    else:
-        say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
+    if round_.stage != "pull":
+        return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
+    reviews = ctx.store.reviews(ctx.name, round_.id)
+    back = sum(1 for r in reviews if r.closed_at is not None)
+    news = f"Round {round_.number}: {back} of {len(reviews)} texts are back."
+    login = _local_login() if ctx.config.label_studio.url == "local" else None
+    who = f" (user {login[1]}, password {login[2]})" if login else ""
+    return f"{news} People label at {ctx.reviewer.url()}{who}"
 
 
 def _print_table(view: Any) -> None:

@@ -7,6 +7,7 @@ Votes and annotations are append-only. A stage writes its results and the round'
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,10 +40,11 @@ def now() -> datetime:
 
 
 class CampaignRow(SQLModel, table=True):
-    """One campaign."""
+    """One campaign; the uid tells it from others of its name on the same Label Studio."""
 
     __tablename__ = "campaign"
     name: str = Field(primary_key=True)
+    uid: str = Field(default_factory=lambda: uuid.uuid4().hex)
     created_at: datetime = Field(default_factory=now)
     project_id: str | None = None
     pull_cursor: str | None = None
@@ -129,6 +131,22 @@ class Review(SQLModel, table=True):
     sent_at: datetime | None = None
     closed_at: datetime | None = None
     outcome: str | None = None
+    wanted: int | None = None
+    asked: int | None = None
+
+
+class HiddenCheck(SQLModel, table=True):
+    """A text whose label is known, sent again under another id to see how well people answer.
+
+    It is no Review: it buys no label, and one text may be checked in several rounds.
+    """
+
+    id: str = Field(primary_key=True)
+    item_id: str = Field(foreign_key="item.id", index=True)
+    round_id: int = Field(foreign_key="round.id", index=True)
+    rank: int
+    task_id: str | None = None
+    sent_at: datetime | None = None
 
 
 class Annotation(SQLModel, table=True):
@@ -251,6 +269,18 @@ class Store:
                 )
             return row
 
+    def campaign_uid(self, campaign: str) -> str:
+        """What marks the campaign's project on Label Studio.
+
+        Raises:
+            StoreError: the campaign has not begun.
+        """
+        with self.transaction() as session:
+            row = session.get(CampaignRow, campaign)
+        if row is None:
+            raise StoreError(f"Campaign {campaign!r} has not begun; run `goldloop run` first.")
+        return row.uid
+
     def set_project(self, campaign: str, project_id: str) -> None:
         """Remembers the Label Studio project."""
         with self.transaction() as session:
@@ -339,6 +369,16 @@ class Store:
                 query = query.where(Review.round_id == round_id)
             query = query.order_by(col(Review.round_id), col(Review.rank))
             return list(session.exec(query).all())
+
+    def checks(self, campaign: str, round_id: int | None = None) -> list[HiddenCheck]:
+        """Hidden checks, by round and rank."""
+        with self.transaction() as session:
+            query = select(HiddenCheck).join(Item).where(Item.campaign == campaign)
+            if round_id is not None:
+                query = query.where(HiddenCheck.round_id == round_id)
+            return list(
+                session.exec(query.order_by(col(HiddenCheck.round_id), col(HiddenCheck.rank))).all()
+            )
 
     def annotations(self, campaign: str, item_ids: Iterable[str] | None = None) -> list[Annotation]:
         """Current answers: those not superseded."""

@@ -15,6 +15,7 @@ def upgrade() -> None:
     op.create_table(
         "campaign",
         sa.Column("name", sa.String(), nullable=False),
+        sa.Column("uid", sa.String(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("project_id", sa.String(), nullable=True),
         sa.Column("pull_cursor", sa.String(), nullable=True),
