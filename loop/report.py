@@ -11,8 +11,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -146,6 +146,38 @@ class BudgetLine:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """How well confidence fits accuracy.
+
+    Attributes:
+        ece: expected calibration error, in [0, 1].
+        accuracy: of the labels.
+        bins: confidence, accuracy and number of texts, least confident first.
+    """
+
+    ece: float
+    accuracy: float
+    bins: tuple[tuple[float, float, int], ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was done to the LLM's probabilities, and what it did to them.
+
+    Attributes:
+        view: ``raw``, ``batch`` or ``gold``.
+        reason: one sentence, or empty.
+        n: audit texts with gold that both were measured on.
+    """
+
+    view: str
+    reason: str
+    n: int
+    raw: Reliability
+    used: Reliability
+
+
+@dataclass(frozen=True)
 class ReportView:
     """All that a report says.
 
@@ -166,6 +198,7 @@ class ReportView:
     evaluated: int | None = None
     accuracy_from: Literal["test", "audit"] | None = "test"
     people: People | None = None
+    calibration: Calibration | None = None
     budget: tuple[BudgetLine, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -321,6 +354,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
             "annotators": view.people.annotators,
             "overlap": view.people.overlap,
         },
+        "calibration": None if view.calibration is None else asdict(view.calibration),
         "budget": [{"name": b.name, "spent": b.spent, "limit": b.limit} for b in view.budget],
         "notes": list(view.notes),
         "provenance": dict(view.provenance),
@@ -372,6 +406,7 @@ def render(view: ReportView) -> str:
             for column in COLUMNS
             if (svg := _plot(view, column))
         ],
+        reliability=Markup(_reliability_plot(view.calibration)),  # noqa: S704 - likewise
         with_spread=_with_spread,
         by_reason=_by_reason,
         class_of=_class_of,
@@ -489,8 +524,6 @@ _VARIABLES = {
 
 def _plot(view: ReportView, column: Column) -> str:
     """One metric over gold labels bought, as inline SVG; empty if no arm has the metric."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     points: dict[str, list[tuple[int, Metric]]] = {}
@@ -502,20 +535,8 @@ def _plot(view: ReportView, column: Column) -> str:
         return ""
     bought = [x for arm in ("loop", "random") for x, _ in points.get(arm, [])]
     right = 1.06 * max([*bought, 1])
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": column.key,
-        "font.size": 9,
-        "text.color": _INK,
-        "axes.edgecolor": _GRID,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "grid.color": _GRID,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.7, 2.35), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         for arm in ("llm_only", "all_gold", "random", "loop"):
             _draw(axes, arm, points.get(arm, []), right)
         axes.set_xlim(0, right)
@@ -527,6 +548,56 @@ def _plot(view: ReportView, column: Column) -> str:
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
+
+    return _svg(draw, f"{column.title} over gold labels bought")
+
+
+def _reliability_plot(found: Calibration | None) -> str:
+    """Confidence against accuracy, raw and as used, as inline SVG; empty without audit gold."""
+    if found is None:
+        return ""
+    shown = [("llm_only", found.raw)] + [("loop", found.used)] * (found.view != "raw")
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 100], [0, 100], color=_INK, linewidth=0.8)
+        for arm, reliability in shown:
+            axes.plot(
+                [100 * confidence for confidence, _, _ in reliability.bins],
+                [100 * accuracy for _, accuracy, _ in reliability.bins],
+                color=_COLOURS[arm],
+                linestyle=_LINES[arm],
+                marker="o",
+                linewidth=2,
+                markersize=5,
+            )
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("confidence of the LLM")
+        axes.set_ylabel("labels that were right")
+
+    return _svg(draw, "Share of right labels over the LLM's confidence")
+
+
+def _svg(draw: Callable[[Any], None], label: str) -> str:
+    """A drawing in the page's own colours."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": label,
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.edgecolor": _GRID,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "grid.color": _GRID,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.7, 2.35), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
         axes.grid(axis="y", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
@@ -535,7 +606,7 @@ def _plot(view: ReportView, column: Column) -> str:
         buffer = io.StringIO()
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
-    return _inline(buffer.getvalue(), column)
+    return _inline(buffer.getvalue(), label)
 
 
 def _draw(axes: Any, arm: str, points: Sequence[tuple[int, Metric]], right: float) -> None:
@@ -562,7 +633,7 @@ def _draw(axes: Any, arm: str, points: Sequence[tuple[int, Metric]], right: floa
         axes.vlines(at, low, high, color=colour, linewidth=1, alpha=0.6)
 
 
-def _inline(svg: str, column: Column) -> str:
+def _inline(svg: str, label: str) -> str:
     """The drawing without its prologue, ids and fixed colours, with a label for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -572,5 +643,4 @@ def _inline(svg: str, column: Column) -> str:
         svg = svg.replace(placeholder, variable)
     opening, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)
-    label = f"{column.title} over gold labels bought"
     return f'<svg role="img" aria-label="{label}" {box[0] if box else ""}>{body}'

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -26,12 +26,12 @@ from loop.adjudicate import decide, latest_per_person
 from loop.annotate import (
     LlmVotes,
     calls_limit,
-    class_prior,
     freeze_variants,
     read_votes,
     take_votes,
     text_item,
 )
+from loop.calibration import View, choose_view, summary
 from loop.context import Context
 from loop.errors import StageError
 from loop.intake import import_texts
@@ -208,6 +208,15 @@ def score(ctx: Context, round_: Round) -> bool:
     ]
     with ctx.store.transaction() as session:
         insert_all(session, Score, rows)
+        if arrays.view.reason:
+            ctx.store.log(
+                session,
+                ctx.name,
+                "calibration",
+                arrays.view.name,
+                round=round_.number,
+                reason=arrays.view.reason,
+            )
         return _advance(ctx, round_, "score", session, signals=list(signals))
 
 
@@ -422,11 +431,19 @@ def measure(ctx: Context, round_: Round) -> bool:
     from loop.view import write_outputs
 
     metrics = measure_round(ctx, round_, evaluation_items(ctx))
+    metrics["calibration"] = _calibration(ctx, round_)
     with ctx.store.transaction() as session:
         session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
         _advance(ctx, round_, "measure", session)
     write_outputs(ctx.config, ctx.store)
     return True
+
+
+def _calibration(ctx: Context, round_: Round) -> Any:
+    """How well the LLM's confidence fits what the audit found, raw and as used."""
+    arrays = _arrays(ctx, round_, ())
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    return summary(arrays.view, arrays.votes, arrays.pool.gold, _audited(arrays.items, reviews))
 
 
 RUN: dict[str, Callable[[Context, Round], bool]] = {
@@ -482,6 +499,7 @@ class Arrays:
     items: list[Item]
     votes: LlmVotes
     pool: Pool
+    view: View
 
 
 def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
@@ -493,6 +511,7 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
         [index[gold_labels[i.id].label] if i.id in gold_labels else -1 for i in items],
         dtype=np.int64,
     )
+    view, votes = _view(ctx, round_, items, votes, gold)
     needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
@@ -518,11 +537,33 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
         embeddings=embeddings,
         p_student=p_student,
         off_label_mass=votes.off_label_mass,
-        class_prior=class_prior(ctx.config),
+        class_prior=view.prior,
         ordinal=ctx.config.campaign.ordinal,
         inclusion_prob=np.array([reviews.get(i.id, 1.0) for i in items]),
     )
-    return Arrays(items, votes, pool)
+    return Arrays(items, votes, pool, view)
+
+
+def _view(
+    ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
+) -> tuple[View, LlmVotes]:
+    """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
+    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
+    view = choose_view(
+        ctx.config,
+        votes,
+        np.where(earlier, gold, -1),
+        _audited(items, reviews),
+        np.array([reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]),
+        rng=np.random.default_rng([round_.seed, round_.number, 10]),
+    )
+    return view, replace(votes, posterior=view.posterior)
+
+
+def _audited(items: Sequence[Item], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
+    return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
 
 
 def _embeddings(ctx: Context, items: Sequence[Item]) -> NDArray[np.float32]:

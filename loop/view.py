@@ -11,10 +11,12 @@ from loop.report import (
     METRICS,
     Arm,
     BudgetLine,
+    Calibration,
     ClassRow,
     Metric,
     People,
     Recovered,
+    Reliability,
     ReportRow,
     ReportView,
     Share,
@@ -62,6 +64,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         evaluated=last.metrics["evaluated"] if last else None,
         accuracy_from=last.metrics["accuracy_from"] if last else None,
         people=people,
+        calibration=_calibration(last.metrics.get("calibration") or {}) if last else None,
         budget=tuple(budget),
         notes=_notes(config, store, last),
         provenance={
@@ -95,6 +98,10 @@ def _notes(config: Config, store: Store, last: Round | None) -> tuple[str, ...]:
             f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
             f" {outcomes.count('unsure')} unsure)."
         )
+    calibration = (last.metrics.get("calibration") if last else None) or {}
+    if calibration.get("view") == "raw" and calibration.get("reason"):
+        reason = str(calibration["reason"])
+        notes.append(f"{reason[0].upper()}{reason[1:]}.")
     if last is not None and "random" in last.metrics["arms"]:
         notes.append(
             "The random control buys the same number of texts, drawn at random, and gets answers"
@@ -120,6 +127,16 @@ def _differences_told(found: dict[str, dict[str, float | None]]) -> str:
             low, high = 100 * d["low"], 100 * d["high"]
             told.append(f"{key} {100 * d['value']:+.1f} ({low:+.1f} to {high:+.1f})")
     return ", ".join(told)
+
+
+def _calibration(found: dict[str, Any]) -> Calibration | None:
+    if "raw" not in found:
+        return None
+    raw, used = (
+        Reliability(side["ece"], side["accuracy"], tuple((c, a, n) for c, a, n in side["bins"]))
+        for side in (found["raw"], found["used"])
+    )
+    return Calibration(found["view"], found["reason"], found["n"], raw, used)
 
 
 def _maybe(config: Config, round_: Round, arm: Arm) -> list[ReportRow]:

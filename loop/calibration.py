@@ -1,0 +1,167 @@
+"""Which view of the LLM's answers is used, and why: raw, batch-calibrated, or fitted to gold.
+
+Batch calibration assumes a class mix. Once the random audit has brought enough gold, the mix is
+estimated from it, harm to accuracy switches batch calibration off, and, if the campaign asks for
+it (``prompt.calibrate = "gold"``), a scaling is fitted to it. Raw answers stay in the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.annotate import LlmVotes, class_prior
+from loop.config import Config
+from loop.ports import FloatArray, IntArray
+from strategies.calibrate import batch_calibrate, prior_from_gold
+from strategies.scaling import (
+    calibration_error,
+    harm_p_value,
+    reliability,
+    scale_with_gold,
+)
+
+PRIOR_FROM = 20  # audit gold from which the class mix is estimated and harm is tested
+SCALE_FROM = 100  # audit gold from which a scaling is fitted
+PSEUDO = 3.0  # gold labels per class assumed beforehand: few audit labels are not the whole truth
+HARM_LEVEL = 0.05
+
+ViewName = Literal["raw", "batch", "gold"]
+
+
+@dataclass(frozen=True)
+class View:
+    """The answers as they are used.
+
+    Attributes:
+        name: what was done to them.
+        reason: one sentence, where gold had a say; else empty.
+        posterior: (n, k).
+        prior: (k,) class mix that makes batch calibration of the raw answers agree with this view,
+            for the strategies; None for a flat mix.
+    """
+
+    name: ViewName
+    reason: str
+    posterior: FloatArray
+    prior: FloatArray | None
+
+
+def choose_view(
+    config: Config,
+    votes: LlmVotes,
+    gold: IntArray,
+    audit: NDArray[np.bool_],
+    inclusion_prob: FloatArray,
+    *,
+    rng: np.random.Generator,
+) -> View:
+    """The view that the campaign asks for, as far as audit gold bears it out.
+
+    Args:
+        config: says which calibration is wanted, and the stated class mix.
+        votes: of the n items.
+        gold: (n,) class, -1 where unknown.
+        audit: (n,) bool, items drawn at random to measure the LLM.
+        inclusion_prob: (n,) probability of each gold item of being chosen.
+        rng: deals gold to folds.
+
+    Returns:
+        The view.
+    """
+    raw = _posterior(votes, votes.probs)
+    stated = class_prior(config)
+    wanted: str = config.prompt.calibrate
+    if wanted == "none":
+        return View("raw", "", raw, stated)
+    sample = audit & (gold >= 0) & votes.answered
+    n = int(sample.sum())
+    if n < PRIOR_FROM:
+        return View("batch", "", votes.posterior, stated)
+    k = raw.shape[1]
+    prior = prior_from_gold(
+        np.where(votes.answered, gold, -1), inclusion_prob, k, pseudo=PSEUDO, towards=stated
+    )
+    batch = _posterior(votes, batch_calibrate(votes.probs, prior))
+    shares = ", ".join(
+        f"{name} {100 * p:.0f} %" for name, p in zip(config.label_names, prior, strict=True)
+    )
+    view = View("batch", f"class mix from {n} audit labels: {shares}", batch, prior)
+    p_value = harm_p_value(raw[sample], batch[sample], gold[sample])
+    if p_value < HARM_LEVEL:
+        was, now = (100 * _accuracy(p[sample], gold[sample]) for p in (raw, batch))
+        view = View(
+            "raw",
+            f"batch calibration is off: on {n} audit labels it lowered the LLM's accuracy from"
+            f" {was:.1f} to {now:.1f} (paired test, p = {p_value:.3f})",
+            raw,
+            _mean(votes, votes.probs[:, 0]),
+        )
+    if wanted == "gold" and n >= SCALE_FROM:
+        view = _scaled(view, votes, np.where(sample, gold, -1), rng)
+    return view
+
+
+def _scaled(view: View, votes: LlmVotes, gold: IntArray, rng: np.random.Generator) -> View:
+    """The view scaled to gold, if left-out gold says that this is better."""
+    known = gold >= 0
+    scaled = scale_with_gold(view.posterior, gold, rng=rng)
+    before, after = (_log_loss(p[known], gold[known]) for p in (view.posterior, scaled))
+    told = f"log-loss on {int(known.sum())} audit labels, each left out, {before:.3f}"
+    if after >= before:
+        reason = f"the scaling to gold is not used: {told}, with it {after:.3f}"
+        return View(view.name, _joined(view.reason, reason), view.posterior, view.prior)
+    reason = f"scaled to gold: {told} before, {after:.3f} after"
+    if view.name == "raw":
+        reason = _joined(view.reason, reason)
+    scaled[~votes.answered] = 1.0 / scaled.shape[1]
+    return View("gold", reason, scaled, _mean(votes, scaled))
+
+
+def summary(view: View, votes: LlmVotes, gold: IntArray, audit: NDArray[np.bool_]) -> Any:
+    """Confidence against accuracy on audit gold, raw and as used, as JSON.
+
+    Returns:
+        ``view``, ``reason``, ``n``, and for ``raw`` and ``used`` the expected calibration error
+        and the bins; the last three only where there is enough audit gold.
+    """
+    found: dict[str, Any] = {"view": view.name, "reason": view.reason}
+    sample = audit & (gold >= 0) & votes.answered
+    if sample.sum() < PRIOR_FROM:
+        return found
+    found["n"] = int(sample.sum())
+    for name, posterior in (("raw", _posterior(votes, votes.probs)), ("used", view.posterior)):
+        bins = reliability(posterior[sample], gold[sample])
+        found[name] = {
+            "ece": calibration_error(bins),
+            "accuracy": _accuracy(posterior[sample], gold[sample]),
+            "bins": [[b.confidence, b.accuracy, b.n] for b in bins],
+        }
+    return found
+
+
+def _posterior(votes: LlmVotes, probs: FloatArray) -> FloatArray:
+    """(n, k) mean over variants; uniform where the LLM gave no answer."""
+    out = np.full((len(probs), probs.shape[2]), 1.0 / probs.shape[2])
+    out[votes.answered] = np.nanmean(probs[votes.answered], axis=1)
+    return out
+
+
+def _mean(votes: LlmVotes, probs: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(probs[votes.answered].mean(axis=0), 1e-6), dtype=np.float64)
+
+
+def _accuracy(probs: FloatArray, gold: IntArray) -> float:
+    return float((probs.argmax(axis=1) == gold).mean())
+
+
+def _log_loss(probs: FloatArray, gold: IntArray) -> float:
+    own = probs[np.arange(len(gold)), gold]
+    return -float(np.log(np.maximum(own, 1e-6)).mean())
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(r for r in reasons if r)
