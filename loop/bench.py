@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from loop.bench_tables import METRICS, REFERENCES, compare, summarise
 from loop.config import suggestion
 from loop.errors import DataError
-from loop.ports import Progress, SeedResult, Student, TrainingSet, no_progress
+from loop.ports import Progress, SeedResult, SourceText, Student, TrainingSet, no_progress
 
 if TYPE_CHECKING:
     from strategies.pool import Pool
@@ -101,6 +101,77 @@ class BenchData:
         )
 
 
+def data_from_rows(
+    name: str,
+    rows: Sequence[SourceText],
+    llm_columns: Sequence[str],
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    *,
+    test_frac: float = 0.3,
+    seed: int = 0,
+) -> BenchData:
+    """A data set from the rows of a text source.
+
+    Args:
+        name: shown in tables.
+        rows: those without a gold label are left out. Where a row names the split 'test', the test
+            texts are those of that split; else a share is drawn at random.
+        llm_columns: columns with LLM labels: the first is the label that the LLM gives, all of
+            them are its votes. Rows whose first column holds no class are left out of the pool.
+        embed: (n, d) embeddings of n texts.
+        test_frac: share of the rows held out for testing where no split is named.
+        seed: of that draw.
+
+    Raises:
+        DataError: no gold labels, unknown columns, or LLM labels that match no class.
+    """
+    known = [row for row in rows if row.gold is not None]
+    if not known:
+        raise DataError(f"{name} has no gold labels; name their column with --label.")
+    for column in llm_columns:
+        if not any(column in row.meta for row in known):
+            columns = sorted({key for row in known[:100] for key in row.meta})
+            raise DataError(
+                f"There is no column {column!r} in {name}.{suggestion(column, columns)}"
+                f" Available: {', '.join(columns)}."
+            )
+    labels = tuple(sorted({str(row.gold) for row in known}))
+    index = {label: i for i, label in enumerate(labels)}
+    if any(row.split == "test" for row in known):
+        is_test = np.array([row.split == "test" for row in known])
+    else:
+        is_test = np.random.default_rng(seed).permutation(len(known)) < test_frac * len(known)
+    said = np.array(
+        [[index.get(str(row.meta.get(c)), -1) for c in llm_columns] for row in known],
+        dtype=np.int64,
+    )
+    pool_rows = np.flatnonzero(~is_test & (said[:, 0] >= 0))
+    test_rows = np.flatnonzero(is_test)
+    if len(pool_rows) < 10 or len(test_rows) < 2:
+        raise DataError(
+            f"{name} gives {len(pool_rows)} texts with an LLM label in {llm_columns[0]!r} that is"
+            f" one of {', '.join(labels)}, and {len(test_rows)} test texts; that is too few."
+        )
+    votes = said[pool_rows]
+    probs = np.where((votes >= 0)[:, :, None], np.eye(len(labels))[votes], np.nan)
+    gold = np.array([index[str(row.gold)] for row in known], dtype=np.int64)
+    texts = [row.text for row in known]
+    pool_texts = [texts[i] for i in pool_rows]
+    test_texts = [texts[i] for i in test_rows]
+    return BenchData(
+        name=name,
+        labels=labels,
+        probs=probs,
+        y_llm=votes[:, 0],
+        gold=gold[pool_rows],
+        embeddings=embed(pool_texts),
+        test_embeddings=embed(test_texts),
+        test_gold=gold[test_rows],
+        texts=pool_texts,
+        test_texts=test_texts,
+    )
+
+
 Ranker = Callable[["Pool", IntArray, int, np.random.Generator], IntArray]
 """``(pool, candidates, n, rng) -> rows``: a peer's own way to choose n of the candidates."""
 
@@ -111,47 +182,47 @@ class Policy:
 
     Attributes:
         signals: fused by rank; those that the data cannot give are left out.
-        learn: what later rounds learn from the gold so far: 'weights' of the signals, or a
-            'predictor' of wrong labels.
+        learn_weights: whether later rounds weigh the signals by what they found before.
         audit_frac: share of every batch that is drawn at random, inside the budget.
         repair: what becomes of the items that no human saw.
         same_text: cosine from which two texts of a batch count as the same.
         min_class_frac: share of the suspects that every predicted class gets at least.
         ranker: instead of signals.
+        balance: whether labels that nobody mended are weighted by their class like mended ones.
         only_gold: trains on nothing but the gold that was bought.
         needs: what the data must have, else the policy is skipped.
     """
 
     signals: tuple[str, ...] = ()
-    learn: Literal["no", "weights", "predictor"] = "no"
+    learn_weights: bool = False
     audit_frac: float = 0.0
     repair: Mode = "keep"
     same_text: float | None = None
     min_class_frac: float = 0.0
     ranker: Ranker | None = None
+    balance: bool = False
     only_gold: bool = False
     needs: frozenset[str] = frozenset()
 
 
-FUSED = (
-    "entropy_calibrated",
-    "knn_disagreement",
-    "student_disagreement",
-    "flip_rate",
-)
-DEFAULT = Policy(FUSED, learn="predictor", audit_frac=0.2, repair="soft")
+FUSED = ("entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement")
+DEFAULT = Policy(("learned_error",), audit_frac=0.2, repair="soft")
 
 POLICIES: dict[str, Policy] = {
     "goldloop": DEFAULT,
     "goldloop-no-repair": replace(DEFAULT, repair="keep"),
     "goldloop-no-audit": replace(DEFAULT, audit_frac=0.0),
-    "goldloop-no-learning": replace(DEFAULT, learn="no"),
-    "goldloop-weights": replace(DEFAULT, learn="weights"),
+    "goldloop-no-learning": replace(DEFAULT, signals=FUSED),
+    "goldloop-learned-weights": replace(DEFAULT, signals=FUSED, learn_weights=True),
+    "goldloop-no-calibration": replace(DEFAULT, signals=("entropy", *FUSED[1:])),
     "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
     "goldloop-spread": replace(DEFAULT, same_text=0.9),
-    "goldloop-raw-entropy": replace(DEFAULT, signals=("entropy", *FUSED[1:])),
-    "repair-only": Policy(("random",), repair=DEFAULT.repair),
-    "entropy-repair": Policy(("entropy",), repair=DEFAULT.repair),
+    "goldloop-relabel": replace(DEFAULT, repair="relabel"),
+    "goldloop-weight": replace(DEFAULT, repair="weight"),
+    "goldloop-drop": replace(DEFAULT, repair="drop"),
+    "repair-only": Policy(("random",), repair="soft"),
+    "entropy-repair": Policy(("entropy",), repair="soft"),
+    "entropy-balanced": Policy(("entropy",), balance=True),
     "fusion": Policy(FUSED),
     "random": Policy(("random",)),
     "gold-only": Policy(("random",), only_gold=True),
@@ -162,7 +233,6 @@ POLICIES: dict[str, Policy] = {
     "student_disagreement": Policy(("student_disagreement",)),
     "seed_disagreement": Policy(("seed_disagreement",)),
     "class_rarity": Policy(("class_rarity",)),
-    "learned_error": Policy(("learned_error",)),
     # The paper's ensemble replaces the labels on which five prompts differ.
     "prompt-flips": Policy(("flip_rate",), needs=frozenset({"votes"})),
     "jensen_shannon": Policy(("jensen_shannon",), needs=frozenset({"votes"})),
@@ -343,7 +413,7 @@ def replay(
     Returns:
         Exactly ``budget`` distinct rows, and what the student learns from.
     """
-    from strategies.repair import repair
+    from strategies.repair import balanced, repair
 
     n = len(data.gold)
     if not 0 < budget <= n:
@@ -367,6 +437,9 @@ def replay(
     kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
     if policy.only_gold:
         y, weight = kept, (gold >= 0).astype(np.float64)
+    elif policy.balance:
+        y, weight = balanced(kept, kept, 1.0)
+        weight[gold >= 0] = 1.0
     elif policy.repair == "keep":
         y, weight = kept, np.ones(n)
     else:
@@ -389,8 +462,7 @@ def _pool(
     from strategies.pool import Pool
     from strategies.students import out_of_fold_probs
 
-    wanted = policy.ranker is not None or policy.learn == "predictor"
-    wanted = wanted or any("p_student" in NEEDS[name] for name in policy.signals)
+    wanted = policy.ranker is not None or any("p_student" in NEEDS[name] for name in policy.signals)
     p_student = None
     if wanted:
         fresh = not (gold >= 0).any()
@@ -449,16 +521,13 @@ def _choose(
         if first and name != "random":
             shared.signals[name] = signals[name]
     weights = None
-    if seen and policy.learn == "weights":
+    if seen and policy.learn_weights:
         bought = np.concatenate([rows for _, rows in seen])
         past = {name: np.concatenate([held[name] for held, _ in seen]) for name in signals}
         wrong = pool.gold[bought] != pool.y_llm[bought]
         chance = None if pool.inclusion_prob is None else pool.inclusion_prob[bought]
         weights = learn_weights(past, wrong, chance)
-    if seen and policy.learn == "predictor":
-        suspicion = STRATEGIES["learned_error"](pool, rng)
-    else:
-        suspicion = fuse_ranks(signals, weights)
+    suspicion = fuse_ranks(signals, weights)
     batch = select_batch(
         suspicion,
         candidates,

@@ -28,6 +28,7 @@ def peers() -> dict[str, Policy]:
     if importlib.util.find_spec("small_text"):
         found["small-text-breaking-ties"] = Policy(ranker=small_text_breaking_ties)
         found["small-text-coreset"] = Policy(ranker=small_text_coreset)
+        found["small-text-light-coreset"] = Policy(ranker=small_text_light_coreset)
     return found
 
 
@@ -112,6 +113,28 @@ def small_text_coreset(
         )
         taken += [int(place) for place in places]
     return np.asarray(order[taken[:n]], dtype=np.int64)
+
+
+def small_text_light_coreset(
+    pool: Pool, candidates: IntArray, n: int, rng: np.random.Generator
+) -> IntArray:
+    """small-text's ``LightweightCoreset``, quick where the greedy one is quadratic."""
+    from small_text.query_strategies import lightweight_coreset
+
+    if pool.embeddings is None:
+        raise ValueError("small-text-light-coreset needs embeddings, this pool has none")
+    vectors = pool.embeddings[candidates].astype(np.float64)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    # It draws from the global generator; the state before is restored.
+    state = np.random.get_state()
+    np.random.seed(int(rng.integers(2**31)))
+    try:
+        mean = vectors.mean(axis=0)
+        mean = mean / np.linalg.norm(mean)
+        places = lightweight_coreset(vectors, mean, n, normalized=True)
+    finally:
+        np.random.set_state(state)
+    return np.asarray(candidates[places], dtype=np.int64)
 
 
 class _Classifier:

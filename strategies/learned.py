@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -165,30 +165,37 @@ def gold_free_signals(pool: Pool) -> dict[str, FloatArray]:
 def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """Suspicion learned from the gold labels so far, on top of all signals that the pool allows.
 
-    While gold is scarce it leans on the fused ranks of calibrated entropy, neighbours and
-    students: g gold labels count for g / (g + 50) of the score.
+    It is how much a gold label would help by ``class_posterior``: the mean of the
+    probability that the LLM's label is wrong and the probability that the likeliest class, which
+    repair would put in its place, is wrong too. While gold is scarce it leans on the fused ranks of
+    calibrated entropy, flips, neighbours and students: g gold labels count for g^2 / (g^2 + 50^2).
 
     Args:
-        pool: uses everything it has, and ``gold`` with ``inclusion_prob``; an item's own gold
-            never enters its own score.
+        pool: uses everything it has; an item's own gold never enters its own score.
         rng: deals the gold items into folds.
 
     Returns:
         (n,) in [0, 1].
     """
-    signals = gold_free_signals(pool)
-    rows = np.flatnonzero(pool.gold >= 0)
-    prediction = error_predictor(
-        build_features(signals, pool.y_llm, pool.k, embeddings=pool.embeddings),
-        pool.gold[rows] != pool.y_llm[rows],
-        rows,
-        None if pool.inclusion_prob is None else pool.inclusion_prob[rows],
-        rng=rng,
-    )
-    names = ("entropy_calibrated", "knn_disagreement", "student_disagreement")
-    fused = fuse_ranks({name: signals[name] for name in names if name in signals})
-    trust = len(rows) / (len(rows) + PRIOR_GOLD)
-    return clip_unit(trust * prediction.p_wrong + (1.0 - trust) * fused)
+    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
+    chosen: dict[str, Callable[[Pool, np.random.Generator], FloatArray]] = {
+        "entropy_calibrated": entropy_calibrated
+    }
+    if pool.probs.shape[1] > 1:
+        chosen["flip_rate"] = flip_rate
+    if pool.embeddings is not None:
+        chosen["knn_disagreement"] = knn_disagreement
+    if pool.p_student is not None:
+        chosen["student_disagreement"] = student_disagreement
+    fused = fuse_ranks({name: signal(blind, rng) for name, signal in chosen.items()})
+    g = int((pool.gold >= 0).sum())
+    if not g:
+        return fused
+    posterior = class_posterior(pool, rng=rng)
+    wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
+    benefit = 0.5 * wrong + 0.5 * (1.0 - posterior.max(axis=1))
+    trust = g**2 / (g**2 + PRIOR_GOLD**2)
+    return clip_unit(trust * benefit + (1.0 - trust) * fused)
 
 
 def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> FloatArray:
@@ -234,7 +241,9 @@ def _experts(pool: Pool) -> tuple[FloatArray, FloatArray]:
         held.append(np.log(np.maximum(pool.p_student.mean(axis=0), 1e-3)))
         slopes.append(0.5)
     if pool.embeddings is not None:
-        evidence = neighbour_evidence(pool, "class_posterior") + 1.0 / pool.k
+        # Without gold: else an item's gold would reach its own posterior through its neighbours.
+        blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
+        evidence = neighbour_evidence(blind, "class_posterior") + 1.0 / pool.k
         held.append(np.log(evidence / evidence.sum(axis=1, keepdims=True)))
         slopes.append(0.2)
     return np.stack(held, axis=2), np.array(slopes)

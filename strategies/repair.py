@@ -15,6 +15,7 @@ from strategies.pool import FloatArray, IntArray, Pool
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
 MODES = ("keep", "soft", "weight", "drop", "relabel")
 FLOOR_FRAC = 0.8
+BALANCE = 0.5  # 0 leaves the class shares as they are, 1 gives every class the same weight
 SCARCE_GOLD = 20.0  # gold labels at which the posterior and the LLM's bare label count the same
 
 
@@ -24,7 +25,7 @@ class Repaired:
 
     Attributes:
         y: (n, k) rows sum to 1; one-hot except in mode ``soft``.
-        weight: (n,) in [0, 1]; 0 leaves the item out.
+        weight: (n,) in [0, 1]; 0 leaves the item out; 1 for gold.
         source: (n,) 'gold', 'llm' (the LLM's label as it came), 'repaired' (another target than
             that label) or 'dropped'.
     """
@@ -46,7 +47,8 @@ def repair(
     Items with gold are always their gold label at weight 1. For the others:
 
     - ``keep``: the LLM's label, weight 1.
-    - ``soft``: the corrected posterior over the classes, weight 1.
+    - ``soft``: the corrected posterior over the classes, tilted towards the rare ones, see
+      ``balanced``.
     - ``weight``: the LLM's label, weight 1 - P(wrong).
     - ``drop``: left out where P(wrong) > 1/2.
     - ``relabel``: the likeliest class of the corrected posterior.
@@ -81,6 +83,7 @@ def repair(
         rows = np.flatnonzero(~gold)
         if mode == "soft":
             y[rows] = posterior[rows]
+            y[rows], weight[rows] = balanced(posterior[rows], y, _trust(pool))
         elif mode == "relabel":
             y[rows] = np.eye(pool.k)[_likeliest(posterior[rows], pool.y_llm[rows])]
         elif mode == "weight":
@@ -105,12 +108,41 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
         (n, k) rows sum to 1: ``class_posterior`` times t plus the LLM's label times 1 - t, with
         t = g^2 / (g^2 + 20^2) for g gold labels.
     """
-    g = int((pool.gold >= 0).sum())
-    trust = g**2 / (g**2 + SCARCE_GOLD**2)
     llm = np.eye(pool.k)[pool.y_llm]
-    if not g:
+    trust = _trust(pool)
+    if not trust:
         return llm
     return np.asarray(trust * class_posterior(pool, rng=rng) + (1.0 - trust) * llm)
+
+
+def balanced(posterior: FloatArray, y: FloatArray, trust: float) -> tuple[FloatArray, FloatArray]:
+    """Soft labels and weights in which rare classes count for more.
+
+    Where the evidence is weak a posterior falls back on the commonest class, and a student that
+    follows it never predicts the rare ones. Each class therefore counts for its share to the power
+    of -1/2, the mean of leaving shares as they are and making all equal.
+
+    Args:
+        posterior: (r, k) of the items without gold.
+        y: (n, k) labels of all items, which give the shares.
+        trust: in [0, 1]; 0 changes nothing.
+
+    Returns:
+        (r, k) rows sum to 1, and (r,) weights in (0, 1].
+    Source: Mikolov et al. 2013 and Mahajan et al. 2018, square-root balancing.
+    """
+    share = y.mean(axis=0)
+    held = np.maximum(share, 1.0 / (len(y) + 1.0))
+    factor = held ** (-BALANCE * trust)
+    tilted = posterior * (factor / factor.max())
+    weight: FloatArray = tilted.sum(axis=1)
+    return np.asarray(tilted / weight[:, None]), weight
+
+
+def _trust(pool: Pool) -> float:
+    """How far the posterior is believed: 0 without gold, 1/2 at ``SCARCE_GOLD``."""
+    g = int((pool.gold >= 0).sum())
+    return float(g**2 / (g**2 + SCARCE_GOLD**2))
 
 
 def class_floor(pool: Pool, inclusion_prob: FloatArray | None) -> FloatArray:

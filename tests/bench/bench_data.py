@@ -48,6 +48,10 @@ class Source:
     test: int = 1500
 
 
+DEMO = Source("demo_tweets", "demo_tweets", "reporting")
+"""The demo's tweets with recorded human ratings: needs nothing but the packages."""
+
+
 def _css(task: str, label: str, role: str = "reporting") -> Source:
     others = ("flan_ul2", "flan_t5_xxl", "chatgpt", "text_davinci_003", "flan_t5_xl")
     columns = (label, *(o for o in others if o != label))[:5]
@@ -86,6 +90,7 @@ TASKS = {
     "toxic": "Decide whether the tweet is hate speech, offensive language or neither.",
     "ecommerce": "Decide which department of the shop sells the product.",
     "sst5": "Decide how the sentence judges the film.",
+    "demo_tweets": "Decide whether the tweet is negative, neutral or positive.",
 }
 """What the embedded language model is asked, for the sets that have no LLM labels of their own."""
 
@@ -108,14 +113,16 @@ class Texts:
     aside: list[tuple[str, str]]
 
 
-def read_texts(source: Source, data: Path) -> Texts | None:
+def read_texts(source: Source, data: Path | None) -> Texts | None:
     """The rows of a source, or None where its file is missing."""
     import pandas as pd
 
-    path = data / f"{source.file}.parquet"
-    if not path.exists():
+    if source is DEMO:
+        frame = _demo_frame()
+    elif data is None or not (data / f"{source.file}.parquet").exists():
         return None
-    frame = pd.read_parquet(path)
+    else:
+        frame = pd.read_parquet(data / f"{source.file}.parquet")
     train = frame["split"] == "train"
     for column, value in source.only:
         # The test split of some files has no such column filled in.
@@ -145,6 +152,31 @@ def read_texts(source: Source, data: Path) -> Texts | None:
     )
 
 
+def _demo_frame() -> Any:
+    import pandas as pd
+
+    from connectors import hutto
+
+    rows = hutto.load("tweets")
+    frame = pd.DataFrame(
+        {
+            "id": [row.id for row in rows],
+            "text": [row.text for row in rows],
+            "label": [hutto.mean_label(float(np.mean(row.ratings))) for row in rows],
+        }
+    )
+    is_test = np.random.default_rng(0).permutation(len(frame)) < 0.3 * len(frame)
+    frame["split"] = np.where(is_test, "test", "train")
+    return frame
+
+
+def label_missing(source: Source, data: Path | None) -> None:
+    """Labels a set that has no LLM labels of its own, unless that was done before."""
+    texts = None if source.columns else read_texts(source, data)
+    if texts is not None:
+        label_with_llm(source, texts, cache_dir() / "bench")
+
+
 def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
     """Labels the pool with the embedded language model, and keeps what it said in the folder."""
     path = folder / f"{source.name}.npz"
@@ -170,14 +202,12 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
         model.annotate(PromptVariant(v, TASKS[source.name], labels, shown), items)
         for v, shown in enumerate(sets)
     ]
-    prior = np.bincount([texts.labels.index(y) for _, y in texts.aside], minlength=len(labels)) + 1
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
         ids=np.array([item.id for item in items]),
         probs=np.stack([a.probs for a in answers], axis=1),
         off_label_mass=np.stack([a.off_label_mass for a in answers], axis=1),
-        class_prior=prior / prior.sum(),
         revision=np.array(model.revision),
     )
     return path
@@ -224,7 +254,9 @@ def embed(name: str, texts: list[str], *, max_tokens: int = 256) -> NDArray[np.f
     return out
 
 
-def load(source: Source, data: Path, *, labels_folder: Path | None = None) -> BenchData | None:
+def load(
+    source: Source, data: Path | None, *, labels_folder: Path | None = None
+) -> BenchData | None:
     """A data set for the benchmark, or None where its texts or LLM labels are missing."""
     texts = read_texts(source, data)
     if texts is None:
@@ -233,7 +265,7 @@ def load(source: Source, data: Path, *, labels_folder: Path | None = None) -> Be
     index = {name: i for i, name in enumerate(texts.labels)}
     gold = np.array([index[y] for y in texts.gold], dtype=np.int64)
     n = len(gold)
-    mass = prior = None
+    mass = None
     chosen = np.arange(n)
     if source.columns:
         probs = np.full((n, len(source.columns), k), np.nan)
@@ -247,14 +279,15 @@ def load(source: Source, data: Path, *, labels_folder: Path | None = None) -> Be
             probs[:, 0] = np.where(probs[:, 0] == 1, sure[:, None], rest[:, None])
         y_llm = np.nanargmax(probs[:, 0], axis=1).astype(np.int64)
     else:
-        folder = labels_folder or cache_dir() / "bench"
+        folder = cache_dir() / "bench"
         if not (folder / f"{source.name}.npz").exists():
             return None
         held = np.load(folder / f"{source.name}.npz", allow_pickle=False)
         place = {item: i for i, item in enumerate(texts.ids)}
         chosen = np.array([place[str(item)] for item in held["ids"]])
-        probs, mass, prior = held["probs"], held["off_label_mass"], held["class_prior"]
-        calibrated = np.nanmean(batch_calibrate(probs, prior), axis=1)
+        probs, mass = held["probs"], held["off_label_mass"]
+        # A flat class mix, goldloop's own default, though some of the sets are skewed.
+        calibrated = np.nanmean(batch_calibrate(probs), axis=1)
         y_llm = calibrated.argmax(axis=1).astype(np.int64)
     return BenchData(
         source.name,
@@ -267,8 +300,7 @@ def load(source: Source, data: Path, *, labels_folder: Path | None = None) -> Be
         np.array([index[y] for y in texts.test_gold], dtype=np.int64),
         [texts.texts[i] for i in chosen],
         texts.test_texts,
-        mass,
-        prior,
-        bool(source.ordinal),
-        source.role,
+        off_label_mass=mass,
+        ordinal=bool(source.ordinal),
+        role=source.role,
     )

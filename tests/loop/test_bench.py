@@ -13,6 +13,7 @@ from loop.bench import (
     EncoderLearner,
     FrozenStudent,
     Policy,
+    data_from_rows,
     fit_heads,
     replay,
     run_bench,
@@ -226,6 +227,38 @@ def test_bad_settings_are_refused(change, message):
     given = {"strategies": ["random"], "budgets": (0.1,)} | change
     with pytest.raises(DataError, match=message):
         run_bench([planted()], **given)
+
+
+class Row:
+    def __init__(self, text, gold, split=None, **meta):
+        self.text, self.gold, self.split, self.meta = text, gold, split, meta
+
+
+def hashed(texts):
+    return np.array([[len(t), sum(map(ord, t)) % 17] for t in texts], dtype=np.float32)
+
+
+def test_a_data_set_is_read_from_rows():
+    rows = [
+        Row(f"t{i}", "ab"[i % 2], "test" if i % 5 == 0 else None, llm="a", other="?")
+        for i in range(60)
+    ]
+    rows += [Row("no gold", None, llm="a"), Row("no answer", "a", llm="?")]
+    data = data_from_rows("file", rows, ["llm", "other"], hashed)
+    assert data.labels == ("a", "b")
+    assert data.probs.shape == (48, 2, 2)
+    assert np.isnan(data.probs[:, 1]).all()
+    assert (data.y_llm == 0).all()
+    assert len(data.test_gold) == 12
+    assert not set(data.texts) & set(data.test_texts)
+    unsplit = data_from_rows("file", [Row(r.text, r.gold, llm="a") for r in rows], ["llm"], hashed)
+    assert len(unsplit.test_gold) == pytest.approx(0.3 * 61, abs=1)
+    with pytest.raises(DataError, match=r"no column 'lm'.*Did you mean 'llm'"):
+        data_from_rows("file", rows, ["lm"], hashed)
+    with pytest.raises(DataError, match="no gold labels"):
+        data_from_rows("file", rows[60:61], ["llm"], hashed)
+    with pytest.raises(DataError, match="too few"):
+        data_from_rows("file", rows[:20], ["other"], hashed)
 
 
 def test_arrays_that_do_not_fit_are_refused():

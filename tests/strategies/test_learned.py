@@ -170,7 +170,6 @@ def test_the_posterior_beats_the_llm_and_the_students(rng):
 
 def test_an_items_own_gold_never_enters_its_posterior(rng):
     pool, _ = opinion_pool(rng, n=200, gold=60)
-    pool = replace(pool, embeddings=None)  # neighbours do speak with their gold
     row = int(np.flatnonzero(pool.gold >= 0)[3])
     other = pool.gold.copy()
     other[row] = (other[row] + 1) % 3
