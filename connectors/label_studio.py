@@ -49,6 +49,8 @@ Assist = Literal["blind", "prefill", "why"]
 OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
 MODEL_VERSION = "goldloop"  # of predictions, where the LLM's label is shown
 UNSURE = "Unsure / none fits"
+BACKEND_TITLE = "goldloop student"
+HINTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 FROM_NAME, TO_NAME = "label", "text"
 
 BATCH_TASKS = 1_000  # one import; larger ones are hardly quicker
@@ -418,6 +420,110 @@ class LabelStudioReviewer:
             found.append(FetchedTask(str(row["id"]), item_id, answers))
         return Fetched(tuple(found), newest)
 
+    def ask(self, wanted: Mapping[str, int]) -> None:
+        """Opens tasks again until so many people answered each.
+
+        Args:
+            wanted: task id -> number of people's answers.
+        Raises:
+            ReviewerError: the server refuses; calling again is safe.
+        """
+        for task_id, people in wanted.items():
+            self._write(
+                "PATCH",
+                f"api/tasks/{int(task_id)}/",
+                {"overlap": people, "is_labeled": False},
+                "ask for further answers",
+                repeatable=True,
+            )
+
+    def queue(self, title: str, item_ids: Sequence[str]) -> None:
+        """Shows these items, and no others, in a tab of that title.
+
+        Raises:
+            ReviewerError: the server refuses; calling again is safe.
+        """
+        shown = [_filter("data.ext_id", "in_list", "String", list(item_ids) or ["-"])]
+        data = {
+            "title": title,
+            "filters": {"conjunction": "and", "items": shown},
+            "ordering": ["tasks:id"],
+        }
+        with self._asking("list its tabs"):
+            tabs = self._get("api/dm/views/", {"project": self._id()})
+        for tab in tabs:
+            found = tab.get("data") or {}
+            if found.get("title") == title:
+                if found.get("filters") != data["filters"]:
+                    self._write(
+                        "PATCH",
+                        f"api/dm/views/{int(tab['id'])}/",
+                        {"data": {**found, **data}},
+                        "update a tab",
+                        repeatable=True,
+                    )
+                return
+        if item_ids:
+            body = {"project": self._id(), "data": data}
+            self._write("POST", "api/dm/views/", body, "make a tab")
+
+    def connect_server(
+        self, url: str, *, header: str, webhook_token: str, user: str, password: str, use: bool
+    ) -> None:
+        """Registers a running ``goldloop serve`` as webhook and ML backend, in place of older ones.
+
+        Args:
+            url: where the server reaches it.
+            header: the webhook's header for its token.
+            user: for the ML backend.
+            password: likewise.
+            use: whether tasks that are opened get the backend's predictions.
+        Raises:
+            ReviewerError: the server refuses, or cannot reach the URL.
+        """
+        project = self._id()
+        url = url.rstrip("/")
+        with self._asking("list its webhooks"):
+            hooks = self._get("api/webhooks/", {"project": project})
+        ours = [hook for hook in hooks if header in (hook.get("headers") or {})]
+        wanted: dict[str, Any] = {
+            "url": f"{url}/webhook",
+            "send_payload": False,
+            "send_for_all_actions": False,
+            "actions": list(HINTS),
+            "headers": {header: webhook_token},
+            "is_active": True,
+        }
+        for spare in ours[1:]:
+            self._write("DELETE", f"api/webhooks/{spare['id']}/", None, "remove a webhook")
+        if ours:
+            self._write("PATCH", f"api/webhooks/{ours[0]['id']}/", wanted, "update its webhook")
+        else:
+            body = {**wanted, "project": project}
+            self._write("POST", "api/webhooks/", body, "take a webhook")
+        with self._asking("list its ML backends"):
+            backends = self._get("api/ml/", {"project": project})
+        backend: dict[str, Any] = {
+            "project": project,
+            "url": url,
+            "title": BACKEND_TITLE,
+            "auth_method": "BASIC_AUTH",
+            "basic_auth_user": user,
+            "basic_auth_pass": password,
+            "is_interactive": False,
+        }
+        mine = [found for found in backends if found.get("title") == BACKEND_TITLE]
+        for spare in mine[1:]:
+            self._write("DELETE", f"api/ml/{spare['id']}/", None, "remove an ML backend")
+        if mine:
+            self._write("PATCH", f"api/ml/{mine[0]['id']}/", backend, "update its ML backend")
+        else:
+            self._write("POST", "api/ml/", backend, "take an ML backend")
+        settings = {"evaluate_predictions_automatically": use}
+        if use:
+            settings["model_version"] = BACKEND_TITLE  # type: ignore[assignment]
+        self._write("PATCH", f"api/projects/{project}/", settings, "use its ML backend")
+
     def url(self) -> str:
         """Where people go to label."""
         return f"{_shown_url(self._url)}/projects/{self._id()}/data?labeling=1"
@@ -484,6 +590,28 @@ class LabelStudioReviewer:
         if body is None:
             raise ReviewerError(f"{_shown_url(self._url)} does not answer like Label Studio.")
         return body
+
+    def _write(
+        self, method: str, path: str, body: Any, doing: str, *, repeatable: bool = False
+    ) -> None:
+        """A request that changes something; repeated only where that cannot do it twice."""
+        from label_studio_sdk.core.api_error import ApiError
+
+        for pause_s in _pauses(ATTEMPTS if repeatable else 1):
+            try:
+                with self._asking(doing):
+                    http = self._client()._client_wrapper.httpx_client
+                    answer = http.request(path, method=method, json=body, request_options=_NO_RETRY)
+                    if answer.status_code >= 300:
+                        kind = answer.headers.get("content-type", "")
+                        said = answer.json() if kind.startswith("application/json") else None
+                        raise ApiError(status_code=answer.status_code, body=said)
+                return
+            except _LostError as exc:
+                failure = exc
+                if repeatable:
+                    time.sleep(pause_s)
+        raise failure
 
     def _check_server(self) -> None:
         with self._asking("say its version"):

@@ -110,7 +110,8 @@ class RecordedRaters:
     def answer(self, project_id: str, progress: Progress = no_progress) -> int:
         """Labels every open task of the project; the number of answers given.
 
-        A task is open until ``overlap`` people, simulated or not, have answered or skipped it.
+        A task is open until as many people as it wants, simulated or not, have answered or skipped
+        it; ``overlap`` bounds them.
         Where no rating of an item is recorded, it is skipped. Calling again after an interruption
         goes on where it stopped: an answer given twice counts once.
 
@@ -164,7 +165,8 @@ class RecordedRaters:
             answered = set(row.get("annotators") or [])
             waiting = [pair for pair in enumerate(raters) if pair[1].user_id not in answered]
             labels = self._answers(item_id)
-            for number, rater in waiting[: max(0, self._overlap - len(answered))]:
+            people = min(int(row.get("overlap") or self._overlap), len(raters))
+            for number, rater in waiting[: max(0, people - len(answered))]:
                 yield rater, int(row["id"]), item_id, labels[number] if labels else None
 
     def _tasks(self, project_id: str, rater: _Rater) -> Iterator[dict[str, Any]]:
@@ -178,7 +180,7 @@ class RecordedRaters:
                     params={
                         "project": project_id,
                         "fields": "all",  # or the annotators stay empty
-                        "include": "id,data,annotators",
+                        "include": "id,data,annotators,overlap",
                         "query": query,
                         "page": number,
                         "page_size": PAGE_TASKS,

@@ -1,12 +1,20 @@
-"""Raw answers -> gold labels."""
+"""Raw answers -> gold labels, and how many people shall still be asked."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+
+from loop.config import LabelStudioSection
 from loop.store import Annotation
+
+Rule = Literal["majority", "dawid-skene", "ask-one-more"]
+
+MIN_POSTERIOR = 0.5  # Dawid–Skene: below it no class is likelier than all others together
 
 
 @dataclass(frozen=True)
@@ -15,9 +23,10 @@ class Decision:
 
     Attributes:
         label: the gold label, or None if there is none.
-        how: ``single``, ``agreed``, ``majority``, or why not: ``conflict``, ``skipped``,
-            ``unsure`` or ``unreadable``.
-        confidence: share of usable answers that chose the label, in (0, 1]; 0 without a label.
+        how: ``single``, ``agreed``, ``majority``, ``dawid-skene``, ``adjudicated``, or why not:
+            ``conflict``, ``skipped``, ``unsure`` or ``unreadable``.
+        confidence: share of usable answers that chose the label, or its probability under the
+            model of people's errors, in (0, 1]; 0 without a label.
         answers: people who answered, skips and unsure answers among them.
     """
 
@@ -25,6 +34,45 @@ class Decision:
     how: str
     confidence: float
     answers: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How many people answer an item, and how their answers become one.
+
+    Attributes:
+        rule: ``majority`` and ``dawid-skene`` ask ``overlap`` people; ``ask-one-more`` asks that
+            many and then one more at a time while nobody leads, up to ``most``.
+        early_stop: whether the first two rules ask only as many as can decide, and the rest where
+            those differ.
+        most: for ``ask-one-more``.
+        adjudicator: whose answer decides, where the others' do not; everywhere else too.
+    """
+
+    rule: Rule = "majority"
+    overlap: int = 1
+    early_stop: bool = False
+    most: int = 0
+    adjudicator: str | None = None
+
+    @classmethod
+    def of(cls, section: LabelStudioSection) -> Panel:
+        """The panel that a campaign asks for."""
+        return cls(
+            section.rule, section.overlap, section.early_stop, section.most, section.adjudicator
+        )
+
+    @property
+    def first(self) -> int:
+        """People who are asked at once."""
+        if self.rule != "ask-one-more" and self.early_stop:
+            return self.overlap // 2 + 1
+        return self.overlap
+
+    @property
+    def last(self) -> int:
+        """People who are asked at most, the adjudicator apart."""
+        return max(self.overlap, self.most) if self.rule == "ask-one-more" else self.overlap
 
 
 def latest_per_person(annotations: Iterable[Annotation]) -> list[Annotation]:
@@ -36,11 +84,13 @@ def latest_per_person(annotations: Iterable[Annotation]) -> list[Annotation]:
     return list(newest.values())
 
 
-def decide(annotations: Sequence[Annotation]) -> Decision:
+def decide(annotations: Sequence[Annotation], adjudicator: str | None = None) -> Decision:
     """Majority of the newest answer of each person; a tie is a conflict, never a coin toss."""
     answers = latest_per_person(annotations)
     labels = Counter(a.label for a in answers if a.label is not None)
     n = len(answers)
+    if (final := _final(answers, adjudicator)) is not None:
+        return Decision(final, "adjudicated", 1.0, n)
     if not labels:
         if any(a.problem == "unsure" for a in answers):
             return Decision(None, "unsure", 0.0, n)
@@ -53,3 +103,79 @@ def decide(annotations: Sequence[Annotation]) -> Decision:
     total = labels.total()
     how = "single" if total == 1 else "agreed" if votes == total else "majority"
     return Decision(label, how, votes / total, n)
+
+
+def decide_all(
+    by_item: Mapping[str, Sequence[Annotation]], labels: Sequence[str], panel: Panel
+) -> dict[str, Decision]:
+    """A decision on every item; under Dawid and Skene's model they depend on each other.
+
+    The model decides where two people or more chose a label; a single answer stays what it is.
+    """
+    decisions = {item: decide(answers, panel.adjudicator) for item, answers in by_item.items()}
+    if panel.rule != "dawid-skene":
+        return decisions
+    from strategies.crowd import dawid_skene
+
+    items = [i for i, d in decisions.items() if d.how in ("agreed", "majority", "conflict")]
+    people = sorted({a.annotator for i in items for a in by_item[i]})
+    if len(people) < 2:
+        return decisions
+    table = answer_table(items, people, by_item, labels)
+    found = dawid_skene(table, len(labels))
+    for row, item in enumerate(items):
+        best = int(found.posterior[row].argmax())
+        sure = float(found.posterior[row, best])
+        n = decisions[item].answers
+        if sure < MIN_POSTERIOR:
+            decisions[item] = Decision(None, "conflict", 0.0, n)
+        else:
+            how = "agreed" if decisions[item].how == "agreed" else "dawid-skene"
+            decisions[item] = Decision(labels[best], how, sure, n)
+    return decisions
+
+
+def answer_table(
+    items: Sequence[str],
+    people: Sequence[str],
+    by_item: Mapping[str, Sequence[Annotation]],
+    labels: Sequence[str],
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """(n, p) each person's newest label of each item, as an index; -1 where there is none."""
+    column = {person: i for i, person in enumerate(people)}
+    index = {label: i for i, label in enumerate(labels)}
+    table = np.full((len(items), len(people)), -1, dtype=np.int64)
+    for row, item in enumerate(items):
+        for a in latest_per_person(by_item[item]):
+            if a.label in index and a.annotator in column:
+                table[row, column[a.annotator]] = index[a.label]
+    return table
+
+
+def wanted_answers(annotations: Sequence[Annotation], decision: Decision, panel: Panel) -> int:
+    """How many people's answers one item wants, given those that are there.
+
+    It is the number of answers that are there exactly where nobody needs to be asked any more.
+    """
+    answers = latest_per_person(annotations)
+    n = len(answers)
+    if decision.how == "adjudicated":
+        return n
+    if n < panel.first:
+        return panel.first
+    ranked = [votes for _, votes in Counter(a.label for a in answers if a.label).most_common()]
+    lead = ranked[0] - (ranked[1] if len(ranked) > 1 else 0) if ranked else 0
+    settled = lead > 0 if panel.rule == "ask-one-more" else lead > panel.last - n
+    if ranked and not settled and n < panel.last:
+        return n + 1
+    if decision.how == "conflict" and panel.adjudicator is not None:
+        asked = any(a.annotator == panel.adjudicator for a in answers)
+        return n if asked else n + 1
+    return n
+
+
+def _final(answers: Iterable[Annotation], adjudicator: str | None) -> str | None:
+    """The adjudicator's label, if they gave one."""
+    if adjudicator is None:
+        return None
+    return next((a.label for a in answers if a.annotator == adjudicator and a.label), None)

@@ -160,6 +160,7 @@ class StudentSection(Section):
     warmup_frac: Fraction = 0.05
     max_tokens: int = Field(256, ge=8)
     seeds: int = Field(5, ge=2)
+    keep_seeds: bool = False
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
@@ -173,6 +174,28 @@ class LabelStudioSection(Section):
     assist: Literal["blind", "prefill", "why"] = "blind"
     note: bool = True
     overlap: int = Field(1, ge=1, le=20)
+    rule: Literal["majority", "dawid-skene", "ask-one-more"] = "majority"
+    early_stop: bool = False
+    max_overlap: int | None = Field(None, ge=1, le=40)
+    adjudicator: Text | None = None
+    check_frac: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> LabelStudioSection:
+        if self.max_overlap is not None and self.rule != "ask-one-more":
+            raise ValueError('max_overlap is for rule = "ask-one-more"')
+        if self.max_overlap is not None and self.max_overlap < self.overlap:
+            raise ValueError(f"max_overlap must be at least overlap, {self.overlap}")
+        if self.rule == "dawid-skene" and self.overlap < 2:
+            raise ValueError('rule = "dawid-skene" compares people; it needs overlap >= 2')
+        return self
+
+    @property
+    def most(self) -> int:
+        """People who may be asked about one text, the adjudicator apart."""
+        if self.rule != "ask-one-more":
+            return self.overlap
+        return self.max_overlap or self.overlap + 2
 
 
 class RatersSection(Section):

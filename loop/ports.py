@@ -314,6 +314,14 @@ class Reviewer(Protocol):
         """Tasks whose annotations changed since the cursor; None reads everything."""
         ...
 
+    def ask(self, wanted: Mapping[str, int]) -> None:
+        """Opens tasks again until so many people answered each; by the server's task id."""
+        ...
+
+    def queue(self, title: str, item_ids: Sequence[str]) -> None:
+        """Shows these items, and no others, in a list of that title."""
+        ...
+
     def url(self) -> str:
         """Where people go to label."""
         ...

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sqlalchemy import update
 from sqlmodel import Session, col, select
 
-from loop.adjudicate import decide, latest_per_person
+from loop.adjudicate import Panel, decide_all, latest_per_person, wanted_answers
 from loop.annotate import (
     LlmVotes,
     calls_limit,
@@ -50,6 +50,7 @@ from loop.store import (
     Annotation,
     CampaignRow,
     Gold,
+    HiddenCheck,
     Item,
     Review,
     Round,
@@ -252,9 +253,11 @@ def choose(ctx: Context, round_: Round) -> bool:
             zip(batch.rows, batch.reason, batch.inclusion_prob, strict=True)
         )
     ]
+    checks = _draw_checks(ctx, round_, n)
     with ctx.store.transaction() as session:
         insert_all(session, Review, rows)
-        return _advance(ctx, round_, "select", session, chosen=n)
+        insert_all(session, HiddenCheck, checks)
+        return _advance(ctx, round_, "select", session, chosen=n, checks=len(checks))
 
 
 def push(ctx: Context, round_: Round) -> bool:
@@ -275,21 +278,33 @@ def push(ctx: Context, round_: Round) -> bool:
         )
         for r in waiting
     ]
+    tasks = _with_checks(ctx, round_, tasks, scores)
     with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
     with ctx.store.transaction() as session:
         for item_id, task_id in task_ids.items():
-            session.exec(
-                update(Review)
-                .where(col(Review.item_id) == item_id)
-                .values(task_id=task_id, sent_at=now())
-            )
+            for table, key in ((Review, Review.item_id), (HiddenCheck, HiddenCheck.id)):
+                session.exec(
+                    update(table).where(col(key) == item_id).values(task_id=task_id, sent_at=now())
+                )
         return _advance(ctx, round_, "push", session, sent=len(tasks))
 
 
 def pull(ctx: Context, round_: Round) -> bool:
-    """Fetches what people answered; False while answers are still out."""
+    """Fetches what people answered, and asks more of them where need be.
+
+    False while answers are still out.
+    """
     project_id = _open_project(ctx)
+    while True:
+        if _pull_once(ctx, round_, project_id):
+            return True
+        asked = _ask_further(ctx, round_)
+        if ctx.raters is None or not asked:
+            return False
+
+
+def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
     if ctx.raters is not None:
         open_reviews = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
         total = len(open_reviews) * ctx.config.label_studio.overlap
@@ -338,9 +353,13 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
             by_item[annotation.item_id].append(annotation)
     gold = ctx.store.gold(ctx.name)
     changed = 0
+    decisions = decide_all(
+        {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
+        ctx.config.label_names,
+        Panel.of(ctx.config.label_studio),
+    )
     with ctx.store.transaction() as session:
-        for item_id in set(by_item) | set(gold):
-            decision = decide(by_item.get(item_id, []))
+        for item_id, decision in decisions.items():
             session.exec(
                 update(Review).where(col(Review.item_id) == item_id).values(outcome=decision.how)
             )
@@ -409,8 +428,12 @@ def train(ctx: Context, round_: Round) -> bool:
         if not missing:
             continue
         keep = {}
-        if arm == "loop" and seeds[0] in missing:
-            keep[seeds[0]] = ctx.config.out / "models" / f"round-{round_.number}"
+        if arm == "loop":
+            folder = ctx.config.out / "models" / f"round-{round_.number}"
+            if ctx.config.student.keep_seeds:  # `goldloop serve` then sees where seeds disagree
+                keep = {s: folder.with_name(f"{folder.name}-seed-{s}") for s in missing}
+            if seeds[0] in missing:
+                keep[seeds[0]] = folder
         save = _saver(ctx, round_, arm, label_set)
         steps = len(missing) * ctx.config.student.epochs * int((labels.weight > 0).sum())
         with ctx.show(f"Round {round_.number}: training {arm}", steps) as progress:
@@ -649,7 +672,10 @@ def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotat
 
 
 def _close_answered(ctx: Context, session: Session, round_: Round) -> int:
-    """Closes the reviews that have answers enough; how many are still out."""
+    """Closes the reviews that have answers enough; how many are still out.
+
+    Reviews that are not closed are told how many answers they want.
+    """
     reviews = session.exec(select(Review).where(Review.round_id == round_.id)).all()
     query = select(Annotation).where(
         Annotation.campaign == ctx.name, col(Annotation.superseded_at).is_(None)
@@ -658,15 +684,100 @@ def _close_answered(ctx: Context, session: Session, round_: Round) -> int:
     for annotation in session.exec(query).all():
         by_item[annotation.item_id].append(annotation)
     out = 0
+    panel = Panel.of(ctx.config.label_studio)
+    answered = {r.item_id: by_item.get(r.item_id, []) for r in reviews}
+    decisions = decide_all(answered, ctx.config.label_names, panel)
     for review in reviews:
-        answers = len(latest_per_person(by_item.get(review.item_id, [])))
-        if answers >= ctx.config.label_studio.overlap:
+        found = answered[review.item_id]
+        wanted = wanted_answers(found, decisions[review.item_id], panel)
+        if len(latest_per_person(found)) >= wanted:
             review.closed_at = review.closed_at or now()
         else:
             review.closed_at = None
+            review.wanted = wanted
             out += 1
+        review.outcome = decisions[review.item_id].how if found else None
         session.add(review)
     return out
+
+
+def _ask_further(ctx: Context, round_: Round) -> int:
+    """Tells Label Studio which texts want more answers; how many it was told of.
+
+    Called again after an interruption, it says the same again, which changes nothing.
+    """
+    panel = Panel.of(ctx.config.label_studio)
+    waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
+    further = {
+        r.item_id: (r.task_id, r.wanted)
+        for r in waiting
+        if r.task_id and r.wanted and r.wanted > (r.asked or panel.first)
+    }
+    if further:
+        ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})
+        with ctx.store.transaction() as session:
+            for item_id, (_, wanted) in further.items():
+                session.exec(
+                    update(Review).where(col(Review.item_id) == item_id).values(asked=wanted)
+                )
+    if panel.adjudicator is not None:
+        ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
+    return len(further)
+
+
+def _draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
+    """Texts with a known label that go along with n reviews, at random places among them.
+
+    They are gold texts that several people agreed on or an adjudicator settled, and, where tasks
+    show nothing but the text, texts whose label the source knows and that train nothing.
+    """
+    section = ctx.config.label_studio
+    wanted = round(section.check_frac * n)
+    if not wanted:
+        return []
+    gold = ctx.store.gold(ctx.name)
+    candidates = sorted(k for k, g in gold.items() if g.how != "single")
+    if section.assist == "blind":
+        candidates += [i.id for i in ctx.store.items(ctx.name, "dev") if i.known_label]
+    rng = np.random.default_rng([round_.seed, round_.number, 7])
+    drawn = rng.permutation(len(candidates))[:wanted]
+    return [
+        {
+            # looks like any other id, so that nobody can tell a check by it
+            "id": hashlib.sha256(
+                f"{ctx.name}\0check\0{round_.number}\0{candidates[i]}".encode()
+            ).hexdigest()[:20],
+            "item_id": candidates[i],
+            "round_id": round_.id,
+            "rank": int(rng.integers(n)),
+        }
+        for i in drawn
+    ]
+
+
+def _with_checks(
+    ctx: Context, round_: Round, tasks: Sequence[ReviewTask], scores: dict[str, Score]
+) -> list[ReviewTask]:
+    """The tasks with the round's unsent checks among them, ranked anew."""
+    items = {i.id: i for i in ctx.store.items(ctx.name)}
+    placed = [(task.rank, 0, task) for task in tasks]
+    for check in ctx.store.checks(ctx.name, round_.id):
+        if check.task_id is not None:
+            continue
+        score_ = scores.get(check.item_id)
+        strongest = max(score_.signals, key=lambda name: score_.signals[name]) if score_ else ""
+        task = ReviewTask(
+            item_id=check.id,
+            text=items[check.item_id].text,
+            round_number=round_.number,
+            rank=check.rank,
+            why=f"Suspect: the strongest sign is {strongest.replace('_', ' ')}.",
+            llm_label=score_.llm_label if score_ else "",
+            llm_confidence=score_.llm_confidence if score_ else 0.0,
+        )
+        placed.append((check.rank, 1, task))
+    placed.sort(key=lambda place: place[:2])
+    return [replace(task, rank=rank) for rank, (_, _, task) in enumerate(placed)]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,11 @@ class FileReviewer:
         self._save(data)
 
     def open_items(self, overlap=1):
-        return [k for k, t in self._load()["tasks"].items() if len(t["answers"]) < overlap]
+        return [
+            k
+            for k, t in self._load()["tasks"].items()
+            if len(t["answers"]) < t.get("wanted", overlap)
+        ]
 
     def fetch(self, cursor):
         data = self._load()
@@ -92,6 +96,16 @@ class FileReviewer:
             if task["at"] >= since
         ]
         return Fetched(tuple(tasks), str(data["clock"]))
+
+    def ask(self, wanted):
+        data = self._load()
+        for task in data["tasks"].values():
+            if task["id"] in wanted:
+                task["wanted"] = wanted[task["id"]]
+        self._save(data)
+
+    def queue(self, title, item_ids):
+        self.queues = {**getattr(self, "queues", {}), title: list(item_ids)}
 
     def url(self):
         return "file"

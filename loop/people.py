@@ -1,0 +1,237 @@
+"""How well each person labels: against the others, on hidden checks, and how quickly."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from loop.adjudicate import answer_table, latest_per_person
+from loop.config import Config
+from loop.measure import people_alpha
+from loop.store import Annotation, Store
+
+MIN_SHARED, MIN_CHECKS = 20, 8  # fewer say nothing
+MARGIN = 0.1  # below the others' rate by more than this, and surely so
+FAST_S, WORDS_PER_S, FAST_CAP_S = 0.5, 15.0, 3.0  # nobody reads 900 words a minute
+MIN_FAST, FAST_FRAC = 5, 0.1
+
+DIFFERS = "often differs from the others"
+MISSES = "misses hidden checks"
+HURRIES = "answers faster than one can read"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of n things with its 95 % Wilson interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, hits: int, n: int) -> Rate | None:
+        """None of nothing."""
+        if n == 0:
+            return None
+        z2 = 1.96**2
+        share = hits / n
+        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+        half = 1.96 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+        return cls(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+@dataclass(frozen=True)
+class Person:
+    """One person's work.
+
+    Attributes:
+        answers: newest answers to different texts, whatever they are.
+        labels: those with a usable label.
+        agreement: with what the others alone decide: their strict majority, or the adjudicator.
+        checks: right answers to texts whose label was known before.
+        reliability: expected share of right answers under Dawid and Skene's model.
+        alpha_without: agreement of the others when this person is left out.
+        median_s: time per answer.
+        fast: answers given faster than the text can be read.
+        flags: what somebody should look at.
+    """
+
+    name: str
+    answers: int
+    labels: int
+    skipped: int
+    unsure: int
+    agreement: Rate | None
+    checks: Rate | None
+    reliability: float | None
+    alpha_without: float | None
+    median_s: float | None
+    fast: int
+    flags: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by field name."""
+        return asdict(self)
+
+
+def campaign_people(config: Config, store: Store) -> list[Person]:
+    """Everybody who answered, by name."""
+    name = config.campaign.name
+    current = store.annotations(name)
+    known = {item.id: item for item in store.items(name)}
+    gold = store.gold(name)
+    checks: dict[str, str | None] = {}
+    texts = {item_id: item.text for item_id, item in known.items()}
+    for check in store.checks(name):
+        item = known[check.item_id]
+        checks[check.id] = gold[item.id].label if item.id in gold else item.known_label
+        texts[check.id] = item.text
+    return people(
+        current,
+        labels=config.label_names,
+        texts=texts,
+        checks=checks,
+        adjudicator=config.label_studio.adjudicator,
+    )
+
+
+def people(
+    annotations: Sequence[Annotation],
+    *,
+    labels: Sequence[str],
+    texts: Mapping[str, str],
+    checks: Mapping[str, str | None],
+    adjudicator: str | None = None,
+) -> list[Person]:
+    """Judges everybody by their newest answers.
+
+    Args:
+        texts: item id -> text, to know how long reading takes.
+        checks: id of each hidden check -> its known label, or None if it has none any more.
+        adjudicator: whose answers settle conflicts; they are compared with nobody.
+    """
+    by_item: dict[str, list[Annotation]] = defaultdict(list)
+    for a in annotations:
+        by_item[a.item_id].append(a)
+    for item in by_item:
+        by_item[item] = latest_per_person(by_item[item])
+    names = sorted({a.annotator for answers in by_item.values() for a in answers})
+    shared, agreed = _against_others(by_item, checks, adjudicator)
+    asked, right = _on_checks(by_item, checks)
+    reliability = _reliability(by_item, names, labels)
+    found = []
+    for who in names:
+        own = [a for answers in by_item.values() for a in answers if a.annotator == who]
+        times = [a.lead_time_s for a in own if a.lead_time_s]
+        rest = [a for answers in by_item.values() for a in answers if a.annotator != who]
+        fast = sum(
+            1
+            for a in own
+            if a.lead_time_s and not a.skipped and a.lead_time_s < _reading_s(texts, a.item_id)
+        )
+        person = Person(
+            name=who,
+            answers=len(own),
+            labels=sum(a.label is not None for a in own),
+            skipped=sum(a.skipped for a in own),
+            unsure=sum(a.problem == "unsure" for a in own),
+            agreement=None if who == adjudicator else Rate.of(agreed[who], shared[who]),
+            checks=Rate.of(right[who], asked[who]),
+            reliability=reliability.get(who),
+            alpha_without=people_alpha(rest, labels) if len(names) > 2 else None,
+            median_s=median(times) if times else None,
+            fast=fast,
+        )
+        flags = []
+        if who != adjudicator and _below(agreed, shared, who, MIN_SHARED):
+            flags.append(DIFFERS)
+        if _below(right, asked, who, MIN_CHECKS):
+            flags.append(MISSES)
+        if fast >= MIN_FAST and fast > FAST_FRAC * len(own):
+            flags.append(HURRIES)
+        found.append(Person(**{**vars(person), "flags": tuple(flags)}))
+    return found
+
+
+def _against_others(
+    by_item: Mapping[str, Sequence[Annotation]],
+    checks: Mapping[str, str | None],
+    adjudicator: str | None,
+) -> tuple[Counter[str], Counter[str]]:
+    """How often others decided an item a person labelled too, and how often that was the same."""
+    shared: Counter[str] = Counter()
+    agreed: Counter[str] = Counter()
+    for item, answers in by_item.items():
+        if item in checks:
+            continue
+        final = [a.label for a in answers if a.annotator == adjudicator and a.label]
+        for a in answers:
+            if a.label is None or a.annotator == adjudicator:
+                continue
+            others = Counter(
+                b.label
+                for b in answers
+                if b.label and b.annotator not in (a.annotator, adjudicator)
+            ).most_common(2)
+            if final:
+                verdict = final[0]
+            elif others and (len(others) == 1 or others[0][1] > others[1][1]):
+                verdict = others[0][0]
+            else:
+                continue
+            shared[a.annotator] += 1
+            agreed[a.annotator] += a.label == verdict
+    return shared, agreed
+
+
+def _on_checks(
+    by_item: Mapping[str, Sequence[Annotation]], checks: Mapping[str, str | None]
+) -> tuple[Counter[str], Counter[str]]:
+    asked: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    for item, known in checks.items():
+        for a in by_item.get(item, ()):
+            if a.label is not None and known is not None:
+                asked[a.annotator] += 1
+                right[a.annotator] += a.label == known
+    return asked, right
+
+
+def _reliability(
+    by_item: Mapping[str, Sequence[Annotation]], names: Sequence[str], labels: Sequence[str]
+) -> dict[str, float]:
+    from strategies.crowd import dawid_skene
+
+    several = [
+        item for item, answers in by_item.items() if sum(a.label is not None for a in answers) > 1
+    ]
+    if not several:
+        return {}
+    table = answer_table(several, names, by_item, labels)
+    values = dawid_skene(table, len(labels)).reliability
+    counts = (table >= 0).sum(axis=0)
+    return {who: float(values[i]) for i, who in enumerate(names) if counts[i]}
+
+
+def _below(hits: Counter[str], n: Counter[str], who: str, least: int) -> bool:
+    """Whether a person's rate is surely below that of the others together."""
+    own = Rate.of(hits[who], n[who])
+    others = n.total() - n[who]
+    if own is None or own.n < least or not others:
+        return False
+    return own.high < (hits.total() - hits[who]) / others - MARGIN
+
+
+def _reading_s(texts: Mapping[str, str], item: str) -> float:
+    words = len(texts.get(item, "").split())
+    return min(FAST_S + words / WORDS_PER_S, FAST_CAP_S)
+
+
+def people_lines(found: Sequence[Person]) -> list[str]:
+    """One line for everybody who should be looked at."""
+    return [f"{p.name}: {' and '.join(p.flags)}" for p in found if p.flags]
