@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,6 +205,32 @@ class Policy:
     needs: frozenset[str] = frozenset()
 
 
+def predictor_ranker(method: Literal["logistic", "ridge"]) -> Ranker:
+    """Ranks by a learned probability that the LLM's label is wrong, at random without gold.
+
+    'ridge' sees nothing but the embeddings, the filter that arXiv 2504.15432 leaves open;
+    'logistic' sees every signal, the predicted class and the embeddings' first components.
+    """
+
+    def rank(pool: Pool, candidates: IntArray, n: int, rng: np.random.Generator) -> IntArray:
+        from strategies.learned import build_features, error_predictor, gold_free_signals
+
+        if pool.embeddings is None:
+            raise ValueError("the error predictor needs embeddings, this pool has none")
+        features = pool.embeddings.astype(np.float64)
+        if method == "logistic":
+            features = build_features(
+                gold_free_signals(pool), pool.y_llm, pool.k, embeddings=pool.embeddings
+            )
+        rows = np.flatnonzero(pool.gold >= 0)
+        wrong = pool.gold[rows] != pool.y_llm[rows]
+        found = error_predictor(features, wrong, rows, rng=rng, method=method)
+        order = np.lexsort((rng.random(len(candidates)), -found.p_wrong[candidates]))
+        return np.asarray(candidates[order[:n]], dtype=np.int64)
+
+    return rank
+
+
 FUSED = ("entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement")
 DEFAULT = Policy(("learned_error",), audit_frac=0.2, repair="soft")
 
@@ -224,6 +250,8 @@ POLICIES: dict[str, Policy] = {
     "entropy-repair": Policy(("entropy",), repair="soft"),
     "entropy-balanced": Policy(("entropy",), balance=True),
     "fusion": Policy(FUSED),
+    "error-predictor": Policy(ranker=predictor_ranker("logistic")),
+    "ridge-embeddings": Policy(ranker=predictor_ranker("ridge")),
     "random": Policy(("random",)),
     "gold-only": Policy(("random",), only_gold=True),
     "entropy": Policy(("entropy",)),
