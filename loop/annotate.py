@@ -6,6 +6,7 @@ interrupted annotation goes on where it stopped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,33 @@ def freeze_variants(config: Config, store: Store, annotator: str) -> list[Prompt
     Raises:
         ConfigError: shots are asked for and no example with a label is at hand.
     """
+    variants = plan_variants(config, store, annotator)
+    name = config.campaign.name
+    if store.variants(name, annotator):
+        return variants
+    with store.transaction() as session:
+        for variant in variants:
+            session.add(
+                Variant(
+                    hash=variant.hash,
+                    campaign=name,
+                    position=variant.index,
+                    annotator=annotator,
+                    prefix=variant.prefix,
+                    demonstrations=[
+                        {"text": d.text, "label": d.label} for d in variant.demonstrations
+                    ],
+                )
+            )
+    return variants
+
+
+def plan_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
+    """The variants that are frozen, or those that would be; stores nothing.
+
+    Raises:
+        ConfigError: shots are asked for and no example with a label is at hand.
+    """
     name = config.campaign.name
     found = store.variants(name, annotator)
     if found:
@@ -108,25 +136,10 @@ def freeze_variants(config: Config, store: Store, annotator: str) -> list[Prompt
             variants=config.prompt.variants,
             rng=np.random.default_rng([config.rounds.seed, 1]),
         )
-    variants = [
+    return [
         PromptVariant(i, config.campaign.task, config.port_labels, demos)
         for i, demos in enumerate(sets)
     ]
-    with store.transaction() as session:
-        for variant in variants:
-            session.add(
-                Variant(
-                    hash=variant.hash,
-                    campaign=name,
-                    position=variant.index,
-                    annotator=annotator,
-                    prefix=variant.prefix,
-                    demonstrations=[
-                        {"text": d.text, "label": d.label} for d in variant.demonstrations
-                    ],
-                )
-            )
-    return variants
 
 
 def take_votes(
@@ -218,8 +231,10 @@ class _Clerk:
         for start in range(0, len(missing), CHUNK):
             _check_money(self.config, self.store)
             chunk = missing[start : start + CHUNK]
+            started = time.perf_counter()
             answer = self.annotator.annotate(variant, [text_item(item) for item in chunk])
-            rows = _vote_rows(self.config, self.revision, variant, chunk, answer)
+            seconds = (time.perf_counter() - started) / len(chunk)
+            rows = _vote_rows(self.config, self.revision, variant, chunk, answer, seconds)
             if not rows and not answered_before:
                 raise AnnotatorError(
                     f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
@@ -238,7 +253,12 @@ class _Clerk:
 
 
 def _vote_rows(
-    config: Config, revision: str, variant: PromptVariant, chunk: Sequence[Item], answer: Any
+    config: Config,
+    revision: str,
+    variant: PromptVariant,
+    chunk: Sequence[Item],
+    answer: Any,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     k = len(config.labels)
     if answer.probs.shape != (len(chunk), k):
@@ -257,6 +277,7 @@ def _vote_rows(
             "off_label_mass": float(off),
             "tokens": int(tokens),
             "usd": float(cost),
+            "seconds": seconds,
             "created_at": at,
         }
         for item, probs, off, tokens, cost in zip(

@@ -206,9 +206,17 @@ def run(
 
 
 @app.command()
-def annotate(file: File = CAMPAIGN) -> None:
+def annotate(
+    file: File = CAMPAIGN,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will cost; ask and store nothing.")
+    ] = False,
+) -> None:
     """Let the LLM label the texts that have no label yet."""
-    _stage(file, "annotate")
+    if plan:
+        _print_plan(file)
+    else:
+        _stage(file, "annotate")
 
 
 @app.command()
@@ -329,6 +337,98 @@ def demo(
         path = write_outputs(ctx.config, ctx.store)
     for line in closing_lines(file, path, time.monotonic() - started, _local_login()):
         say(line)
+
+
+@app.command()
+def people(
+    file: File = CAMPAIGN,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how well each person labels: agreement, hidden checks, time, and what to look at."""
+    from loop.config import load
+    from loop.people import campaign_people, people_table
+
+    config = load(file)
+    with _store(config) as store:
+        found = campaign_people(config, store)
+    if as_json:
+        typer.echo(json.dumps([person.to_json() for person in found], indent=2))
+    else:
+        _print(people_table(found))
+
+
+@app.command()
+def serve(
+    file: File = CAMPAIGN,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: the last one, or a free one.")
+    ] = 0,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Register with the campaign's Label Studio project.")
+    ] = False,
+    public_url: Annotated[
+        str | None, typer.Option(help="Where Label Studio reaches this server, if not at --host.")
+    ] = None,
+) -> None:
+    """Pull as people answer, serve the student to Label Studio, and show live progress."""
+    try:
+        from loop import serve as server
+    except ImportError as exc:
+        raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
+    from connectors.label_studio import choice_result
+    from loop.config import load
+    from loop.inference import SavedClassifier
+    from loop.progress import campaign_progress
+
+    config = load(file)
+    blind = config.label_studio.assist == "blind"
+    with _store(config) as store:
+        path = server.state_file(config, store)
+        state = server.load_state(path)
+        tokens = server.Tokens(bytes.fromhex(state["secret"]))
+        listener = server.listen(host, port, state.get("port"))
+        bound = listener.getsockname()[1]
+        wanted = {**state, "port": bound, "page_token": tokens.page}
+        if state != wanted:
+            server.save_state(path, wanted)
+        url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+        puller = server.Puller(lambda: _pull_quietly(file), say=say)
+        student = server.CurrentStudent(
+            config,
+            store,
+            lambda folder: SavedClassifier(
+                folder, device=config.student.device, precision=config.student.precision
+            ),
+        )
+        application = server.make_app(
+            server.Served(
+                tokens=tokens,
+                campaign=config.campaign.name,
+                labels=config.label_names,
+                hint=puller.hint,
+                project=lambda: server.project_of(store, config.campaign.name),
+                student=student,
+                progress=lambda: campaign_progress(config, store) | puller.to_json(),
+                result=lambda label: [] if blind else choice_result(label),
+            )
+        )
+
+        def ready() -> None:
+            typer.echo(url)
+            shown = tokens.page if sys.stderr.isatty() else f"page_token in {path}"
+            say(f"Progress at {url}; token: {shown}")
+            if connect:
+                try:
+                    _connect(config, store, url, tokens)
+                except LoopError as exc:
+                    say(f"Error: {exc}")
+            puller.start()
+
+        try:
+            server.serve_app(application, listener, ready)
+        finally:
+            puller.stop()
 
 
 # Label Studio
@@ -538,6 +638,31 @@ def _stage(file: Path, stage: str) -> None:
         say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
 
 
+def _print_plan(file: Path) -> None:
+    """Calls, tokens, time and money; on a throw-away store if the texts are not imported yet."""
+    from loop.config import load
+    from loop.intake import import_texts
+    from loop.plan import plan_annotation, plan_lines
+    from loop.store import Store
+
+    config = load(file)
+    count = None
+    if config.annotator.kind == "local_lm":
+        from connectors.token_counts import token_counter
+
+        count = token_counter(config.annotator.model)
+    with _store(config) as store:
+        used = store
+        if not store.item_count(config.campaign.name):
+            used = Store("sqlite:///:memory:")
+            used.open_campaign(config.campaign.name, config.label_names)
+            import_texts(config, used, _load_texts(config))
+        found = plan_annotation(config, used, _annotator(config).revision, count=count)
+        if used is not store:
+            used.close()
+    typer.echo("\n".join(plan_lines(found)))
+
+
 def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
     from loop.round import close_early, open_campaign, open_round, run_round, why_finished
     from loop.view import campaign_view
@@ -581,14 +706,55 @@ def _waiting(ctx: Context, round_: Round) -> str:
 
 
 def _print_table(view: Any) -> None:
-    from rich.console import Console
-
     from loop.report import terminal_table
 
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(terminal_table(view))
+    _print(terminal_table(view))
     for note in view.notes:
         typer.echo(note)
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(table)
+
+
+def _pull_quietly(file: Path) -> None:
+    """What `goldloop serve` does when answers may be back: as `goldloop pull`, without bars."""
+    from loop.config import load
+    from loop.context import Context
+    from loop.lock import writer
+    from loop.serve import pull_answers
+
+    config = load(file)
+    with _store(config) as store, writer(store, config.campaign.name, "serve"):
+        round_ = pull_answers(Context(config, store, _parts(config, store)))
+    if round_ is not None and round_.stage not in ("pull", "adjudicate"):
+        say(f"Round {round_.number}: everything is back; next: `goldloop run`.")
+
+
+def _connect(config: Config, store: Store, url: str, tokens: Any) -> None:
+    """Makes the campaign's Label Studio project call this server."""
+    from connectors.label_studio import LabelStudioReviewer
+    from loop.serve import BACKEND_USER, TOKEN_HEADER, project_of
+
+    project = project_of(store, config.campaign.name)
+    if project is None:
+        raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
+    reviewer = _reviewer(config, store)
+    if not isinstance(reviewer, LabelStudioReviewer):
+        raise LoopError("Only Label Studio can be connected.")
+    reviewer.open_project(project)
+    reviewer.connect_server(
+        url,
+        header=TOKEN_HEADER,
+        webhook_token=tokens.webhook,
+        user=BACKEND_USER,
+        password=tokens.backend,
+        use=config.label_studio.assist != "prefill",
+    )
+    say(f"Connected: project {project} calls {url} when somebody answers.")
 
 
 @contextmanager

@@ -87,6 +87,7 @@ class Vote(SQLModel, table=True):
     off_label_mass: float
     tokens: int
     usd: float
+    seconds: float = 0.0
     created_at: datetime = Field(default_factory=now)
 
 
@@ -350,6 +351,18 @@ class Store:
             )
             n, usd, tokens = session.exec(query).one()
             return int(n), float(usd or 0.0), int(tokens or 0)
+
+    def vote_seconds(self, campaign: str, annotator: str) -> tuple[int, float]:
+        """Votes of one annotator whose time was taken, and their seconds together."""
+        with self.transaction() as session:
+            query = (
+                select(func.count(), func.sum(Vote.seconds))
+                .select_from(Vote)
+                .join(Item, col(Vote.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
+            )
+            n, seconds = session.exec(query).one()
+            return int(n), float(seconds or 0.0)
 
     def variants(self, campaign: str, annotator: str) -> list[Variant]:
         """Frozen prompt variants, in order."""

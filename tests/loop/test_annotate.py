@@ -151,3 +151,12 @@ def test_demonstrations_come_from_the_file(tmp_path):
         Demonstration("fine example", "good"),
         Demonstration("sad example", "bad"),
     }
+
+
+def test_the_ledger_holds_the_seconds_of_every_vote(tmp_path):
+    ctx = campaign(tmp_path, DoubtfulLLM(), n=60)
+    assert ctx.store.vote_seconds("c", "doubtful") == (0, 0.0)
+    annotate(ctx)
+    timed, seconds = ctx.store.vote_seconds("c", "doubtful")
+    assert timed == len(stored(ctx))
+    assert 0 < seconds < 60
