@@ -4,7 +4,8 @@ How exact the answer is depends on what the server tells:
 
     vLLM              log-probabilities of exactly the tokens asked for: exact for every label,
                       of one token or of many, and the off-label mass with them
-    llama.cpp         the same, read out of its native list of likeliest tokens, as long as needed
+    llama.cpp         the same, read out of its native list of likeliest tokens, and where a label
+                      is not in it, out of a second list under a known bias
     others, top-k     the likeliest tokens only (hosted interfaces: 5 to 20): a label is known by
                       the first token of its answer. Where a label that matters is not listed, or
                       two labels begin alike, the item gets no answer rather than a wrong one
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 FORM = "server-1"  # how labels are scored; raise the number when answers change
 ASKED_AT_ONCE = 128  # vLLM's limit on logprob_token_ids
+LISTED = 64  # llama.cpp: likeliest tokens to list at first
+BIAS = 40.0  # llama.cpp: lifts what is likelier than exp(-40) above all else
 PROBE_ITEMS = 64  # the first answers, on which the server's ways are checked
 TOPK_TOLERANCE = 0.001  # share of the label mass that may be unknown under top-k
 LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not waited for
@@ -83,14 +86,19 @@ class _Usage:
     cached: int = 0
     output: int = 0
 
-    def add(self, usage: object) -> None:
-        """Counts an answer's ``usage``; what is missing or no number counts nothing."""
+    def add(self, usage: object, prompts: int = 1) -> None:
+        """Counts an answer's ``usage``; what is missing or no number counts nothing.
+
+        vLLM states the cached tokens of the last prompt only. The prompts of a request share all
+        but their last few tokens, so each has as many.
+        """
         if not isinstance(usage, Mapping):
             return
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
-        self.prompt += _count(usage.get("prompt_tokens"))
-        self.cached += _count(cached)
+        prompt, hits = _count(usage.get("prompt_tokens")), _count(cached)
+        self.prompt += prompt
+        self.cached += hits * prompts if hits * prompts <= prompt else hits
         self.output += _count(usage.get("completion_tokens"))
 
     @property
@@ -115,6 +123,10 @@ class _UnansweredError(Exception):
     def __init__(self, reason: str, *, down: bool = False) -> None:
         super().__init__(reason)
         self.down = down
+
+
+class _StoppedError(_UnansweredError):
+    """Nobody asked, because the others stopped."""
 
 
 class _IncompleteError(_UnansweredError):
@@ -233,7 +245,7 @@ class OpenAIServerAnnotator:
         log_masses = np.full((n, k), np.nan)
         usage = [_Usage() for _ in range(n)]
         self._failures = {}
-        self._http.stop.clear()
+        self._http.begin()
         if n:
             server = self._server_or_detect()
             plan = self._plan(server, variant)
@@ -286,6 +298,10 @@ class OpenAIServerAnnotator:
             item = items[row]
             try:
                 log_masses[row] = self._ask_one(server, plan, item.text, usage[row])
+            except _StoppedError:
+                with lock:
+                    left.append(row)
+                return
             except _UnansweredError as exc:
                 with lock:
                     self._failures[item.id] = str(exc)
@@ -635,7 +651,7 @@ class _Vllm(_Tokens):
                 "return_tokens_as_token_ids": True,
                 "return_token_ids": True,
             }
-            values, given = self.http.post("/v1/completions", body, read, usage)
+            values, given = self.http.post("/v1/completions", body, read, usage, len(prompts))
             for known, new in zip(found, values, strict=True):
                 known.update(new)
             if isinstance(given, list) and all(isinstance(token, int) for token in given):
@@ -645,11 +661,10 @@ class _Vllm(_Tokens):
 
 @dataclass
 class _LlamaCpp(_Tokens):
-    """llama.cpp: its native list of likeliest tokens, made longer until every label is in it."""
+    """llama.cpp: its native list of likeliest tokens, and a second look at those not in it."""
 
     exact: bool = True
-    means: str = "its list of likeliest tokens, as long as needed (llama.cpp)"
-    listed: int = 64
+    means: str = "its list of likeliest tokens, and biased lists for the others (llama.cpp)"
 
     def tokens(self, text: str, *, bare: bool = False) -> list[int]:
         return self._tokens(text, add_special=not bare, parse_special=bare)
@@ -675,23 +690,35 @@ class _LlamaCpp(_Tokens):
         return trie.log_masses(answers)
 
     def _log_probs(self, prompt: list[int], ids: Sequence[int], usage: _Usage) -> dict[int, float]:
-        while True:
-            listed = self.listed
-            body = {
-                "prompt": prompt,
-                "n_predict": 1,
-                "n_probs": listed,
-                "temperature": -1,
-                "post_sampling_probs": False,
-                "cache_prompt": True,
+        """Log-probability of each id as the next token.
+
+        Tokens that are not among the likeliest are asked for again with a bias that puts them
+        there, together with the likeliest of all: the ratios tell what they were without it.
+        """
+        body = {"prompt": prompt, "n_predict": 1, "cache_prompt": True}
+        plain = {"n_probs": LISTED, "temperature": -1, "post_sampling_probs": False}
+        found, tokens = self.http.post("/completion", body | plain, _native_list)
+        usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
+        likeliest = max(found, key=lambda token: found[token])
+        hidden = [token for token in ids if token not in found]
+        if hidden:
+            raised = [likeliest, *hidden]
+            biased = {
+                "n_probs": len(raised),
+                "temperature": 1,
+                "samplers": ["temperature"],
+                "repeat_penalty": 1,
+                "logit_bias": [[token, BIAS] for token in raised],
+                "post_sampling_probs": True,
             }
-            found, prompt_tokens = self.http.post("/completion", body, _native_list)
-            usage.add({"prompt_tokens": prompt_tokens, "completion_tokens": 1})
-            if all(token in found for token in ids):
-                return found
-            if len(found) < listed:
-                raise _UnansweredError("The server does not list all of its tokens.")
-            self.listed = max(self.listed, listed * 8)
+            again, tokens = self.http.post("/completion", body | biased, _biased_list)
+            usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
+            if likeliest not in again:
+                raise _UnansweredError("The server does not heed logit_bias.")
+            for token in hidden:
+                below = again.get(token, -BIAS) - again[likeliest]
+                found[token] = found[likeliest] + min(0.0, below)
+        return found
 
 
 @dataclass
@@ -944,9 +971,23 @@ def _sorted(pairs: Any) -> list[tuple[str, float]]:
 def _native_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
     listed = answer["completion_probabilities"][0]["top_logprobs"]
     found = {int(entry["id"]): _number(entry["logprob"]) for entry in listed}
+    return found, _fresh_tokens(answer)
+
+
+def _biased_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
+    """Likewise under a bias, where probabilities are given instead of their logarithms."""
+    listed = answer["completion_probabilities"][0]["top_probs"]
+    found = {
+        int(entry["id"]): math.log(entry["prob"]) if entry["prob"] > 0 else -BIAS
+        for entry in listed
+    }
+    return found, _fresh_tokens(answer)
+
+
+def _fresh_tokens(answer: Mapping[str, Any]) -> int:
     timings = answer.get("timings")
     fresh = timings.get("prompt_n") if isinstance(timings, Mapping) else None
-    return found, _count(answer.get("tokens_evaluated") if fresh is None else fresh)
+    return _count(answer.get("tokens_evaluated") if fresh is None else fresh)
 
 
 def _said(answer: Mapping[str, Any]) -> list[str]:
@@ -1027,6 +1068,11 @@ class _Http:
         self._wait_until = 0.0
         self._last_success = time.monotonic()
 
+    def begin(self) -> None:
+        """Forgets that it was stopped, and how long nothing succeeded."""
+        self.stop.clear()
+        self._last_success = time.monotonic()
+
     def close(self) -> None:
         self._client.close()
 
@@ -1049,7 +1095,7 @@ class _Http:
             refusable: raise where the key is refused.
         """
         try:
-            return self._call(method, path, body, read, None)
+            return self._call(method, path, body, read, None, 1)
         except _RejectedError as exc:
             if refusable and exc.status in (401, 402, 403):
                 raise
@@ -1065,6 +1111,7 @@ class _Http:
         body: object,
         read: Callable[[Mapping[str, Any]], T],
         usage: _Usage | None = None,
+        prompts: int = 1,
     ) -> T:
         """What ``read`` makes of the answer.
 
@@ -1072,7 +1119,7 @@ class _Http:
             _RejectedError: the server refuses this request and would refuse it again.
             _UnansweredError: no usable answer after the last attempt.
         """
-        return self._call("POST", path, body, read, usage)
+        return self._call("POST", path, body, read, usage, prompts)
 
     def _call(
         self,
@@ -1081,6 +1128,7 @@ class _Http:
         body: object,
         read: Callable[[Mapping[str, Any]], T],
         usage: _Usage | None,
+        prompts: int,
     ) -> T:
         own = path.startswith("/v1/")
         url = self._interface + path.removeprefix("/v1") if own else self._root + path
@@ -1101,7 +1149,7 @@ class _Http:
                 status = response.status_code
                 if status == 200:
                     try:
-                        found = self._read(response, read, usage)
+                        found = self._read(response, read, usage, prompts)
                     except _GarbledError as exc:
                         problem, down = f"answered with garbage: {exc}", False
                     else:
@@ -1140,13 +1188,14 @@ class _Http:
         while (left := self._wait_until - time.monotonic()) > 0 and not self.stop.is_set():
             self.stop.wait(left)
         if self.stop.is_set():
-            raise _UnansweredError(f"{self.shown} was not asked any more.")
+            raise _StoppedError(f"{self.shown} was not asked any more.")
 
     def _read(
         self,
         response: httpx.Response,
         read: Callable[[Mapping[str, Any]], T],
         usage: _Usage | None,
+        prompts: int,
     ) -> T:
         try:
             answer = response.json()
@@ -1155,7 +1204,7 @@ class _Http:
         if not isinstance(answer, dict):
             raise _GarbledError("it is no JSON object")
         if usage is not None:
-            usage.add(answer.get("usage"))
+            usage.add(answer.get("usage"), prompts)
         try:
             return read(answer)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:

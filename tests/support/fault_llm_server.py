@@ -203,10 +203,16 @@ class Handler(BaseHTTPRequestHandler):
         how = {"coarse": server.coarse, "scale": server.scale}
         if self.path == "/completion":
             values = log_probs(prompt, **how)
+            for token, bias in body.get("logit_bias", ()):
+                values[token] += bias
+            values -= np.logaddexp.reduce(values)
             best = np.argsort(-values)[: body["n_probs"]]
-            listed = [{"id": int(i), "logprob": float(values[i])} for i in best]
+            if body["post_sampling_probs"]:
+                listed = {"top_probs": [{"id": int(i), "prob": np.exp(values[i])} for i in best]}
+            else:
+                listed = {"top_logprobs": [{"id": int(i), "logprob": values[i]} for i in best]}
             return {
-                "completion_probabilities": [{"top_logprobs": listed}],
+                "completion_probabilities": [listed],
                 "tokens_evaluated": len(prompt),
             }
         prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt

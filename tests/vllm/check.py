@@ -1,0 +1,314 @@
+"""Compares a real vLLM with transformers: the same classes, the same probabilities?
+
+Starts the embedded language model in vLLM, in this process and behind vLLM's own HTTP server, asks
+both for every label form about real tweets, and prints a table. Fails if a total variation distance
+to transformers, computed in the same precision, reaches 0.02. ``tests/vllm/run.sh`` installs what
+this needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import numpy as np
+
+from connectors.assets import smollm2_dir
+from connectors.hutto import load
+from connectors.local_lm import LocalLM, _one_line
+from connectors.openai_server import OpenAIServerAnnotator
+from connectors.vllm_engine import VllmAnnotator
+from loop.ports import Annotator, ClassProbs, Demonstration, Label, PromptVariant, TextItem
+
+ALLOWED = 0.02
+TASK = "Decide which feeling the writer of the tweet expresses."
+NAMES = ("negative", "neutral", "positive")
+LONG_NAMES = ("negative feeling", "no particular feeling", "positive feeling")
+SHOWN = 12  # demonstrations: vLLM's CPU cache works in blocks of 128 tokens
+MODEL_LEN = 2048
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of asking."""
+
+    name: str
+    variant: PromptVariant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    backend: str
+    form: str
+    items_per_s: float
+    mean_tv: float
+    max_tv: float
+    off_label: float
+    off_label_error: float
+    hit_rate: float
+    overhead: float | None
+
+
+def forms() -> list[Form]:
+    """Names of one token, names of several, and numbers in another order."""
+    shown = {name: [] for name in NAMES}
+    for text in load("tweets"):
+        if len(shown[text.gold]) < SHOWN // 3 and 40 < len(text.text) < 100:
+            shown[text.gold].append(_one_line(text.text))
+    pairs = [(shown[name][i], name) for i in range(SHOWN // 3) for name in NAMES]
+
+    def variant(names: tuple[str, ...], **how: object) -> PromptVariant:
+        labels = tuple(Label(name) for name in names)
+        demos = tuple(Demonstration(t, names[NAMES.index(name)]) for t, name in pairs)
+        return PromptVariant(0, TASK, labels, demos, **how)  # type: ignore[arg-type]
+
+    return [
+        Form("names, one token", variant(NAMES)),
+        Form("names, several tokens", variant(LONG_NAMES)),
+        Form("ids", variant(NAMES, label_form="ids", order=(2, 0, 1))),
+    ]
+
+
+class Transformers:
+    """The exact answer: LocalLM for names, and a plain pass for each prompt for ids."""
+
+    def __init__(self, precision: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.precision = precision
+        self.names = LocalLM(precision=precision)  # type: ignore[arg-type]
+        self.tokenizer = AutoTokenizer.from_pretrained(smollm2_dir())
+        model = AutoModelForCausalLM.from_pretrained(smollm2_dir(), dtype=getattr(torch, precision))
+        self.body, self.head = model.model.eval(), model.lm_head.weight.detach().float()
+
+    def annotate(self, variant: PromptVariant, items: list[TextItem]) -> tuple[np.ndarray, ...]:
+        """(n, k) probabilities and (n,) off-label mass."""
+        import torch
+
+        if variant.label_form == "names":
+            answer = self.names.annotate(variant, items)
+            return answer.probs, answer.off_label_mass
+        prefix = self.ids(variant.prefix)[:-1]  # its last token may merge with what follows
+        with torch.inference_mode():
+            shared = self.body(torch.tensor([prefix]), use_cache=True).past_key_values
+        masses = []
+        for item in items:
+            prompt = variant.prefix + variant.suffix(_one_line(item.text))
+            before = self.ids(prompt)
+            after = [self.ids(prompt + end) for end in variant.continuations]
+            assert before[: len(prefix)] == prefix
+            assert all(ids[:-1] == before for ids in after)
+            with torch.inference_mode():
+                hidden = self.body(
+                    torch.tensor([before[len(prefix) :]]), past_key_values=copy.deepcopy(shared)
+                ).last_hidden_state[0, -1]
+                probs = (self.head @ hidden.float()).softmax(-1)
+            masses.append([float(probs[ids[-1]]) for ids in after])
+        mass = np.array(masses)
+        return mass / mass.sum(axis=1, keepdims=True), 1 - mass.sum(axis=1)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens, control marks as plain text."""
+        ids: list[int] = self.tokenizer(text, split_special_tokens=True)["input_ids"]
+        return ids
+
+
+@contextmanager
+def server(precision: str) -> Iterator[str]:
+    """vLLM's OpenAI-like server on a free port; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(smollm2_dir()), "--served-model-name", "smollm2"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", precision]
+    command += ["--max-model-len", str(MODEL_LEN), "--enforce-eager", "--enable-prefix-caching"]
+    command += ["--enable-prompt-tokens-details", "--hf-overrides", '{"head_dtype": "float32"}']
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        try:
+            for _ in range(900):
+                time.sleep(1)
+                try:
+                    if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    pass
+                if process.poll() is not None:
+                    break
+            else:
+                raise TimeoutError("vLLM's server was not ready after 15 minutes")
+            if process.poll() is not None:
+                output.seek(0)
+                raise RuntimeError(output.read().decode(errors="replace")[-4000:])
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def timed(work: Callable[[], ClassProbs]) -> tuple[ClassProbs, float]:
+    """The answer and the seconds that it took."""
+    start = time.perf_counter()
+    answer = work()
+    return answer, time.perf_counter() - start
+
+
+def compare(
+    backend: str,
+    annotator: Annotator,
+    form: Form,
+    items: list[TextItem],
+    exact: tuple[np.ndarray, ...],
+    prompt_tokens: int,
+    before: Callable[[], object],
+    raw_s: Callable[[], float] | None,
+    repeats: int,
+) -> Row:
+    """Asks once to warm up, then ``repeats`` times, with an empty prefix cache each time."""
+    annotator.annotate(form.variant, items[:2])
+    seconds, raw = [], []
+    for _ in range(repeats):
+        before()
+        answer, s = timed(lambda: annotator.annotate(form.variant, items))
+        seconds.append(s)
+        if raw_s is not None:
+            before()
+            raw.append(raw_s())
+    tv = np.abs(answer.probs - exact[0]).sum(axis=1) / 2
+    return Row(
+        backend,
+        form.name,
+        len(items) / min(seconds),
+        float(tv.mean()),
+        float(tv.max()),
+        float(answer.off_label_mass.mean()),
+        float(np.abs(answer.off_label_mass - exact[1]).max()),
+        1 - float(answer.tokens.sum()) / prompt_tokens,
+        min(seconds) / min(raw) - 1 if raw else None,
+    )
+
+
+def main() -> int:
+    """Runs everything and prints the table; 1 if a distance is too large."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--items", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3, help="the quickest counts")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--skip-server", action="store_true", help="only in process")
+    asked = parser.parse_args()
+    items = [TextItem(str(i), t.text) for i, t in enumerate(load("tweets")[1000:][: asked.items])]
+    rows: list[Row] = []
+
+    start = time.perf_counter()
+    exact_lm = Transformers(asked.precision)
+    exact = {form.name: exact_lm.annotate(form.variant, items) for form in forms()}
+    del exact_lm
+    gc.collect()
+    print(f"transformers: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+    start = time.perf_counter()
+    engine = VllmAnnotator(
+        smollm2_dir(),
+        dtype=asked.precision,
+        max_model_len=MODEL_LEN,
+        engine={"enforce_eager": True, "disable_log_stats": True},
+    )
+    totals = {}
+    calls = {}
+    for form in forms():
+        shown, trie = engine._plan(form.variant)
+        prompts = [engine._prompt(shown, engine._tidy(item.text)) for item in items]
+        texts = [shown.prefix + shown.suffix(engine._tidy(item.text)) for item in items]
+        paths = [[*prompt, *node.path] for prompt in prompts for node in trie.nodes]
+        totals[form.name] = sum(map(len, paths))
+        calls[form.name] = len(paths)
+
+        def raw_s(texts: list[str] = texts, ids: tuple[int, ...] = trie.nodes[0].asked) -> float:
+            from vllm import SamplingParams
+
+            params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(ids))
+            begun = time.perf_counter()
+            engine._llm.generate(texts, params, use_tqdm=False)
+            return time.perf_counter() - begun
+
+        rows.append(
+            compare(
+                "vLLM in process",
+                engine,
+                form,
+                items,
+                exact[form.name],
+                totals[form.name],
+                engine._llm.reset_prefix_cache,
+                None if trie.whole else raw_s,
+                asked.repeats,
+            )
+        )
+    engine.close()
+    print(f"vLLM in process: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+    if not asked.skip_server:
+        start = time.perf_counter()
+        with server(asked.precision) as url:
+            http = OpenAIServerAnnotator(url, "smollm2", concurrency=16, max_text_chars=8192)
+            for form in forms():
+                # every call generates one token, which its usage counts too
+                rows.append(
+                    compare(
+                        "vLLM over HTTP",
+                        http,
+                        form,
+                        items,
+                        exact[form.name],
+                        totals[form.name] + calls[form.name],
+                        lambda: None,
+                        None,
+                        1,
+                    )
+                )
+            http.close()
+        print(f"vLLM over HTTP: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+    print(
+        f"{asked.items} tweets, {SHOWN} demonstrations, {asked.precision}, {os.cpu_count()} cores"
+    )
+    print(
+        "| backend | label form | items/s | TV mean | TV max | off-label mass | its error"
+        " | prefix-cache hits | overhead |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        overhead = "" if row.overhead is None else f"{row.overhead:+.1%}"
+        print(
+            f"| {row.backend} | {row.form} | {row.items_per_s:.1f} | {row.mean_tv:.5f}"
+            f" | {row.max_tv:.5f} | {row.off_label:.3f} | {row.off_label_error:.4f}"
+            f" | {row.hit_rate:.0%} | {overhead} |"
+        )
+    worst = max(row.max_tv if asked.precision == "float32" else row.mean_tv for row in rows)
+    if not worst < ALLOWED:
+        print(f"The total variation distance {worst:.4f} is not below {ALLOWED}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":  # vLLM starts processes that import this file
+    sys.exit(main())
