@@ -167,6 +167,32 @@ def _passes(
         yield rows, pad([ids[row] for row in rows], pad_id, device)
 
 
+class SavedClassifier:
+    """A model that training saved, kept in memory to be asked again and again.
+
+    Args:
+        folder: of the model; its columns stand in the order of ``labels`` in goldloop.json.
+    Raises:
+        StudentError: the folder holds no such model.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        found = find_encoder(folder)
+        self._device = choose_device(device)
+        self._precision = choose_precision(precision, self._device)
+        self._tokenizer = load_tokenizer(found)
+        self._model = load_classifier(found).to(self._device).eval()
+        self._limit = token_limit(self._model.config, _saved_max_tokens(found))
+
+    def __call__(self, texts: Sequence[str], progress: Progress = no_progress) -> FloatArray:
+        """(n, k) class probabilities."""
+        ids = encode(self._tokenizer, texts, self._limit)
+        pad_id = self._tokenizer.pad_token_id or 0
+        return class_probs(self._model, ids, pad_id, self._device, self._precision, progress)
+
+
 def predict(
     folder: str | Path,
     texts: Sequence[str],
@@ -182,14 +208,7 @@ def predict(
     Raises:
         StudentError: the folder holds no such model.
     """
-    found = find_encoder(folder)
-    chosen = choose_device(device)
-    tokenizer = load_tokenizer(found)
-    model = load_classifier(found).to(chosen).eval()
-    limit = token_limit(model.config, _saved_max_tokens(found))
-    ids = encode(tokenizer, texts, limit)
-    kind = choose_precision(precision, chosen)
-    return class_probs(model, ids, tokenizer.pad_token_id or 0, chosen, kind, progress)
+    return SavedClassifier(folder, device=device, precision=precision)(texts, progress)
 
 
 def _saved_max_tokens(folder: Path) -> int:

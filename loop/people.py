@@ -7,12 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loop.adjudicate import answer_table, latest_per_person
 from loop.config import Config
 from loop.measure import people_alpha
 from loop.store import Annotation, Store
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MIN_SHARED, MIN_CHECKS = 20, 8  # fewer say nothing
 MARGIN = 0.1  # below the others' rate by more than this, and surely so
@@ -230,6 +233,38 @@ def _below(hits: Counter[str], n: Counter[str], who: str, least: int) -> bool:
 def _reading_s(texts: Mapping[str, str], item: str) -> float:
     words = len(texts.get(item, "").split())
     return min(FAST_S + words / WORDS_PER_S, FAST_CAP_S)
+
+
+def people_table(found: Sequence[Person]) -> Table:
+    """Everybody, for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column("who")
+    for title in ("answers", "skipped", "unsure", "as the others", "checks right", "reliability"):
+        table.add_column(title, justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("look at")
+    for p in found:
+        table.add_row(
+            Text(p.name),
+            str(p.answers),
+            str(p.skipped),
+            str(p.unsure),
+            _shown(p.agreement),
+            _shown(p.checks),
+            "–" if p.reliability is None else f"{100 * p.reliability:.0f} %",
+            "–" if p.median_s is None else f"{p.median_s:.1f}",
+            Text(", ".join(p.flags)),
+        )
+    return table
+
+
+def _shown(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
+    return f"{100 * rate.value:.0f} % ({100 * rate.low:.0f}–{100 * rate.high:.0f}) of {rate.n}"
 
 
 def people_lines(found: Sequence[Person]) -> list[str]:
