@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MIN_SHARED, MIN_CHECKS = 20, 8  # fewer say nothing
-MARGIN = 0.1  # below the others' rate by more than this, and surely so
+MARGIN = 0.03  # below the others' rate by more than this, and surely so
+SURE_Z = 2.58  # one false alarm among 200 people
 FAST_S, WORDS_PER_S, FAST_CAP_S = 0.5, 15.0, 3.0  # nobody reads 900 words a minute
 MIN_FAST, FAST_FRAC = 5, 0.1
 
@@ -126,6 +128,7 @@ def people(
     names = sorted({a.annotator for answers in by_item.values() for a in answers})
     shared, agreed = _against_others(by_item, checks, adjudicator)
     asked, right = _on_checks(by_item, checks)
+    pairs = _pairs(by_item, checks, adjudicator)
     reliability = _reliability(by_item, names, labels)
     found = []
     for who in names:
@@ -151,9 +154,9 @@ def people(
             fast=fast,
         )
         flags = []
-        if who != adjudicator and _below(agreed, shared, who, MIN_SHARED):
+        if who != adjudicator and _differs(pairs, who):
             flags.append(DIFFERS)
-        if _below(right, asked, who, MIN_CHECKS):
+        if _misses(right, asked, who):
             flags.append(MISSES)
         if fast >= MIN_FAST and fast > FAST_FRAC * len(own):
             flags.append(HURRIES)
@@ -221,13 +224,53 @@ def _reliability(
     return {who: float(values[i]) for i, who in enumerate(names) if counts[i]}
 
 
-def _below(hits: Counter[str], n: Counter[str], who: str, least: int) -> bool:
-    """Whether a person's rate is surely below that of the others together."""
-    own = Rate.of(hits[who], n[who])
-    others = n.total() - n[who]
-    if own is None or own.n < least or not others:
-        return False
-    return own.high < (hits.total() - hits[who]) / others - MARGIN
+Pairs = dict[tuple[str, str], list[int]]
+"""Two people, in the order of their names -> how often they agreed, and on how many texts."""
+
+
+def _pairs(
+    by_item: Mapping[str, Sequence[Annotation]],
+    checks: Mapping[str, str | None],
+    adjudicator: str | None,
+) -> Pairs:
+    pairs: Pairs = {}
+    for item, answers in by_item.items():
+        if item in checks:
+            continue
+        given = sorted(
+            (a.annotator, a.label) for a in answers if a.label and a.annotator != adjudicator
+        )
+        for (one, said), (other, said_too) in combinations(given, 2):
+            pair = pairs.setdefault((one, other), [0, 0])
+            pair[0] += said == said_too
+            pair[1] += 1
+    return pairs
+
+
+def _differs(pairs: Pairs, who: str) -> bool:
+    """Whether a person agrees with the others surely less than they do among themselves.
+
+    With two people alone nobody can say which of them errs.
+    """
+    own = [found for names, found in pairs.items() if who in names]
+    rest = [found for names, found in pairs.items() if who not in names]
+    n, m = sum(p[1] for p in own), sum(p[1] for p in rest)
+    return min(n, m) >= MIN_SHARED and _surely_less(
+        sum(p[0] for p in own), n, sum(p[0] for p in rest), m
+    )
+
+
+def _misses(right: Counter[str], asked: Counter[str], who: str) -> bool:
+    """Whether a person knows the hidden checks surely less often than the others do."""
+    rest, n = right.total() - right[who], asked.total() - asked[who]
+    return min(asked[who], n) >= MIN_CHECKS and _surely_less(right[who], asked[who], rest, n)
+
+
+def _surely_less(hits: int, n: int, more_hits: int, m: int) -> bool:
+    """Whether the first share is below the second by more than the margin and by more than luck."""
+    low, high = (hits + 1) / (n + 2), (more_hits + 1) / (m + 2)
+    error = math.sqrt(low * (1 - low) / n + high * (1 - high) / m)
+    return high - low > MARGIN + SURE_Z * error
 
 
 def _reading_s(texts: Mapping[str, str], item: str) -> float:

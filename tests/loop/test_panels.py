@@ -252,3 +252,18 @@ def test_rules_that_do_not_fit_are_refused(section, says):
 
     with pytest.raises((ConfigError, ValueError), match=says):
         LabelStudioSection(**section)
+
+
+@pytest.mark.slow
+def test_on_recorded_ratings_adjudicated_gold_beats_the_best_person_and_the_poor_one_is_flagged():
+    from connectors.hutto import load
+    from tests.bench.bench_people import NAMES, panel_run
+
+    texts = load("tweets")
+    for seed in range(3):
+        chosen = [texts[i] for i in np.random.default_rng(seed).permutation(len(texts))[:1000]]
+        right, judged, asked = panel_run(chosen, seed)
+        best = max(right[name] for name in NAMES)
+        assert right["majority, conflicts adjudicated"] > best + 0.02
+        assert [p.name for p in judged if p.flags] == ["poor"]
+        assert 2.0 < asked < 2.6

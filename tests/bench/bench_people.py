@@ -1,0 +1,123 @@
+"""Three simulated people of different care, from recorded ratings: does adjudication pay?
+
+Each person repeats what real people said of a tweet (Hutto & Gilbert 2014): a single recorded
+rating, no rating used twice for a text. The first never strays, the second gives a rating of
+another text in 10 % of the texts, the poor one in 40 %. Gold is the label of the mean of all
+ratings; a text without a decision counts as wrong. With ``--expert`` the first person is far better
+than one rater can be, the mean of five ratings, and no vote among the three beats that person.
+
+    python tests/bench/bench_people.py [--texts 600] [--seeds 5] [--expert]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from connectors.hutto import LABELS, HuttoText, load, mean_label, rating_label
+from loop.adjudicate import Panel, decide_all, wanted_answers
+from loop.people import Person, people
+from loop.store import Annotation
+
+EXPERT = 5
+STRAYS = (0.0, 0.1, 0.4)
+NAMES = ("steady", "usual", "poor")
+
+
+def answers_of(
+    text: HuttoText, other: HuttoText, rng: np.random.Generator, *, expert: bool = False
+) -> list[str]:
+    """What the three say of one text, in the order of NAMES."""
+    drawn = [text.ratings[i] for i in rng.permutation(len(text.ratings))]
+    said = [
+        rating_label(other.ratings[rng.integers(len(other.ratings))] if strayed else own)
+        for own, strayed in zip(drawn, rng.random(len(STRAYS)) < STRAYS, strict=False)
+    ]
+    if expert:
+        said[0] = mean_label(float(np.mean(drawn[-EXPERT:])))
+    return said
+
+
+def answer(person: str, item: str, label: str) -> Annotation:
+    """An answer as the store keeps it."""
+    return Annotation(
+        campaign="bench",
+        annotation_id=f"{person}-{item}",
+        updated_at="2024-01-01T00:00:00Z",
+        task_id=item,
+        item_id=item,
+        annotator=person,
+        label=label,
+        skipped=False,
+        note="",
+        raw={},
+    )
+
+
+def panel_run(
+    texts: list[HuttoText], seed: int, *, expert: bool = False
+) -> tuple[dict[str, float], list[Person], float]:
+    """Share of right labels of everybody and of each rule, the people judged, answers asked for."""
+    rng = np.random.default_rng(seed)
+    others = rng.permutation(len(texts))
+    said = {t.id: answers_of(t, texts[others[i]], rng, expert=expert) for i, t in enumerate(texts)}
+    gold = {t.id: t.gold for t in texts}
+    right = {
+        name: float(np.mean([said[i][n] == gold[i] for i in gold])) for n, name in enumerate(NAMES)
+    }
+    whole = {i: [answer(w, i, x) for w, x in zip(NAMES, said[i], strict=True)] for i in said}
+    for rule in ("majority", "dawid-skene"):
+        found = decide_all(whole, LABELS, Panel(rule, overlap=3))  # type: ignore[arg-type]
+        right[rule] = float(np.mean([found[i].label == gold[i] for i in gold]))
+    judge = Panel(overlap=3, adjudicator="judge")
+    tied = {i for i, d in decide_all(whole, LABELS, judge).items() if d.how == "conflict"}
+    settled = {i: [*whole[i], *([answer("judge", i, gold[i])] if i in tied else [])] for i in whole}
+    found = decide_all(settled, LABELS, judge)
+    right["majority, conflicts adjudicated"] = float(
+        np.mean([found[i].label == gold[i] for i in gold])
+    )
+    asked = 0
+    early = Panel(overlap=3, early_stop=True)
+    for item, answers in whole.items():
+        given = 0
+        while True:
+            now = decide_all({item: answers[:given]}, LABELS, early)[item]
+            wanted = wanted_answers(answers[:given], now, early)
+            if wanted <= given:
+                break
+            given = wanted
+        asked += given
+    flat = [a for answers in whole.values() for a in answers]
+    judged = people(flat, labels=LABELS, texts={t.id: t.text for t in texts}, checks={})
+    return right, judged, asked / len(whole)
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--texts", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--expert", action="store_true")
+    options = parser.parse_args()
+    everything = load("tweets")
+    rights, asked, flags = [], [], []
+    for seed in range(options.seeds):
+        rng = np.random.default_rng([seed, 1])
+        chosen = [everything[i] for i in rng.permutation(len(everything))[: options.texts]]
+        right, judged, per_text = panel_run(chosen, seed, expert=options.expert)
+        rights.append(right)
+        asked.append(per_text)
+        flags.append({p.name: p.flags for p in judged})
+    print(f"{options.texts} tweets, {options.seeds} draws: right labels in %, mean (sd)")
+    for name in rights[0]:
+        values = 100 * np.array([r[name] for r in rights])
+        print(f"  {name:34s} {values.mean():5.1f} ({values.std(ddof=1):.1f})")
+    for name in NAMES:
+        flagged = sum(bool(f[name]) for f in flags)
+        print(f"  {name}: flagged in {flagged} of {options.seeds} draws")
+    print(f"  early stop asks {np.mean(asked):.2f} people a text instead of 3")
+
+
+if __name__ == "__main__":
+    main()
