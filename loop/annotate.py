@@ -194,7 +194,7 @@ def _ask_where_worth_it(
     while True:
         probs, _ = _vote_arrays(config, store, clerk.revision, row, column)
         calls = next_calls(
-            probs, lambda p: _view(config, p), budget=limit, rng=rng, refused=refused
+            probs, lambda p: calibrated_votes(config, p), budget=limit, rng=rng, refused=refused
         )
         if not len(calls):
             return
@@ -336,7 +336,7 @@ def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Ite
     answered: BoolArray = np.asarray(taken.any(axis=1))
     if not answered.any():
         raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
-    view = _view(config, probs)
+    view = calibrated_votes(config, probs)
     posterior = np.full((n, k), 1.0 / k)
     posterior[answered] = np.nanmean(view[answered], axis=1)
     # The first variant stands for the item in every strategy: where only a later one answered,
@@ -363,7 +363,7 @@ def _vote_arrays(
     return probs, off
 
 
-def _view(config: Config, probs: FloatArray) -> FloatArray:
+def calibrated_votes(config: Config, probs: FloatArray) -> FloatArray:
     """(n, m, k) what labels are read from before any gold is known."""
     from strategies.calibrate import batch_calibrate
 

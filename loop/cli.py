@@ -206,6 +206,33 @@ def run(
 
 
 @app.command()
+def validate(
+    file: File = CAMPAIGN,
+    size: Annotated[
+        int, typer.Option(min=20, help="Texts drawn at random and sent to people.")
+    ] = 250,
+    goal: Annotated[
+        float, typer.Option(min=0.0, max=0.999, help="Share of right labels that you want.")
+    ] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the LLM on a random sample before the first round; run it again to resume."""
+    from loop.round import run_round
+    from loop.validate import open_validation, validation, validation_json, validation_lines
+
+    with _campaign(file, "validate") as ctx:
+        round_ = open_validation(ctx, size)
+        if round_.stage != "done":
+            round_ = run_round(ctx)
+        if round_.stage != "done":
+            say(_waiting(ctx, round_))
+            return
+        found = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
+        lines = validation_lines(found, ctx.config.budget.labels)
+    typer.echo(json.dumps(validation_json(found), indent=2) if as_json else "\n".join(lines))
+
+
+@app.command()
 def annotate(
     file: File = CAMPAIGN,
     plan: Annotated[

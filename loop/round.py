@@ -67,6 +67,8 @@ from strategies.repair import repair
 from strategies.select import select_batch
 
 NEXT = dict(pairwise(STAGES))
+VALIDATION = 0
+"""Number of the round that only measures the LLM: a random sample, no training."""
 
 
 def open_campaign(ctx: Context) -> None:
@@ -83,7 +85,7 @@ def why_finished(ctx: Context) -> str | None:
     done = [r for r in rounds if r.stage == "done"]
     if len(done) < len(rounds):
         return None
-    if len(done) >= ctx.config.rounds.rounds:
+    if sum(r.number != VALIDATION for r in done) >= ctx.config.rounds.rounds:
         return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
     return _why_nothing_to_buy(ctx)
 
@@ -111,14 +113,18 @@ def open_round(ctx: Context) -> Round:
         return last
     if reason := why_finished(ctx):
         raise StageError(f"The campaign is finished: {reason}. See `goldloop report`.")
-    number = last.number + 1 if last else 1
+    return new_round(ctx, last.number + 1 if last else 1)
+
+
+def new_round(ctx: Context, number: int, **settings: Any) -> Round:
+    """Opens a round; the settings are kept with the campaign file as run."""
     with ctx.store.transaction() as session:
         round_ = Round(
             campaign=ctx.name,
             number=number,
             stage=STAGES[0],
             seed=ctx.config.rounds.seed,
-            config=ctx.config.model_dump(mode="json"),
+            config=ctx.config.model_dump(mode="json") | settings,
             versions=versions(),
         )
         session.add(round_)
@@ -185,15 +191,15 @@ def annotate(ctx: Context, round_: Round) -> bool:
 
 def score(ctx: Context, round_: Round) -> bool:
     """Turns votes, neighbours and students into one suspicion per item."""
-    arrays = _arrays(ctx, round_, ctx.config.strategy.signals)
+    names = ctx.config.strategy.signals if round_.number != VALIDATION else ()
+    arrays = _arrays(ctx, round_, names)
     signals: dict[str, FloatArray] = {}
-    names = ctx.config.strategy.signals
     with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
         for position, name in enumerate(names):
             rng = np.random.default_rng([round_.seed, round_.number, 2, position])
             signals[name] = STRATEGIES[name](arrays.pool, rng)
             progress(1)
-    suspicion = fuse_ranks(signals)
+    suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
     suspicion[~arrays.votes.answered] = 1.0  # no label at all: nothing is more doubtful
     labels = ctx.config.label_names
     rows = [
@@ -227,7 +233,9 @@ def choose(ctx: Context, round_: Round) -> bool:
     scores = ctx.store.scores(_id(round_))
     ids = [i.id for i in ctx.store.items(ctx.name, "pool")]
     candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
-    room = [ctx.config.rounds.batch_size, len(candidates), ctx.config.budget.labels - len(sent)]
+    validates = round_.number == VALIDATION
+    size = round_.config["validate_size"] if validates else ctx.config.rounds.batch_size
+    room = [size, len(candidates), ctx.config.budget.labels - len(sent)]
     affordable = _affordable(ctx)
     n = min(room if affordable is None else [*room, affordable])
     if n <= 0:
@@ -236,7 +244,7 @@ def choose(ctx: Context, round_: Round) -> bool:
         np.array([scores[item].suspicion for item in ids]),
         candidates,
         n,
-        audit_frac=ctx.config.rounds.audit_frac,
+        audit_frac=1.0 if validates else ctx.config.rounds.audit_frac,
         rng=np.random.default_rng([round_.seed, round_.number, 3]),
     )
     rows = [
@@ -492,7 +500,8 @@ def _advance(
     if session is None:
         with ctx.store.transaction() as own:
             return _advance(ctx, round_, stage, own, **detail)
-    ctx.store.advance(session, round_, NEXT[stage])
+    ends = round_.number == VALIDATION and stage == "adjudicate"
+    ctx.store.advance(session, round_, "done" if ends else NEXT[stage])
     ctx.store.log(session, ctx.name, stage, "done", round=round_.number, **detail)
     return True
 

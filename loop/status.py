@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loop.config import Config
-from loop.round import next_command
+from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
 
 
@@ -19,7 +19,8 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     votes, llm_usd, tokens = store.spent(name)
     answers = len(store.annotations(name))
     measured = [r for r in rounds if r.metrics]
-    finished = sum(1 for r in rounds if r.stage == "done") >= config.rounds.rounds
+    done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
+    finished = len(done) >= config.rounds.rounds
     spent = len(reviews) >= config.budget.labels
     over = last is not None and last.stage == "done" and (finished or spent)
     return {

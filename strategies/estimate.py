@@ -304,9 +304,11 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
     said = np.maximum(said, floor) / np.maximum(said, floor).sum()
     raw = float((shares * np.log(shares / said)).sum())
     noise = float(sum(_variance(design, e) / q for e, q in zip(residual, shares, strict=True)))
+    df = len(p) - 1
+    if noise < 1e-9:  # a sample of one class shows no spread: take that of plain counts
+        noise = df * float(design.spread.sum()) / design.n**2
     if noise <= 0:
         return Estimate(raw, raw, raw)
-    df = len(p) - 1
     size = df / noise
     statistic = 2.0 * size * raw
     tail = (1.0 - design.level) / 2.0
@@ -314,9 +316,11 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
     def bound(prob: float) -> float:
         if ncx2.cdf(statistic, df, 1e-9) <= prob:
             return 0.0
-        top = statistic + 1.0
-        while ncx2.cdf(statistic, df, top) > prob:
-            top *= 2.0
+        # No mix is further from the LLM's than its rarest class alone.
+        most = -float(np.log(said.min()))
+        top = 2.0 * size * most
+        if top <= 1e-9 or ncx2.cdf(statistic, df, top) > prob:
+            return most
         ncp = float(brentq(lambda x: ncx2.cdf(statistic, df, x) - prob, 1e-9, top))
         return ncp / (2.0 * size)
 

@@ -251,3 +251,17 @@ def test_help_works_as_a_module():
     )
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_plan_and_validation_from_the_command_line(run, tmp_path):
+    write_texts(tmp_path, good_rows(120))
+    write_campaign(tmp_path)
+    code, out, err = run("annotate", "--plan")
+    assert code == 0, err
+    assert "at most 1.00 calls a text" in out
+    assert "none (annotator.usd_per_million_tokens is 0)" in out
+    code, out, _ = run("status", "--json")
+    assert json.loads(out)["texts"] == 0  # the plan imported nothing
+    code, _, err = run("validate", "--size", "5")
+    assert code == 2
+    assert "size" in err

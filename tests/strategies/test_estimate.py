@@ -175,3 +175,12 @@ def test_wrong_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         label_quality(**(given | change))
+
+
+def test_a_class_that_people_never_saw_leaves_kl_finite():
+    y = np.repeat([0, 1], [700, 300])
+    rng = np.random.default_rng(0)
+    gold = np.where(np.isin(np.arange(1000), rng.choice(1000, 30, replace=False)), 0, -1)
+    kl = label_quality(y, gold, np.full(1000, 0.03), 2).kl
+    assert 0 <= kl.low <= kl.value <= kl.high <= -np.log(0.3)
+    assert kl.low <= np.log(1 / 0.7) <= kl.high
