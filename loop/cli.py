@@ -351,6 +351,7 @@ def demo(
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "goldloop.toml"
+    installed_s = _fetch_demo_parts()
     started = time.monotonic()
     if not file.exists():
         write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
@@ -362,8 +363,21 @@ def demo(
         from loop.view import write_outputs
 
         path = write_outputs(ctx.config, ctx.store)
-    for line in closing_lines(file, path, time.monotonic() - started, _local_login()):
+    ran_s = time.monotonic() - started
+    for line in closing_lines(file, path, installed_s, ran_s, _local_login()):
         say(line)
+
+
+def _fetch_demo_parts() -> float:
+    """Fetches the LLM, the encoder and Label Studio if they are not here; seconds that it took."""
+    from connectors import label_studio_server
+    from connectors.assets import minilm_dir, smollm2_dir
+
+    started = time.monotonic()
+    smollm2_dir()
+    minilm_dir()
+    label_studio_server.install(progress=say)
+    return time.monotonic() - started
 
 
 @app.command()

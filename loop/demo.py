@@ -97,10 +97,15 @@ def campaign_text(*, by_hand: bool) -> str:
 
 
 def closing_lines(
-    file: Path, report: Path, seconds: float, login: tuple[str, str, str] | None
+    file: Path,
+    report: Path,
+    installed_s: float,
+    ran_s: float,
+    login: tuple[str, str, str] | None,
 ) -> list[str]:
     """What to do next, for the end of the demo."""
-    lines = [f"This took {seconds / 60:.1f} minutes.", f"Report: {report}"]
+    fetched = f", after {installed_s / 60:.1f} minutes of fetching" if installed_s > 1 else ""
+    lines = [f"The run took {ran_s / 60:.1f} minutes{fetched}.", f"Report: {report}"]
     if login:
         url, user, password = login
         lines += [
