@@ -338,7 +338,7 @@ def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Ite
         raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
     view = calibrated_votes(config, probs)
     posterior = np.full((n, k), 1.0 / k)
-    posterior[answered] = np.nanmean(view[answered], axis=1)
+    posterior[answered] = mean_vote(view[answered])
     # The first variant stands for the item in every strategy: where only a later one answered,
     # that answer moves forward; where none did, the item is as doubtful as can be.
     for i in np.flatnonzero(~taken[:, 0]):
@@ -370,6 +370,16 @@ def calibrated_votes(config: Config, probs: FloatArray) -> FloatArray:
     if config.prompt.calibrate == "none":
         return probs
     return batch_calibrate(probs, class_prior(config))
+
+
+def mean_vote(view: FloatArray) -> FloatArray:
+    """(n, k) mean over the variants that were asked; where it ties, the first one decides.
+
+    Args:
+        view: (n, m, k), NaN where a variant was not asked, one at least was.
+    """
+    first = np.where(np.isfinite(view[:, 0]), view[:, 0], np.nanmean(view, axis=1))
+    return np.asarray((np.nanmean(view, axis=1) + 1e-9 * first) / (1.0 + 1e-9), dtype=np.float64)
 
 
 def class_prior(config: Config) -> FloatArray | None:

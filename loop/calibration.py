@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.annotate import LlmVotes, class_prior
+from loop.annotate import LlmVotes, class_prior, mean_vote
 from loop.config import Config
 from loop.ports import FloatArray, IntArray
 from strategies.calibrate import batch_calibrate, prior_from_gold
@@ -146,7 +146,7 @@ def summary(view: View, votes: LlmVotes, gold: IntArray, audit: NDArray[np.bool_
 def _posterior(votes: LlmVotes, probs: FloatArray) -> FloatArray:
     """(n, k) mean over variants; uniform where the LLM gave no answer."""
     out = np.full((len(probs), probs.shape[2]), 1.0 / probs.shape[2])
-    out[votes.answered] = np.nanmean(probs[votes.answered], axis=1)
+    out[votes.answered] = mean_vote(probs[votes.answered])
     return out
 
 

@@ -5,7 +5,7 @@ import pytest
 from campaigns import make, texts
 from sqlmodel import select
 
-from loop.annotate import calls_limit, freeze_variants, read_votes, take_votes
+from loop.annotate import calls_limit, freeze_variants, mean_vote, read_votes, take_votes
 from loop.errors import AnnotatorError
 from loop.ports import ClassProbs, Demonstration, no_progress
 from loop.round import open_campaign, run_stage
@@ -160,3 +160,11 @@ def test_the_ledger_holds_the_seconds_of_every_vote(tmp_path):
     timed, seconds = ctx.store.vote_seconds("c", "doubtful")
     assert timed == len(stored(ctx))
     assert 0 < seconds < 60
+
+
+def test_where_two_prompts_contradict_each_other_the_first_decides():
+    a, b, gap = [1.0, 0.0], [0.0, 1.0], [np.nan, np.nan]
+    votes = np.array([[a, b, gap], [b, a, gap], [b, a, a], [gap, b, gap]])
+    mean = mean_vote(votes)
+    assert mean.argmax(axis=1).tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(mean.sum(axis=1), 1.0)
