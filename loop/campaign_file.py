@@ -31,7 +31,8 @@ model = "smollm2-135m"        # embedded; or the folder or hub name of a causal 
 [prompt]
 shots = 3                     # examples in each prompt
 variants = 3                  # prompts with different examples; 1 is cheapest, 5 sees more flips
-# calls_per_item = 1.5        # further prompts only where a flip is likely; 0: all, everywhere
+# calls_per_item = 0          # 0: every prompt for every text; 1.5: only where a flip is likely,
+                              # for half the price or less, but labels gain less from the votes
 calibrate = "batch"           # corrects the LLM's bias for some labels; "none" keeps raw answers,
                               # "gold" fits them to the random audit once it has 100 labels
 # class_prior = {{ yes = 0.2, no = 0.8 }}   # stated class mix, if it is far from even

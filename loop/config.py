@@ -98,7 +98,7 @@ class Prompt(Section):
 
     shots: int = Field(3, ge=0, le=64)
     variants: int = Field(3, ge=1, le=32)
-    calls_per_item: float = Field(1.5, ge=0.0)
+    calls_per_item: float = Field(0.0, ge=0.0)
     calibrate: Literal["batch", "gold", "none"] = "batch"
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()

@@ -44,7 +44,7 @@ class DoubtfulLLM:
 def campaign(tmp_path, llm, *, n=300, **sections):
     settings = {
         "annotator": {"kind": "local_lm", "usd_per_million_tokens": 1000.0},
-        "prompt": {"shots": 2, "variants": 5, "demonstrations": DEMOS},
+        "prompt": {"shots": 2, "variants": 5, "demonstrations": DEMOS, "calls_per_item": 1.5},
     }
     ctx = make(tmp_path, rows=texts(n), **(settings | sections))
     ctx.__dict__["annotator"] = llm
