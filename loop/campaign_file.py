@@ -42,9 +42,9 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
 
 [strategy]
 # entropy, entropy_calibrated, margin, flip_rate, vote_entropy, knn_disagreement,
-# student_disagreement, random, …: ranks are fused
-signals = ["entropy_calibrated", "knn_disagreement", "student_disagreement"]
-repair = "keep"               # or soft, weight, drop, relabel, for texts that no human saw
+# student_disagreement, random, …: ranks are fused; learned_error learns from gold so far
+signals = ["learned_error"]
+repair = "soft"               # or keep, weight, drop, relabel, for texts that no human saw
 
 [budget]
 labels = 300                  # texts that may be sent to people
@@ -54,7 +54,7 @@ labels = 300                  # texts that may be sent to people
 [rounds]
 rounds = 3
 batch_size = 100              # texts per round
-audit_frac = 0.1              # share drawn at random, which keeps estimates honest
+audit_frac = 0.2              # share drawn at random, which keeps estimates honest
 # seed = 0
 
 [student]

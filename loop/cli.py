@@ -21,7 +21,7 @@ from loop import __version__
 from loop.errors import LoopError
 
 if TYPE_CHECKING:
-    from loop.config import Config
+    from loop.config import Config, StudentSection
     from loop.context import Context, Parts
     from loop.ports import Progress, Raters, Reviewer
     from loop.store import Round, Store
@@ -472,6 +472,70 @@ def serve(
             puller.stop()
 
 
+@app.command()
+def bench(
+    source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with gold and LLM labels.")],
+    label: Annotated[str, typer.Option(help="Column with the human labels.")],
+    llm_column: Annotated[str | None, typer.Option(help="Column with the LLM's labels.")] = None,
+    votes: Annotated[
+        str | None, typer.Option(help="Columns with its votes, joined by commas; the first leads.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    split_column: Annotated[str | None, typer.Option(help="Column that names test rows.")] = None,
+    strategies: Annotated[
+        str, typer.Option(help="Policies to compare, joined by commas; the first is compared.")
+    ] = "goldloop,random,entropy",
+    budgets: Annotated[str, typer.Option(help="Shares of the pool to buy.")] = "0.05,0.1,0.25",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that a budget is spread over.")] = 3,
+    student: Annotated[
+        str, typer.Option(help="'frozen' heads on embeddings, quick, or 'encoder', fine-tuned.")
+    ] = "frozen",
+    encoder: Annotated[
+        str, typer.Option(help="Hub name, folder, or minilm (embedded).")
+    ] = "minilm",
+    lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuned student.")] = 1e-4,
+    seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
+    repetitions: Annotated[int, typer.Option(min=2, help="Samples of the pool.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, .txt and .svg.")] = Path(
+        "bench"
+    ),
+) -> None:
+    """Replay strategies side by side at equal gold budget on texts whose labels are known."""
+    from connectors.texts import load_texts
+    from loop.bench import POLICIES, data_from_rows, run_bench
+    from loop.bench_peers import peers
+    from loop.bench_tables import tables, write_results
+    from loop.config import StudentSection
+
+    columns = votes.split(",") if votes else [llm_column] if llm_column else []
+    if not columns:
+        raise LoopError("Name the LLM's labels: --llm-column COLUMN or --votes COLUMN,COLUMN,….")
+    if student not in ("frozen", "encoder"):
+        raise LoopError(f"Unknown student {student!r}; allowed: frozen, encoder.")
+    try:
+        shares = [float(share) for share in budgets.split(",")]
+    except ValueError as exc:
+        raise LoopError(f"--budgets {budgets!r} must be shares such as 0.05,0.1.") from exc
+    names = strategies.split(",")
+    rows = load_texts(
+        str(source), on_note=say, text_column=text_column, gold_column=label,
+        split_column=split_column,
+    )  # fmt: skip
+    model = _student_of(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
+    data = data_from_rows(source.stem, rows, columns, model.embed)
+    with _bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
+        result = run_bench(
+            [data], names, budgets=shares, rounds=rounds,
+            learner=None if student == "frozen" else model,
+            seeds=seeds, repetitions=repetitions, policies={**POLICIES, **peers()},
+            progress=progress,
+        )  # fmt: skip
+    for table in tables(result):
+        _print(table)
+    for path in write_results(result, out):
+        say(f"Wrote {path}")
+
+
 # Label Studio
 
 
@@ -579,16 +643,19 @@ def _annotator(config: Config) -> Any:
 
 
 def _student(config: Config) -> Any:
+    return _student_of(config.student, config.folder)
+
+
+def _student_of(section: StudentSection, folder: Path) -> Any:
     from loop.student import EncoderStudent
 
-    section = config.student
     encoder: str | Path = section.encoder
     if encoder == "minilm":
         from connectors.assets import minilm_dir
 
         encoder = minilm_dir()
-    elif (config.folder / encoder).is_dir():
-        encoder = config.folder / encoder
+    elif (folder / encoder).is_dir():
+        encoder = folder / encoder
     return EncoderStudent(
         encoder,
         epochs=section.epochs,

@@ -114,8 +114,8 @@ class Prompt(Section):
 class Strategy(Section):
     """How suspicion is scored, and what is done about items that no human saw."""
 
-    signals: tuple[str, ...] = ("entropy_calibrated", "knn_disagreement", "student_disagreement")
-    repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "keep"
+    signals: tuple[str, ...] = ("learned_error",)
+    repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "soft"
 
     @field_validator("signals")
     @classmethod
@@ -145,7 +145,7 @@ class Rounds(Section):
 
     rounds: int = Field(3, ge=1)
     batch_size: int = Field(100, ge=1)
-    audit_frac: Fraction = 0.1
+    audit_frac: Fraction = 0.2
     seed: int = Field(0, ge=0)
 
 

@@ -43,17 +43,12 @@ variants = 3
 calls_per_item = 0     # this LLM is free: every prompt for every tweet
 calibrate = "batch"
 
-[strategy]
-signals = ["entropy_calibrated", "knn_disagreement", "student_disagreement"]
-repair = "keep"
-
 [budget]
 labels = {labels}
 
 [rounds]
 rounds = 3
 batch_size = {batch_size}
-audit_frac = 0.1
 
 [student]
 encoder = "minilm"

@@ -12,8 +12,8 @@ from loop.store import Store
 def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """One record per pool text: label, provenance (gold, repaired, llm), confidence, round.
 
-    Gold is what people decided, current answers included; repaired is what the last round's repair
-    changed; confidence of an LLM label is its calibrated probability.
+    Gold is what people decided; repaired is what the last round's students learned in place of the
+    LLM's label, where that is another class; confidence of an LLM label is its own probability.
 
     Raises:
         StageError: nothing is labelled yet.
@@ -31,17 +31,17 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     records = []
     for item in store.items(name, "pool"):
         score, record = scores[item.id], mended.get(item.id)
+        label, source, round_number = score.llm_label, "llm", scored[-1].number
+        confidence, how = score.llm_confidence, "llm"
         if item.id in gold:
             decision = gold[item.id]
             label, source, round_number = decision.label, "gold", decision.round_number
             confidence, how = decision.confidence, decision.how
         elif record is not None and record.source == "repaired":
             best = max(range(len(record.probs)), key=lambda c: record.probs[c])
-            label, source, round_number = config.label_names[best], "repaired", mended_round
-            confidence, how = record.probs[best], config.strategy.repair
-        else:
-            label, source, round_number = score.llm_label, "llm", scored[-1].number
-            confidence, how = score.llm_confidence, "llm"
+            if config.label_names[best] != score.llm_label:
+                label, source, round_number = config.label_names[best], "repaired", mended_round
+                confidence, how = record.probs[best], config.strategy.repair
         records.append(
             {
                 "id": item.id,

@@ -200,7 +200,7 @@ def score(ctx: Context, round_: Round) -> bool:
             signals[name] = STRATEGIES[name](arrays.pool, rng)
             progress(1)
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
-    suspicion[~arrays.votes.answered] = 1.0  # no label at all: nothing is more doubtful
+    suspicion[~arrays.votes.answered] = 2.0  # no label at all: nothing in [0, 1] is as doubtful
     labels = ctx.config.label_names
     rows = [
         {

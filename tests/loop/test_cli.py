@@ -265,3 +265,26 @@ def test_plan_and_validation_from_the_command_line(run, tmp_path):
     code, _, err = run("validate", "--size", "5")
     assert code == 2
     assert "size" in err
+
+
+def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch):
+    from fakes import CentroidStudent
+
+    monkeypatch.setattr(cli, "_student_of", lambda *_: CentroidStudent())
+    write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
+    code, out, err = run(
+        "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--repetitions", 2,
+        "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--out", "b",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "goldloop" in out
+    found = json.loads(Path("b/results.json").read_text())
+    assert {r["strategy"] for r in found["records"]} >= {"goldloop", "random", "entropy"}
+    code, _, err = run("bench", "t.csv", "--label", "gold")
+    assert code == 1
+    assert "--llm-column" in one_sentence(err)
+    code, _, err = run(
+        "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--strategies", "entropi"
+    )
+    assert code == 1
+    assert "entropi" in one_sentence(err)

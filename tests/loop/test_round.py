@@ -267,7 +267,10 @@ def test_export_says_where_each_label_comes_from(tmp_path):
     assert len(rows) == len(ctx.store.items("c", "pool"))
     sources = [r["source"] for r in rows]
     assert sources.count("gold") == 30
-    assert sources.count("llm") == len(rows) - 30
+    assert sources.count("llm") + sources.count("repaired") == len(rows) - 30
+    assert all((r["label"] != r["llm_label"]) for r in rows if r["source"] == "repaired")
+    assert all((r["label"] == r["llm_label"]) for r in rows if r["source"] == "llm")
+    assert "repaired" in sources
     assert {r["how"] for r in rows if r["source"] == "gold"} == {"single"}
 
 
