@@ -29,7 +29,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Students against Hugging Face Trainer; the other benchmarks in tests/bench are run by hand.
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python tests/bench/bench_student.py
 
 clean:
