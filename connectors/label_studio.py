@@ -575,13 +575,24 @@ class LabelStudioReviewer:
         return self._sdk
 
     def _get(self, path: str, params: dict[str, Any], *, retry: bool = True) -> Any:
-        """JSON as the server wrote it: the SDK's typed answers lose fields they do not know."""
+        """JSON as the server wrote it: the SDK's typed answers lose fields they do not know.
+
+        The SDK repeats what the server refuses for a while, but not what breaks off on the way.
+        """
+        import httpx
         from label_studio_sdk.core.api_error import ApiError
 
         http = self._client()._client_wrapper.httpx_client
-        answer = http.request(
-            path, method="GET", params=params, request_options=None if retry else _NO_RETRY
-        )
+        options = None if retry else _NO_RETRY
+        for pause_s in _pauses(ATTEMPTS if retry else 1):
+            try:
+                answer = http.request(path, method="GET", params=params, request_options=options)
+                break
+            except (httpx.ReadError, httpx.RemoteProtocolError) as exc:
+                failure = exc
+                time.sleep(pause_s)
+        else:
+            raise failure
         body: Any = None
         if answer.headers.get("content-type", "").startswith("application/json"):
             body = answer.json()
