@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from connectors.assets import minilm_dir
 from loop.stability import measure
 
 SIDES = ("ours", "trainer", "plain")
@@ -209,20 +210,22 @@ def one_side(args: argparse.Namespace) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", required=True, help="model folder or hub name")
+    parser.add_argument("--encoder", help="model folder or hub name; default: embedded MiniLM")
     parser.add_argument("--data", type=Path, help="Parquet with text, label, split")
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=2e-5)
+    parser.add_argument("--lr", type=float, default=1e-4, help="2e-5 suits roberta-base")
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--threads", type=int, help="torch threads of the reference; default: all")
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: ours and the reference")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.encoder = args.encoder or str(minilm_dir())
+    return args
 
 
 def main() -> None:
