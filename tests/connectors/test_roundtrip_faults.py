@@ -1,0 +1,214 @@
+"""Twenty random schedules of faults between goldloop and a real Label Studio: nothing lost, nothing
+doubled.
+
+A proxy resets connections, loses answers to what the server has done, breaks answers off, sends
+gateway errors and lets requests arrive late; goldloop is killed around and inside its stages and at
+random moments; the server is killed and started again. People meanwhile answer, correct and delete.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import fault_proxy
+import faulty_campaign
+import httpx
+import pytest
+
+from connectors import label_studio_server
+from connectors.label_studio import choice_result
+from loop.errors import ReviewerError
+from loop.store import STAGES, Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SCHEDULES = 20
+AT_ONCE = 4  # most of the time is spent waiting for answers that do not come
+RESTARTS = {6, 13}  # schedules in which the server is killed in the middle
+MOMENTS = ("before", "in the transaction", "after")
+MAX_RUNS = 40
+RESTARTING = threading.Lock()
+PRELOADED = (
+    "faulty_campaign",
+    "connectors.label_studio",
+    "label_studio_sdk",
+    "loop.round",
+    "loop.report",
+    "loop.measure",
+    "sklearn.metrics",
+    "krippendorff",
+    "fakes",
+)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes that have the imports behind them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+class People:
+    """They answer straight to the server, a few texts at a time, and change their minds."""
+
+    def __init__(self, server, rng):
+        self.rng = rng
+        self.http = httpx.Client(
+            base_url=server.url, headers={"Authorization": f"Token {server.token}"}, timeout=120
+        )
+
+    def ask(self, method, path, **options):
+        """Until the server, which may be starting again, has answered."""
+        for _ in range(600):
+            with suppress(httpx.TransportError):
+                answer = self.http.request(method, path, **options)
+                if answer.status_code < 500:
+                    return answer
+            time.sleep(0.2)
+        raise AssertionError("the server does not come back")
+
+    def tasks(self, project):
+        params = {"project": project, "fields": "all", "page_size": 500}
+        answer = self.ask("GET", "/api/tasks/", params=params)
+        answer.raise_for_status()
+        return answer.json()["tasks"]
+
+    def work(self, project):
+        """Answers some open tasks, and now and then corrects or deletes an answer."""
+        tasks = self.tasks(project)
+        for task in tasks:
+            done = task["annotations"]
+            chance = self.rng.random()
+            label = self.rng.choice(faulty_campaign.LABELS)
+            if not done and chance < 0.7:
+                body = {"result": choice_result(label)}
+                path = f"/api/tasks/{task['id']}/annotations/"
+                self.ask("POST", path, json=body).raise_for_status()
+            elif done and chance < 0.1:
+                path = f"/api/annotations/{done[0]['id']}/"
+                self.ask("PATCH", path, json={"result": choice_result(label)}).raise_for_status()
+            elif done and chance < 0.15:
+                self.ask("DELETE", f"/api/annotations/{done[0]['id']}/").raise_for_status()
+
+    def close(self):
+        self.http.close()
+
+
+def restart(server):
+    """Kills the server and starts it again where it was."""
+    with RESTARTING:
+        os.kill(label_studio_server.status(data_dir=server.data_dir).pid, signal.SIGKILL)
+        port = int(server.url.rsplit(":", 1)[1])
+        for _ in range(100):
+            time.sleep(0.2)
+            with suppress(ReviewerError):  # the port is not free yet
+                label_studio_server.up(port=port, data_dir=server.data_dir)
+                return
+    raise AssertionError("the server does not start again")
+
+
+def play(processes, server, store, folder, seed):
+    """One campaign under one schedule; what happened to it."""
+    rng = random.Random(seed)
+    proxy = fault_proxy.FaultProxy(server.url, seed)
+    people = People(server, rng)
+    happened = Counter()
+    identity = f"faults-{seed}-{time.time_ns()}"
+    restarting = seed in RESTARTS
+    try:
+        for number in range(MAX_RUNS):
+            die = None
+            if number < 4:
+                stage = rng.choice(STAGES[:-1])
+                moments = (*MOMENTS, "after an import") if stage == "push" else MOMENTS
+                die = (stage, rng.choice(moments))
+            child = processes.Process(
+                target=faulty_campaign.run, args=(folder, proxy.url, server.token, identity, die)
+            )
+            child.start()
+            child.join(rng.uniform(0.3, 2.0) if number in (1, 3) else 60)
+            if child.is_alive():
+                child.kill()
+                child.join()
+            happened[{0: "ran", 1: "gave up with a sentence"}.get(child.exitcode, "killed")] += 1
+            if restarting and store.last_round(faulty_campaign.NAME) is not None and number >= 2:
+                restart(server)
+                restarting = False
+                happened["server killed"] += 1
+            rounds = store.rounds(faulty_campaign.NAME) if number else []
+            if [r.stage for r in rounds] == ["done", "done"]:
+                break
+            if rounds and rounds[-1].stage == "pull":
+                with store.transaction() as session:
+                    from loop.store import CampaignRow
+
+                    project = session.get(CampaignRow, faulty_campaign.NAME).project_id
+                people.work(project)
+        else:
+            raise AssertionError(f"schedule {seed} did not end: {happened}, {proxy.happened}")
+        proxy.settle()
+        check(store, people)
+    finally:
+        happened.update(proxy.happened)
+        store.close()
+        people.close()
+        proxy.close()
+    return happened
+
+
+def check(store, people):
+    """The server and the store tell the same, and nothing is there twice."""
+    from loop.store import CampaignRow
+
+    with store.transaction() as session:
+        project = session.get(CampaignRow, faulty_campaign.NAME).project_id
+    tasks = people.tasks(project)
+    reviews = store.reviews(faulty_campaign.NAME)
+    assert len(reviews) == 10
+    per_item = Counter(task["data"]["ext_id"] for task in tasks)
+    assert per_item == Counter(r.item_id for r in reviews)
+    assert {t["data"]["ext_id"]: str(t["id"]) for t in tasks} == {
+        r.item_id: r.task_id for r in reviews
+    }
+    there = {
+        str(a["id"]): a["result"][0]["value"]["choices"][0]
+        for task in tasks
+        for a in task["annotations"]
+    }
+    known = store.annotations(faulty_campaign.NAME)
+    assert sorted(a.annotation_id for a in known) == sorted(there)
+    assert {a.annotation_id: a.label for a in known} == there
+    gold = store.gold(faulty_campaign.NAME)
+    assert {i: g.label for i, g in gold.items()} == {a.item_id: a.label for a in known}
+    projects = people.ask("GET", "/api/projects/", params={"page_size": 1000}).json()["results"]
+    marker = next(p["description"] for p in projects if str(p["id"]) == project)
+    assert sum(p["description"] == marker for p in projects) == 1
+    people.ask("DELETE", f"/api/projects/{project}/")
+
+
+def test_twenty_schedules_of_faults_lose_and_double_nothing(
+    processes, label_studio, tmp_path, capsys
+):
+    happened = Counter()
+    started = time.monotonic()
+    folders = [tmp_path / str(seed) for seed in range(SCHEDULES)]
+    stores = [Store(f"sqlite:///{folder / 'faulty.db'}") for folder in folders]
+
+    def one(seed):
+        return play(processes, label_studio, stores[seed], folders[seed], seed)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        played = pool.map(one, range(SCHEDULES))
+        for counts in played:
+            happened += counts
+    assert set(happened) >= {*fault_proxy.FAULTS, "killed", "server killed"}
+    with capsys.disabled():
+        took = time.monotonic() - started
+        print(f"\n{SCHEDULES} schedules in {took:.0f} s: {dict(happened.most_common())}")
