@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -1033,7 +1033,8 @@ def _earlier(stamp: str, by_s: float) -> str:
         moment = datetime.fromisoformat(stamp) - timedelta(seconds=by_s)
     except ValueError as exc:
         raise ReviewerError(f"The stored reading position {stamp!r} is not a time.") from exc
-    return moment.isoformat().replace("+00:00", "Z")
+    # The server takes exactly this form: a fraction of six digits, and Z.
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _pauses(attempts: int) -> Iterator[float]:

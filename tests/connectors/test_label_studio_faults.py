@@ -258,6 +258,27 @@ def test_a_bug_is_not_a_user_error():
         r.send([task(0), task(0)])
 
 
+@pytest.mark.parametrize(
+    ("stamp", "asked"),
+    [
+        ("2024-05-01T10:00:20Z", "2024-05-01T10:00:10.000000Z"),  # whole seconds come without one
+        ("2024-05-01T10:00:20.123456Z", "2024-05-01T10:00:10.123456Z"),
+        ("2024-05-01T12:00:20.5+02:00", "2024-05-01T10:00:10.500000Z"),
+    ],
+)
+def test_times_are_asked_for_in_the_one_form_that_the_server_reads(stamp, asked):
+    queries = []
+
+    def handler(request):
+        queries.append(json.loads(request.url.params["query"]))
+        return httpx.Response(200, json={"tasks": [], "total": 0})
+
+    r = reviewer(handler)
+    r._project = 1
+    r.fetch(stamp)
+    assert queries[0]["filters"]["items"][0]["value"] == asked
+
+
 def test_tasks_that_vanish_while_paging_hide_no_others(monkeypatch):
     rows = [{"id": i, "data": {"ext_id": f"i{i}"}, "updated_at": None} for i in range(1, 8)]
     monkeypatch.setattr("connectors.label_studio.PAGE_TASKS", 3)
