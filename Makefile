@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test unit lint bench clean
+.PHONY: demo test test-vllm unit lint bench clean
 
 # torch comes first and alone: a later step that asks for any torch is then satisfied and does not
 # fetch a newer build with several GB of CUDA packages.
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest
+
+# A real vLLM and llama.cpp in an environment of their own (3 GB), against transformers.
+test-vllm:
+	PYTHON=$(PYTHON) tests/vllm/run.sh
 
 unit: $(READY)
 	$(BIN)/pytest -m 'not slow'

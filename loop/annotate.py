@@ -106,15 +106,21 @@ def plan_variants(config: Config, store: Store, annotator: str) -> list[PromptVa
     name = config.campaign.name
     found = store.variants(name, annotator)
     if found:
-        return [
-            PromptVariant(
+        frozen = [
+            _variant(
+                config,
                 row.position,
-                config.campaign.task,
-                config.port_labels,
                 tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
             )
             for row in found
         ]
+        if [variant.hash for variant in frozen] != [row.hash for row in found]:
+            raise ConfigError(
+                "The prompt is no longer the one that the stored votes answered: campaign.task, a"
+                " label's description or prompt.label_form was changed. Restore it, or give the"
+                " campaign a new name."
+            )
+        return frozen
     if config.annotator.kind == "recorded":
         sets: list[tuple[Demonstration, ...]] = [() for _ in config.annotator.columns]
     else:
@@ -136,10 +142,23 @@ def plan_variants(config: Config, store: Store, annotator: str) -> list[PromptVa
             variants=config.prompt.variants,
             rng=np.random.default_rng([config.rounds.seed, 1]),
         )
-    return [
-        PromptVariant(i, config.campaign.task, config.port_labels, demos)
-        for i, demos in enumerate(sets)
-    ]
+    return [_variant(config, i, demos) for i, demos in enumerate(sets)]
+
+
+def _variant(
+    config: Config, index: int, demonstrations: tuple[Demonstration, ...]
+) -> PromptVariant:
+    """Variant number ``index``; numbers stand for other classes in each, so that bias shows."""
+    form, k = config.prompt.label_form, len(config.labels)
+    order = tuple((place + index) % k for place in range(k)) if form == "ids" else ()
+    return PromptVariant(
+        index,
+        config.campaign.task,
+        config.port_labels,
+        demonstrations,
+        label_form=form,
+        order=order,
+    )
 
 
 def take_votes(

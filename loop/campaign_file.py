@@ -26,6 +26,9 @@ text_column = {text_column}
 kind = "local_lm"             # or "recorded": replays LLM labels from columns of the source
 model = "smollm2-135m"        # embedded; or the folder or hub name of a causal language model
 # columns = ["llm_label"]     # for "recorded": one column per prompt variant
+# kind = "openai_server"      # vllm serve, llama.cpp's server and others that give log-probs:
+# base_url = "http://127.0.0.1:8000/v1"   # model is the served name, the key is in OPENAI_API_KEY
+# kind = "vllm"               # in process, on a GPU: pip install 'goldloop[vllm]'
 # usd_per_million_tokens = 0.0
 
 [prompt]

@@ -635,6 +635,26 @@ def _annotator(config: Config) -> Any:
         return RecordedAnnotator(
             section.columns, config.port_labels, prob_columns=section.prob_columns
         )
+    if section.kind == "openai_server":
+        from connectors.openai_server import OpenAIServerAnnotator
+
+        return OpenAIServerAnnotator(
+            str(section.base_url),
+            section.model,
+            api_key_env=section.api_key_env,
+            chat=section.chat,
+            concurrency=section.concurrency,
+            votes_when_no_logprobs=section.votes_when_no_logprobs,
+        )
+    if section.kind == "vllm":
+        from connectors.vllm_engine import VllmAnnotator
+
+        return VllmAnnotator(
+            section.model,
+            gpu_memory_utilization=section.gpu_memory_utilization,
+            max_text_tokens=section.max_text_tokens,
+            chat=section.chat,
+        )
     from connectors.local_lm import LocalLM
 
     return LocalLM(

@@ -76,13 +76,27 @@ class DemonstrationSection(Section):
 class AnnotatorSection(Section):
     """What labels the texts first."""
 
-    kind: Literal["local_lm", "recorded"] = "local_lm"
+    kind: Literal["local_lm", "recorded", "openai_server", "vllm"] = "local_lm"
     model: str = "smollm2-135m"
     columns: tuple[str, ...] = ()
     prob_columns: tuple[str, ...] | None = None
     batch_size: int = Field(16, ge=1)
     max_text_tokens: int = Field(512, ge=8)
     usd_per_million_tokens: float = Field(0.0, ge=0.0)
+    base_url: Annotated[str, StringConstraints(pattern=r"^https?://.+$")] | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    concurrency: int = Field(8, ge=1)
+    chat: bool = False
+    votes_when_no_logprobs: int = Field(0, ge=0)
+    gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _server_needs_url(self) -> AnnotatorSection:
+        if self.kind == "openai_server" and not self.base_url:
+            raise ValueError(
+                'kind = "openai_server" needs base_url, such as http://127.0.0.1:8000/v1'
+            )
+        return self
 
     @model_validator(mode="after")
     def _recorded_needs_columns(self) -> AnnotatorSection:
@@ -99,6 +113,7 @@ class Prompt(Section):
     shots: int = Field(3, ge=0, le=64)
     variants: int = Field(3, ge=1, le=32)
     calls_per_item: float = Field(0.0, ge=0.0)
+    label_form: Literal["names", "ids"] = "names"
     calibrate: Literal["batch", "gold", "none"] = "batch"
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()
@@ -267,6 +282,11 @@ class Config(Section):
         from strategies import NEEDS
 
         variants = len(self.annotator.columns) or self.prompt.variants
+        if self.prompt.label_form == "ids" and self.annotator.kind == "local_lm":
+            raise ValueError(
+                'prompt.label_form = "ids" needs annotator.kind = "openai_server" or "vllm";'
+                " models as small as the local one answer at chance with numbers"
+            )
         unordered = [s for s in self.strategy.signals if "ordinal" in NEEDS[s]]
         if unordered and not self.campaign.ordinal:
             raise ValueError(

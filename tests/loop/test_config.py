@@ -52,6 +52,8 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
         ("[budget]\nlabels = 9\n[rounds]\nbatch_size = 10\n", "larger than budget.labels 9"),
         ("[annotator]\nkind = 'recorded'\n", "needs columns"),
         ("[raters]\nkind = 'recorded'\n", "needs ratings_column"),
+        ("[annotator]\nkind = 'openai_server'\n", "needs base_url"),
+        ("[prompt]\nlabel_form = 'ids'\n", "models as small as the local one"),
         ("[prompt]\nvariants = 1\n[strategy]\nsignals=['flip_rate']\n", "needs prompt.variants"),
         ("[prompt.class_prior]\nyes = 1.0\n", "one positive share for every label"),
     ],

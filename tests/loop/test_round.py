@@ -5,7 +5,7 @@ from campaigns import make, texts
 from fakes import CentroidStudent
 
 from loop.context import Parts
-from loop.errors import StageError
+from loop.errors import ConfigError, StageError
 from loop.export import final_labels
 from loop.round import (
     RUN,
@@ -281,3 +281,18 @@ def test_money_stops_the_campaign_cleanly(tmp_path):
     assert "$2.00 is spent" in (why_finished(ctx) or "") or "rounds are done" in (
         why_finished(ctx) or ""
     )
+
+
+def test_a_changed_prompt_is_refused_before_it_costs_anything(tmp_path):
+    ctx = make(tmp_path)
+    run_stage(ctx, "annotate")
+    votes = ctx.store.spent("c")[0]
+    ctx.store.close()
+    again = make(tmp_path, campaign={"name": "c", "task": "another task"})
+    run_stage(again, "score")  # works on the stored votes
+    again.store.close()
+    finish(make(tmp_path, rounds={"batch_size": 15, "rounds": 1, "audit_frac": 0.2}))
+    changed = make(tmp_path, campaign={"name": "c", "task": "another task"})
+    with pytest.raises(ConfigError, match="no longer the one that the stored votes answered"):
+        run_round(changed)
+    assert changed.store.spent("c")[0] == votes
