@@ -369,14 +369,14 @@ def demo(
 
 
 def _fetch_demo_parts() -> float:
-    """Fetches the LLM, the encoder and Label Studio if they are not here; seconds that it took."""
+    """Fetches the LLM and the encoder, installs and starts Label Studio; seconds that it took."""
     from connectors import label_studio_server
     from connectors.assets import minilm_dir, smollm2_dir
 
     started = time.monotonic()
     smollm2_dir()
     minilm_dir()
-    label_studio_server.install(progress=say)
+    label_studio_server.up(progress=say)
     return time.monotonic() - started
 
 
