@@ -27,6 +27,7 @@ import re
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -523,7 +524,7 @@ class _Server(Protocol):
 
 
 @dataclass
-class _Tokens:
+class _Tokens(ABC):
     """Servers that tokenise for us: the label trie is built here."""
 
     http: _Http
@@ -531,9 +532,9 @@ class _Tokens:
     chat: bool
     _ends: tuple[int, ...] | None = field(default=None, init=False)
 
+    @abstractmethod
     def tokens(self, text: str, *, bare: bool = False) -> list[int]:
         """Token ids; ``bare`` without what stands before a whole prompt."""
-        raise NotImplementedError
 
     def trie(self, plan: _Plan) -> LabelTrie:
         """The answers as they follow the prompt, and what ends them."""

@@ -206,13 +206,13 @@ def test_killed_ten_times_it_loses_and_doubles_nothing(server, tmp_path):
     while kills < 10:
         process = goldloop(tmp_path, "run", start_new_session=True)
         try:
-            process.wait(timeout=rng.uniform(1, 25))
+            process.wait(timeout=rng.uniform(2, 12))  # a whole run takes much longer
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             kills += 1
         else:
-            break  # it came through between two kills; the rest of them would find nothing to do
+            pytest.fail(f"the campaign was finished after {kills} kills; give it more to do")
         finally:
             process.stdout.close()
         time.sleep(0.2)
