@@ -477,7 +477,9 @@ class LabelStudioReviewer:
             header: the webhook's header for its token.
             user: for the ML backend.
             password: likewise.
-            use: whether tasks that are opened get the backend's predictions.
+            use: whether the project's predictions are the backend's from now on. They are fetched
+                when somebody asks for them: done automatically, every reading of the task list
+                would wait for the student.
         Raises:
             ReviewerError: the server refuses, or cannot reach the URL.
         """
@@ -514,15 +516,14 @@ class LabelStudioReviewer:
         }
         mine = [found for found in backends if found.get("title") == BACKEND_TITLE]
         for spare in mine[1:]:
-            self._write("DELETE", f"api/ml/{spare['id']}/", None, "remove an ML backend")
+            self._write("DELETE", f"api/ml/{spare['id']}", None, "remove an ML backend")
         if mine:
-            self._write("PATCH", f"api/ml/{mine[0]['id']}/", backend, "update its ML backend")
+            self._write("PATCH", f"api/ml/{mine[0]['id']}", backend, "update its ML backend")
         else:
             self._write("POST", "api/ml/", backend, "take an ML backend")
-        settings = {"evaluate_predictions_automatically": use}
         if use:
-            settings["model_version"] = BACKEND_TITLE  # type: ignore[assignment]
-        self._write("PATCH", f"api/projects/{project}/", settings, "use its ML backend")
+            settings = {"model_version": BACKEND_TITLE}
+            self._write("PATCH", f"api/projects/{project}/", settings, "use its ML backend")
 
     def url(self) -> str:
         """Where people go to label."""
