@@ -78,7 +78,12 @@ url = "local"                 # goldloop installs and runs one; or the URL of yo
 # token_env = "LABEL_STUDIO_API_KEY"   # environment variable with the token for your server
 assist = "blind"              # "prefill" shows the LLM label, "why" says why a text is here
 # note = true                 # people may leave a note
-# overlap = 1                 # people per text; the majority decides
+# overlap = 1                 # people per text
+# rule = "majority"           # or "dawid-skene" (weighs people by their errors), or "ask-one-more"
+# max_overlap = 4             # for "ask-one-more": people per text at most
+# early_stop = false          # asks fewer than overlap where the first ones cannot be outvoted
+# adjudicator = "me@here.org" # decides what the others leave open, in the tab "Conflicts"
+# check_frac = 0.0            # share of texts with a known label mixed in, to see how people do
 
 [raters]
 kind = "people"               # "gold" and "recorded" simulate people, for research only

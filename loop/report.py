@@ -21,6 +21,8 @@ from loop.errors import LoopError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from loop.people import Person
+
 Arm = Literal["loop", "llm_only", "random", "all_gold"]
 ARMS: tuple[Arm, ...] = ("llm_only", "loop", "random", "all_gold")
 """In the order in which they are shown."""
@@ -128,12 +130,14 @@ class People:
         answers: answers given, all rounds together.
         annotators: different people.
         overlap: answers asked for per text.
+        rows: how well each of them labels.
     """
 
     alpha: Metric | None
     answers: int
     annotators: int | None = None
     overlap: int | None = None
+    rows: tuple[Person, ...] = ()
 
 
 @dataclass(frozen=True)

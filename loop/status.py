@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loop.config import Config
+from loop.people import campaign_people, people_lines
 from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
 
@@ -48,6 +49,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         },
         "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
         "measured_round": measured[-1].number if measured else None,
+        "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
         "next": "`goldloop report`" if over else next_command(last),
     }
@@ -76,5 +78,6 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
     lines.append(f"Next: {status['next']}")
     return lines

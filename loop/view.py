@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config import Config
+from loop.people import campaign_people
 from loop.report import (
     METRICS,
     Arm,
@@ -53,6 +54,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
             answers=len(answers),
             annotators=len({a.annotator for a in answers}),
             overlap=config.label_studio.overlap,
+            rows=tuple(campaign_people(config, store)),
         )
     return ReportView(
         campaign=name,
