@@ -151,7 +151,7 @@ def test_a_campaign_on_real_parts(server, tmp_path):
     assert "Round 2" in out
     status = json.loads(finish(tmp_path, "status", "--json"))
     assert (status["stage"], status["sent"], status["back"]) == ("done", 20, 20)
-    store = Store(f"sqlite:///{tmp_path / '{NAME}.db'}")
+    store = Store(f"sqlite:///{tmp_path / NAME}.db")
     check_nothing_lost_nothing_doubled(server, store, NAME)
     rounds = store.rounds(NAME)
     assert [r.metrics["bought"] for r in rounds] == [10, 20]
@@ -197,7 +197,7 @@ def test_killed_ten_times_it_loses_and_doubles_nothing(server, tmp_path):
         timeout=600,
     )
     assert done.returncode == -signal.SIGKILL
-    store = Store(f"sqlite:///{tmp_path / '{NAME}.db'}")
+    store = Store(f"sqlite:///{tmp_path / NAME}.db")
     assert store.rounds(NAME)[-1].stage == "push"
     chosen = [r.item_id for r in store.reviews(NAME)]
     assert len(chosen) == 10
