@@ -585,7 +585,7 @@ class LabelStudioReviewer:
 
         http = self._client()._client_wrapper.httpx_client
         options = None if retry else _NO_RETRY
-        for pause_s in _pauses(ATTEMPTS if retry else 1):
+        for pause_s in _pauses(ATTEMPTS):
             try:
                 answer = http.request(path, method="GET", params=params, request_options=options)
                 break

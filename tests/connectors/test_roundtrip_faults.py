@@ -29,7 +29,7 @@ from loop.store import STAGES, Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SCHEDULES = 20
-AT_ONCE = 4  # most of the time is spent waiting for answers that do not come
+AT_ONCE = 5  # most of the time is spent waiting for answers that do not come
 RESTARTS = {6, 13}  # schedules in which the server is killed in the middle
 MOMENTS = ("before", "in the transaction", "after")
 MAX_RUNS = 40
@@ -87,14 +87,14 @@ class People:
             done = task["annotations"]
             chance = self.rng.random()
             label = self.rng.choice(faulty_campaign.LABELS)
-            if not done and chance < 0.7:
+            if not done and chance < 0.85:
                 body = {"result": choice_result(label)}
                 path = f"/api/tasks/{task['id']}/annotations/"
                 self.ask("POST", path, json=body).raise_for_status()
-            elif done and chance < 0.1:
+            elif done and chance < 0.07:
                 path = f"/api/annotations/{done[0]['id']}/"
                 self.ask("PATCH", path, json={"result": choice_result(label)}).raise_for_status()
-            elif done and chance < 0.15:
+            elif done and chance < 0.12:
                 self.ask("DELETE", f"/api/annotations/{done[0]['id']}/").raise_for_status()
 
     def close(self):
@@ -125,7 +125,7 @@ def play(processes, server, store, folder, seed):
     try:
         for number in range(MAX_RUNS):
             die = None
-            if number < 4:
+            if number < 3:
                 stage = rng.choice(STAGES[:-1])
                 moments = (*MOMENTS, "after an import") if stage == "push" else MOMENTS
                 die = (stage, rng.choice(moments))
@@ -133,7 +133,7 @@ def play(processes, server, store, folder, seed):
                 target=faulty_campaign.run, args=(folder, proxy.url, server.token, identity, die)
             )
             child.start()
-            child.join(rng.uniform(0.3, 2.0) if number in (1, 3) else 60)
+            child.join(rng.uniform(0.3, 2.0) if number in (1, 2) else 60)
             if child.is_alive():
                 child.kill()
                 child.join()

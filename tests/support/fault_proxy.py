@@ -35,7 +35,7 @@ class FaultProxy:
         hang_s: longer than the client waits.
     """
 
-    def __init__(self, upstream, seed, *, share=0.2, most=10, hang_s=2.0, late_s=0.4):
+    def __init__(self, upstream, seed, *, share=0.2, most=8, hang_s=1.8, late_s=0.4):
         parts = urlsplit(upstream)
         self._address = (parts.hostname, parts.port)
         self._rng = random.Random(seed)
