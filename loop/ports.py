@@ -385,7 +385,7 @@ class Student(Protocol):
         Args:
             keep: seed -> folder, for the seeds whose model is to be saved.
             on_seed: called once a seed, in the calling process.
-            progress: told of finished optimiser steps.
+            progress: told of finished texts; each counts once an epoch and seed.
         Raises:
             StudentError: the encoder cannot be loaded, or training diverged.
         """
