@@ -1,4 +1,6 @@
-"""The command line: the only place that builds connectors and joins them to the loop.
+"""The command line: one function per command.
+
+``loop.parts`` builds what the commands work with, ``loop.terminal`` prints.
 
 Heavy libraries are imported inside the commands, so that ``goldloop --help`` answers at once.
 stdout is data; progress and news go to stderr.
@@ -10,21 +12,30 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loop import __version__
 from loop.errors import LoopError
+from loop.parts import (
+    at_work,
+    build_annotator,
+    build_encoder_student,
+    build_parts,
+    connect_project,
+    load_campaign_texts,
+    local_login,
+    open_store,
+    texts_arguments,
+)
+from loop.terminal import bar, print_rounds, print_table, say
 
 if TYPE_CHECKING:
-    from loop.config import Config, StudentSection
-    from loop.context import Context, Parts
-    from loop.ports import Progress, Raters, Reviewer
-    from loop.store import Round, Store
+    from loop.config import Config
+    from loop.context import Context
+    from loop.store import Round
 
 app = typer.Typer(
     name="goldloop",
@@ -77,11 +88,6 @@ def root(
     """Spend human labels where they repair an LLM-labelled text data set most."""
     global _debug
     _debug = debug
-
-
-def say(line: str) -> None:
-    """One line of news, on stderr."""
-    typer.echo(line, err=True)
 
 
 # setting up
@@ -158,7 +164,7 @@ def check(file: File = CAMPAIGN) -> None:
     from loop.config import line_of, load
 
     config = load(file)
-    problems = find_problems(**_texts_arguments(config))
+    problems = find_problems(**texts_arguments(config))
     raw = file.read_text(encoding="utf-8")
     at = line_of(raw, ("texts", "source")) or 1
     for problem in problems:
@@ -175,9 +181,9 @@ def _annotator_is_fine(config: Config, file: Path) -> bool:
 
     if config.annotator.kind != "recorded":
         return True
-    rows = load_texts(**_texts_arguments(config))
+    rows = load_texts(**texts_arguments(config))
     try:
-        _annotator(config).check(
+        build_annotator(config).check(
             [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         )
     except LoopError as exc:
@@ -201,7 +207,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the loop as far as it goes; run it again to resume."""
-    with _campaign(file, "run") as ctx:
+    with at_work(file, "run") as ctx:
         _run(ctx, rounds=rounds, wait=wait, close=close)
 
 
@@ -220,7 +226,7 @@ def validate(
     from loop.round import run_round
     from loop.validate import open_validation, validation, validation_json, validation_lines
 
-    with _campaign(file, "validate") as ctx:
+    with at_work(file, "validate") as ctx:
         round_ = open_validation(ctx, size)
         if round_.stage != "done":
             round_ = run_round(ctx)
@@ -274,7 +280,7 @@ def pull(
     """Fetch what people answered, and adjudicate once all is back."""
     from loop.round import close_early, open_round
 
-    with _campaign(file, "pull") as ctx:
+    with at_work(file, "pull") as ctx:
         from loop.round import run_stage
 
         round_ = run_stage(ctx, "pull")
@@ -300,7 +306,7 @@ def status(
     from loop.status import campaign_status, status_lines
 
     config = load(file)
-    with _store(config) as store:
+    with open_store(config) as store:
         found = campaign_status(config, store)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(status_lines(found)))
 
@@ -314,9 +320,9 @@ def report(
     from loop.view import campaign_view, write_outputs
 
     config = load(file)
-    with _store(config) as store:
+    with open_store(config) as store:
         path = write_outputs(config, store)
-        _print_table(campaign_view(config, store))
+        print_rounds(campaign_view(config, store))
     say(f"Report: {path}")
 
 
@@ -331,7 +337,7 @@ def export(
     from loop.export import final_labels
 
     config = load(file)
-    with _store(config) as store:
+    with open_store(config) as store:
         rows = final_labels(config, store)
     write_labels(rows, out)
     say(f"Wrote {len(rows)} labels to {out}.")
@@ -358,13 +364,13 @@ def demo(
         file.write_text(campaign_text(by_hand=by_hand), encoding="utf-8")
     else:
         say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
-    with _campaign(file, "demo") as ctx:
+    with at_work(file, "demo") as ctx:
         _run(ctx, rounds=None, wait=by_hand, close=False)
         from loop.view import write_outputs
 
         path = write_outputs(ctx.config, ctx.store)
     ran_s = time.monotonic() - started
-    for line in closing_lines(file, path, installed_s, ran_s, _local_login()):
+    for line in closing_lines(file, path, installed_s, ran_s, local_login()):
         say(line)
 
 
@@ -390,12 +396,12 @@ def people(
     from loop.people import campaign_people, people_table
 
     config = load(file)
-    with _store(config) as store:
+    with open_store(config) as store:
         found = campaign_people(config, store)
     if as_json:
         typer.echo(json.dumps([person.to_json() for person in found], indent=2))
     else:
-        _print(people_table(found))
+        print_table(people_table(found))
 
 
 @app.command()
@@ -424,7 +430,7 @@ def serve(
 
     config = load(file)
     blind = config.label_studio.assist == "blind"
-    with _store(config) as store:
+    with open_store(config) as store:
         path = server.state_file(config, store)
         state = server.load_state(path)
         tokens = server.Tokens(bytes.fromhex(state["secret"]))
@@ -461,7 +467,7 @@ def serve(
             say(f"Progress at {url}; token: {shown}")
             if connect:
                 try:
-                    _connect(config, store, url, tokens)
+                    connect_project(config, store, url, tokens)
                 except LoopError as exc:
                     say(f"Error: {exc}")
             puller.start()
@@ -521,9 +527,9 @@ def bench(
         str(source), on_note=say, text_column=text_column, gold_column=label,
         split_column=split_column,
     )  # fmt: skip
-    model = _student_of(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
+    model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
     data = data_from_rows(source.stem, rows, columns, model.embed)
-    with _bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
+    with bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
         result = run_bench(
             [data], names, budgets=shares, rounds=rounds,
             learner=None if student == "frozen" else model,
@@ -531,7 +537,7 @@ def bench(
             progress=progress,
         )  # fmt: skip
     for table in tables(result):
-        _print(table)
+        print_table(table)
     for path in write_results(result, out):
         say(f"Wrote {path}")
 
@@ -570,198 +576,13 @@ def label_studio_status() -> None:
     typer.echo(f"running at {info.url} (process {info.pid}, Label Studio {info.version})")
 
 
-# joining the parts
-
-
-@contextmanager
-def _store(config: Config) -> Iterator[Store]:
-    from loop.store import Store
-
-    store = Store(config.store_url)
-    try:
-        yield store
-    finally:
-        store.close()
-
-
-@contextmanager
-def _campaign(file: Path, command: str) -> Iterator[Context]:
-    """The campaign at work, with the writer's lock held."""
-    from loop.config import load
-    from loop.context import Context
-    from loop.lock import writer
-
-    config = load(file)
-    with _store(config) as store, writer(store, config.campaign.name, command):
-        yield Context(config, store, _parts(config, store), show=_bar, say=say)
-
-
-def _parts(config: Config, store: Store) -> Parts:
-    from loop.context import Parts
-
-    return Parts(
-        texts=lambda: _load_texts(config),
-        annotator=lambda: _annotator(config),
-        reviewer=lambda: _reviewer(config, store),
-        student=lambda: _student(config),
-        raters=None if config.raters.kind == "people" else lambda: _raters(config, store),
-    )
-
-
-def _texts_arguments(config: Config) -> dict[str, Any]:
-    texts = config.texts
-    return {
-        "source": config.source,
-        "format": texts.format,
-        "text_column": texts.text_column,
-        "gold_column": texts.gold_column,
-        "split_column": texts.split_column,
-        "hf_split": texts.hf_split,
-        "labels": config.label_names,
-    }
-
-
-def _load_texts(config: Config) -> Any:
-    from connectors.texts import load_texts
-
-    return load_texts(**_texts_arguments(config), on_note=say)
-
-
-def _annotator(config: Config) -> Any:
-    section = config.annotator
-    if section.kind == "recorded":
-        from connectors.recorded import RecordedAnnotator
-
-        return RecordedAnnotator(
-            section.columns, config.port_labels, prob_columns=section.prob_columns
-        )
-    if section.kind == "openai_server":
-        from connectors.openai_server import OpenAIServerAnnotator
-
-        return OpenAIServerAnnotator(
-            str(section.base_url),
-            section.model,
-            api_key_env=section.api_key_env,
-            chat=section.chat,
-            concurrency=section.concurrency,
-            votes_when_no_logprobs=section.votes_when_no_logprobs,
-        )
-    if section.kind == "vllm":
-        from connectors.vllm_engine import VllmAnnotator
-
-        return VllmAnnotator(
-            section.model,
-            gpu_memory_utilization=section.gpu_memory_utilization,
-            max_text_tokens=section.max_text_tokens,
-            chat=section.chat,
-        )
-    from connectors.local_lm import LocalLM
-
-    return LocalLM(
-        section.model, batch_size=section.batch_size, max_text_tokens=section.max_text_tokens
-    )
-
-
-def _student(config: Config) -> Any:
-    return _student_of(config.student, config.folder)
-
-
-def _student_of(section: StudentSection, folder: Path) -> Any:
-    from loop.student import EncoderStudent
-
-    encoder: str | Path = section.encoder
-    if encoder == "minilm":
-        from connectors.assets import minilm_dir
-
-        encoder = minilm_dir()
-    elif (folder / encoder).is_dir():
-        encoder = folder / encoder
-    return EncoderStudent(
-        encoder,
-        epochs=section.epochs,
-        batch_size=section.batch_size,
-        lr=section.lr,
-        weight_decay=section.weight_decay,
-        warmup_frac=section.warmup_frac,
-        max_tokens=section.max_tokens,
-        device=section.device,
-        precision=section.precision,
-    )
-
-
-def _server(config: Config) -> tuple[str, str]:
-    """URL and token of the campaign's Label Studio; starts the local one."""
-    if config.label_studio.url == "local":
-        from connectors import label_studio_server
-
-        info = label_studio_server.up(progress=say)
-        return info.url, info.token
-    token = os.environ.get(config.label_studio.token_env, "")
-    if not token:
-        raise LoopError(
-            f"Set {config.label_studio.token_env} to an access token of {config.label_studio.url}"
-            " (Label Studio: Account & Settings)."
-        )
-    return config.label_studio.url, token
-
-
-def _reviewer(config: Config, store: Store) -> Reviewer:
-    from connectors.label_studio import LabelStudioReviewer
-    from loop.adjudicate import Panel
-
-    url, token = _server(config)
-    section = config.label_studio
-    return LabelStudioReviewer(
-        url,
-        token,
-        project_title=f"goldloop: {config.campaign.name}",
-        campaign_id=store.campaign_uid(config.campaign.name),
-        labels=config.port_labels,
-        task=config.campaign.task,
-        assist=section.assist,
-        note=section.note,
-        overlap=Panel.of(section).first,
-    )
-
-
-def _raters(config: Config, store: Store) -> Raters:
-    from connectors.raters import RecordedRaters
-
-    items = store.items(config.campaign.name, "pool")
-    column = config.raters.ratings_column
-    ratings = {
-        item.id: list(item.meta.get(column) or ()) if column else [str(item.known_label)]
-        for item in items
-    }
-    return RecordedRaters(
-        _server(config)[0],
-        _rater_token,
-        ratings=ratings,
-        overlap=config.label_studio.most,
-        seed=config.rounds.seed,
-    )
-
-
-def _rater_token(username: str) -> str:
-    from connectors import label_studio_server
-
-    return label_studio_server.create_user(username)
-
-
-def _local_login() -> tuple[str, str, str] | None:
-    from connectors import label_studio_server
-
-    info = label_studio_server.status()
-    return (info.url, info.username, info.password) if info else None
-
-
 # what the commands share
 
 
 def _stage(file: Path, stage: str) -> None:
     from loop.round import next_command, run_stage
 
-    with _campaign(file, stage) as ctx:
+    with at_work(file, stage) as ctx:
         round_ = run_stage(ctx, stage)
         say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
 
@@ -779,13 +600,13 @@ def _print_plan(file: Path) -> None:
         from connectors.token_counts import token_counter
 
         count = token_counter(config.annotator.model)
-    with _store(config) as store:
+    with open_store(config) as store:
         used = store
         if not store.item_count(config.campaign.name):
             used = Store("sqlite:///:memory:")
             used.open_campaign(config.campaign.name, config.label_names)
-            import_texts(config, used, _load_texts(config))
-        found = plan_annotation(config, used, _annotator(config).revision, count=count)
+            import_texts(config, used, load_campaign_texts(config))
+        found = plan_annotation(config, used, build_annotator(config).revision, count=count)
         if used is not store:
             used.close()
     typer.echo("\n".join(plan_lines(found)))
@@ -815,7 +636,7 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
             if not wait:
                 return
             time.sleep(5)
-    _print_table(campaign_view(ctx.config, ctx.store))
+    print_rounds(campaign_view(ctx.config, ctx.store))
     say(f"Report: {ctx.config.out / 'report.html'}")
 
 
@@ -828,24 +649,9 @@ def _waiting(ctx: Context, round_: Round) -> str:
     reviews = ctx.store.reviews(ctx.name, round_.id)
     back = sum(1 for r in reviews if r.closed_at is not None)
     news = f"Round {round_.number}: {back} of {len(reviews)} texts are back."
-    login = _local_login() if ctx.config.label_studio.url == "local" else None
+    login = local_login() if ctx.config.label_studio.url == "local" else None
     who = f" (user {login[1]}, password {login[2]})" if login else ""
     return f"{news} People label at {ctx.reviewer.url()}{who}"
-
-
-def _print_table(view: Any) -> None:
-    from loop.report import terminal_table
-
-    _print(terminal_table(view))
-    for note in view.notes:
-        typer.echo(note)
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
 
 
 def _pull_quietly(file: Path) -> None:
@@ -856,64 +662,10 @@ def _pull_quietly(file: Path) -> None:
     from loop.serve import pull_answers
 
     config = load(file)
-    with _store(config) as store, writer(store, config.campaign.name, "serve"):
-        round_ = pull_answers(Context(config, store, _parts(config, store)))
+    with open_store(config) as store, writer(store, config.campaign.name, "serve"):
+        round_ = pull_answers(Context(config, store, build_parts(config, store)))
     if round_ is not None and round_.stage not in ("pull", "adjudicate"):
         say(f"Round {round_.number}: everything is back; next: `goldloop run`.")
-
-
-def _connect(config: Config, store: Store, url: str, tokens: Any) -> None:
-    """Makes the campaign's Label Studio project call this server."""
-    from connectors.label_studio import LabelStudioReviewer
-    from loop.serve import BACKEND_USER, TOKEN_HEADER, project_of
-
-    project = project_of(store, config.campaign.name)
-    if project is None:
-        raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
-    reviewer = _reviewer(config, store)
-    if not isinstance(reviewer, LabelStudioReviewer):
-        raise LoopError("Only Label Studio can be connected.")
-    reviewer.open_project(project)
-    reviewer.connect_server(
-        url,
-        header=TOKEN_HEADER,
-        webhook_token=tokens.webhook,
-        user=BACKEND_USER,
-        password=tokens.backend,
-        use=config.label_studio.assist != "prefill",
-    )
-    say(f"Connected: project {project} calls {url} when somebody answers.")
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Progress]:
-    """A progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import (
-        Progress as RichProgress,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    if not console.is_terminal:  # a log file gets a line at once instead of a bar at the end
-        say(f"{what} …")
-    with RichProgress(*columns, console=console) as bar:
-        task = bar.add_task(what, total=max(1, total))
-        yield lambda done: bar.advance(task, done)
-        bar.update(task, completed=max(1, total))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the loop asks of the outside world: four protocols and their small value types.
 
-``connectors`` implements these; ``loop.round`` uses them; only ``loop.cli`` joins the two.
+``connectors`` implements these; ``loop.round`` uses them; only ``loop.parts`` joins the two.
 """
 
 from __future__ import annotations

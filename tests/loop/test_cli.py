@@ -270,7 +270,7 @@ def test_plan_and_validation_from_the_command_line(run, tmp_path):
 def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch):
     from fakes import CentroidStudent
 
-    monkeypatch.setattr(cli, "_student_of", lambda *_: CentroidStudent())
+    monkeypatch.setattr(cli, "build_encoder_student", lambda *_: CentroidStudent())
     write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
     code, out, err = run(
         "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--repetitions", 2,
