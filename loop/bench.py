@@ -6,25 +6,35 @@ beside them, a student of the LLM's labels and a student of gold labels.
 
 A repetition is a fresh subsample of the pool with fresh seeds; all strategies of a repetition get
 the same ones, so that their differences are paired. Intervals are over repetitions, for fixed test
-texts.
+texts; where there is one repetition only they are over test texts, for that one pool sample.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.bench_tables import METRICS, REFERENCES, compare, summarise
+from loop.bench_tables import (
+    METRICS,
+    REFERENCES,
+    SEED_SPREADS,
+    compare,
+    over_items_intervals,
+    summarise,
+)
 from loop.config import suggestion
 from loop.errors import DataError
 from loop.ports import Progress, SeedResult, SourceText, Student, TrainingSet, no_progress
+from loop.stability import measure, metric_replicates, paired_difference
 
 if TYPE_CHECKING:
     from strategies.pool import Pool
@@ -351,6 +361,42 @@ class EncoderLearner:
         return np.stack([found[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class KeptPredictions:
+    """A learner whose predictions are kept in a folder, so that a run broken off can go on.
+
+    Attributes:
+        folder: one file per label set, named by everything that the predictions depend on.
+    """
+
+    learner: Learner
+    folder: Path
+
+    @property
+    def revision(self) -> str:
+        """The learner's."""
+        return self.learner.revision
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        digest = hashlib.sha256(repr((self.revision, data.labels, list(seeds))).encode())
+        for text in (*data.texts, "", *data.test_texts):
+            digest.update(text.encode() + b"\0")
+        for array in (y, weight, data.embeddings, data.test_embeddings):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        path = self.folder / f"{data.name}-{digest.hexdigest()[:20]}.npy"
+        if path.exists():
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
+        found = self.learner.predict(data, y, weight, seeds)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, found.astype(np.int16), allow_pickle=False)
+        partial.replace(path)
+        return found
+
+
 def fit_heads(
     x: NDArray[np.float32],
     y: FloatArray,
@@ -643,7 +689,7 @@ def run_bench(
         rounds: rounds that the budget is spread over.
         learner: the student that is judged; None is ``FrozenStudent()``.
         seeds: students per label set, at least 2.
-        repetitions: pool samples, at least 2 for intervals.
+        repetitions: pool samples; intervals are over these, or over test texts if there is one.
         pool_frac: share of the pool in each sample, drawn without replacement.
         dims: embeddings are reduced to so many principal components; None leaves them.
         seed: of the whole run.
@@ -663,7 +709,7 @@ def run_bench(
             sample = _sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
             found, reference_noise = _repetition(
                 sample, strategies, known, budgets, rounds, learner, seeds,
-                repetition=repetition, seed=seed, progress=progress,
+                repetition=repetition, seed=seed, over_items=repetitions == 1, progress=progress,
             )  # fmt: skip
             records += found
             for metric, value in reference_noise.items():
@@ -678,7 +724,9 @@ def run_bench(
         "pool_frac": pool_frac,
         "dims": dims,
         "seed": seed,
-        "intervals": "95 % t intervals over repetitions, for fixed test texts",
+        "intervals": "95 % t intervals over repetitions, for fixed test texts"
+        if repetitions > 1
+        else "95 % bootstrap intervals over test texts, for one pool sample",
     }
     return BenchResult(
         records,
@@ -758,6 +806,7 @@ def _repetition(
     *,
     repetition: int,
     seed: int,
+    over_items: bool,
     progress: Progress,
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Every record of one pool sample, and how uncertain the references' gap is."""
@@ -765,8 +814,9 @@ def _repetition(
     student_seeds = [1000 * repetition + s for s in range(seeds)]
     wrong = sample.y_llm != sample.gold
     base = {"data": sample.name, "role": sample.role, "repetition": repetition, "pool": n}
-    records = []
+    records: list[dict[str, Any]] = []
     predictions: dict[str, IntArray] = {}
+    drawn: dict[tuple[str, float], dict[str, FloatArray]] = {}
     for name, y in zip(REFERENCES, (sample.y_llm, sample.gold), strict=True):
         began = time.monotonic()
         labels = np.eye(sample.k)[y]
@@ -781,6 +831,8 @@ def _repetition(
             {**base, "strategy": name, "budget": 0.0, **spent}
             | _measured(predictions[name], sample, time.monotonic() - began)
         )
+        if over_items:
+            drawn[name, 0.0] = metric_replicates(predictions[name], sample.test_gold, sample.k)
         progress(1)
     shared = _Shared()
     has = _has(sample)
@@ -806,16 +858,21 @@ def _repetition(
                 {**base, "strategy": name, "budget": budget, **spent}
                 | _measured(found, sample, time.monotonic() - began)
             )
+            if over_items:
+                drawn[name, budget] = metric_replicates(found, sample.test_gold, sample.k)
             progress(1)
+    if over_items:
+        for record in records:
+            record["over_items"] = over_items_intervals(
+                drawn, record["strategy"], record["budget"], strategies[0]
+            )
     return records, _gap_noise(predictions, sample)
 
 
 def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any]:
-    from loop.stability import measure
-
     found = measure(preds, data.test_gold, data.k, bootstrap=0, rng=np.random.default_rng(0))
     values = {}
-    for name in METRICS:
+    for name in (*METRICS, *SEED_SPREADS):
         metric = getattr(found, name)
         value = math.nan if metric is None else metric.value
         values[name] = None if math.isnan(value) else float(value)
@@ -828,8 +885,6 @@ def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any
 
 def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str, float]:
     """Half the width of the 95 % interval over test texts of the gap between the references."""
-    from loop.stability import paired_difference
-
     noise = {}
     for metric in METRICS:
         gap = paired_difference(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from loop.bench import BenchResult
 
 METRICS = ("macro_f1", "reliable_accuracy", "accuracy", "alpha_k", "p_uc", "churn")
+SEED_SPREADS = ("accuracy_sd", "macro_f1_sd")
+"""Standard deviations over the seeds of one label set."""
 SPENT = ("label_accuracy", "pushed_wrong", "errors_caught")
 REFERENCES = ("llm_only", "all_gold")
 SHOWN = ("macro_f1", "reliable_accuracy", "alpha_k", "p_uc")
@@ -59,8 +62,11 @@ def summarise(
             "bought": float(np.mean([r["bought"] for r in held])),
             "seconds": float(np.mean([r["seconds"] for r in held])),
         }
-        for metric in (*METRICS, *SPENT):
+        for metric in (*METRICS, *SEED_SPREADS, *SPENT):
             entry[metric] = _spread([r[metric] for r in held])
+            over_items = held[0].get("over_items", {}).get(metric)
+            if len(held) == 1 and over_items and over_items["value"]["low"] is not None:
+                entry[metric] |= over_items["value"]
         recovered = {}
         for metric in METRICS:
             llm, gold = (
@@ -78,9 +84,80 @@ def summarise(
             half = max(noise.get((data, metric), 0.0), (over["high"] - over["low"]) / 2)
             share, gap = recovered_share(value, llm, gold, noise=half)
             recovered[metric] = {"share": share, "gap": gap, "noise": half}
+            if share is not None:
+                recovered[metric] |= _share_interval(held, groups, data, metric, share, gap)
         entry["recovered"] = recovered
         out.append(entry)
     return out
+
+
+def _share_interval(
+    held: Sequence[Mapping[str, Any]],
+    groups: Mapping[tuple[str, str, float], Sequence[Mapping[str, Any]]],
+    data: str,
+    metric: str,
+    share: float,
+    gap: float,
+) -> dict[str, float | None]:
+    """95 % interval of a recovered share: over repetitions, linearised, or over test texts.
+
+    Source: Cochran 1977, section 6 (ratio estimates).
+    """
+    if len(held) == 1:
+        found: dict[str, float | None] = (
+            held[0].get("over_items", {}).get(metric, {}).get("share", {"low": None, "high": None})
+        )
+        return found
+    llm, gold = (
+        {r["repetition"]: r[metric] for r in groups[data, reference, 0.0]}
+        for reference in REFERENCES
+    )
+    residuals = []
+    for record in held:
+        a, b, mine = llm[record["repetition"]], gold[record["repetition"]], record[metric]
+        residuals.append(None if None in (a, b, mine) else mine - a - share * (b - a))
+    spread = _spread(residuals)
+    half = (spread["high"] - spread["low"]) / 2 / abs(gap)
+    return {"low": share - half, "high": share + half}
+
+
+def over_items_intervals(
+    drawn: Mapping[tuple[str, float], Mapping[str, NDArray[np.float64]]],
+    strategy: str,
+    budget: float,
+    first: str,
+) -> dict[str, Any]:
+    """95 % bootstrap intervals over test texts, for a benchmark of one repetition.
+
+    Args:
+        drawn: (strategy, budget) -> metric -> replicates that share their draws.
+        strategy, budget: whose intervals are wanted.
+        first: the strategy that the others are compared with.
+
+    Returns:
+        Metric -> 'value', and where they make sense 'share' (of the recovered gap) and
+        'first_minus' (paired difference of the first strategy to this one), each low and high.
+    """
+    out: dict[str, Any] = {}
+    for metric in METRICS:
+        mine = drawn[strategy, budget][metric]
+        entry = {"value": _percentiles(mine)}
+        if strategy not in REFERENCES:
+            llm, gold = (drawn[reference, 0.0][metric] for reference in REFERENCES)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                entry["share"] = _percentiles((mine - llm) / (gold - llm))
+            if (first, budget) in drawn and strategy != first:
+                entry["first_minus"] = _percentiles(drawn[first, budget][metric] - mine)
+        out[metric] = entry
+    return out
+
+
+def _percentiles(values: NDArray[np.float64]) -> dict[str, float | None]:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return {"low": None, "high": None}
+    low, high = np.percentile(known, [2.5, 97.5])
+    return {"low": float(low), "high": float(high)}
 
 
 def compare(
@@ -90,8 +167,8 @@ def compare(
 
     Returns:
         One entry per data set, budget, rival and metric: mean difference, 95 % interval over
-        repetitions, and 'win', 'tie' or 'loss' (an interval that leaves zero out, with fewer than
-        two repetitions always a tie). For churn less is better.
+        repetitions (over test texts if there is one repetition), and 'win', 'tie' or 'loss' (an
+        interval that leaves zero out; without an interval always a tie). For churn less is better.
     """
     values: dict[tuple[str, float, str], dict[int, Mapping[str, Any]]] = {}
     for record in records:
@@ -115,11 +192,13 @@ def compare(
                 )
                 if spread["mean"] is None:
                     continue
+                found = pairs[0][1].get("over_items", {}).get(metric, {}).get("first_minus")
+                known = spread["n"] > 1
+                if not known and found and found["low"] is not None:
+                    spread, known = spread | found, True
                 sign = -1.0 if metric == "churn" else 1.0
                 low, high = sorted((sign * spread["low"], sign * spread["high"]))
-                verdict = "win" if low > 0 else "loss" if high < 0 else "tie"
-                if spread["n"] < 2:
-                    verdict = "tie"
+                verdict = "tie" if not known or low <= 0 <= high else "win" if low > 0 else "loss"
                 out.append(
                     {
                         "data": data,
@@ -179,6 +258,69 @@ def verdicts(
         if c["budget"] == budget and c["metric"] == metric:
             counts.setdefault(c["rival"], Counter())[c["verdict"]] += 1
     return counts
+
+
+def reference_table(result: BenchResult) -> RenderableType:
+    """Students of gold against students of LLM labels, the columns of the paper's Table 1."""
+    from rich.table import Table
+
+    table = Table(title="students of gold and of LLM labels (times 100)", title_justify="left")
+    table.add_column("data set", no_wrap=True)
+    table.add_column("labels")
+    for name in ("accuracy", "sd", "macro-F1", "sd", "alpha_K", "p_uc", "reliable acc."):
+        table.add_column(name, justify="right")
+    for entry in result.summary:
+        if entry["strategy"] in REFERENCES:
+            table.add_row(
+                entry["data"],
+                "gold" if entry["strategy"] == "all_gold" else "LLM",
+                _with_interval(entry["accuracy"]),
+                _hundred(entry["accuracy_sd"]["mean"]),
+                _with_interval(entry["macro_f1"]),
+                _hundred(entry["macro_f1_sd"]["mean"]),
+                *(_with_interval(entry[m]) for m in ("alpha_k", "p_uc", "reliable_accuracy")),
+            )
+    return table
+
+
+def share_table(result: BenchResult) -> RenderableType:
+    """Recovered share of each gap at each budget, with its interval; gaps within noise have none.
+
+    The gap, gold minus LLM, is the share's denominator.
+    """
+    from rich.table import Table
+
+    table = Table(title="recovered share of the gap, in %", title_justify="left")
+    table.add_column("data set", no_wrap=True)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("metric")
+    table.add_column("gap × 100", justify="right")
+    budgets = result.settings["budgets"]
+    for budget in budgets:
+        table.add_column(f"{budget:.0%}", justify="right")
+    found = {(e["data"], e["strategy"], e["budget"]): e["recovered"] for e in result.summary}
+    for data, strategy in dict.fromkeys(key[:2] for key in found if key[1] not in REFERENCES):
+        for metric in SHOWN:
+            at = [found.get((data, strategy, b), {}).get(metric) for b in budgets]
+            gaps = [entry["gap"] for entry in at if entry]
+            table.add_row(
+                data, strategy, NAMES[metric], _hundred(gaps[0]) if gaps else "–",
+                *(_share_cell(entry) for entry in at),
+            )  # fmt: skip
+    return table
+
+
+def _share_cell(entry: Mapping[str, Any] | None) -> str:
+    if not entry or entry["share"] is None:
+        return "–"
+    cell = f"{100 * entry['share']:.0f}"
+    if entry["low"] is not None:
+        cell += f" ({100 * entry['low']:.0f} to {100 * entry['high']:.0f})"
+    return cell
+
+
+def _hundred(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def tables(result: BenchResult) -> list[RenderableType]:

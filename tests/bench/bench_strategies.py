@@ -1,11 +1,17 @@
 """Compares goldloop's default with its rivals on at least eight data sets.
 
-    python tests/bench/bench_strategies.py --out /tmp/strategies
+    python tests/bench/bench_strategies.py --out OUT
+    python tests/bench/bench_strategies.py --out OUT --student encoder --encoder minilm --lr 1e-4 \
+        --pool 800 --repetitions 1 --only babe_gpt35,imdb --strategies goldloop,entropy,random
 
 reads the data sets that it finds (see ``bench_data.SOURCES``) in ``--data``, GOLDLOOP_DATA or
 ``../shared/data``. Without any of these it labels the demo's tweets with the embedded language
 model and compares on those alone. Sets without LLM labels of their own need labels of the embedded
 model: ``--label-missing`` makes them once (minutes each) and keeps them in the cache folder.
+
+What is done is kept in ``--out`` (a file a data set, and with the encoder every label set's
+predictions): the same command goes on where it broke off, or with further data sets. Delete the
+folder to begin anew, in any case after a change of the code.
 
 Only *development* sets may be looked at while a policy is tuned. The closing tables are drawn once
 for them and once for the *reporting* sets.
@@ -14,17 +20,29 @@ for them and once for the *reporting* sets.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bench_data
+import numpy as np
 from rich.console import Console
 
-from loop.bench import POLICIES, BenchResult, run_bench
+from loop.bench import (
+    POLICIES,
+    BenchResult,
+    EncoderLearner,
+    FrozenStudent,
+    KeptPredictions,
+    Learner,
+    run_bench,
+)
 from loop.bench_peers import peers
-from loop.bench_tables import tables, write_results
+from loop.bench_tables import reference_table, share_table, tables, write_results
 
 ABLATIONS = (
     "goldloop-no-repair",
@@ -58,6 +76,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--label-missing", action="store_true")
+    parser.add_argument("--pool", type=int, help="texts in each pool sample (default 80 %%)")
+    parser.add_argument("--student", choices=("frozen", "encoder"), default="frozen")
+    parser.add_argument("--encoder", default="minilm", help="hub name, folder, or minilm")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of the fine-tuned student")
+    parser.add_argument("--max-tokens", type=int, default=128, help="of the fine-tuned student")
+    parser.add_argument("--test", type=int, help="at most so many test texts")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
 
@@ -76,6 +100,7 @@ def main() -> None:
         sources = tuple(s for s in sources if s.name in args.only.split(","))
     if args.role:
         sources = tuple(s for s in sources if s.role == args.role)
+    learner = student(args)
     began = time.monotonic()
     parts: list[BenchResult] = []
     for source in sources:
@@ -85,17 +110,27 @@ def main() -> None:
         if data is None:
             print(f"{source.name}: no texts or no LLM labels, left out", file=sys.stderr)
             continue
-        parts.append(
-            run_bench(
-                [data],
-                names,
-                budgets=[float(b) for b in args.budgets.split(",")],
-                rounds=args.rounds,
-                seeds=args.seeds,
-                repetitions=args.repetitions,
-                policies=policies,
+        if args.test:
+            drawn = np.random.default_rng(2).permutation(len(data.test_gold))[: args.test]
+            data = replace(
+                data,
+                test_embeddings=data.test_embeddings[drawn],
+                test_gold=data.test_gold[drawn],
+                test_texts=[data.test_texts[i] for i in drawn],
             )
-        )
+        settings: dict[str, Any] = {
+            "budgets": [float(b) for b in args.budgets.split(",")],
+            "rounds": args.rounds,
+            "seeds": args.seeds,
+            "repetitions": args.repetitions,
+            "pool_frac": min(1.0, args.pool / len(data.gold)) if args.pool else 0.8,
+        }
+        asked = settings | {"strategies": names, "student": learner.revision, "test": args.test}
+        part = read_part(Path(args.out) / "parts" / f"{data.name}.json", asked)
+        if part is None:
+            part = run_bench([data], names, learner=learner, policies=policies, **settings)
+            keep_part(Path(args.out) / "parts" / f"{data.name}.json", asked, part)
+        parts.append(part)
         # Written after every data set: what is done survives an interruption.
         merged = merge(parts)
         write_results(merged, Path(args.out))
@@ -104,12 +139,43 @@ def main() -> None:
     if not parts:
         sys.exit("no data set could be read")
     console = Console(width=160)
+    console.print(reference_table(merge(parts)))
+    console.print(share_table(merge(parts)))
     for role in ("development", "reporting"):
         chosen = [p for p in parts if p.records[0]["role"] == role]
         if chosen:
             console.rule(f"{role} sets")
             for table in tables(merge(chosen)):
                 console.print(table)
+
+
+def student(args: argparse.Namespace) -> Learner:
+    """Heads on cached embeddings, or a fine-tuned encoder whose predictions are kept."""
+    if args.student == "frozen":
+        return FrozenStudent()
+    from connectors.assets import minilm_dir
+    from loop.student import EncoderStudent
+
+    encoder = minilm_dir() if args.encoder == "minilm" else args.encoder
+    fine_tuned = EncoderStudent(encoder, lr=args.lr, max_tokens=args.max_tokens)
+    return KeptPredictions(EncoderLearner(fine_tuned), Path(args.out) / "predictions")
+
+
+def read_part(path: Path, asked: dict[str, Any]) -> BenchResult | None:
+    """A data set's result as kept by ``keep_part``; None where it is missing or asked otherwise."""
+    if not path.exists():
+        return None
+    held = json.loads(path.read_text())
+    if held["asked"] != asked:
+        return None
+    return BenchResult(held["records"], held["summary"], held["comparisons"], held["settings"])
+
+
+def keep_part(path: Path, asked: dict[str, Any], part: BenchResult) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"asked": asked} | part.to_json()))
+    partial.replace(path)
 
 
 def merge(parts: list[BenchResult]) -> BenchResult:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from loop.bench import (
     DEFAULT,
@@ -12,6 +14,7 @@ from loop.bench import (
     BenchData,
     EncoderLearner,
     FrozenStudent,
+    KeptPredictions,
     Policy,
     data_from_rows,
     fit_heads,
@@ -19,7 +22,17 @@ from loop.bench import (
     run_bench,
 )
 from loop.bench_peers import peers
-from loop.bench_tables import METRICS, REFERENCES, compare, summarise, tables, write_results
+from loop.bench_tables import (
+    METRICS,
+    REFERENCES,
+    SEED_SPREADS,
+    compare,
+    reference_table,
+    share_table,
+    summarise,
+    tables,
+    write_results,
+)
 from loop.errors import DataError
 
 EVERY = {**POLICIES, **peers()}
@@ -151,7 +164,7 @@ def test_a_gap_within_the_noise_has_no_recovered_share():
     values = {"llm_only": (0.5, 0.5), "all_gold": (0.52, 0.54), "mine": (0.55, 0.56)}
     records = [
         {**record, "strategy": name, "budget": 0.1 if name == "mine" else 0.0, "repetition": i}
-        | dict.fromkeys(METRICS, v)
+        | dict.fromkeys((*METRICS, *SEED_SPREADS), v)
         for name, pair in values.items()
         for i, v in enumerate(pair)
     ]
@@ -269,3 +282,50 @@ def test_arrays_that_do_not_fit_are_refused():
     broken = Policy(ranker=lambda _pool, candidates, n, _rng: np.repeat(candidates[:1], n))
     with pytest.raises(ValueError, match="distinct candidates"):
         replay(planted(), broken, 5, rounds=1, seed=[0])
+
+
+def test_one_repetition_has_intervals_over_the_test_texts():
+    result = run_bench(
+        [planted(n=400)], ["goldloop", "random"], budgets=(0.2,), repetitions=1, seeds=3
+    )
+    entry = next(e for e in result.summary if e["strategy"] == "goldloop")
+    assert entry["macro_f1"]["low"] < entry["macro_f1"]["mean"] < entry["macro_f1"]["high"]
+    share = entry["recovered"]["macro_f1"]
+    assert share["low"] < share["share"] < share["high"]
+    (paired,) = [c for c in result.comparisons if c["metric"] == "macro_f1"]
+    assert paired["low"] < paired["mean"] < paired["high"]
+    assert paired["verdict"] == "win"
+    assert "over test texts" in result.settings["intervals"]
+
+
+def test_several_repetitions_have_intervals_of_the_recovered_share():
+    result = run_bench([planted(n=400)], ["goldloop"], budgets=(0.2,), repetitions=4, seeds=3)
+    share = result.summary[-1]["recovered"]["macro_f1"]
+    assert share["low"] < share["share"] < share["high"]
+    for table in (reference_table(result), share_table(result)):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(table)
+        assert "planted" in console.file.getvalue()
+
+
+def test_predictions_are_kept_and_belong_to_their_label_set(tmp_path):
+    data, calls = planted(n=100), []
+
+    class Counting(FrozenStudent):
+        def predict(self, *args):
+            calls.append(1)
+            return super().predict(*args)
+
+    learner = KeptPredictions(Counting(), tmp_path)
+    y, weight = np.eye(3)[data.gold], np.ones(100)
+    first = learner.predict(data, y, weight, [1, 2])
+    np.testing.assert_array_equal(learner.predict(data, y, weight, [1, 2]), first)
+    assert len(calls) == 1
+    for changed in (
+        (data, y[::-1], weight, [1, 2]),
+        (data, y, np.linspace(0.1, 1, 100), [1, 2]),
+        (data, y, weight, [1, 3]),
+        (replace(data, test_texts=[*data.test_texts[1:], "new"]), y, weight, [1, 2]),
+    ):
+        learner.predict(*changed)
+    assert len(calls) == 5
