@@ -357,6 +357,21 @@ class SeedResult:
     path: Path | None
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What a seed draws, each part apart, to see which of them students disagree by.
+
+    Attributes:
+        init: seed of the head's first weights.
+        order: seed of the order of the texts, and of dropout.
+        rows: (m,) rows of the training set to learn from, repeated where drawn twice; None = all.
+    """
+
+    init: int
+    order: int
+    rows: IntArray | None = None
+
+
 class Student(Protocol):
     """A small classifier and its embeddings."""
 
@@ -379,6 +394,7 @@ class Student(Protocol):
         keep: Mapping[int, Path],
         on_seed: Callable[[SeedResult], None],
         progress: Progress = no_progress,
+        draws: Mapping[int, Draws] | None = None,
     ) -> None:
         """Trains one model per seed from the pretrained weights and hands over each as it ends.
 
@@ -386,6 +402,7 @@ class Student(Protocol):
             keep: seed -> folder, for the seeds whose model is to be saved.
             on_seed: called once a seed, in the calling process.
             progress: told of finished texts; each counts once an epoch and seed.
+            draws: for seeds that do not draw everything by their own number.
         Raises:
             StudentError: the encoder cannot be loaded, or training diverged.
         """

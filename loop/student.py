@@ -11,6 +11,7 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.errors import StudentError
-from loop.ports import Progress, SeedResult, TrainingSet, no_progress
+from loop.ports import Draws, Progress, SeedResult, TrainingSet, no_progress
 from loop.seed_workers import SeedWorkers, cores
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class EncoderStudent:
         keep: Mapping[int, Path],
         on_seed: Callable[[SeedResult], None],
         progress: Progress = no_progress,
+        draws: Mapping[int, Draws] | None = None,
     ) -> None:
         """Trains one model per seed from the pretrained weights and hands over each as it ends.
 
@@ -160,6 +162,7 @@ class EncoderStudent:
             keep: seed -> folder, for the seeds whose model is to be saved.
             on_seed: called once a seed, in this thread, in the order in which seeds end.
             progress: told of texts learned from: seeds * epochs * texts of weight > 0 in all.
+            draws: for seeds that do not draw everything by their own number.
         Raises:
             StudentError: the encoder cannot be loaded, training diverged, or saving failed.
             ValueError: shapes that do not fit.
@@ -167,7 +170,7 @@ class EncoderStudent:
         from loop.inference import choose_device
         from loop.training import train_seed
 
-        lesson = self._lesson(train, eval_texts, labels)
+        lesson = self._lesson(train, eval_texts, labels, draws or {})
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds must differ, got {list(seeds)}")
         on_cpu = choose_device(self._settings["device"]).type == "cpu"
@@ -191,7 +194,11 @@ class EncoderStudent:
         return int(self._tokenizer.pad_token_id or 0)
 
     def _lesson(
-        self, train: TrainingSet, eval_texts: Sequence[str], labels: Sequence[str]
+        self,
+        train: TrainingSet,
+        eval_texts: Sequence[str],
+        labels: Sequence[str],
+        draws: Mapping[int, Draws],
     ) -> Lesson:
         """Everything that the seeds share, tokenised once."""
         y, weight = _checked(train, labels)
@@ -213,7 +220,18 @@ class EncoderStudent:
             eval_ids=encode(self._tokenizer, eval_texts, limit),
             pad_id=self._pad_id,
             max_tokens=limit,
+            draws={seed: _among(draw, weight > 0) for seed, draw in draws.items()},
         )
+
+
+def _among(draw: Draws, used: NDArray[np.bool_]) -> Draws:
+    """The draw with its rows counted among the used ones, the others left out."""
+    if draw.rows is None:
+        return draw
+    rows = draw.rows[used[draw.rows]]
+    if not len(rows):
+        raise StudentError("A draw of the training texts has none with a positive weight.")
+    return replace(draw, rows=np.asarray((np.cumsum(used) - 1)[rows], dtype=np.int64))
 
 
 def _checked(

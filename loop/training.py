@@ -9,9 +9,9 @@ not depend on how many seeds train beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import torch
 from loop.encoder import is_out_of_memory, load_classifier, load_tokenizer, save_model
 from loop.errors import StudentError
 from loop.inference import autocast, choose_device, choose_precision, class_probs, pad
-from loop.ports import FloatArray, IntArray, Progress, SeedResult, no_progress
+from loop.ports import Draws, FloatArray, IntArray, Progress, SeedResult, no_progress
 from loop.shortcuts import ByteDropout, first_token_only, trim_vocabulary
 
 GROUP_BATCHES = 32  # texts are sorted by length within this many batches of a shuffled epoch
@@ -53,6 +53,7 @@ class Lesson:
         weight: (n,) > 0, mean 1.
         eval_ids: token ids of the texts to be classified.
         max_tokens: the limit that the texts were cut to.
+        draws: for seeds that do not draw everything by their own number.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class Lesson:
     eval_ids: list[IntArray]
     pad_id: int
     max_tokens: int
+    draws: Mapping[int, Draws] = field(default_factory=dict)
 
 
 def train_seed(
@@ -73,23 +75,29 @@ def train_seed(
     """Trains one seed and classifies the evaluation texts.
 
     Args:
-        seed: decides the head's first weights, the dropout and the order of the texts.
+        seed: decides the head's first weights, the dropout and the order of the texts, unless
+            ``lesson.draws`` says otherwise.
         keep: folder for the trained model.
         progress: told of texts learned from, n * epochs in all.
     Raises:
         StudentError: the loss became NaN, memory ran out, or the model cannot be saved.
     """
     recipe, started = lesson.recipe, time.perf_counter()
+    draws = lesson.draws.get(seed) or Draws(seed, seed)
     device = choose_device(recipe.device)
     precision = choose_precision(recipe.precision, device)
     on_cpu = device.type == "cpu"
     with _one_thread() if on_cpu else nullcontext():
         # the model
-        torch.manual_seed(seed)
+        torch.manual_seed(draws.init)
         attention = "eager" if on_cpu else None
         model = load_classifier(lesson.folder, lesson.labels, attention=attention).to(device)
-        all_ids = [*lesson.train_ids, *lesson.eval_ids]
-        train_ids, eval_ids, pad_id = lesson.train_ids, lesson.eval_ids, lesson.pad_id
+        if draws.order != draws.init:
+            torch.manual_seed(draws.order)
+        rows = np.arange(len(lesson.train_ids)) if draws.rows is None else draws.rows
+        train_ids = [lesson.train_ids[row] for row in rows]
+        eval_ids, pad_id = lesson.eval_ids, lesson.pad_id
+        all_ids = [*train_ids, *eval_ids]
         vocabulary = trim_vocabulary(model, all_ids, pad_id)
         if vocabulary is not None:
             train_ids = [vocabulary.ids(row) for row in train_ids]
@@ -110,11 +118,12 @@ def train_seed(
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
         # the training
-        y = torch.from_numpy(lesson.y.astype(np.float32)).to(device)
-        weight = torch.from_numpy(lesson.weight.astype(np.float32)).to(device)
-        order = np.random.default_rng([seed, 1])
+        y = torch.from_numpy(lesson.y[rows].astype(np.float32)).to(device)
+        weights = lesson.weight if draws.rows is None else mean_one(lesson.weight[rows])
+        weight = torch.from_numpy(weights.astype(np.float32)).to(device)
+        order = np.random.default_rng([draws.order, 1])
         lengths = np.array([len(row) for row in train_ids])
-        dropout: AbstractContextManager[Any] = ByteDropout(seed) if on_cpu else nullcontext()
+        dropout: AbstractContextManager[Any] = ByteDropout(draws.order) if on_cpu else nullcontext()
         micro = recipe.batch_size  # texts that fit into one pass
         model.train()
         for epoch in range(recipe.epochs):

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loop.errors import StudentError
-from loop.ports import TrainingSet
+from loop.ports import Draws, TrainingSet
 from loop.student import EncoderStudent
 
 LABELS = ("good", "bad", "ugly")
@@ -167,6 +168,45 @@ def test_same_seed_same_predictions_other_seed_others(tiny, precision):
     again = fit(student, training_set(texts, y), texts[:20], seeds=(4,))
     assert np.array_equal(first[4].probs, again[4].probs)
     assert not np.array_equal(first[3].probs, first[4].probs)
+
+
+def test_what_a_seed_draws_can_be_taken_apart(tiny):
+    texts, y = make_texts(60)
+    weight = np.ones(60)
+    weight[:5] = 0
+    rows = np.random.default_rng(0).integers(0, 60, 60)
+    draws = {
+        10: Draws(3, 3),
+        11: Draws(4, 3),
+        12: Draws(3, 4),
+        13: Draws(3, 3, rows),
+        14: Draws(3, 3, rows[rows >= 5]),
+    }
+    found = {}
+    student = tiny_student(tiny, epochs=1)
+    student.fit(
+        training_set(texts, y, weight=weight),
+        texts[:20],
+        LABELS,
+        (3, *draws),
+        keep={},
+        on_seed=lambda result: found.update({result.seed: result.probs}),
+        draws=draws,
+    )
+    assert np.array_equal(found[10], found[3]), "a seed draws everything by its own number"
+    assert np.array_equal(found[14], found[13]), "rows of weight 0 are left out of a draw"
+    for one, other in combinations((10, 11, 12, 13), 2):
+        assert not np.array_equal(found[one], found[other])
+    with pytest.raises(StudentError, match="none with a positive weight"):
+        student.fit(
+            training_set(texts, y, weight=weight),
+            [],
+            LABELS,
+            (1,),
+            keep={},
+            on_seed=print,
+            draws={1: Draws(1, 1, np.arange(5))},
+        )
 
 
 @pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "mpnet", "deberta"])
@@ -560,7 +600,7 @@ def test_workers_leave_when_their_parent_is_killed(tiny, tmp_path):
 import sys
 sys.path.insert(0, {str(root)!r})
 import numpy as np
-from loop.ports import TrainingSet
+from loop.ports import Draws, TrainingSet
 from loop.student import EncoderStudent
 student = EncoderStudent({str(tiny)!r}, epochs=100000, workers=2, precision="fp32", device="cpu")
 def tell(done):

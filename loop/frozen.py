@@ -1,0 +1,215 @@
+"""The frozen student: softmax heads on cached embeddings, seconds instead of minutes.
+
+For exploring, for learning curves and for label sets that are to be ranked. It ranks label sets by
+accuracy as a fine-tuned encoder does, but its agreement between seeds depends on the head's design:
+never compare a frozen alpha with that of another student. ``goldloop report`` says each round how
+far the two agree.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.errors import StudentError
+from loop.ports import Draws, FloatArray, Progress, SeedResult, TrainingSet, no_progress
+
+
+@dataclass(frozen=True)
+class FrozenHeads:
+    """Heads of several seeds, trained at once.
+
+    Attributes:
+        penalty: of the squared weights, relative to the mean loss.
+    """
+
+    penalty: float = 0.03
+    steps: int = 60
+
+    @property
+    def revision(self) -> str:
+        """Name and settings."""
+        return f"frozen(penalty={self.penalty:g}, steps={self.steps})"
+
+    def probs(
+        self,
+        train: NDArray[np.float32],
+        y: FloatArray,
+        weight: FloatArray,
+        test: NDArray[np.float32],
+        seeds: Sequence[int],
+        draws: Mapping[int, Draws] | None = None,
+    ) -> FloatArray:
+        """Class probabilities of the test rows, by heads of every seed.
+
+        Args:
+            train: (n, d) embeddings.
+            y: (n, k) soft labels, rows sum to 1.
+            weight: (n,) >= 0.
+            test: (t, d) embeddings.
+            seeds: a seed decides where its head starts and its smooth bootstrap of the rows.
+            draws: seeds that learn from the rows named there instead of a smooth bootstrap; there
+                is no order to draw, because every step sees every row.
+
+        Returns:
+            (s, t, k).
+
+        Raises:
+            ValueError: no row has a positive weight.
+        """
+        x, shown = standardised(train, test)
+        k = y.shape[1]
+        counts, start = [], []
+        for seed in seeds:
+            rng, apart = np.random.default_rng([11, seed]), (draws or {}).get(seed)
+            if apart is None:
+                # Drawn for the whole pool, so that a row's weight is the same in every label set.
+                counts.append(rng.gamma(1.0, size=len(x)))
+            else:
+                rng = np.random.default_rng([11, apart.init])
+                rows = np.arange(len(x)) if apart.rows is None else apart.rows
+                counts.append(np.bincount(rows, minlength=len(x)).astype(np.float64))
+            start.append(rng.normal(0.0, 0.02, (x.shape[1], k)))
+        row_weight = np.stack(counts) * weight
+        if not (row_weight.sum(axis=1) > 0).all():
+            raise ValueError("no training row has a positive weight")
+        used = np.flatnonzero(row_weight.any(axis=0))
+        heads = fit_heads(
+            x[used],
+            y[used],
+            row_weight[:, used],
+            np.stack(start),
+            penalty=self.penalty,
+            steps=self.steps,
+        )
+        logits = np.stack([shown @ head for head in heads]).astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=2, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=2, keepdims=True))
+
+
+class FrozenStudent:
+    """The heads as a ``Student``, on the embeddings of another one.
+
+    Args:
+        embed: (n, d) embeddings of n texts, cached by whoever gives it.
+        encoder: the embeddings' revision.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Sequence[str]], NDArray[np.float32]],
+        encoder: str,
+        heads: FrozenHeads | None = None,
+    ) -> None:
+        self._embed = embed
+        self._heads = heads or FrozenHeads()
+        self.revision = f"{self._heads.revision} on {encoder}"
+
+    def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> NDArray[np.float32]:
+        """See ``Student``."""
+        found = self._embed(texts)
+        progress(len(texts))
+        return found
+
+    def fit(
+        self,
+        train: TrainingSet,
+        eval_texts: Sequence[str],
+        labels: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        keep: Mapping[int, Path],
+        on_seed: Callable[[SeedResult], None],
+        progress: Progress = no_progress,
+        draws: Mapping[int, Draws] | None = None,
+    ) -> None:
+        """See ``Student``; ``keep`` must be empty, there is no model to save.
+
+        Raises:
+            StudentError: no text has a positive weight, or a model is to be kept.
+        """
+        if keep:
+            raise StudentError("A frozen student saves no model; use the encoder for that.")
+        started = time.perf_counter()
+        try:
+            probs = self._heads.probs(
+                self._embed(train.texts),
+                train.y,
+                train.weight,
+                self._embed(eval_texts),
+                seeds,
+                draws,
+            )
+        except ValueError as exc:
+            raise StudentError(f"The frozen student cannot learn: {exc}.") from exc
+        seconds = (time.perf_counter() - started) / len(seeds)
+        for seed, of_seed in zip(seeds, probs, strict=True):
+            on_seed(SeedResult(seed, of_seed, seconds, None))
+            progress(len(train.texts))
+
+
+def fit_heads(
+    x: NDArray[np.float32],
+    y: FloatArray,
+    weight: FloatArray,
+    start: FloatArray,
+    *,
+    penalty: float,
+    steps: int,
+) -> NDArray[np.float32]:
+    """Softmax heads of s seeds at once, by accelerated descent under one bound of the curvature.
+
+    Args:
+        x: (n, d), the last column constant.
+        y: (n, k) soft labels.
+        weight: (s, n) >= 0.
+        start: (s, d, k) weights to start from.
+
+    Returns:
+        (s, d, k) weights.
+    Source: Boehning 1992 (bound on the softmax curvature); Nesterov 1983.
+    """
+    s, n = weight.shape
+    d, k = x.shape[1], y.shape[1]
+    share = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    ridge = np.full(d, penalty, dtype=np.float32)
+    ridge[-1] = 1e-4
+    # One bound for all seeds: every seed's weights lie below the largest of each row.
+    bound = 0.5 * (x.T @ (x * share.max(axis=0)[:, None])) + np.diag(ridge)
+    step = np.linalg.inv(bound.astype(np.float64)).astype(np.float32)
+    heads = start.astype(np.float32)
+    ahead, momentum = heads, 1.0
+    labels = np.broadcast_to(y.astype(np.float32)[:, None, :], (n, s, k))
+    for _ in range(steps):
+        flat = np.ascontiguousarray(ahead.transpose(1, 0, 2)).reshape(d, s * k)
+        logits = (x @ flat).reshape(n, s, k)
+        shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
+        error = shifted / shifted.sum(axis=2, keepdims=True) - labels
+        error *= share.T[:, :, None]
+        gradient = (x.T @ error.reshape(n, s * k)).reshape(d, s, k).transpose(1, 0, 2)
+        gradient = gradient + ridge[None, :, None] * ahead
+        following = ahead - step @ gradient
+        grown = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+        ahead = following + np.float32((momentum - 1.0) / grown) * (following - heads)
+        heads, momentum = following, grown
+    return heads
+
+
+def standardised(
+    train: NDArray[np.float32], test: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Both with the pool's mean and a common scale, and a constant last column."""
+    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = train.std(axis=0, dtype=np.float64)
+    floor = 1e-3 * float(np.median(spread)) + 1e-12
+    scale = np.maximum(spread, floor).astype(np.float32)
+    both = [
+        np.hstack([(v - mean) / scale, np.ones((len(v), 1), np.float32)]) for v in (train, test)
+    ]
+    return np.asarray(both[0], np.float32), np.asarray(both[1], np.float32)
