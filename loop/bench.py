@@ -33,6 +33,7 @@ from loop.bench_tables import (
 )
 from loop.config import suggestion
 from loop.errors import DataError
+from loop.frozen import FrozenHeads
 from loop.ports import Progress, SeedResult, SourceText, Student, TrainingSet, no_progress
 from loop.stability import measure, metric_replicates, paired_difference
 
@@ -297,41 +298,22 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class FrozenStudent:
-    """Softmax heads on cached embeddings, all seeds in one matrix product.
+class FrozenLearner:
+    """The frozen student: heads on the data's own embeddings."""
 
-    Seeds differ by a smooth bootstrap of the training rows and by where the head starts. It ranks
-    label sets by accuracy as a fine-tuned encoder does, but its agreement between seeds depends on
-    the head's design: never compare a frozen alpha with that of another student.
-
-    Attributes:
-        penalty: of the squared weights, relative to the mean loss.
-    """
-
-    penalty: float = 0.03
-    steps: int = 60
+    heads: FrozenHeads = field(default_factory=FrozenHeads)
 
     @property
     def revision(self) -> str:
-        """Name and settings."""
-        return f"frozen(penalty={self.penalty:g}, steps={self.steps})"
+        """The heads'."""
+        return self.heads.revision
 
     def predict(
         self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
     ) -> IntArray:
         """See ``Learner``."""
-        x, test = _standardised(data.embeddings, data.test_embeddings)
-        rows = np.flatnonzero(weight > 0)
-        if not len(rows):
-            raise ValueError("no training row has a positive weight")
-        drawn = [np.random.default_rng([11, seed]) for seed in seeds]
-        # Drawn for the whole pool, so that a row's weight is the same in every label set.
-        boot = np.stack([rng.gamma(1.0, size=len(x))[rows] for rng in drawn])
-        start = np.stack([rng.normal(0.0, 0.02, (x.shape[1], data.k)) for rng in drawn])
-        heads = fit_heads(
-            x[rows], y[rows], boot * weight[rows], start, penalty=self.penalty, steps=self.steps
-        )
-        return np.asarray(np.stack([(test @ h).argmax(axis=1) for h in heads]), dtype=np.int64)
+        probs = self.heads.probs(data.embeddings, y, weight, data.test_embeddings, seeds)
+        return np.asarray(probs.argmax(axis=2), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -395,53 +377,6 @@ class KeptPredictions:
         np.save(partial, found.astype(np.int16), allow_pickle=False)
         partial.replace(path)
         return found
-
-
-def fit_heads(
-    x: NDArray[np.float32],
-    y: FloatArray,
-    weight: FloatArray,
-    start: FloatArray,
-    *,
-    penalty: float,
-    steps: int,
-) -> NDArray[np.float32]:
-    """Softmax heads of s seeds at once, by accelerated descent under one bound of the curvature.
-
-    Args:
-        x: (n, d), the last column constant.
-        y: (n, k) soft labels.
-        weight: (s, n) >= 0.
-        start: (s, d, k) weights to start from.
-
-    Returns:
-        (s, d, k) weights.
-    Source: Boehning 1992 (bound on the softmax curvature); Nesterov 1983.
-    """
-    s, n = weight.shape
-    d, k = x.shape[1], y.shape[1]
-    share = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
-    ridge = np.full(d, penalty, dtype=np.float32)
-    ridge[-1] = 1e-4
-    # One bound for all seeds: every seed's weights lie below the largest of each row.
-    bound = 0.5 * (x.T @ (x * share.max(axis=0)[:, None])) + np.diag(ridge)
-    step = np.linalg.inv(bound.astype(np.float64)).astype(np.float32)
-    heads = start.astype(np.float32)
-    ahead, momentum = heads, 1.0
-    labels = np.broadcast_to(y.astype(np.float32)[:, None, :], (n, s, k))
-    for _ in range(steps):
-        flat = np.ascontiguousarray(ahead.transpose(1, 0, 2)).reshape(d, s * k)
-        logits = (x @ flat).reshape(n, s, k)
-        shifted = np.exp(logits - logits.max(axis=2, keepdims=True))
-        error = shifted / shifted.sum(axis=2, keepdims=True) - labels
-        error *= share.T[:, :, None]
-        gradient = (x.T @ error.reshape(n, s * k)).reshape(d, s, k).transpose(1, 0, 2)
-        gradient = gradient + ridge[None, :, None] * ahead
-        following = ahead - step @ gradient
-        grown = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
-        ahead = following + np.float32((momentum - 1.0) / grown) * (following - heads)
-        heads, momentum = following, grown
-    return heads
 
 
 @dataclass(frozen=True)
@@ -687,7 +622,7 @@ def run_bench(
             that need what a data set lacks are left out there.
         budgets: shares of the pool sample that are bought.
         rounds: rounds that the budget is spread over.
-        learner: the student that is judged; None is ``FrozenStudent()``.
+        learner: the student that is judged; None is ``FrozenLearner()``.
         seeds: students per label set, at least 2.
         repetitions: pool samples; intervals are over these, or over test texts if there is one.
         pool_frac: share of the pool in each sample, drawn without replacement.
@@ -739,7 +674,7 @@ def run_bench(
 def as_learner(student: Learner | Student | None) -> Learner:
     """The benchmark's student: heads on embeddings, or an encoder behind the ``Student`` port."""
     if student is None:
-        return FrozenStudent()
+        return FrozenLearner()
     if isinstance(student, Learner):
         return student
     return EncoderLearner(student)
@@ -893,17 +828,3 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
         )  # fmt: skip
         noise[metric] = (gap.high - gap.low) / 2
     return noise
-
-
-def _standardised(
-    train: NDArray[np.float32], test: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Both with the pool's mean and a common scale, and a constant last column."""
-    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = train.std(axis=0, dtype=np.float64)
-    floor = 1e-3 * float(np.median(spread)) + 1e-12
-    scale = np.maximum(spread, floor).astype(np.float32)
-    both = [
-        np.hstack([(v - mean) / scale, np.ones((len(v), 1), np.float32)]) for v in (train, test)
-    ]
-    return np.asarray(both[0], np.float32), np.asarray(both[1], np.float32)

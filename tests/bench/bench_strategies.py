@@ -36,7 +36,7 @@ from loop.bench import (
     POLICIES,
     BenchResult,
     EncoderLearner,
-    FrozenStudent,
+    FrozenLearner,
     KeptPredictions,
     Learner,
     run_bench,
@@ -152,7 +152,7 @@ def main() -> None:
 def student(args: argparse.Namespace) -> Learner:
     """Heads on cached embeddings, or a fine-tuned encoder whose predictions are kept."""
     if args.student == "frozen":
-        return FrozenStudent()
+        return FrozenLearner()
     from connectors.assets import minilm_dir
     from loop.student import EncoderStudent
 

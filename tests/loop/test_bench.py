@@ -13,11 +13,10 @@ from loop.bench import (
     POLICIES,
     BenchData,
     EncoderLearner,
-    FrozenStudent,
+    FrozenLearner,
     KeptPredictions,
     Policy,
     data_from_rows,
-    fit_heads,
     replay,
     run_bench,
 )
@@ -34,6 +33,7 @@ from loop.bench_tables import (
     write_results,
 )
 from loop.errors import DataError
+from loop.frozen import fit_heads
 
 EVERY = {**POLICIES, **peers()}
 
@@ -191,7 +191,7 @@ def test_verdicts_follow_the_paired_interval(better, verdict):
 
 def test_heads_separate_what_can_be_separated():
     data = planted(n=400)
-    predicted = FrozenStudent().predict(data, np.eye(3)[data.gold], np.ones(400), range(4))
+    predicted = FrozenLearner().predict(data, np.eye(3)[data.gold], np.ones(400), range(4))
     assert predicted.shape == (4, 200)
     assert (predicted == data.test_gold).mean() > 0.9
     x = np.hstack([data.embeddings, np.ones((400, 1), np.float32)])
@@ -311,7 +311,7 @@ def test_several_repetitions_have_intervals_of_the_recovered_share():
 def test_predictions_are_kept_and_belong_to_their_label_set(tmp_path):
     data, calls = planted(n=100), []
 
-    class Counting(FrozenStudent):
+    class Counting(FrozenLearner):
         def predict(self, *args):
             calls.append(1)
             return super().predict(*args)
