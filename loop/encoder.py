@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -205,11 +205,20 @@ def is_out_of_memory(exc: BaseException) -> bool:
 # saving
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path, record: dict[str, Any]) -> None:
+def save_model(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    record: dict[str, Any],
+    add: Callable[[Path], None] = lambda _folder: None,
+) -> None:
     """Writes a plain transformers folder: all of it, or nothing.
 
     It is written beside its place and renamed, so that a reader never sees half a model.
 
+    Args:
+        record: goes to goldloop.json, with versions.
+        add: puts further files into the folder before it takes its place.
     Raises:
         StudentError: disk full, or not writable.
     """
@@ -223,6 +232,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, record: dict[str, Any])
             tokenizer.save_pretrained(part)
         text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
         (part / RECORD).write_text(text + "\n", encoding="utf-8")
+        add(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)

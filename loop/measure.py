@@ -32,7 +32,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
     weighted by the inverse of its probability of being drawn. Stability needs no label at all.
     """
     runs = ctx.store.runs(ctx.name)
-    truth = _truth(ctx, evaluated)
+    truth = truth_of(ctx, evaluated)
     labels = ctx.config.label_names
     k, seed = len(labels), (round_.seed, round_.number)
     predictions = {
@@ -95,7 +95,8 @@ class Truth:
     source: str | None
 
 
-def _truth(ctx: Context, evaluated: Sequence[Item]) -> Truth:
+def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
+    """What is known of evaluated items: test labels, or else what the audit found."""
     index = {name: i for i, name in enumerate(ctx.config.label_names)}
     stable = np.array([i.split == "test" for i in evaluated])
     ones = np.ones(len(evaluated))

@@ -425,13 +425,11 @@ def mend(ctx: Context, round_: Round) -> bool:
 def train(ctx: Context, round_: Round) -> bool:
     """Trains every seed of every arm that is not trained yet."""
     arms = _arms(ctx, round_)
-    seeds = [round_.seed + i for i in range(ctx.config.student.seeds)]
+    seeds = seeds_of(ctx, round_)
     evaluated = evaluation_items(ctx)
-    digest = _digest([ctx.student.revision, *[i.id for i in evaluated]])
     done = {(r.arm, r.seed, r.label_set) for r in ctx.store.runs(ctx.name)}
-    texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
     for arm, labels in arms.items():
-        label_set = _digest([digest, labels.ids, labels.y.tolist(), labels.weight.tolist()])
+        label_set = label_set_of(ctx, labels, evaluated)
         missing = [seed for seed in seeds if (arm, seed, label_set) not in done]
         if not missing:
             continue
@@ -442,19 +440,52 @@ def train(ctx: Context, round_: Round) -> bool:
                 keep = {s: folder.with_name(f"{folder.name}-seed-{s}") for s in missing}
             if seeds[0] in missing:
                 keep[seeds[0]] = folder
-        save = _saver(ctx, round_, arm, label_set)
-        steps = len(missing) * ctx.config.student.epochs * int((labels.weight > 0).sum())
-        with ctx.show(f"Round {round_.number}: training {arm}", steps) as progress:
-            ctx.student.fit(
-                TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight),
-                [i.text for i in evaluated],
-                ctx.config.label_names,
-                missing,
-                keep=keep,
-                on_seed=save,
-                progress=progress,
-            )
+        fit_seeds(
+            ctx,
+            labels,
+            evaluated,
+            missing,
+            what=f"Round {round_.number}: training {arm}",
+            keep=keep,
+            on_seed=_saver(ctx, round_, arm, label_set),
+        )
     return _advance(ctx, round_, "train", arms=list(arms))
+
+
+def fit_seeds(
+    ctx: Context,
+    labels: LabelSet,
+    evaluated: Sequence[Item],
+    seeds: Sequence[int],
+    *,
+    what: str,
+    keep: Mapping[int, Path],
+    on_seed: Callable[[SeedResult], None],
+) -> None:
+    """Trains seeds on a label set as the campaign file says, under a bar named ``what``."""
+    texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
+    steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
+    with ctx.show(what, steps) as progress:
+        ctx.student.fit(
+            TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight),
+            [i.text for i in evaluated],
+            ctx.config.label_names,
+            seeds,
+            keep=keep,
+            on_seed=on_seed,
+            progress=progress,
+        )
+
+
+def seeds_of(ctx: Context, round_: Round) -> list[int]:
+    """The seeds of a round's students."""
+    return [round_.seed + i for i in range(ctx.config.student.seeds)]
+
+
+def label_set_of(ctx: Context, labels: LabelSet, evaluated: Sequence[Item]) -> str:
+    """What tells a trained seed of these labels, this encoder and these settings from others."""
+    digest = _digest([ctx.student.revision, *[i.id for i in evaluated]])
+    return _digest([digest, labels.ids, labels.y.tolist(), labels.weight.tolist()])
 
 
 def measure(ctx: Context, round_: Round) -> bool:
@@ -798,16 +829,19 @@ class LabelSet:
     weight: FloatArray
 
 
+def loop_labels(ctx: Context, round_: Round) -> LabelSet:
+    """What the loop's own students learn in a round: gold, and repaired labels elsewhere."""
+    rows = ctx.store.training_labels(_id(round_))
+    return LabelSet(
+        [r.item_id for r in rows],
+        np.array([r.probs for r in rows]),
+        np.array([r.weight for r in rows]),
+    )
+
+
 def _arms(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     """The loop's own label set and those of its references, most important first."""
-    rows = ctx.store.training_labels(_id(round_))
-    arms = {
-        "loop": LabelSet(
-            [r.item_id for r in rows],
-            np.array([r.probs for r in rows]),
-            np.array([r.weight for r in rows]),
-        )
-    }
+    arms = {"loop": loop_labels(ctx, round_)}
     references = ctx.config.student.references
     if not references:
         return arms
