@@ -20,7 +20,7 @@ def say(line: str) -> None:
 
 def print_rounds(view: Any) -> None:
     """The campaign's table and its notes, on stdout."""
-    from loop.report import terminal_table
+    from loop.report_table import terminal_table
 
     print_table(terminal_table(view))
     for note in view.notes:

@@ -8,7 +8,9 @@ from typing import Any
 
 from loop.config import Config
 from loop.people import campaign_people
-from loop.report import (
+from loop.report import write_report
+from loop.report_json import write_rounds
+from loop.report_view import (
     METRICS,
     Arm,
     BudgetLine,
@@ -21,8 +23,6 @@ from loop.report import (
     ReportRow,
     ReportView,
     Share,
-    write_report,
-    write_rounds,
 )
 from loop.store import Round, Store
 

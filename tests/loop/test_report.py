@@ -15,7 +15,10 @@ import pytest
 from rich.console import Console
 
 from loop.errors import LoopError
-from loop.report import (
+from loop.report import render, write_report
+from loop.report_json import rounds_json, write_rounds
+from loop.report_table import terminal_table
+from loop.report_view import (
     COLUMNS,
     METRICS,
     BudgetLine,
@@ -28,11 +31,6 @@ from loop.report import (
     Share,
     interval,
     percent,
-    render,
-    rounds_json,
-    terminal_table,
-    write_report,
-    write_rounds,
 )
 
 EVIL = '<script>alert("1")</script> & $x_{1}$ {{ 7*7 }} [bold]\'\u202e'

@@ -24,7 +24,7 @@ from loop.store import STAGES, Store, Vote
 def _no_plots():
     """Plots cost a second a round and have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report._plot", lambda *_: "")
+        patch.setattr("loop.report_plots.course_plot", lambda *_: "")
         yield
 
 

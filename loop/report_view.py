@@ -1,0 +1,281 @@
+"""What a report says of a campaign, as frozen values.
+
+The page, the table in the terminal and ``rounds.json`` are all drawn from one ``ReportView``, so
+they cannot disagree. Values in it lie between 0 and 1 (alpha may be negative) and are shown times
+100 with one decimal; what was not measured is shown as a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from loop.people import Person
+
+Arm = Literal["loop", "llm_only", "random", "all_gold"]
+ARMS: tuple[Arm, ...] = ("llm_only", "loop", "random", "all_gold")
+"""In the order in which they are shown."""
+
+ARM_NAMES: dict[str, str] = {
+    "loop": "goldloop",
+    "llm_only": "LLM labels only",
+    "random": "Random control",
+    "all_gold": "All gold",
+}
+METRICS = (
+    "alpha_k",
+    "p_uc",
+    "churn",
+    "accuracy",
+    "accuracy_sd",
+    "macro_f1",
+    "macro_f1_sd",
+    "reliable_accuracy",
+)
+REASONS = {"suspect": "suspects", "audit": "random audit", "check": "checks", "overlap": "overlap"}
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number between 0 and 1 with its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n things."""
+
+    share: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How much of the gap between LLM labels and gold labels was closed.
+
+    Attributes:
+        share: (metric - LLM only) / (all gold - LLM only), or None where the gap is within noise.
+        gap: the denominator.
+        noise: what a gap must exceed for the share to be told.
+    """
+
+    share: float | None
+    gap: float
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: recall, agreement of the seeds, and test texts of that class."""
+
+    label: str
+    recall: Metric | None = None
+    alpha: Metric | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One set of students.
+
+    Attributes:
+        round: None for references that are trained once.
+        gold_bought: texts sent to people so far.
+        metrics: by name, see ``METRICS``; None or absent is shown as a dash.
+        pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong among
+            those sent in this round.
+        recovered: by metric name.
+    """
+
+    arm: Arm
+    round: int | None
+    gold_bought: int
+    metrics: Mapping[str, Metric | None] = field(default_factory=dict)
+    per_class: tuple[ClassRow, ...] = ()
+    pushed_wrong: Mapping[str, Share] = field(default_factory=dict)
+    recovered: Mapping[str, Recovered] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the row is called in tables."""
+        if self.arm == "loop":
+            return MISSING if self.round is None else f"Round {self.round}"
+        if self.arm == "random" and self.round is not None:
+            return f"Random, round {self.round}"
+        return ARM_NAMES[self.arm]
+
+
+@dataclass(frozen=True)
+class People:
+    """Who answered, and how well they agree.
+
+    Attributes:
+        alpha: Krippendorff's alpha (nominal) among people, None without two answers to compare.
+        answers: answers given, all rounds together.
+        annotators: different people.
+        overlap: answers asked for per text.
+        rows: how well each of them labels.
+    """
+
+    alpha: Metric | None
+    answers: int
+    annotators: int | None = None
+    overlap: int | None = None
+    rows: tuple[Person, ...] = ()
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One thing that is spent, such as ``gold labels`` or ``USD``."""
+
+    name: str
+    spent: float
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well confidence fits accuracy.
+
+    Attributes:
+        ece: expected calibration error, in [0, 1].
+        accuracy: of the labels.
+        bins: confidence, accuracy and number of texts, least confident first.
+    """
+
+    ece: float
+    accuracy: float
+    bins: tuple[tuple[float, float, int], ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was done to the LLM's probabilities, and what it did to them.
+
+    Attributes:
+        view: ``raw``, ``batch`` or ``gold``.
+        reason: one sentence, or empty.
+        n: audit texts with gold that both were measured on.
+    """
+
+    view: str
+    reason: str
+    n: int
+    raw: Reliability
+    used: Reliability
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """All that a report says.
+
+    Attributes:
+        simulated: the people were simulated; said wherever they are mentioned.
+        accuracy_from: ``test`` (gold test labels), ``audit`` (audit sample weighted by 1/pi), or
+            None where nothing says what is right.
+        notes: sentences shown near the top, such as a stopping reason.
+        provenance: versions, seeds and the campaign file as run; values are JSON.
+    """
+
+    campaign: str
+    task: str
+    labels: tuple[str, ...]
+    rows: tuple[ReportRow, ...]
+    seeds: int
+    simulated: bool
+    evaluated: int | None = None
+    accuracy_from: Literal["test", "audit"] | None = "test"
+    people: People | None = None
+    calibration: Calibration | None = None
+    budget: tuple[BudgetLine, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def ordered(self) -> tuple[ReportRow, ...]:
+        """Rows by arm, then by round."""
+        return tuple(sorted(self.rows, key=lambda r: (ARMS.index(r.arm), r.round or 0)))
+
+    def last(self, arm: Arm) -> ReportRow | None:
+        """An arm's newest row."""
+        rows = [row for row in self.ordered if row.arm == arm]
+        return rows[-1] if rows else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured column: its metric, the one with its spread, and what it means."""
+
+    key: str
+    title: str
+    meaning: str
+    spread: str | None = None
+    higher_is_better: bool = True
+
+
+COLUMNS = (
+    Column("alpha_k", "alpha_K", "agreement of the seeds beyond chance (Krippendorff's alpha)"),
+    Column("p_uc", "p_uc", "share of test texts on which all seeds give the same label"),
+    Column(
+        "churn",
+        "churn",
+        "share of labels that change from one seed to another, mean over pairs; lower is better",
+        higher_is_better=False,
+    ),
+    Column("accuracy", "accuracy", "mean over the seeds, ± standard deviation", "accuracy_sd"),
+    Column(
+        "macro_f1",
+        "macro-F1",
+        "mean over the classes, then over the seeds, ± standard deviation",
+        "macro_f1_sd",
+    ),
+    Column(
+        "reliable_accuracy",
+        "reliable acc.",
+        "share of test texts that every seed gets right; nothing but better labels raises it",
+    ),
+)
+
+
+def percent(value: float | None, *, sign: bool = False) -> str:
+    """The value times 100 with one decimal, or a dash; a minus is a minus sign."""
+    if value is None or value != value:
+        return MISSING
+    shown = f"{100 * value:{'+' if sign else ''}.1f}"
+    shown = shown.replace("-", "\N{MINUS SIGN}")
+    return "0.0" if shown == "\N{MINUS SIGN}0.0" else shown
+
+
+def interval(metric: Metric | None) -> str:
+    """``58.0–64.0``, or nothing."""
+    if metric is None:
+        return ""
+    ends = percent(metric.low), percent(metric.high)
+    return "" if MISSING in ends else "–".join(ends)
+
+
+def with_spread(row: ReportRow, column: Column) -> str:
+    """``71.2`` or ``71.2 ±1.3``."""
+    metric = row.metrics.get(column.key)
+    if metric is None:
+        return MISSING
+    spread = row.metrics.get(column.spread) if column.spread else None
+    return percent(metric.value) + (f" ±{percent(spread.value)}" if spread else "")
+
+
+def by_reason(row: ReportRow) -> list[tuple[str, Share]]:
+    """Suspects first, then the others in the order of ``REASONS``."""
+    order = {reason: i for i, reason in enumerate(REASONS)}
+    return sorted(row.pushed_wrong.items(), key=lambda pair: order.get(pair[0], len(order)))
+
+
+def class_of(row: ReportRow, label: str) -> ClassRow:
+    """The row of a class, empty if the arm has none."""
+    return next((c for c in row.per_class if c.label == label), ClassRow(label))
