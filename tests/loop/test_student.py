@@ -15,44 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_encoder import LABELS, make_texts, save_encoder
 
 from loop.errors import StudentError
 from loop.ports import Draws, TrainingSet
 from loop.student import EncoderStudent
-
-LABELS = ("good", "bad", "ugly")
-WORDS = {
-    "good": ["great", "lovely", "superb", "happy", "delightful", "charming", "brilliant", "warm"],
-    "bad": ["awful", "dreadful", "poor", "sad", "boring", "terrible", "weak", "cold"],
-    "ugly": ["hideous", "grim", "nasty", "foul", "horrid", "gross", "vile", "rotten"],
-}
-FILLERS = [
-    "the",
-    "film",
-    "was",
-    "a",
-    "story",
-    "with",
-    "scenes",
-    "about",
-    "people",
-    "and",
-    "it",
-    "felt",
-]
-
-
-def make_texts(n, seed=0, labels=LABELS):
-    """n texts whose class shows in two of their words, and their classes."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, len(labels), n)
-    texts = []
-    for c in y:
-        words = list(rng.choice(FILLERS, rng.integers(4, 12)))
-        for word in rng.choice(WORDS[labels[c]], 2):
-            words.insert(int(rng.integers(len(words))), str(word))
-        texts.append(" ".join(words))
-    return texts, y
 
 
 def training_set(texts, y, k=3, weight=None):
@@ -78,61 +45,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def save_tokenizer(folder, kind="bert"):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = sorted({*FILLERS, *(w for ws in WORDS.values() for w in ws)})
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    if kind == "roberta":  # whose padding is token 1
-        specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
-    vocab = {word: i for i, word in enumerate([*specials, *words, *(f"w{i}" for i in range(40))])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[("[CLS]", vocab["[CLS]"]), ("[SEP]", vocab["[SEP]"])],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    ).save_pretrained(folder)
-    return len(vocab)
-
-
-def save_encoder(folder, kind="bert"):
-    """A tiny random encoder of one of the families that users name."""
-    import torch
-    import transformers
-
-    n_tokens = save_tokenizer(folder, kind)
-    torch.manual_seed(7)
-    size = {
-        "vocab_size": n_tokens,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_position_embeddings": 66,
-        "pad_token_id": 1 if kind == "roberta" else 0,
-    }
-    if kind == "distilbert":
-        config = transformers.DistilBertConfig(
-            vocab_size=n_tokens, dim=32, n_layers=2, n_heads=2, hidden_dim=64, pad_token_id=0
-        )
-    elif kind == "modernbert":
-        rest = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
-        config = transformers.ModernBertConfig(**size, **rest)
-    else:
-        name = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "deberta": "DebertaV2"}
-        config = getattr(transformers, f"{name[kind]}Config")(**size)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
