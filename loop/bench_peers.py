@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loop.bench import IntArray, Policy
+from loop.bench_policies import Policy
+from loop.ports import IntArray
 
 if TYPE_CHECKING:
     from strategies.pool import FloatArray, Pool

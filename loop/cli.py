@@ -423,7 +423,7 @@ def serve(
         from loop import serve as server
     except ImportError as exc:
         raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
-    from connectors.label_studio import choice_result
+    from connectors.label_studio_page import choice_result
     from loop.config import load
     from loop.inference import SavedClassifier
     from loop.progress import campaign_progress
@@ -508,8 +508,10 @@ def bench(
 ) -> None:
     """Replay strategies side by side at equal gold budget on texts whose labels are known."""
     from connectors.texts import load_texts
-    from loop.bench import POLICIES, data_from_rows, run_bench
+    from loop.bench import run_bench
     from loop.bench_peers import peers
+    from loop.bench_policies import POLICIES
+    from loop.bench_sets import data_from_rows
     from loop.bench_tables import tables, write_results
     from loop.config import StudentSection
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from connectors.assets import cache_dir, minilm_dir
-from loop.bench import BenchData
+from loop.bench_sets import BenchData
 from strategies.calibrate import batch_calibrate
 
 BABE_GPT35 = tuple(
@@ -65,6 +65,10 @@ SOURCES = (
     Source("babe_gpt35", "babe_llm", "development", BABE_GPT35),
     Source("babe_llama13b", "babe_llm", "development", BABE_LLAMA),
     _css("emotion", "flan_ul2", "development"),
+    _css("stance_trump", "chatgpt", "development"),
+    _css("ideology_article", "chatgpt", "development"),
+    _css("implicit_hate", "flan_ul2", "development"),
+    _css("wiki_power", "flan_ul2", "development"),
     Source("manifestos", "manifestos", "development"),
     Source("imdb", "imdb", "reporting", ("llm_llama2_70b",)),
     Source("gwsd", "gwsd_llm", "reporting", ("llm_gpt4o",), confidence="llm_gpt4o_confidence"),

@@ -32,16 +32,10 @@ import bench_data
 import numpy as np
 from rich.console import Console
 
-from loop.bench import (
-    POLICIES,
-    BenchResult,
-    EncoderLearner,
-    FrozenLearner,
-    KeptPredictions,
-    Learner,
-    run_bench,
-)
+from loop.bench import BenchResult, run_bench
+from loop.bench_learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
 from loop.bench_peers import peers
+from loop.bench_policies import POLICIES
 from loop.bench_tables import reference_table, share_table, tables, write_results
 
 ABLATIONS = (

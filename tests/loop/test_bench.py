@@ -8,19 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from loop.bench import (
-    DEFAULT,
-    POLICIES,
-    BenchData,
-    EncoderLearner,
-    FrozenLearner,
-    KeptPredictions,
-    Policy,
-    data_from_rows,
-    replay,
-    run_bench,
-)
+from loop.bench import run_bench
+from loop.bench_learners import EncoderLearner, FrozenLearner, KeptPredictions
 from loop.bench_peers import peers
+from loop.bench_policies import DEFAULT, POLICIES, Policy
+from loop.bench_replay import replay
+from loop.bench_sets import BenchData, data_from_rows
 from loop.bench_tables import (
     METRICS,
     REFERENCES,
