@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from strategies.calibrate import batch_calibrate, inverse_probability
 from strategies.consistency import flip_rate, jensen_shannon
 from strategies.fuse import fuse_ranks, weighted_auroc
-from strategies.neighbours import knn_disagreement, neighbour_evidence
+from strategies.neighbours import disagreement, knn_disagreement, neighbour_evidence
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 from strategies.students import student_disagreement
 from strategies.uncertainty import entropy, entropy_calibrated, margin, off_label_mass
@@ -130,11 +130,17 @@ def build_features(
     parts = [np.stack(columns, axis=1)] if columns else []
     parts.append(0.5 * np.eye(k)[y_llm])
     if embeddings is not None and n > 1:
-        centred = embeddings - embeddings.mean(axis=0, dtype=np.float64)
-        values, vectors = np.linalg.eigh(centred.T @ centred / n)
+        mean = embeddings.mean(axis=0, dtype=np.float64)
+        chunks = [slice(start, start + 4096) for start in range(0, n, 4096)]
+        gram = np.zeros((len(mean), len(mean)))
+        for chunk in chunks:  # in float64, without a second copy of all embeddings
+            centred = embeddings[chunk] - mean
+            gram += centred.T @ centred
+        values, vectors = np.linalg.eigh(gram / n)
         keep = np.argsort(-values)[: min(components, n - 1)]
         keep = keep[values[keep] > 1e-9 * max(float(values.max()), 1e-30)]
-        parts.append(0.5 * (centred @ vectors[:, keep]) / np.sqrt(values[keep]))
+        turn = 0.5 * vectors[:, keep] / np.sqrt(values[keep])
+        parts.append(np.vstack([(embeddings[chunk] - mean) @ turn for chunk in chunks]))
     return np.asarray(np.hstack(parts), dtype=np.float64)
 
 
@@ -177,21 +183,19 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     Returns:
         (n,) in [0, 1].
     """
-    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
-    chosen: dict[str, Callable[[Pool, np.random.Generator], FloatArray]] = {
-        "entropy_calibrated": entropy_calibrated
-    }
+    evidence = _blind_evidence(pool)
+    signals = {"entropy_calibrated": entropy_calibrated(pool, rng)}
     if pool.probs.shape[1] > 1:
-        chosen["flip_rate"] = flip_rate
-    if pool.embeddings is not None:
-        chosen["knn_disagreement"] = knn_disagreement
+        signals["flip_rate"] = flip_rate(pool, rng)
+    if evidence is not None:
+        signals["knn_disagreement"] = disagreement(evidence, pool.y_llm)
     if pool.p_student is not None:
-        chosen["student_disagreement"] = student_disagreement
-    fused = fuse_ranks({name: signal(blind, rng) for name, signal in chosen.items()})
+        signals["student_disagreement"] = student_disagreement(pool, rng)
+    fused = fuse_ranks(signals)
     g = int((pool.gold >= 0).sum())
     if not g:
         return fused
-    posterior = class_posterior(pool, rng=rng)
+    posterior = _posterior(pool, evidence, rng=rng)
     wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
     benefit = 0.5 * wrong + 0.5 * (1.0 - posterior.max(axis=1))
     trust = g**2 / (g**2 + PRIOR_GOLD**2)
@@ -216,7 +220,25 @@ def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> 
         (n, k) rows sum to 1.
     Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
     """
-    experts, assumed = _experts(pool)
+    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds)
+
+
+def _blind_evidence(pool: Pool) -> FloatArray | None:
+    """What the neighbours' LLM labels say, or None without embeddings.
+
+    Without gold: else an item's gold would reach its own posterior through its neighbours.
+    """
+    if pool.embeddings is None:
+        return None
+    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
+    return neighbour_evidence(blind, "class_posterior")
+
+
+def _posterior(
+    pool: Pool, evidence: FloatArray | None, *, rng: np.random.Generator, folds: int = 5
+) -> FloatArray:
+    """``class_posterior`` with the neighbours' evidence already at hand: finding it is dear."""
+    experts, assumed = _experts(pool, evidence)
     known = np.flatnonzero(pool.gold >= 0)
     theta = _fit_opinions(experts[known], pool.y_llm[known], pool.gold[known], assumed)
     posterior = _opinions(theta, experts, pool.y_llm)
@@ -232,7 +254,7 @@ def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> 
     return posterior
 
 
-def _experts(pool: Pool) -> tuple[FloatArray, FloatArray]:
+def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, FloatArray]:
     """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
     calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
     held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
@@ -240,11 +262,9 @@ def _experts(pool: Pool) -> tuple[FloatArray, FloatArray]:
     if pool.p_student is not None:
         held.append(np.log(np.maximum(pool.p_student.mean(axis=0), 1e-3)))
         slopes.append(0.5)
-    if pool.embeddings is not None:
-        # Without gold: else an item's gold would reach its own posterior through its neighbours.
-        blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
-        evidence = neighbour_evidence(blind, "class_posterior") + 1.0 / pool.k
-        held.append(np.log(evidence / evidence.sum(axis=1, keepdims=True)))
+    if evidence is not None:
+        smoothed = evidence + 1.0 / pool.k
+        held.append(np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
         slopes.append(0.2)
     return np.stack(held, axis=2), np.array(slopes)
 

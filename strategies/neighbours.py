@@ -36,10 +36,22 @@ def knn_disagreement(pool: Pool, rng: np.random.Generator) -> FloatArray:
         ValueError: the pool has no embeddings, or an embedding of length zero.
     Source: Wilson 1972, edited nearest neighbours; Bahri et al. 2020, deep k-NN.
     """
-    evidence = neighbour_evidence(pool, "knn_disagreement")
+    return disagreement(neighbour_evidence(pool, "knn_disagreement"), pool.y_llm)
+
+
+def disagreement(evidence: FloatArray, y_llm: IntArray) -> FloatArray:
+    """Share of the evidence that speaks against each label.
+
+    Args:
+        evidence: (n, k) of ``neighbour_evidence``.
+        y_llm: (n,) the labels.
+
+    Returns:
+        (n,) in [0, 1]; items without any evidence get the mean of the others.
+    """
     total: FloatArray = evidence.sum(axis=1)
-    own = evidence[np.arange(pool.n), pool.y_llm]
-    score = np.divide(total - own, total, out=np.zeros(pool.n), where=total > 0)
+    own = evidence[np.arange(len(y_llm)), y_llm]
+    score = np.divide(total - own, total, out=np.zeros(len(y_llm)), where=total > 0)
     heard = total > 0
     score[~heard] = score[heard].mean() if heard.any() else 0.5
     return clip_unit(score)
@@ -78,13 +90,16 @@ def same_embedding(embeddings: NDArray[np.float32]) -> IntArray:
 
     Groups are numbered by content, not by position.
     """
-    scale = float(np.abs(embeddings).max()) if embeddings.size else 1.0
-    rounded = np.round(embeddings / (scale or 1.0), 5).astype(np.float32) + 0.0  # no negative zero
-    packed = np.ascontiguousarray(rounded).view([("", rounded.dtype)] * rounded.shape[1])
-    # Rows as raw bytes sort far faster than field by field.
-    raw = packed.view(f"V{rounded.dtype.itemsize * rounded.shape[1]}").ravel()
-    _, group = np.unique(raw, return_inverse=True)
-    return np.asarray(group, dtype=np.int64).ravel()
+    scale = np.float32(np.abs(embeddings).max() if embeddings.size else 1.0) or np.float32(1.0)
+    rows: list[bytes] = []
+    for start in range(0, len(embeddings), 4096):  # a part fits into the processor's cache
+        part = embeddings[start : start + 4096].astype(np.float32) / scale
+        np.round(part, 5, out=part)
+        part += 0.0  # no negative zero
+        rows += [row.tobytes() for row in part]
+    # A hash table finds equal rows; only the distinct ones are sorted.
+    place = {row: group for group, row in enumerate(sorted(set(rows)))}
+    return np.array([place[row] for row in rows], dtype=np.int64)
 
 
 def unit_rows(embeddings: NDArray[np.float32], name: str) -> NDArray[np.float32]:

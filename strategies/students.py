@@ -132,21 +132,33 @@ def out_of_fold_probs(
     return np.asarray(traced / traced.sum(axis=2, keepdims=True), dtype=np.float64)
 
 
+def _second_moment(features: NDArray[np.float32], weight: FloatArray) -> NDArray[np.float32]:
+    """(d + 1, d + 1) weighted mean of the features' outer products."""
+    root = features * np.sqrt(weight / weight.sum()).astype(np.float32)[:, None]
+    return np.asarray(root.T @ root)  # half the work of two different factors
+
+
 def _fit_head(
-    features: NDArray[np.float32], target: FloatArray, weight: FloatArray, penalty: float
+    features: NDArray[np.float32],
+    target: FloatArray,
+    weight: FloatArray,
+    penalty: float,
+    moment: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """(d + 1, k) weights of a softmax head; the last feature is the constant, unpenalised.
 
     Accelerated descent, preconditioned once by an upper bound of the curvature: every step is two
-    matrix products, however many classes there are.
+    matrix products, however many classes there are. ``moment`` is ``_second_moment`` of the same
+    rows, where it is at hand.
     """
     share = (weight / weight.sum()).astype(np.float32)
     labels = target.astype(np.float32)
     present = (share @ labels) > 0
-    weighted = features * share[:, None]
     ridge = np.full(features.shape[1], penalty, dtype=np.float32)
     ridge[-1] = 1e-4
-    bound = 0.5 * (features.T @ weighted).astype(np.float64) + np.diag(ridge)
+    if moment is None:
+        moment = _second_moment(features, weight)
+    bound = 0.5 * moment.astype(np.float64) + np.diag(ridge)
     step = np.linalg.inv(bound).astype(np.float32)
     head = np.zeros((features.shape[1], labels.shape[1]), dtype=np.float32)
     # Absent classes start, and stay, far below the others; the rest start at their shares.
@@ -155,7 +167,7 @@ def _fit_head(
     ahead, previous, momentum = head.copy(), head, 1.0
     for _ in range(STEPS):
         error = _softmax(features @ ahead) - labels
-        gradient = weighted.T @ error
+        gradient = features.T @ (share[:, None] * error)
         gradient[:-1] += penalty * ahead[:-1]
         gradient[:, ~present] = 0.0
         head = ahead - step @ gradient
@@ -174,8 +186,10 @@ def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator
     for fold in range(min(PENALTY_FOLDS, int(fold_of.max()) + 1)):
         rows = _training_rows(data, fold_of != fold, rng)
         judged = _training_rows(data, fold_of == fold, rng, may_be_empty=True)
+        features, target, weight = data.features[rows], data.target[rows], data.weight[rows]
+        moment = _second_moment(features, weight)
         for i, penalty in enumerate(PENALTIES):
-            head = _fit_head(data.features[rows], data.target[rows], data.weight[rows], penalty)
+            head = _fit_head(features, target, weight, penalty, moment)
             probs = np.maximum(_softmax(data.features[judged] @ head), TRACE)
             loss = (data.target[judged] * -np.log(probs)).sum(axis=1)
             losses[i] += float((data.weight[judged] * loss).sum())
@@ -198,7 +212,7 @@ def _standardise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, d + 1) standardised dimensions and a constant one."""
     values = embeddings.astype(np.float32)
     centred = values - values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = centred.std(axis=0, dtype=np.float64)
+    scale = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
     # Some encoders have constant dimensions: rounding noise must not be blown up to variance 1.
     floor = 1e-3 * float(np.median(scale)) + 1e-12
     centred /= np.maximum(scale, floor).astype(np.float32)
