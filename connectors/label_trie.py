@@ -21,8 +21,11 @@ from functools import cached_property
 
 import numpy as np
 
+from loop.errors import AnnotatorError
 from loop.ports import FloatArray
 
+PROBE_ITEMS = 64  # the first answers, on which an annotator's ways are checked
+SMALLEST_MASS = 1e-6  # of all labels together, median over items
 MASS_TOLERANCE = 0.01  # disjoint answers whose probabilities sum to more than 1 by this are garbage
 
 
@@ -141,3 +144,60 @@ def class_probs(log_masses: FloatArray) -> tuple[FloatArray, FloatArray]:
     sound &= mass <= 1.0 + MASS_TOLERANCE
     probs = np.where(sound[:, None], weights / weights.sum(axis=1, keepdims=True), np.nan)
     return probs, np.where(sound, np.clip(1.0 - mass, 0.0, 1.0), np.nan)
+
+
+def check_answers(
+    texts: Sequence[str], log_masses: FloatArray, *, model: str, chat: bool, fine: bool = True
+) -> None:
+    """Refuses first answers that cannot be used for ranking.
+
+    Args:
+        texts: n texts; of equal ones the last counts.
+        log_masses: (n, k) log-probability of each class's answer; rows that are not finite are
+            left out.
+        model: for the message.
+        chat: whether the chat template was used.
+        fine: whether many different values are to be expected.
+    Raises:
+        AnnotatorError: probabilities that sum to more than 1, almost no probability on labels, or
+            probabilities so coarse that items tie.
+    """
+    rows = sorted({text: row for row, text in enumerate(texts)}.values())
+    masses = log_masses[rows]
+    masses = masses[np.isfinite(masses).all(axis=1)]
+    if not len(masses):
+        return
+    _, off = class_probs(masses)
+    if np.isnan(off).all():
+        raise AnnotatorError(
+            f"The model {model} gives label probabilities that sum to more than 1: they are not"
+            " natural log-probabilities of the whole vocabulary (vLLM: leave out --logprobs-mode,"
+            " or set it to raw_logprobs)."
+        )
+    labelled = float(np.nanmedian(1.0 - off))
+    if labelled < SMALLEST_MASS:
+        raise AnnotatorError(
+            f"The model {model} gives all labels together a probability of {labelled:.1g}: it does"
+            f" not answer the question that is asked; turn the chat template"
+            f" {'off' if chat else 'on'}, show demonstrations, or use another model."
+        )
+    if fine and coarse(masses):
+        raise AnnotatorError(
+            f"The model {model} gives different texts the same probabilities: its last layer"
+            " computes in too low a precision. Start vLLM with"
+            """ --hf-overrides '{"head_dtype": "float32"}'."""
+        )
+
+
+def coarse(log_masses: FloatArray) -> bool:
+    """Whether n different texts share few probabilities, as they do under a bf16 last layer.
+
+    Args:
+        log_masses: (n, k) finite. Log-odds against the first class are compared, since these are
+            what a coarse layer leaves coarse. Under 32 texts are too few to tell.
+    """
+    if len(log_masses) < PROBE_ITEMS // 2:
+        return False
+    odds = np.round(log_masses[:, 1:] - log_masses[:, :1], 4)
+    distinct = max(len(np.unique(column)) for column in odds.T)
+    return distinct < len(log_masses) / 2

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from connectors.label_trie import LabelTrie, class_probs
+from connectors.label_trie import LabelTrie, check_answers, class_probs
 from connectors.local_lm import EMBEDDED
-from connectors.local_lm import _one_line as one_line
+from connectors.prompt_text import answer_tokens, chat_frame, one_line
 from loop.errors import AnnotatorError
 from loop.ports import (
     ClassProbs,
@@ -178,7 +178,12 @@ class VllmAnnotator:
             ]
         log_masses = trie.log_masses(answers)
         if self._unchecked:
-            self._check(items, log_masses)
+            check_answers(
+                [item.text for item in items],
+                log_masses,
+                model=str(self._model),
+                chat=self._chat,
+            )
             self._unchecked = False
         probs, off = class_probs(log_masses)
         self._progress(n)
@@ -214,18 +219,6 @@ class VllmAnnotator:
                 tokens[whose[row]] += len(prompts[row]) - cached
         return out
 
-    def _check(self, items: Sequence[TextItem], log_masses: FloatArray) -> None:
-        from connectors.openai_server import coarse
-
-        different = sorted({item.text: row for row, item in enumerate(items)}.values())
-        masses = log_masses[different]
-        if coarse(masses[np.isfinite(masses).all(axis=1)]):
-            raise AnnotatorError(
-                f"The model {self._model} gives different texts the same probabilities: its last"
-                ' layer computes in too low a precision; pass hf_overrides {"head_dtype":'
-                ' "float32"}.'
-            )
-
     def _plan(self, variant: PromptVariant) -> tuple[PromptVariant, LabelTrie]:
         """The variant with tidy demonstrations, and its answers' tokens."""
         if variant.hash not in self._plans:
@@ -235,35 +228,11 @@ class VllmAnnotator:
                     replace(d, text=self._tidy(d.text)) for d in variant.demonstrations
                 ),  # their labels are names, and stay
             )
-            before = self._prompt(shown, "a")
-            labels = []
-            for answer, continuation in zip(shown.answers, shown.continuations, strict=True):
-                if self._chat:
-                    labels.append(tuple(self._ids(one_line(answer), bare=True)))
-                    continue
-                lead = " " if continuation.startswith(" ") else ""
-                whole = shown.prefix + shown.suffix("a") + lead + one_line(answer)
-                after = self._ids(whole)
-                if after[: len(before)] != before:
-                    raise AnnotatorError(
-                        f"The model's tokenizer cannot tell the label {answer!r} from the prompt"
-                        " before it; use another model or another label name."
-                    )
-                labels.append(tuple(after[len(before) :]))
-            long = [a for a, ids in zip(shown.answers, labels, strict=True) if len(ids) > 1]
-            if variant.label_form == "ids" and long:
-                raise AnnotatorError(
-                    f"The class number {long[0]} is several tokens to this model, so it cannot be"
-                    " read as one; use the label form 'names'."
-                )
-            if not all(labels) or len(set(labels)) < len(labels):
-                raise AnnotatorError(
-                    f"The model's tokenizer cannot tell the labels {', '.join(shown.answers)}"
-                    " apart; rename them."
-                )
+            labels = answer_tokens(shown, self._ids, chat=self._chat)
             used = {token for ids in labels for token in ids}
+            long = any(len(ids) > 1 for ids in labels)
             ends = tuple(token for token in self._ends if token not in used) if long else ()
-            self._plans[variant.hash] = shown, LabelTrie(tuple(labels), ends)
+            self._plans[variant.hash] = shown, LabelTrie(labels, ends)
         return self._plans[variant.hash]
 
     @cached_property
@@ -282,16 +251,12 @@ class VllmAnnotator:
         prompt = shown.prefix + shown.suffix(text)
         if not self._chat:
             return self._ids(prompt)
-        # The frame is tokenised with its control marks, the prompt within it as plain text.
-        mark = "\x00"
-        frame: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-        )
-        before, _, after = frame.partition(mark)
-        framed = [
-            self._tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)
-        ]
-        return [*framed[0], *self._ids(prompt.rstrip(" "), bare=True), *framed[1]]
+        before, after = self._frame
+        return [*before, *self._ids(prompt.rstrip(" "), bare=True), *after]
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        return chat_frame(self._tokenizer)
 
     def _ids(self, text: str, *, bare: bool = False) -> list[int]:
         """Token ids; what looks like a control token in the text is plain text."""

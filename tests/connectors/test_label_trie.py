@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.label_trie import LabelTrie, class_probs
+from connectors.label_trie import LabelTrie, check_answers, class_probs
+from loop.errors import AnnotatorError
 
 VOCABULARY = 5
 END = 4
@@ -112,6 +113,34 @@ def test_rows_that_are_no_distribution_become_nan():
     probs, off = class_probs(good)
     np.testing.assert_allclose(probs.sum(axis=1), 1)
     np.testing.assert_allclose(off, [1 - math.exp(-1), 1, 0], atol=1e-12)
+
+
+def first_answers(probs, *, texts=None, **how):
+    texts = texts or [f"text {i}" for i in range(len(probs))]
+    check_answers(texts, np.log(probs), model="m", **{"chat": False} | how)
+
+
+def test_sound_first_answers_pass():
+    rng = np.random.default_rng(0)
+    first_answers(0.5 * rng.dirichlet([1, 1, 1], 64))
+    first_answers(np.full((31, 3), 0.1))  # too few to tell whether they are coarse
+    first_answers(np.full((64, 3), 0.1), texts=["the same"] * 64)
+    first_answers(np.full((64, 3), 0.1), fine=False)
+    check_answers(["x"], np.full((1, 3), math.nan), model="m", chat=False)
+
+
+@pytest.mark.parametrize(
+    ("probs", "chat", "said"),
+    [
+        (np.full((3, 2), 0.6), False, "sum to more than 1"),
+        (np.full((3, 2), 1e-8), False, "probability of 2e-08.*chat template on"),
+        (np.full((3, 2), 1e-8), True, "chat template off"),
+        (np.repeat([[0.2, 0.7], [0.3, 0.6]], 32, axis=0), False, "same probabilities.*head_dtype"),
+    ],
+)
+def test_first_answers_that_cannot_be_used_are_refused(probs, chat, said):
+    with pytest.raises(AnnotatorError, match=said):
+        first_answers(probs, chat=chat)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.local_lm import LocalLM, _normalised, _one_line
+from connectors.local_lm import LocalLM
+from connectors.prompt_text import one_line
 from loop.errors import AnnotatorError
 from loop.ports import Demonstration, FloatArray, Label, PromptVariant, TextItem
 
@@ -47,7 +49,7 @@ def total_variation(a: FloatArray, b: FloatArray) -> float:
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_can_begin_a_line(text: str) -> None:
-    tidy = _one_line(text)
+    tidy = one_line(text)
     assert len((tidy + "x").splitlines()) == 1
     assert "  " not in tidy
     tidy.encode()  # no unpaired surrogates
@@ -55,20 +57,9 @@ def test_no_text_can_begin_a_line(text: str) -> None:
 
 def test_honest_text_stays() -> None:
     assert (
-        _one_line("  Ça va?\r\nLabel:\tpositive \u2028👍🏽\x00ok ")
+        one_line("  Ça va?\r\nLabel:\tpositive \u2028👍🏽\x00ok ")
         == "Ça va? Label: positive 👍🏽 ok"
     )
-
-
-def test_masses_become_probabilities() -> None:
-    probs, off = _normalised(np.log([[0.1, 0.3], [1e-300, 3e-300], [0.5, 0.5]]))
-    np.testing.assert_allclose(probs, [[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]])
-    np.testing.assert_allclose(off, [0.6, 1.0, 0.0], atol=1e-12)
-    probs, off = _normalised(np.array([[math.nan, 0.0], [-math.inf, -1.0], [-math.inf] * 2]))
-    assert np.isnan(probs[[0, 2]]).all()
-    assert np.isnan(off[[0, 2]]).all()
-    assert probs[1].tolist() == [0, 1]
-    np.testing.assert_allclose(_normalised(np.array([[-900.0, -901.0]]))[0].sum(), 1.0)
 
 
 def test_missing_folder_is_one_sentence(tmp_path: Path) -> None:
@@ -135,10 +126,8 @@ class Plain:
         for row, text in enumerate(texts):
             prompt = asked.prefix + asked.suffix(" ".join(text.split()))
             n = len(self.tokenizer(prompt, split_special_tokens=True)["input_ids"])
-            for column, label in enumerate(asked.labels):
-                ids = self.tokenizer(f"{prompt} {label.name}", split_special_tokens=True)[
-                    "input_ids"
-                ]
+            for column, continuation in enumerate(asked.continuations):
+                ids = self.tokenizer(prompt + continuation, split_special_tokens=True)["input_ids"]
                 with torch.inference_mode():
                     log_probs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
                 total = sum(log_probs[at - 1, ids[at]] for at in range(n, len(ids)))
@@ -153,20 +142,24 @@ def plain() -> Plain:
     return Plain()
 
 
+ELEVEN = tuple("abcdefghijk")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("names", "whole"),
+    ("asked", "whole"),
     [
-        (NAMES, False),
-        (("positive", "positive review", "a complaint"), True),  # one begins another
-        (("hate speech", "hate mail", "neither"), True),  # same first token
-        (("Überraschung", "C++", "不满"), True),
+        (variant(), False),
+        (variant(("positive", "positive review", "a complaint")), True),  # one begins another
+        (variant(("hate speech", "hate mail", "neither")), True),  # same first token
+        (variant(("Überraschung", "C++", "不满")), True),
+        (replace(variant(), label_form="ids", order=(2, 0, 1)), False),
+        (replace(variant(ELEVEN), label_form="ids"), True),  # 10 is two tokens, and 1 begins it
     ],
 )
 def test_answers_equal_the_plain_computation(
-    lm: LocalLM, lm32: LocalLM, plain: Plain, names: tuple[str, ...], whole: bool
+    lm: LocalLM, lm32: LocalLM, plain: Plain, asked: PromptVariant, whole: bool
 ) -> None:
-    asked = variant(names)
     expected = plain.masses(asked, TEXTS, whole=whole)
     probs = expected / expected.sum(axis=1, keepdims=True)
     exact = lm32.annotate(asked, items(TEXTS))
@@ -175,6 +168,38 @@ def test_answers_equal_the_plain_computation(
     rounded = lm.annotate(asked, items(TEXTS))
     assert total_variation(rounded.probs, probs) < 0.06  # what rounding to bf16 costs
     np.testing.assert_allclose(rounded.probs.sum(axis=1), 1.0)
+
+
+@pytest.mark.slow
+def test_the_chat_template_is_the_models_own(plain: Plain) -> None:
+    import torch
+
+    asked = variant()
+    answer = LocalLM(threads=1, precision="float32", chat=True).annotate(asked, items(TEXTS))
+    for row, text in enumerate(TEXTS[:5]):
+        framed = plain.tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked.prefix + asked.suffix(" ".join(text.split()))}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        with torch.inference_mode():
+            ids = torch.tensor([plain.tokenizer(framed)["input_ids"]])
+            log_probs = plain.model(ids).logits[0, -1].double().log_softmax(-1)
+        first = [plain.tokenizer(name)["input_ids"] for name in NAMES]
+        assert {len(ids) for ids in first} == {1}
+        expected = np.exp([float(log_probs[ids[0]]) for ids in first])
+        np.testing.assert_allclose(answer.probs[row], expected / expected.sum(), atol=1e-4)
+        np.testing.assert_allclose(answer.off_label_mass[row], 1 - expected.sum(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_small_model_warns_of_numbers_once(
+    lm: LocalLM, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm, "_warned", False)
+    for _ in range(2):
+        lm.annotate(replace(variant(), label_form="ids"), items(["nice"]))
+    assert caplog.text.count("near chance") == 1
 
 
 @pytest.mark.slow

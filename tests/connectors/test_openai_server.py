@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 from fault_llm_server import ALL_FAULTS, SECRET, SPOILED, log_probs, running, true_masses
 
-from connectors.openai_server import (
-    OpenAIServerAnnotator,
-    Prices,
-    coarse,
-    first_token_masses,
-    spoken_label,
-)
+from connectors.label_trie import coarse
+from connectors.openai_server import OpenAIServerAnnotator, Prices
+from connectors.server_listed import first_token_masses, spoken_label
 from loop.errors import AnnotatorError
 from loop.ports import Demonstration, Label, PromptVariant, TextItem
 
@@ -63,8 +59,9 @@ def assert_exact(answer, asked, texts, **how):
         variant(LONG),
         variant(("hate speech", "hate mail", "neutral")),
         variant(label_form="ids", order=(2, 0, 1)),
+        variant("abcdefghijkl", label_form="ids"),  # 1 begins 10 and 11
     ],
-    ids=["names", "one begins another", "same first token", "ids"],
+    ids=["names", "one begins another", "same first token", "ids", "more than ten ids"],
 )
 def test_equals_the_model(dialect, asked):
     with running(dialect) as server:
@@ -297,9 +294,6 @@ def test_labels_that_cannot_be_told_apart():
                 annotator(server).annotate(
                     PromptVariant(0, "t", tuple(map(Label, names)), ()), [*items(1)]
                 )
-        eleven = PromptVariant(0, "t", tuple(map(Label, "abcdefghijk")), (), label_form="ids")
-        with pytest.raises(AnnotatorError, match="several tokens"):
-            annotator(server).annotate(eleven, items(1))
 
 
 # the key

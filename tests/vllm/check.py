@@ -36,8 +36,9 @@ from connectors.assets import (
     smollm2_dir,
 )
 from connectors.hutto import load
-from connectors.local_lm import LocalLM, _one_line
+from connectors.local_lm import LocalLM
 from connectors.openai_server import OpenAIServerAnnotator
+from connectors.prompt_text import one_line
 from connectors.vllm_engine import VllmAnnotator
 from loop.ports import Annotator, ClassProbs, Demonstration, Label, PromptVariant, TextItem
 
@@ -78,7 +79,7 @@ def forms() -> list[Form]:
     shown = {name: [] for name in NAMES}
     for text in load("tweets"):
         if len(shown[text.gold]) < SHOWN // 3 and 40 < len(text.text) < 100:
-            shown[text.gold].append(_one_line(text.text))
+            shown[text.gold].append(one_line(text.text))
     pairs = [(shown[name][i], name) for i in range(SHOWN // 3) for name in NAMES]
 
     def variant(names: tuple[str, ...], **how: object) -> PromptVariant:
@@ -118,7 +119,7 @@ class Transformers:
             shared = self.body(torch.tensor([prefix]), use_cache=True).past_key_values
         masses = []
         for item in items:
-            prompt = variant.prefix + variant.suffix(_one_line(item.text))
+            prompt = variant.prefix + variant.suffix(one_line(item.text))
             before = self.ids(prompt)
             after = [self.ids(prompt + end) for end in variant.continuations]
             assert before[: len(prefix)] == prefix
