@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from connectors.label_studio import choice_result
+from connectors.label_studio_page import choice_result
 from loop.errors import ReviewerError
 from loop.ports import Progress, TextItem, no_progress
 

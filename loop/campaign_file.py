@@ -77,6 +77,7 @@ seeds = 5
 url = "local"                 # goldloop installs and runs one; or the URL of your server
 # token_env = "LABEL_STUDIO_API_KEY"   # environment variable with the token for your server
 assist = "blind"              # "prefill" shows the LLM label, "why" says why a text is here
+# assist_share = 1.0          # share of texts that get it, at random, to see what it does to people
 # note = true                 # people may leave a note
 # overlap = 1                 # people per text
 # rule = "majority"           # or "dawid-skene" (weighs people by their errors), or "ask-one-more"

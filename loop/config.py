@@ -187,6 +187,7 @@ class LabelStudioSection(Section):
     url: Annotated[str, StringConstraints(pattern=r"^(local|https?://.+)$")] = "local"
     token_env: str = "LABEL_STUDIO_API_KEY"
     assist: Literal["blind", "prefill", "why"] = "blind"
+    assist_share: Fraction = 1.0
     note: bool = True
     overlap: int = Field(1, ge=1, le=20)
     rule: Literal["majority", "dawid-skene", "ask-one-more"] = "majority"
@@ -197,6 +198,8 @@ class LabelStudioSection(Section):
 
     @model_validator(mode="after")
     def _rules_fit(self) -> LabelStudioSection:
+        if self.assist == "blind" and self.assist_share != 1.0:
+            raise ValueError('assist_share is for assist = "prefill" or "why"')
         if self.max_overlap is not None and self.rule != "ask-one-more":
             raise ValueError('max_overlap is for rule = "ask-one-more"')
         if self.max_overlap is not None and self.max_overlap < self.overlap:

@@ -242,6 +242,7 @@ class ReviewTask:
         why: one plain sentence for the labelling page, shown only where the campaign asks for it.
         llm_label: the LLM's label; leaves the house only where ``assist`` is ``prefill``.
         llm_confidence: (0, 1].
+        assisted: whether the page shows for this item what ``assist`` names.
     """
 
     item_id: str
@@ -251,6 +252,7 @@ class ReviewTask:
     why: str
     llm_label: str
     llm_confidence: float
+    assisted: bool = True
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,10 @@ class Reviewer(Protocol):
 
     def ask(self, wanted: Mapping[str, int]) -> None:
         """Opens tasks again until so many people answered each; by the server's task id."""
+        ...
+
+    def withdraw(self, item_ids: Sequence[str]) -> set[str]:
+        """Takes back what nobody has begun to answer; the items that are there no more."""
         ...
 
     def queue(self, title: str, item_ids: Sequence[str]) -> None:

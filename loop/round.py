@@ -286,15 +286,21 @@ def push(ctx: Context, round_: Round) -> bool:
         )
         for r in waiting
     ]
-    tasks = _with_checks(ctx, round_, tasks, scores)
+    tasks = [
+        replace(task, assisted=_assisted(ctx, task.item_id))
+        for task in _with_checks(ctx, round_, tasks, scores)
+    ]
     with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
+    assisted = {task.item_id for task in tasks if task.assisted}
+    asked = Panel.of(ctx.config.label_studio).first
     with ctx.store.transaction() as session:
         for item_id, task_id in task_ids.items():
-            for table, key in ((Review, Review.item_id), (HiddenCheck, HiddenCheck.id)):
-                session.exec(
-                    update(table).where(col(key) == item_id).values(task_id=task_id, sent_at=now())
-                )
+            values = {"task_id": task_id, "sent_at": now(), "assisted": item_id in assisted}
+            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
+            session.exec(
+                update(Review).where(col(Review.item_id) == item_id).values(asked=asked, **values)
+            )
         return _advance(ctx, round_, "push", session, sent=len(tasks))
 
 
@@ -664,6 +670,15 @@ def _why(review: Review, score_: Score) -> str:
     return f"Suspect: the strongest sign is {strongest.replace('_', ' ')}."
 
 
+def _assisted(ctx: Context, item_id: str) -> bool:
+    """Whether the page helps with this item; the same whenever asked."""
+    section = ctx.config.label_studio
+    if section.assist == "blind":
+        return False
+    digest = hashlib.sha256(f"{ctx.config.rounds.seed}\0assist\0{item_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) < section.assist_share * 2**64
+
+
 def _open_project(ctx: Context) -> str:
     with ctx.store.transaction() as session:
         row = session.get(CampaignRow, ctx.name)
@@ -751,7 +766,7 @@ def _ask_further(ctx: Context, round_: Round) -> int:
     further = {
         r.item_id: (r.task_id, r.wanted)
         for r in waiting
-        if r.task_id and r.wanted and r.wanted > (r.asked or panel.first)
+        if r.task_id and r.wanted and r.wanted > (r.asked or 1)
     }
     if further:
         ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})

@@ -134,6 +134,7 @@ class Review(SQLModel, table=True):
     outcome: str | None = None
     wanted: int | None = None
     asked: int | None = None
+    assisted: bool | None = None
 
 
 class HiddenCheck(SQLModel, table=True):
@@ -148,6 +149,7 @@ class HiddenCheck(SQLModel, table=True):
     rank: int
     task_id: str | None = None
     sent_at: datetime | None = None
+    assisted: bool | None = None
 
 
 class Annotation(SQLModel, table=True):

@@ -22,7 +22,9 @@ from typing import Any
 import httpx
 
 from connectors import label_studio_server
-from connectors.label_studio import BATCH_TASKS, LabelStudioReviewer, choice_result
+from connectors.label_studio import LabelStudioReviewer
+from connectors.label_studio_page import choice_result
+from connectors.label_studio_push import BATCH_TASKS
 from loop.ports import Label, ReviewTask
 
 LABELS = [Label("positive"), Label("negative")]

@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from connectors import label_studio_server
-from connectors.label_studio import MODEL_VERSION, UNSURE, LabelStudioReviewer, choice_result
+from connectors.label_studio import LabelStudioReviewer
+from connectors.label_studio_page import UNSURE, choice_result
+from connectors.label_studio_push import MODEL_VERSION
 from loop.errors import ReviewerError
 from loop.ports import Label, ReviewTask
 
@@ -149,7 +151,7 @@ def test_blind_tasks_say_nothing_of_the_llm(make, api):
     settings = api.get(f"/api/projects/{project}/").json()
     assert settings["show_collab_predictions"] is False
     assert settings["sampling"] == "Sequential sampling"
-    assert settings["maximum_annotations"] == 1
+    assert settings["maximum_annotations"] == 1  # the tasks say how many people they want
 
 
 def test_why_is_shown_only_where_asked(make, api):
@@ -195,7 +197,6 @@ def test_project_is_found_again_and_updated(make, api):
     assert more.open_project(project) == project
     settings = api.get(f"/api/projects/{project}/").json()
     assert "new one" in settings["label_config"]
-    assert settings["maximum_annotations"] == 3
     assert more.fetch(None).tasks[0].annotations[0].label == "😀 joy"
     with pytest.raises(ReviewerError, match="belongs to campaign 'again'"):
         make(campaign_id="other").open_project(project)
@@ -247,7 +248,7 @@ def test_strange_answers_are_kept_with_the_reason(make, api):
 
 
 def test_only_what_changed_is_read_again(make, api, monkeypatch):
-    monkeypatch.setattr("connectors.label_studio.CURSOR_OVERLAP_S", 0.0)
+    monkeypatch.setattr("connectors.label_studio_pull.CURSOR_OVERLAP_S", 0.0)
     reviewer = make()
     reviewer.open_project(None)
     sent = reviewer.send(tasks(6))
@@ -277,7 +278,7 @@ def test_only_what_changed_is_read_again(make, api, monkeypatch):
 
 
 def test_reading_goes_through_all_pages(make, api, monkeypatch):
-    monkeypatch.setattr("connectors.label_studio.PAGE_TASKS", 2)
+    monkeypatch.setattr("connectors.label_studio_pull.PAGE_TASKS", 2)
     reviewer = make()
     project = reviewer.open_project(None)
     reviewer.send(tasks(5))

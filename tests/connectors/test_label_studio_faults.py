@@ -9,7 +9,8 @@ import pytest
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel
 
-from connectors.label_studio import LabelStudioReviewer, translated
+from connectors.label_studio import LabelStudioReviewer
+from connectors.label_studio_client import translated
 from loop.errors import ReviewerError
 from loop.ports import Label, ReviewTask
 
@@ -19,7 +20,8 @@ TOKEN = "secret" * 6 + "abcd"
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     quick = SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic)
-    monkeypatch.setattr("connectors.label_studio.time", quick)
+    for name in ("", "_client", "_push", "_views"):
+        monkeypatch.setattr(f"connectors.label_studio{name}.time", quick)
 
 
 def reviewer(handler, **options):
@@ -161,6 +163,22 @@ def task(number):
     return ReviewTask(f"i{number}", "text", 1, number, "", "a", 0.5)
 
 
+ROUND = {
+    "title": "Round 1",
+    "filters": {
+        "conjunction": "and",
+        "items": [
+            {
+                "filter": "filter:tasks:data.round",
+                "operator": "equal",
+                "type": "Number",
+                "value": 1,
+            }
+        ],
+    },
+}
+
+
 class Server:
     """The few calls that sending needs, with faults on order."""
 
@@ -201,6 +219,8 @@ class Server:
                 raise httpx.ReadTimeout("slow")
             body = {"task_count": len(ids), "prediction_count": 0, "task_ids": ids}
             return httpx.Response(201, json=body)
+        if request.url.path == "/api/dm/views/":
+            return httpx.Response(200, json=[{"id": 1, "data": ROUND}])
         query = json.loads(request.url.params["query"])
         wanted = set(query["filters"]["items"][0]["value"])
         rows = [{"id": i, "data": d} for i, d in self.tasks.items() if d["ext_id"] in wanted]
@@ -281,7 +301,7 @@ def test_times_are_asked_for_in_the_one_form_that_the_server_reads(stamp, asked)
 
 def test_tasks_that_vanish_while_paging_hide_no_others(monkeypatch):
     rows = [{"id": i, "data": {"ext_id": f"i{i}"}, "updated_at": None} for i in range(1, 8)]
-    monkeypatch.setattr("connectors.label_studio.PAGE_TASKS", 3)
+    monkeypatch.setattr("connectors.label_studio_pull.PAGE_TASKS", 3)
     calls = []
 
     def handler(request):

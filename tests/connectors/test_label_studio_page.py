@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.label_studio import (
+from connectors.label_studio_page import (
     FILTER_FROM,
     UNSURE,
     choice_result,

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from connectors import label_studio_server
-from connectors.label_studio import choice_result
+from connectors.label_studio_page import choice_result
 from loop.errors import ReviewerError
 from loop.store import STAGES, Store
 

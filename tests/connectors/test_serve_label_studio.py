@@ -7,7 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from connectors.label_studio import LabelStudioReviewer, choice_result
+from connectors.label_studio import LabelStudioReviewer
+from connectors.label_studio_page import choice_result
 from loop.errors import ReviewerError
 from loop.ports import Label, ReviewTask
 from loop.serve import (

@@ -52,8 +52,9 @@ def run(folder, url, token, campaign_id, die):
     """
     from fakes import CentroidStudent
 
-    import connectors.label_studio as studio
-    import loop.report
+    import loop.report_plots
+    from connectors import label_studio_pull, label_studio_push
+    from connectors.label_studio import LabelStudioReviewer
     from connectors.recorded import RecordedAnnotator
     from loop.context import Context, Parts
     from loop.errors import LoopError
@@ -61,9 +62,9 @@ def run(folder, url, token, campaign_id, die):
     from loop.round import RUN, open_campaign, run_round, why_finished
     from loop.store import Store
 
-    loop.report._plot = lambda *_: ""
-    studio.PAGE_TASKS = 4  # several pages even for few tasks
-    studio.BATCH_TASKS = 3
+    loop.report_plots.course_plot = lambda *_: ""
+    label_studio_pull.PAGE_TASKS = 4  # several pages even for few tasks
+    label_studio_push.BATCH_TASKS = 3
     config = config_of(folder)
     store = Store(f"sqlite:///{folder / 'faulty.db'}")
 
@@ -72,7 +73,7 @@ def run(folder, url, token, campaign_id, die):
 
     if die is not None:
         stage, moment = die
-        real, advance, send = RUN[stage], Store.advance, studio.LabelStudioReviewer._import_once
+        real, advance, send = RUN[stage], Store.advance, label_studio_push.Push._import_once
 
         def dying(ctx, round_):
             if moment == "before":
@@ -95,8 +96,8 @@ def run(folder, url, token, campaign_id, die):
 
         RUN[stage] = dying
         Store.advance = dying_advance
-        studio.LabelStudioReviewer._import_once = dying_send
-    reviewer = studio.LabelStudioReviewer(
+        label_studio_push.Push._import_once = dying_send
+    reviewer = LabelStudioReviewer(
         url,
         token,
         project_title="faults",

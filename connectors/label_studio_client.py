@@ -1,0 +1,305 @@
+"""The connection to a Label Studio server: reading, writing, and errors of one sentence.
+
+The SDK's own retries are off for writes, because they repeat imports whose answer was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from loop.errors import ReviewerError
+
+if TYPE_CHECKING:
+    import httpx
+    from label_studio_sdk import LabelStudio
+
+OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
+ATTEMPTS = 5
+NO_RETRY: Any = {"max_retries": 0}
+
+
+def shown_url(url: str) -> str:
+    """Without a user name or password."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    netloc = f"{host}:{parts.port}" if parts.port else host
+    return urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+
+
+def _reason(body: Any) -> str:
+    """What the server says, in one line; pages of HTML say nothing."""
+    if not isinstance(body, Mapping):
+        return ""
+    said = body.get("validation_errors") or body.get("detail") or ""
+    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+    return " ".join(text.split())[:300]
+
+
+class LostError(ReviewerError):
+    """No usable answer: the request may have been carried out, or may still be.
+
+    Attributes:
+        over: the server is certainly not at work on it any more.
+    """
+
+    def __init__(self, message: str, *, over: bool = False) -> None:
+        super().__init__(message)
+        self.over = over
+
+
+class RefusedError(ReviewerError):
+    """The server answered with an error that repeating does not cure."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextmanager
+def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
+    """Turns what the SDK, httpx and pydantic raise into one ReviewerError.
+
+    The original is not chained: an ``ApiError`` prints the request's cookies and headers.
+    """
+    import httpx
+    from label_studio_sdk.core.api_error import ApiError
+    from pydantic import ValidationError
+
+    where = f"Label Studio at {shown_url(url)}"
+    try:
+        yield
+    except ApiError as exc:
+        status = exc.status_code or 0
+        reason = _reason(exc.body)
+        if token:
+            reason = reason.replace(token, "…")
+        if status == 401:
+            message = (
+                f"{where} does not accept the token (401); make a new one under Account & Settings"
+                " and set LABEL_STUDIO_API_KEY."
+            )
+        elif status == 403:
+            message = f"{where} does not allow this user to {doing} (403)."
+        elif status == 404:
+            message = f"{where} does not have what is needed to {doing} (404)."
+        else:
+            message = f"{where} refused to {doing} ({status})" + (f": {reason}" if reason else ".")
+        if status in (408, 425, 429) or status >= 500 or status == 0:
+            # Label Studio's own errors carry its version; those of proxies do not.
+            over = isinstance(exc.body, Mapping) and "version" in exc.body
+            raise LostError(f"{where} failed to {doing} ({status}).", over=over) from None
+        raise RefusedError(message, status) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
+        raise LostError(
+            f"{where} cannot be reached; is it running, and is the address right?", over=True
+        ) from None
+    except httpx.TimeoutException:
+        raise LostError(f"{where} did not answer in time when asked to {doing}.") from None
+    except (httpx.HTTPError, httpx.StreamError) as exc:
+        raise LostError(
+            f"{where} broke off when asked to {doing} ({type(exc).__name__})."
+        ) from None
+    except httpx.InvalidURL:
+        raise ReviewerError(f"{shown_url(url)!r} is not the address of a server.") from None
+    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise ReviewerError(
+            f"{where} answered in a form that goldloop does not know when asked to {doing}"
+            f" ({type(exc).__name__})."
+        ) from None
+
+
+class Client:
+    """One server, as one user.
+
+    Args:
+        url: the server's address.
+        token: a personal access token or a legacy token.
+        timeout_s: how long one request may take.
+        transport: an httpx transport, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        timeout_s: float = 300.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._token = token.strip()
+        self._timeout_s = timeout_s
+        self._transport = transport
+        self._sdk: LabelStudio | None = None
+
+    @property
+    def shown_url(self) -> str:
+        """The address without a user name or password."""
+        return shown_url(self.url)
+
+    def asking(self, doing: str) -> Any:
+        """A context in which errors say what was asked for."""
+        return translated(self.url, doing, self._token)
+
+    def sdk(self) -> LabelStudio:
+        """The SDK's client.
+
+        Raises:
+            ReviewerError: there is no token, or it cannot be one.
+        """
+        if self._sdk is None:
+            if not self._token:
+                raise ReviewerError(
+                    "There is no token for Label Studio; set LABEL_STUDIO_API_KEY to the one under"
+                    " Account & Settings."
+                )
+            if not re.fullmatch(r"[\x21-\x7e]+", self._token):
+                raise ReviewerError(
+                    "The token for Label Studio holds white space or other characters that no"
+                    " token has; copy it again."
+                )
+            import httpx
+            from label_studio_sdk import LabelStudio
+
+            http = httpx.Client(
+                transport=self._transport, timeout=self._timeout_s, follow_redirects=True
+            )
+            weakref.finalize(self, http.close)
+            with self.asking("read the token"):
+                self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
+                    base_url=self.url, api_key=self._token, httpx_client=http, max_retries=2
+                )
+        return self._sdk
+
+    def get(self, path: str, params: dict[str, Any], *, retry: bool = True) -> Any:
+        """JSON as the server wrote it: the SDK's typed answers lose fields they do not know.
+
+        The SDK repeats what the server refuses for a while, but not what breaks off on the way.
+        """
+        import httpx
+        from label_studio_sdk.core.api_error import ApiError
+
+        http = self.sdk()._client_wrapper.httpx_client
+        options = None if retry else NO_RETRY
+        for pause_s in pauses(ATTEMPTS):
+            try:
+                answer = http.request(path, method="GET", params=params, request_options=options)
+                break
+            except (httpx.ReadError, httpx.RemoteProtocolError) as exc:
+                failure = exc
+                time.sleep(pause_s)
+        else:
+            raise failure
+        body: Any = None
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            body = answer.json()
+        if answer.status_code != 200:
+            raise ApiError(status_code=answer.status_code, body=body)
+        if body is None:
+            raise ReviewerError(f"{self.shown_url} does not answer like Label Studio.")
+        return body
+
+    def write(
+        self, method: str, path: str, body: Any, doing: str, *, repeatable: bool = False
+    ) -> None:
+        """A request that changes something; repeated only where that cannot do it twice."""
+        from label_studio_sdk.core.api_error import ApiError
+
+        for pause_s in pauses(ATTEMPTS if repeatable else 1):
+            try:
+                with self.asking(doing):
+                    http = self.sdk()._client_wrapper.httpx_client
+                    answer = http.request(path, method=method, json=body, request_options=NO_RETRY)
+                    if answer.status_code >= 300:
+                        kind = answer.headers.get("content-type", "")
+                        said = answer.json() if kind.startswith("application/json") else None
+                        raise ApiError(status_code=answer.status_code, body=said)
+                return
+            except LostError as exc:
+                failure = exc
+                if repeatable:
+                    time.sleep(pause_s)
+        raise failure
+
+    def check(self) -> None:
+        """Asks for the server's version, and whether it takes the token.
+
+        Raises:
+            ReviewerError: it is no Label Studio, too old, or does not take the token.
+        """
+        with self.asking("say its version"):
+            try:
+                release = str(self.get("api/version/", {}, retry=False)["release"])
+            except (KeyError, TypeError):
+                release = ""
+        found = re.match(r"(\d+)\.(\d+)", release)
+        if found is None:
+            raise ReviewerError(f"{self.shown_url} does not answer like Label Studio.")
+        if (int(found[1]), int(found[2])) < OLDEST:
+            raise ReviewerError(
+                f"Label Studio at {self.shown_url} is version {release}; goldloop needs"
+                f" {OLDEST[0]}.{OLDEST[1]} or later."
+            )
+        with self.asking("say whose token this is"):
+            self.get("api/current-user/whoami", {}, retry=False)
+
+    def listed(
+        self, project: int, doing: str, filters: list[dict[str, Any]], page_size: int, **params: Any
+    ) -> list[dict[str, Any]]:
+        """All pages of a task list, in the order of ids.
+
+        Where tasks vanish between two pages, others move up and one would be missed: it starts
+        again.
+        """
+        query = {"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]}
+        for _ in range(ATTEMPTS):
+            rows: dict[int, dict[str, Any]] = {}
+            total: int | None = None
+            number = 1
+            while True:
+                with self.asking(doing):
+                    answer = self.get(
+                        "api/tasks/",
+                        {
+                            "project": project,
+                            "query": json.dumps(query, separators=(",", ":")),
+                            "page": number,
+                            "page_size": page_size,
+                            **params,
+                        },
+                    )
+                    rows |= {int(row["id"]): row for row in answer["tasks"]}
+                    shrunk = total is not None and answer["total"] < total
+                    total = int(answer["total"])
+                if shrunk or number * page_size >= total:
+                    break
+                number += 1
+            if not shrunk:
+                return list(rows.values())
+        raise ReviewerError(
+            f"Tasks kept vanishing from Label Studio's project {project} while it was read;"
+            " try again."
+        )
+
+
+def filter_on(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:
+    """A condition on the tasks of a list."""
+    return {
+        "filter": f"filter:tasks:{column}",
+        "operator": operator,
+        "type": kind,
+        "value": value,
+    }
+
+
+def pauses(attempts: int) -> Iterator[float]:
+    """Seconds to wait after each failed attempt, growing."""
+    for attempt in range(attempts):
+        yield 0.2 * 2**attempt

@@ -1,0 +1,68 @@
+"""Taking tasks back that nobody has begun to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from connectors.label_studio_client import Client, filter_on
+
+BATCH_TASKS = 200  # small, so that little time passes between the server's look and its deletion
+PAGE_TASKS = 1_000
+
+
+def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
+    """Removes tasks without an answer, a skip or a draft.
+
+    The server itself looks for answers once more in the request that deletes, so an answer that
+    comes after our own look keeps its task. Who has a removed task open is told that it is gone.
+
+    Returns:
+        items that are on the server no more.
+    Raises:
+        ReviewerError: the server refuses; calling again is safe.
+    """
+    for start in range(0, len(item_ids), BATCH_TASKS):
+        batch = list(item_ids[start : start + BATCH_TASKS])
+        idle = [int(row["id"]) for row in _rows(client, project, batch) if not _begun(row)]
+        if not idle:
+            continue
+        body = {
+            "filters": {
+                "conjunction": "and",
+                "items": [
+                    filter_on("data.ext_id", "in_list", "String", batch),
+                    filter_on("total_annotations", "equal", "Number", 0),
+                    filter_on("cancelled_annotations", "equal", "Number", 0),
+                ],
+            },
+            "selectedItems": {"all": False, "included": idle},
+        }
+        client.write(
+            "POST",
+            f"api/dm/actions?id=delete_tasks&project={project}",
+            body,
+            "withdraw tasks",
+            repeatable=True,  # what is deleted already is not found again
+        )
+    there = {
+        str(row["data"]["ext_id"])
+        for start in range(0, len(item_ids), BATCH_TASKS)
+        for row in _rows(client, project, list(item_ids[start : start + BATCH_TASKS]))
+    }
+    return set(item_ids) - there
+
+
+def _rows(client: Client, project: int, item_ids: list[str]) -> list[dict[str, Any]]:
+    return client.listed(
+        project,
+        "look for answers",
+        [filter_on("data.ext_id", "in_list", "String", item_ids)],
+        fields="all",
+        include="id,data,annotations,drafts",
+        page_size=PAGE_TASKS,
+    )
+
+
+def _begun(row: dict[str, Any]) -> bool:
+    return bool(row.get("annotations") or row.get("drafts"))
