@@ -227,7 +227,7 @@ def write_labels(
     """
     path = Path(path)
     kind = _format_to_write(path, format)
-    records = [{str(k): _plain(v) for k, v in row.items()} for row in rows]
+    records = [{str(k): plain(v) for k, v in row.items()} for row in rows]
     names = list(columns or dict.fromkeys(name for record in records for name in record))
     write = {"csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet, "hf": _write_hf}
     try:
@@ -303,7 +303,7 @@ def _read_raw(
     path = Path(source)
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = _suggestion(path.name, near)
+        hint = suggestion(path.name, near)
         found.error("missing_file", f"does not exist;{hint} check texts.source")
         return None
     if path.is_dir():
@@ -356,7 +356,7 @@ def _decode(data: bytes, found: _Found) -> str | None:
 
 def _read_csv(text: str, path: Path, found: _Found) -> _Raw | None:
     csv.field_size_limit(MAX_FIELD_BYTES)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(text)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else csv_delimiter(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records: list[tuple[int, dict[str, Any]]] = []
     ragged: list[tuple[int, int]] = []
@@ -399,7 +399,7 @@ def _read_csv(text: str, path: Path, found: _Found) -> _Raw | None:
     return _Raw(tuple(header), "line", records)
 
 
-def _delimiter(text: str) -> str:
+def csv_delimiter(text: str) -> str:
     """Comma, semicolon or tab: the one that cuts the header into most cells; ties go to comma."""
     head = text.lstrip("\r\n").split("\n", 1)[0]
 
@@ -508,7 +508,7 @@ def _read_hf(name: str, split: str, wanted: list[str] | None, found: _Found) -> 
             data = datasets.load_dataset(path, config or None)
         if isinstance(data, Mapping):
             if split not in data:
-                hint = _suggestion(split, data)
+                hint = suggestion(split, data)
                 found.error(
                     "missing_split",
                     f"has no split {split!r};{hint} available: {', '.join(data)}; set"
@@ -564,7 +564,7 @@ def _check_columns(given: Mapping[str, str | None], columns: Sequence[str], foun
         setting = f"texts.{role}_column" if " " not in role else "the campaign file"
         found.error(
             "missing_column",
-            f"has no column {name!r};{_suggestion(name, columns)} available:"
+            f"has no column {name!r};{suggestion(name, columns)} available:"
             f" {', '.join(columns)}; set {setting}",
         )
 
@@ -591,15 +591,15 @@ def _rows(
             if isinstance(value, list | tuple | dict | set | bytes):
                 wrong.setdefault(column or "", []).append(number)
                 return ""
-            return _as_text(value)
+            return as_text(value)
 
         text = cell(text_column)
-        clean = _clean(text)
+        clean = clean_text(text)
         if clean != text:
             repaired.append(number)
-        gold = _clean(cell(gold_column)).strip() or None
-        split = _clean(cell(split_column)).strip() or None
-        meta = {c: _plain(record.get(c)) for c in meta_columns}
+        gold = clean_text(cell(gold_column)).strip() or None
+        split = clean_text(cell(split_column)).strip() or None
+        meta = {c: plain(record.get(c)) for c in meta_columns}
         rows.append(TextRow(clean, gold, split, meta, number))
     for column, numbers in wrong.items():
         found.error(
@@ -669,7 +669,7 @@ def _check_gold(
         found.error(
             "unknown_label",
             f"has the unknown label {label!r} in column {gold_column!r}"
-            f" {_count(len(lines), 'time')} ({_some(unit, lines)});{_suggestion(label, labels)}"
+            f" {_count(len(lines), 'time')} ({_some(unit, lines)});{suggestion(label, labels)}"
             f" allowed: {', '.join(labels)}; mend the column, or add the label to [[labels]]",
             lines,
         )
@@ -738,12 +738,12 @@ def _merge(rows: Sequence[TextRow], unit: str, found: _Found) -> tuple[TextRow, 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """Without NUL, which databases refuse, and lone surrogates, which UTF-8 does."""
     return _SURROGATE.sub("\ufffd", text.replace("\0", ""))
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Numbers become strings, None and NaN nothing; 1.0 is 1, as a column of integers with gaps."""
     if value is None:
         return ""
@@ -758,31 +758,31 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's terms."""
     if isinstance(value, str):
-        return _clean(value)
+        return clean_text(value)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_clean(str(k)): _plain(v) for k, v in value.items()}
+        return {clean_text(str(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, bytes):
         return value.hex()
     if hasattr(value, "tolist"):  # numpy scalars and arrays
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    return _clean(str(value))
+    return clean_text(str(value))
 
 
 # sentences
 
 
-def _suggestion(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """`` did you mean 'x'?`` with a leading space, or nothing."""
     names = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
@@ -821,7 +821,7 @@ def _format_to_write(path: Path, format_: str | None) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place on success and vanishes on failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -853,14 +853,14 @@ def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> N
             return json.dumps(value, ensure_ascii=False)
         return repr(value)
 
-    with _replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\r\n")  # else a lone \r is not quoted
         writer.writerow([escape_cell(name) for name in names])
         writer.writerows([cell(record.get(name)) for name in names] for record in records)
 
 
 def _write_jsonl(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
-    with _replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
         for record in records:
             ordered = {name: record.get(name) for name in names}
             handle.write(json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n")
@@ -886,7 +886,7 @@ def _write_parquet(records: list[dict[str, Any]], names: list[str], path: Path) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         pq.write_table(pa.table(_arrow_columns(records, names)), partial)
 
 
@@ -898,5 +898,5 @@ def _write_hf(records: list[dict[str, Any]], names: list[str], path: Path) -> No
     if path.exists() and not (path / "state.json").is_file():
         raise DataError(f"{path} exists and is no saved data set; name another folder.")
     data = {name: array.to_pylist() for name, array in _arrow_columns(records, names).items()}
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         datasets.Dataset.from_dict(data).save_to_disk(str(partial))
