@@ -281,7 +281,7 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
     for metric in METRICS:
         gap = paired_difference(
             predictions["llm_only"], predictions["all_gold"], data.test_gold, metric,
-            k=data.k, bootstrap=200, rng=np.random.default_rng(1),
+            k=data.k, bootstrap=200, over="items", rng=np.random.default_rng(1),
         )  # fmt: skip
         noise[metric] = (gap.high - gap.low) / 2
     return noise

@@ -1,8 +1,9 @@
 """How far students agree across seeds, and how often they are right.
 
-Every metric is a function of sums over test items, so that a bootstrap replicate is one row of
-item weights and 1,000 replicates are a few matrix products. ``preds`` is (s, n) throughout: one
-row per seed, one column per test item, integer classes.
+``preds`` is (s, n) throughout: one row per seed, one column per test item, integer classes.
+Intervals say how far a value would move with other test items and other seeds. Items are
+bootstrapped. Seeds are not: a seed drawn twice agrees with itself and would make every set look
+stable. Their share of the variance is a jackknife's, added to each replicate.
 
 Stability alone can mislead: students of systematically wrong labels can agree with each other
 more than students of gold. Read ``reliable_accuracy`` beside it wherever gold labels exist.
@@ -11,32 +12,34 @@ more than students of gold. Read ``reliable_accuracy`` beside it wherever gold l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from loop.item_sums import FloatArray, IntArray, item_sums, metrics_of, replicates, seed_spread
 
 METRICS = ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1", "reliable_accuracy")
 """What ``paired_difference`` compares."""
 
+Over = Literal["items and seeds", "items"]
+
 ONE_CLASS = "every seed gives every item the same class, so agreement beyond chance is undefined"
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
-_CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
+FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A value with its 95 % bootstrap interval over items.
+    """A value with its 95 % interval.
 
     Attributes:
         value: nan where the metric is undefined; ``note`` says why.
-        low: nan where no bootstrap was asked for.
+        low: nan where no interval was asked for, or none can be had.
         high: likewise.
         note: why the value is undefined, or what to mind when reading it.
     """
@@ -62,6 +65,9 @@ class Stability:
     Attributes:
         items: n test items.
         known: how many of them have a gold label.
+        over: what the intervals are over; items alone where there are fewer than three seeds. Those
+            of ``accuracy_sd`` and ``macro_f1_sd`` are over seeds, for these very items.
+        ac1: Gwet's AC1, agreement beyond chance that a common class does not pull down.
         accuracy: mean over seeds; its companion ``accuracy_sd`` is the sample standard deviation.
         recall: one Metric per class, mean over seeds; None without gold, like all that needs it.
     """
@@ -69,7 +75,9 @@ class Stability:
     items: int
     seeds: int
     known: int
+    over: Over
     alpha_k: Metric
+    ac1: Metric
     p_uc: Metric
     churn: Metric
     alpha_per_class: tuple[Metric, ...]
@@ -99,7 +107,7 @@ class Difference:
     """Metric of b minus metric of a on the same items.
 
     Attributes:
-        low: lower end of the 95 % paired bootstrap interval.
+        low: lower end of the 95 % paired interval, over items and seeds unless told otherwise.
         prob_above_zero: share of replicates in which b is above a.
     """
 
@@ -143,7 +151,7 @@ def churn(preds: ArrayLike) -> float:
 def flip_prob(preds: ArrayLike) -> FloatArray:
     """(n,) probability that two different seeds disagree on the item; its mean is ``churn``."""
     checked = _checked(preds)
-    return _item_sums(checked, None, int(checked.max(initial=0)) + 1)["apart"]
+    return item_sums(checked, None, int(checked.max(initial=0)) + 1)["apart"]
 
 
 def reliable_accuracy(preds: ArrayLike, y: ArrayLike) -> float:
@@ -158,6 +166,7 @@ def measure(
     *,
     weight: ArrayLike | None = None,
     bootstrap: int = 1000,
+    over: Over = "items and seeds",
     rng: np.random.Generator,
 ) -> Stability:
     """Every metric with its interval.
@@ -166,48 +175,68 @@ def measure(
         preds: (s, n) classes in 0..k-1.
         y: (n,) gold classes, -1 = unknown (left out of all that needs gold), or None.
         weight: (n,) > 0, inverse inclusion probabilities; None = equal. Their scale is free.
-        bootstrap: replicates, drawn over items with the seeds held fixed; 0 = no intervals.
+        bootstrap: replicates, drawn over items; 0 = no intervals.
+        over: whether the intervals count other seeds in, or hold these fixed.
         rng: draws the replicates.
     Raises:
         ValueError: shapes or classes do not fit.
+    Source: Efron & Stein 1981, the jackknife estimate of variance; Owen 2007, the pigeonhole
+        bootstrap (why rows that are few must not be redrawn with the columns).
     """
     checked = _checked(preds, k)
-    gold = _checked_gold(y, checked.shape[1], k)
-    base = _checked_weight(weight, checked.shape[1])
-    sums = _item_sums(checked, gold, k)
-    point = _metrics(sums, base[None, :], checked.shape[0])
-    drawn: dict[str, list[FloatArray]] = {name: [] for name in point}
-    if checked.shape[1]:
-        for replicate in _replicates(base, bootstrap, rng):
-            for name, values in _metrics(sums, replicate, checked.shape[0]).items():
-                drawn[name].append(values)
-    spread = {name: np.concatenate(parts) for name, parts in drawn.items() if parts}
+    s, n = checked.shape
+    gold = _checked_gold(y, n, k)
+    base = _checked_weight(weight, n)
+    sums = item_sums(checked, gold, k)
+    point = metrics_of(sums, base[None, :], s)
+    over = over if s > 2 else "items"
+    spread: dict[str, FloatArray] = {}
+    if n and bootstrap:
+        drawn = [metrics_of(sums, r, s) for r in replicates(base, bootstrap, rng)]
+        spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+        if over != "items":
+            without = [item_sums(np.delete(checked, i, 0), gold, k) for i in range(s)]
+            of_seeds = seed_spread(
+                [partial(metrics_of, part, s=s - 1) for part in without], base, rng
+            )
+            noise = rng.standard_t(s - 1, bootstrap)
+            for name, values in spread.items():
+                spread[name] = values + np.multiply.outer(noise, of_seeds[name])
 
     def metric(name: str, note: str = "") -> Metric:
-        return _metric(point[name][0], spread.get(name), note)
+        return _metric(name, point[name][0], spread.get(name), note)
 
-    def per_class(name: str) -> tuple[Metric, ...]:
+    def per_class(name: str, notes: Sequence[str]) -> tuple[Metric, ...]:
         chosen = spread.get(name)
         return tuple(
-            _metric(point[name][0, c], None if chosen is None else chosen[:, c]) for c in range(k)
+            _metric(name, point[name][0, c], None if chosen is None else chosen[:, c], notes[c])
+            for c in range(k)
         )
 
     known = int((gold >= 0).sum()) if gold is not None else 0
     found: dict[str, Any] = {
-        "items": checked.shape[1],
-        "seeds": checked.shape[0],
+        "items": n,
+        "seeds": s,
         "known": known,
-        "alpha_k": metric("alpha_k", _alpha_note(checked, k)),
+        "over": over,
+        "alpha_k": metric("alpha_k", _alpha_note(checked, k, float(point["ac1"][0]))),
+        "ac1": metric("ac1"),
         "p_uc": metric("p_uc"),
-        "churn": metric("churn", ONE_SEED if checked.shape[0] < 2 else ""),
-        "alpha_per_class": per_class("alpha_per_class"),
+        "churn": metric("churn", ONE_SEED if s < 2 else ""),
+        "alpha_per_class": per_class("alpha_per_class", _rare_notes(checked, k)),
     }
-    if not known:
+    if not known or gold is None:
         return Stability(**found)
-    for name in ("accuracy", "accuracy_sd", "macro_f1", "macro_f1_sd", "reliable_accuracy"):
+    for name in ("accuracy", "macro_f1", "reliable_accuracy"):
         found[name] = metric(name)
+    for name in ("accuracy_sd", "macro_f1_sd"):
+        found[name] = _deviation(float(point[name][0]), s, bool(spread))
+    few = [
+        f"only {m} test texts of this class" if m < FEW_ITEMS else ""
+        for m in np.bincount(gold[gold >= 0], minlength=k)
+    ]
     for name in ("recall", "precision", "f1"):
-        found[name] = per_class(name)
+        found[name] = per_class(name, few)
     return Stability(**found)
 
 
@@ -242,9 +271,12 @@ def paired_difference(
     k: int,
     weight: ArrayLike | None = None,
     bootstrap: int = 1000,
+    over: Over = "items and seeds",
     rng: np.random.Generator,
 ) -> Difference:
     """Whether b is more stable, or more often right, than a on the same items.
+
+    With equally many seeds, the i-th of a and of b count as a pair: they share what they draw.
 
     Args:
         preds_a: (s, n), for instance the last round.
@@ -252,6 +284,7 @@ def paired_difference(
         y: (n,) gold, -1 = unknown; None will do where the metric needs none.
         metric: one of ``METRICS``.
         weight: as in ``measure``.
+        over: as in ``measure``; items alone where a side has fewer than three seeds.
     Raises:
         ValueError: unknown metric, gold missing, or shapes that do not fit.
     Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
@@ -270,21 +303,62 @@ def paired_difference(
     if gold is None and metric in ("accuracy", "macro_f1", "reliable_accuracy"):
         raise ValueError(f"{metric} needs gold labels")
     base = _checked_weight(weight, a.shape[1])
-    sums_a, sums_b = _item_sums(a, gold, k), _item_sums(b, gold, k)
+    sums_a, sums_b = item_sums(a, gold, k), item_sums(b, gold, k)
 
     def difference(weights: FloatArray) -> FloatArray:
-        of_a = _metrics(sums_a, weights, a.shape[0])[metric]
-        return _metrics(sums_b, weights, b.shape[0])[metric] - of_a
+        of_a = metrics_of(sums_a, weights, a.shape[0])[metric]
+        return metrics_of(sums_b, weights, b.shape[0])[metric] - of_a
 
     value = float(difference(base[None, :])[0])
-    drawn = [difference(replicate) for replicate in _replicates(base, bootstrap, rng)]
+    drawn = [difference(replicate) for replicate in replicates(base, bootstrap, rng)]
     found = np.concatenate(drawn) if drawn else np.empty(0)
+    if found.size and over != "items" and min(len(a), len(b)) > 2:
+        for spread, df in _spread_of_difference(metric, a, b, gold, k, base, rng):
+            found = found + spread * rng.standard_t(df, found.size)
     found = found[np.isfinite(found)]
     if not found.size:
         return Difference(value, math.nan, math.nan, math.nan)
     low, high = np.percentile(found, [2.5, 97.5])
     above = float((found > 0).mean() + 0.5 * (found == 0).mean())
     return Difference(value, float(low), float(high), above)
+
+
+def _spread_of_difference(
+    metric: str,
+    a: IntArray,
+    b: IntArray,
+    gold: IntArray | None,
+    k: int,
+    base: FloatArray,
+    rng: np.random.Generator,
+) -> list[tuple[float, int]]:
+    """Standard deviations over seeds, with their degrees of freedom: of pairs, or of each side."""
+
+    def without(preds: IntArray, seed: int) -> Callable[[FloatArray], FloatArray]:
+        sums = item_sums(np.delete(preds, seed, 0), gold, k)
+        return lambda weights: metrics_of(sums, weights, len(preds) - 1)[metric]
+
+    sides = [[without(side, i) for i in range(len(side))] for side in (a, b)]
+    if len(a) == len(b):
+        pairs = [partial(_apart, metric, *pair) for pair in zip(*sides, strict=True)]
+        return [(float(seed_spread(pairs, base, rng)[metric]), len(a) - 1)]
+    spreads = [
+        seed_spread([partial(_named, metric, part) for part in side], base, rng) for side in sides
+    ]
+    return [
+        (float(spread[metric]), len(side) - 1) for spread, side in zip(spreads, sides, strict=True)
+    ]
+
+
+Weighed = Callable[[FloatArray], FloatArray]
+
+
+def _named(metric: str, of: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
+    return {metric: of(weights)}
+
+
+def _apart(metric: str, a: Weighed, b: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
+    return {metric: b(weights) - a(weights)}
 
 
 def metric_replicates(
@@ -300,131 +374,34 @@ def metric_replicates(
     Source: Efron & Tibshirani 1993, the paired bootstrap.
     """
     checked = _checked(preds, k)
-    sums = _item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
+    sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
     drawn = [
-        _metrics(sums, weights, checked.shape[0])
-        for weights in _replicates(
-            np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed)
-        )
+        metrics_of(sums, weights, checked.shape[0])
+        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
     ]
     return {name: np.concatenate([found[name] for found in drawn]) for name in METRICS}
 
 
-# sums over items
-
-
-def _item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArray]:
-    """What each item adds to the sums that the metrics are made of; rows are items."""
-    s, n = preds.shape
-    cols = np.arange(n)
-    counts = np.zeros((n, k))  # how many seeds chose each class
-    for row in preds:
-        counts[cols, row] += 1
-    pairs = max(s * (s - 1), 1)
-    sums = {
-        "one": np.ones(n),
-        "counts": counts,
-        "apart": (s * s - (counts**2).sum(1)) / pairs,
-        "apart_class": 2 * counts * (s - counts) / pairs,
-        "unchanged": (counts.max(1, initial=0) == s).astype(float),
-    }
-    if y is None:
-        return sums
-    known = (y >= 0).astype(float)
-    hit = ((preds == y) * known).T  # (n, s)
-    truth = np.zeros((n, k))
-    truth[cols[y >= 0], y[y >= 0]] = 1
-    chosen = np.zeros((n, s, k))
-    chosen[cols[:, None], np.arange(s)[None, :], preds.T] = known[:, None]
-    return sums | {
-        "known": known,
-        "hit": hit,
-        "all_hit": hit.all(1).astype(float),
-        "truth": truth,
-        "chosen": chosen.reshape(n, s * k),
-        "hit_class": (hit[:, :, None] * truth[:, None, :]).reshape(n, s * k),
-    }
-
-
-def _metrics(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict[str, FloatArray]:
-    """Metrics of b weightings of the items: (b,), or (b, k) where there is one per class."""
-    b = weights.shape[0]
-    total = {name: weights @ per_item for name, per_item in sums.items()}
-    n = total["one"]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        apart = total["apart"] / n if s > 1 else np.full(b, np.nan)
-        share = total["counts"] / (n * s)[:, None]
-        # expected disagreement of two of the n*s labels drawn without replacement
-        unbias = (n * s) / (n * s - 1)
-        expected = (1 - (share**2).sum(1)) * unbias
-        expected_class = 2 * share * (1 - share) * unbias[:, None]
-        apart_class = total["apart_class"] / n[:, None] if s > 1 else np.full(share.shape, np.nan)
-        found = {
-            "alpha_k": _alpha(apart, expected),
-            "alpha_per_class": _alpha(apart_class, expected_class),
-            "p_uc": total["unchanged"] / n,
-            "churn": apart,
-        }
-        if "known" not in total:
-            return found
-        known = total["known"]
-        k = share.shape[1]
-        right = total["hit_class"].reshape(b, s, k)
-        chosen = total["chosen"].reshape(b, s, k)
-        truth = np.broadcast_to(total["truth"][:, None, :], right.shape)
-        accuracy = total["hit"] / known[:, None]
-        # a class that is neither true nor predicted has no F1; scikit-learn leaves it out too
-        f1 = np.where(chosen + truth > 0, 2 * right / (chosen + truth), np.nan)
-        macro = _nanmean(f1, 2)
-        return found | {
-            "accuracy": accuracy.mean(1),
-            "accuracy_sd": _sd(accuracy),
-            "macro_f1": macro.mean(1),
-            "macro_f1_sd": _sd(macro),
-            "reliable_accuracy": total["all_hit"] / known,
-            "recall": (right / truth).mean(1),
-            "precision": _nanmean(np.where(chosen > 0, right / chosen, np.nan), 1),
-            "f1": _nanmean(f1, 1),
-        }
-
-
-def _alpha(observed: FloatArray, expected: FloatArray) -> FloatArray:
-    return np.where(expected > 1e-12, 1 - observed / expected, np.nan)
-
-
-def _sd(per_seed: FloatArray) -> FloatArray:
-    if per_seed.shape[1] < 2:
-        return np.full(per_seed.shape[0], np.nan)
-    return np.asarray(per_seed.std(1, ddof=1))
-
-
-def _nanmean(values: FloatArray, axis: int) -> FloatArray:
-    """Mean of what is defined; nan, without a warning, where nothing is."""
-    there = np.isfinite(values)
-    return np.asarray(np.where(there, values, 0).sum(axis) / there.sum(axis))
-
-
-def _replicates(base: FloatArray, bootstrap: int, rng: np.random.Generator) -> Iterator[FloatArray]:
-    """Bootstrap weights, (b, n) at a time."""
-    n = base.shape[0]
-    if not n:
-        return
-    step = max(1, _CHUNK_CELLS // n)
-    for start in range(0, bootstrap, step):
-        rows = min(step, bootstrap - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n) * base
-
-
-def _metric(value: float, spread: FloatArray | None, note: str = "") -> Metric:
+def _metric(name: str, value: float, spread: FloatArray | None, note: str = "") -> Metric:
     known = spread[np.isfinite(spread)] if spread is not None else np.empty(0)
     if not known.size or not math.isfinite(value):
         return Metric(float(value), note=note)
-    low, high = np.percentile(known, [2.5, 97.5])
+    lowest = -math.inf if name.startswith("alpha") or name == "ac1" else 0.0
+    low, high = np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0)
     return Metric(float(value), float(low), float(high), note)
 
 
-def _alpha_note(preds: IntArray, k: int) -> str:
+def _deviation(value: float, s: int, wanted: bool) -> Metric:
+    """A standard deviation over s seeds; its interval takes the seeds' values for normal."""
+    if s < 2 or not wanted or not math.isfinite(value):
+        return Metric(value, note=ONE_SEED if s < 2 else "")
+    from scipy.stats import chi2
+
+    low, high = np.sqrt((s - 1) / chi2.ppf([0.975, 0.025], s - 1)) * value
+    return Metric(value, float(low), float(high))
+
+
+def _alpha_note(preds: IntArray, k: int, ac1: float) -> str:
     if preds.shape[0] < 2:
         return ONE_SEED
     if not preds.size:
@@ -435,16 +412,31 @@ def _alpha_note(preds: IntArray, k: int) -> str:
     if top >= SKEWED_FRAC:
         return (
             f"{top:.0%} of all predictions are one class, so a few deviations pull alpha down; "
-            "read churn and the classes' own alpha beside it"
+            f"Gwet's AC1, which that does not pull down, is {100 * ac1:.1f}; read churn and the "
+            "classes' own alpha beside them"
         )
     return ""
+
+
+def _rare_notes(preds: IntArray, k: int) -> list[str]:
+    """By class, why its alpha says little, or nothing."""
+    s, n = preds.shape
+    notes = []
+    for count in np.bincount(preds.ravel(), minlength=k) / s:
+        if not count:
+            notes.append("no seed predicts this class")
+        elif count < FEW_ITEMS and n > FEW_ITEMS:
+            notes.append(f"predicted for {count:.1f} of {n} texts a seed; its alpha says little")
+        else:
+            notes.append("")
+    return notes
 
 
 def _single(name: str, preds: ArrayLike, y: ArrayLike | None = None) -> float:
     checked = _checked(preds)
     k = int(max(checked.max(initial=0), np.asarray(y).max(initial=0) if y is not None else 0)) + 1
-    sums = _item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
-    return float(_metrics(sums, np.ones((1, checked.shape[1])), checked.shape[0])[name][0])
+    sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
+    return float(metrics_of(sums, np.ones((1, checked.shape[1])), checked.shape[0])[name][0])
 
 
 # what comes in

@@ -108,6 +108,7 @@ def test_a_rare_deviation_is_explained():
     found = measure(preds, None, 2, bootstrap=0, rng=rng())
     assert abs(found.alpha_k.value) < 0.01
     assert "100% of all predictions are one class" in found.alpha_k.note
+    assert "AC1, which that does not pull down, is 100.0" in found.alpha_k.note
 
 
 def test_unknown_gold_is_left_out():
@@ -150,6 +151,149 @@ def test_intervals_cover_what_they_say(name):
         found = getattr(measure(preds[:, rows], y[rows], 3, bootstrap=200, rng=generator), name)
         covered += found.low <= truth <= found.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def campaign(generator, n):
+    """n items of 3 classes, as students see them: how clear each is, and four quirks of each."""
+    y = generator.choice(3, n, p=[0.6, 0.3, 0.1])
+    clear = np.eye(3)[y] * generator.normal(1.2, 1.2, n)[:, None] + [0.5, 0.2, 0]
+    return y, clear, generator.normal(0, 0.5, (n, 4))
+
+
+def students(generator, clear, quirks, moods):
+    """Predictions of seeds, each with its own mood about the quirks."""
+    logits = clear + np.einsum("nq,sqc->snc", quirks, moods)
+    return (logits + generator.gumbel(0, 0.2, logits.shape)).argmax(2)
+
+
+@pytest.fixture(scope="module")
+def covered():
+    """Per metric, how often each kind of interval holds the value of all seeds and items."""
+    generator, names = rng(12), ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1")
+    y, clear, quirks = campaign(generator, 8_000)
+
+    def mood():
+        return generator.normal(0, 0.7, (5, 4, 3))
+
+    whole = [
+        measure(students(generator, clear, quirks, mood()), y, 3, bootstrap=0, rng=rng())
+        for _ in range(60)
+    ]
+    truth = {name: np.mean([getattr(m, name).value for m in whole]) for name in names}
+    found = {(name, over): 0.0 for name in names for over in ("items", "items and seeds")}
+    for _ in range(120):
+        rows = generator.choice(8_000, 250, replace=False)
+        preds = students(generator, clear[rows], quirks[rows], mood())
+        for over in ("items", "items and seeds"):
+            m = measure(preds, y[rows], 3, bootstrap=200, over=over, rng=generator)
+            for name in names:
+                one = getattr(m, name)
+                found[name, over] += (one.low <= truth[name] <= one.high) / 120
+    return found
+
+
+@pytest.mark.parametrize("name", ["alpha_k", "p_uc", "churn", "accuracy", "macro_f1"])
+def test_intervals_over_items_and_seeds_cover_other_seeds_too(covered, name):
+    # p_uc's jackknife, at one seed fewer, is on the safe side
+    assert 0.89 <= covered[name, "items and seeds"] <= (1 if name == "p_uc" else 0.995)
+
+
+def test_intervals_over_items_alone_would_claim_too_much(covered):
+    assert all(covered[name, "items"] < 0.8 for name in ("alpha_k", "p_uc", "churn"))
+
+
+def test_paired_intervals_cover_the_difference_over_items_and_seeds():
+    """Two sets of students that differ in nothing: about 95 % of the intervals hold zero."""
+    generator = rng(13)
+    _, clear, quirks = campaign(generator, 6_000)
+    counts = {"items": 0, "items and seeds": 0}
+    for _ in range(120):
+        rows = generator.choice(6_000, 250, replace=False)
+        before, after = (
+            students(generator, clear[rows], quirks[rows], generator.normal(0, 0.7, (5, 4, 3)))
+            for _ in range(2)
+        )
+        for over in counts:
+            d = paired_difference(
+                before, after, None, "alpha_k", k=3, bootstrap=200, over=over, rng=generator
+            )
+            counts[over] += d.low <= 0 <= d.high
+    assert counts["items"] / 120 < 0.8
+    assert 0.89 <= counts["items and seeds"] / 120 <= 1
+    uneven = paired_difference(before, after[:4], None, "churn", k=3, bootstrap=100, rng=rng())
+    assert uneven.low < uneven.value < uneven.high
+
+
+@given(st.integers(0, 10_000), st.integers(3, 6), st.integers(5, 40), st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_intervals_hold_their_value_and_keep_to_their_bounds(seed, s, n, k):
+    generator = rng(seed)
+    y = generator.integers(0, k, n)
+    preds = noisy(y, 0.4, s, k, generator)
+    found = measure(preds, y, k, bootstrap=100, rng=generator)
+    assert found.over == "items and seeds"
+    for name in ("p_uc", "churn", "accuracy", "reliable_accuracy", "macro_f1"):
+        one = getattr(found, name)
+        assert 0 <= one.low <= one.high <= 1
+    for name in ("alpha_k", "ac1"):
+        one = getattr(found, name)
+        assert math.isnan(one.low) or one.low <= one.high <= 1
+    shuffled = generator.permutation(s)
+    again = measure(preds[shuffled], y, k, bootstrap=0, rng=rng())
+    assert again.alpha_k.value == pytest.approx(found.alpha_k.value, nan_ok=True)
+    assert measure(preds[:2], y, k, bootstrap=20, rng=rng()).over == "items"
+
+
+def test_a_seed_that_is_one_of_a_kind_widens_the_interval():
+    """Four seeds alike and one that differs: other seeds might well differ, items say nothing."""
+    generator = rng(1)
+    y = generator.integers(0, 2, 400)
+    preds = np.tile(y, (5, 1))
+    odd = generator.random(400) < 0.3
+    preds[4, odd] = 1 - preds[4, odd]
+    of_items, of_both = (
+        measure(preds, y, 2, over=over, rng=rng()).churn for over in ("items", "items and seeds")
+    )
+    assert (of_both.high - of_both.low) > 2 * (of_items.high - of_items.low)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 40), st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_ac1_equals_its_definition(seed, s, n, k):
+    preds = rng(seed).integers(0, k, (s, n))
+    agree = np.mean([(preds[i] == preds[j]).mean() for i in range(s) for j in range(s) if i != j])
+    share = np.array([(preds == c).mean() for c in range(k)])
+    chance = (share * (1 - share)).sum() / (k - 1)
+    found = measure(preds, None, k, bootstrap=0, rng=rng()).ac1.value
+    if chance > 1e-9:
+        assert found == pytest.approx((agree - chance) / (1 - chance))
+
+
+def test_the_spread_over_seeds_has_a_chi_square_interval():
+    generator, covered = rng(8), 0
+    for _ in range(300):
+        right = (generator.normal(0.8, 0.02, 5) * 2_000).astype(int)
+        preds = (np.arange(2_000) >= right[:, None]).astype(int)
+        found = measure(
+            preds, np.zeros(2_000, int), 2, bootstrap=1, over="items", rng=rng()
+        ).accuracy_sd
+        covered += found.low <= 0.02 <= found.high
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_classes_that_say_little_are_named():
+    preds = np.zeros((4, 200), int)
+    preds[:, :60] = 1
+    preds[0, 100:103] = 2
+    y = np.r_[np.full(195, 0), np.full(5, 2)]
+    found = measure(preds, y, 4, bootstrap=50, rng=rng())
+    assert (
+        found.alpha_per_class[2].note
+        == "predicted for 0.8 of 200 texts a seed; its alpha says little"
+    )
+    assert found.alpha_per_class[3].note == "no seed predicts this class"
+    assert found.recall[2].note == "only 5 test texts of this class"
+    assert found.recall[0].note == ""
 
 
 def test_same_generator_same_intervals_and_quick():
