@@ -33,7 +33,14 @@ from connectors.label_studio_client import (
     filter_on,
     pauses,
 )
-from connectors.label_studio_page import page, sendable, shown_names
+from connectors.label_studio_page import (
+    FROM_NAME,
+    UNSURE,
+    choices_of,
+    page,
+    sendable,
+    shown_names,
+)
 from connectors.label_studio_pull import Pull
 from connectors.label_studio_push import Push, ask, wait_until
 from connectors.label_studio_views import connect_server, show_round, show_tab
@@ -301,9 +308,30 @@ class LabelStudioReviewer:
             "show_collab_predictions": self._assist == "prefill",
         }
         changes = {key: value for key, value in wanted.items() if project.get(key) != value}
+        if "label_config" in changes:
+            self._keep_answered_labels(project)
         if changes:
             log.info("Label Studio project %s: updating %s", project["id"], ", ".join(changes))
             with self._client.asking("update the project's labelling page"):
                 self._client.sdk().projects.update(
                     int(project["id"]), request_options=NO_RETRY, **changes
+                )
+
+    def _keep_answered_labels(self, project: Mapping[str, Any]) -> None:
+        """Refuses to take a label off the page that people have already chosen."""
+        removed = choices_of(str(project.get("label_config"))) - set(self._names) - {UNSURE}
+        if not removed:
+            return
+        with self._client.asking("count its answers"):
+            summary = self._client.get(f"api/projects/{int(project['id'])}/summary/", {})
+            counts = {
+                label: int(n)
+                for label, n in ((summary.get("created_labels") or {}).get(FROM_NAME) or {}).items()
+            }
+        for label in sorted(removed):
+            if counts.get(label):
+                raise ReviewerError(
+                    f"The label {label!r} is gone from the campaign, but {counts[label]} answers in"
+                    f" Label Studio's project {project['id']} chose it; put it back into the"
+                    " campaign file, or delete those answers."
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from loop.errors import ReviewerError
@@ -147,3 +148,12 @@ def page(labels: Sequence[Label], *, task: str, note: bool = True, why: bool = F
         lines += ["    </Panel>", "  </Collapse></View>"]
     lines.append("</View>")
     return "\n".join(lines)
+
+
+def choices_of(config: str) -> set[str]:
+    """The labels that a labelling page offers, as they stand on it; none if it is not ours."""
+    try:
+        root = ElementTree.fromstring(config)  # noqa: S314 - expat reads no files and no network
+    except ElementTree.ParseError:
+        return set()
+    return {str(choice.get("value")) for choice in root.iter("Choice")}

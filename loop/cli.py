@@ -276,18 +276,28 @@ def pull(
     close: Annotated[
         bool, typer.Option("--close", help="Go on with the answers that are back.")
     ] = False,
+    withdraw: Annotated[
+        bool,
+        typer.Option(
+            "--withdraw",
+            help="Take texts that nobody began back from people, once their round is over.",
+        ),
+    ] = False,
 ) -> None:
     """Fetch what people answered, and adjudicate once all is back."""
-    from loop.round import close_early, open_round
+    from loop.round import close_early, open_round, run_stage
+    from loop.withdraw import withdraw_unanswered
 
     with at_work(file, "pull") as ctx:
-        from loop.round import run_stage
-
-        round_ = run_stage(ctx, "pull")
-        if close and round_.stage == "pull":
-            close_early(ctx, open_round(ctx))
+        last = ctx.store.last_round(ctx.name)
+        if not withdraw or (last is not None and last.stage == "pull"):
             round_ = run_stage(ctx, "pull")
-        say(_waiting(ctx, round_))
+            if close and round_.stage == "pull":
+                close_early(ctx, open_round(ctx))
+                round_ = run_stage(ctx, "pull")
+            say(_waiting(ctx, round_))
+        if withdraw:
+            say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
 
 
 @app.command()
@@ -344,6 +354,29 @@ def export(
 
 
 @app.command()
+def model(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where it goes.", show_default="runs/final")
+    ] = None,
+    seeds: Annotated[
+        bool, typer.Option("--seeds/--no-seeds", help="Keep the seeds' models, for stability.")
+    ] = True,
+    force: Annotated[bool, typer.Option("--force", help="Build it anew.")] = False,
+    file: File = CAMPAIGN,
+) -> None:
+    """Make the final model of the last finished round, with its model card."""
+    from loop.final_model import make_final_model
+
+    with at_work(file, "model") as ctx:
+        made = make_final_model(
+            ctx, folder or ctx.config.out / "final", keep_seeds=seeds, force=force
+        )
+    for line in made.news:
+        say(line)
+    typer.echo(str(made.folder))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
     by_hand: Annotated[
@@ -392,16 +425,24 @@ def people(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say how well each person labels: agreement, hidden checks, time, and what to look at."""
+    from loop.assistance import assistance_lines, campaign_assistance
     from loop.config import load
     from loop.people import campaign_people, people_table
 
     config = load(file)
     with open_store(config) as store:
         found = campaign_people(config, store)
+        helped = campaign_assistance(config, store)
     if as_json:
-        typer.echo(json.dumps([person.to_json() for person in found], indent=2))
-    else:
-        print_table(people_table(found))
+        said = {
+            "people": [person.to_json() for person in found],
+            "assistance": [effect.to_json() for effect in helped],
+        }
+        typer.echo(json.dumps(said, indent=2))
+        return
+    print_table(people_table(found))
+    for line in assistance_lines(config.label_studio.assist, helped):
+        typer.echo(line)
 
 
 @app.command()

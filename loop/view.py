@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loop.assistance import assistance_lines, campaign_assistance
 from loop.config import Config
 from loop.people import campaign_people
 from loop.report import write_report
@@ -40,7 +41,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
     if last is not None:
         for arm in ONCE:
             rows += _maybe(config, last, arm)
-    _, llm_usd, _ = store.spent(name)
+    llm_usd = store.spent(name).usd
     answers = store.annotations(name)
     labels_usd = len(answers) * config.budget.usd_per_label
     budget = [BudgetLine("texts sent to people", len(store.reviews(name)), config.budget.labels)]
@@ -100,6 +101,7 @@ def _notes(config: Config, store: Store, last: Round | None) -> tuple[str, ...]:
             f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
             f" {outcomes.count('unsure')} unsure)."
         )
+    notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
     calibration = (last.metrics.get("calibration") if last else None) or {}
     if calibration.get("view") == "raw" and calibration.get("reason"):
         reason = str(calibration["reason"])

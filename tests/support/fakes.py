@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from loop.ports import Fetched, FetchedTask, RawAnnotation, SeedResult, no_progress
+from loop.ports import Fetched, FetchedTask, RawAnnotation, SeedResult, no_news, no_progress
 
 WORDS = 64
 
@@ -42,9 +42,10 @@ class FileReviewer:
     def send(self, tasks, progress=no_progress):
         data = self._load()
         for task in tasks:
-            data["tasks"].setdefault(
-                task.item_id, {"id": str(len(data["tasks"]) + 1), "answers": {}, "at": 0}
-            )
+            if task.item_id not in data["tasks"]:
+                data["made"] = data.get("made", 0) + 1
+                made = {"id": str(data["made"]), "answers": {}, "at": 0}
+                data["tasks"][task.item_id] = made | {"assisted": task.assisted}
             progress(1)
         self._save(data)
         return {t.item_id: data["tasks"][t.item_id]["id"] for t in tasks}
@@ -104,6 +105,13 @@ class FileReviewer:
                 task["wanted"] = wanted[task["id"]]
         self._save(data)
 
+    def withdraw(self, item_ids):
+        data = self._load()
+        gone = {i for i in item_ids if not data["tasks"].get(i, {"answers": {}})["answers"]}
+        data["tasks"] = {k: t for k, t in data["tasks"].items() if k not in gone}
+        self._save(data)
+        return gone
+
     def queue(self, title, item_ids):
         self.queues = {**getattr(self, "queues", {}), title: list(item_ids)}
 
@@ -139,7 +147,19 @@ class CentroidStudent:
         progress(len(texts))
         return bag(texts)
 
-    def fit(self, train, eval_texts, labels, seeds, *, keep, on_seed, progress=no_progress):
+    def fit(
+        self,
+        train,
+        eval_texts,
+        labels,
+        seeds,
+        *,
+        keep,
+        on_seed,
+        progress=no_progress,
+        start=None,
+        say=no_news,
+    ):
         x, ev = bag(train.texts), bag(eval_texts)
         for seed in seeds:
             rng = np.random.default_rng(seed)
