@@ -377,6 +377,45 @@ def model(
 
 
 @app.command()
+def predict(
+    source: Annotated[Path, typer.Argument(help="CSV, JSONL, Parquet, or text: one a line.")],
+    model: Annotated[
+        Path | None, typer.Option(help="The model's folder.", show_default="runs/final")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(help="CSV, JSONL or Parquet.", show_default="beside FILE")
+    ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Only the final model: no stability, several times faster."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    file: File = CAMPAIGN,
+) -> None:
+    """Label a file's texts with the final model, and say how stable each label is."""
+    from connectors.text_stream import TextStream, writing
+    from loop.config import load
+    from loop.predict import PIECE, Labeller, label_rows, prediction_columns, saved_model
+
+    if model is None:
+        config = load(file) if file.exists() else None
+        model = config.out / "final" if config else Path("runs/final")
+        saved_model(model, config.label_names if config else None)
+    stream = TextStream(source, text_column)
+    out = out or source.with_name(f"{source.stem}.predicted{stream.suffix}")
+    labeller = Labeller(model, fast=fast, device=device)
+    added = prediction_columns(labeller.labels)
+    with writing(out, stream, added) as write, bar("Labelling", stream.rows) as progress:
+        tally = label_rows(labeller, stream.pieces(PIECE), write, progress)
+    for line in [*tally.lines(), *stream.lines()]:
+        say(line)
+    if not labeller.stable and not fast:
+        say(f"The column stability is empty: {model} was saved without its seeds' models.")
+    typer.echo(str(out))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
     by_hand: Annotated[
