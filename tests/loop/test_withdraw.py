@@ -1,6 +1,6 @@
 """What nobody began is taken back; what somebody answered stays."""
 
-from loop.round import adjudicate, close_early, open_round, run_round
+from loop.round import close_early, run_round
 from loop.store import HiddenCheck, Review, insert_all
 from loop.withdraw import withdraw_unanswered
 from tests.loop.test_round import _no_plots, make
@@ -35,6 +35,7 @@ def test_what_is_withdrawn_costs_nothing_and_may_be_sent_again(tmp_path):
     run_round(ctx)
     close_early(ctx, round_)
     withdraw_unanswered(ctx)
+    assert run_round(ctx).stage == "done"
     second = run_round(ctx)
     assert (second.number, second.stage) == (2, "pull")
     now = ctx.store.reviews("c")
@@ -57,8 +58,11 @@ def test_an_answer_in_between_keeps_its_text_and_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(ctx.reviewer, "withdraw", late)
     assert withdraw_unanswered(ctx) == len(items) - 2
     assert {r.item_id for r in ctx.store.reviews("c")} == {items[0], items[5]}
-    run_round(ctx)  # on to the second round, whose pull reads the late answer
-    adjudicate(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    second = run_round(ctx)  # its pull reads the late answer
+    for review in ctx.store.reviews("c", second.id):
+        ctx.reviewer.answer(review.item_id, "ann", "good")
+    assert run_round(ctx).stage == "done"
     assert ctx.store.gold("c")[items[5]].label == "bad"
     ctx.store.close()
 
