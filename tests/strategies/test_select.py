@@ -57,6 +57,22 @@ def test_suspects_are_the_most_suspect_of_the_rest_in_order(problem):
         assert scores[left].max() <= scores[suspects].min()
 
 
+@settings(max_examples=200, deadline=None)
+@given(problem=problems(), quota=st.booleans(), spread=st.booleans(), seed=st.integers(0, 99))
+def test_permuting_the_pool_permutes_the_suspects(problem, quota, spread, seed):
+    options = {"min_class_frac": 0.2 if quota else 0.0, "same_text": 0.99 if spread else None}
+    size = len(problem["suspicion"])
+    # No ties, which are broken at random, and no audit, which is drawn at random.
+    problem |= {"suspicion": np.random.default_rng(seed).permutation(size) / size, "audit_frac": 0}
+    batch = select_batch(**problem, **options)
+    old = np.random.default_rng(seed).permutation(size)  # the old row of each new one
+    new = np.argsort(old)
+    moved = {name: problem[name][old] for name in ("suspicion", "y_llm", "embeddings")}
+    again = select_batch(**problem | moved | {"candidates": new[problem["candidates"]]}, **options)
+    assert old[again.rows].tolist() == batch.rows.tolist()
+    assert again.inclusion_prob.tolist() == batch.inclusion_prob.tolist()
+
+
 @settings(max_examples=100, deadline=None)
 @given(total=st.integers(1, 80), data=st.data())
 def test_inclusion_probabilities_fall_and_sum_to_the_batch(total, data):
