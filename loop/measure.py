@@ -41,17 +41,29 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         if (found := _predictions(runs, round_, arm, len(evaluated))) is not None
     }
     arms = {arm: _measured(found, truth, k, seed) for arm, found in predictions.items()}
+    compared = {
+        arm: _differences(found, predictions["loop"], truth, k, seed)
+        for arm, found in predictions.items()
+        if arm != "loop"
+    }
+    if (previous := _previous(ctx, runs, round_, truth)) is not None:
+        n = previous.shape[1]
+        shared = truth if n == len(evaluated) else truth.first(n)
+        compared["previous"] = _differences(previous, predictions["loop"][:, :n], shared, k, seed)
     gaps = {}
     if {"loop", "llm_only", "all_gold"} <= set(predictions):
         gaps = _differences(predictions["llm_only"], predictions["all_gold"], truth, k, seed)
     reviews = ctx.store.reviews(ctx.name)
     return {
         "arms": arms,
-        "compared": {
-            arm: _differences(found, predictions["loop"], truth, k, seed)
-            for arm, found in predictions.items()
-            if arm != "loop"
+        "compared": compared,
+        "frozen": _frozen(ctx, round_, evaluated, predictions["loop"], truth),
+        "confusion": {
+            arm: _confusion(predictions[arm], truth, k)
+            for arm in ("loop", "llm_only")
+            if arm in predictions and truth.source
         },
+        "llm": _llm(ctx, round_),
         "recovered": _recovered(arms, gaps),
         "bought": len(reviews),
         "pool": len(ctx.store.items(ctx.name, "pool")),
@@ -78,6 +90,23 @@ def _predictions(runs: Sequence[Run], round_: Round, arm: str, n: int) -> IntArr
     return np.array([r.predictions for r in sorted(newest, key=lambda r: r.seed)], dtype=np.int64)
 
 
+def _previous(ctx: Context, runs: Sequence[Run], round_: Round, truth: Truth) -> IntArray | None:
+    """(s, n') predictions of the round before, on the first n' of the same items, or None.
+
+    Where accuracy comes from the audit, the items grow from round to round: what can be compared
+    are the test items, which come first.
+    """
+    before = [r for r in ctx.store.rounds(ctx.name) if r.metrics and r.number < round_.number]
+    if not before:
+        return None
+    same = _predictions(runs, before[-1], "loop", len(truth.y))
+    tests = int(truth.stable.sum())
+    if same is not None or truth.source != "audit" or not tests:
+        return same
+    shorter = _predictions(runs, before[-1], "loop", before[-1].metrics["evaluated"])
+    return None if shorter is None else shorter[:, :tests]
+
+
 @dataclass(frozen=True)
 class Truth:
     """What is known of the n evaluated items.
@@ -93,6 +122,10 @@ class Truth:
     stable: NDArray[np.bool_]
     weight: FloatArray
     source: str | None
+
+    def first(self, n: int) -> Truth:
+        """The first n items, with nothing known of what is right."""
+        return Truth(np.full(n, -1), self.stable[:n], self.weight[:n], None)
 
 
 def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
@@ -116,7 +149,7 @@ def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
     return Truth(judged, stable, weight, "audit" if (judged >= 0).any() else None)
 
 
-STABLE = ("items", "seeds", "alpha_k", "p_uc", "churn", "alpha_per_class")
+STABLE = ("items", "seeds", "over", "alpha_k", "ac1", "p_uc", "churn", "alpha_per_class")
 """Fields of a measurement that need no gold."""
 
 
@@ -156,6 +189,96 @@ def _differences(
         numbers = {"value": d.value, "low": d.low, "high": d.high}
         found[key] = {name: x if np.isfinite(x) else None for name, x in numbers.items()}
     return found
+
+
+def _frozen(
+    ctx: Context, round_: Round, evaluated: Sequence[Item], full: IntArray, truth: Truth
+) -> dict[str, Any]:
+    """How far a frozen student of the same labels agrees with the full one, and how right it is."""
+    from loop.agreement import agreement, frozen_predictions
+
+    learned = {t.item_id: (t.probs, t.weight) for t in ctx.store.training_labels(round_.id or 0)}
+    frozen = frozen_predictions(ctx, learned, evaluated, range(len(full)))
+    k, rows = len(ctx.config.labels), truth.stable
+    if not rows.any():
+        return {}
+    found: dict[str, Any] = {
+        name: metric.to_json()
+        for name, metric in agreement(
+            full[:, rows],
+            frozen[:, rows],
+            k,
+            rng=np.random.default_rng([round_.seed, round_.number, 9]),
+        ).items()
+    }
+    if truth.source:
+        known = truth.y >= 0
+        right = [
+            float(
+                np.average((side[:, known] == truth.y[known]).mean(0), weights=truth.weight[known])
+            )
+            for side in (full, frozen)
+        ]
+        apart = _differences(full, frozen, truth, k, (round_.seed, round_.number))["accuracy"]
+        found["accuracy"] = {"full": right[0], "frozen": right[1], "difference": apart}
+    return found
+
+
+def _confusion(predictions: IntArray, truth: Truth, k: int) -> list[list[float]]:
+    """(k, k) share of the known items by true class and label, mean over the seeds."""
+    known = truth.y >= 0
+    found = np.zeros((k, k))
+    for of_seed in predictions[:, known]:
+        np.add.at(found, (truth.y[known], of_seed), truth.weight[known])
+    shares: list[list[float]] = (found / found.sum()).tolist()
+    return shares
+
+
+def _llm(ctx: Context, round_: Round) -> dict[str, Any]:
+    """How good the LLM's labels are by class, from gold weighted by its inclusion probabilities.
+
+    Empty while too few texts were drawn at random to speak for the pool.
+    """
+    from strategies.estimate import MIN_RANDOM, Estimate, label_quality, weighted_confusion
+
+    labels = {name: i for i, name in enumerate(ctx.config.label_names)}
+    items, scores = ctx.store.items(ctx.name, "pool"), ctx.store.scores(round_.id or 0)
+    gold, reviews = ctx.store.gold(ctx.name), {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    bought = [i.id in gold and i.id in reviews for i in items]
+    truth = np.array(
+        [labels[gold[i.id].label] if b else -1 for i, b in zip(items, bought, strict=True)],
+        dtype=np.int64,
+    )
+    pi = np.array(
+        [reviews[i.id].inclusion_prob if b else 1.0 for i, b in zip(items, bought, strict=True)]
+    )
+    steps = np.array(
+        [reviews[i.id].round_id if b else 0 for i, b in zip(items, bought, strict=True)]
+    )
+    said = np.array([labels[scores[i.id].llm_label] for i in items], dtype=np.int64)
+    if ((truth >= 0) & (pi < 1)).sum() < MIN_RANDOM:
+        return {}
+    k = len(labels)
+    try:
+        quality = label_quality(said, truth, pi, k, round_of=steps)
+        confusion = weighted_confusion(said, truth, pi, k, round_of=steps)
+    except ValueError:  # no round's gold speaks for the whole pool
+        return {}
+
+    def shown(found: Estimate | None) -> dict[str, float] | None:
+        return (
+            None if found is None else {"value": found.value, "low": found.low, "high": found.high}
+        )
+
+    return {
+        "accuracy": shown(quality.accuracy),
+        "recall": [shown(r) for r in quality.recall],
+        "precision": [shown(p) for p in quality.precision],
+        "class_share": [shown(c) for c in quality.class_share],
+        "confusion": confusion.tolist(),
+        "n_gold": quality.n_gold,
+        "n_random": quality.n_random,
+    }
 
 
 def _recovered(

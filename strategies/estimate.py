@@ -139,6 +139,28 @@ def label_quality(
     )
 
 
+def weighted_confusion(
+    y_llm: IntArray,
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    k: int,
+    *,
+    round_of: IntArray | None = None,
+) -> FloatArray:
+    """Share of the pool that is of each true class and has each label of the LLM.
+
+    Args:
+        y_llm: as in ``label_quality``, like all others.
+
+    Returns:
+        (k, k), true class by the LLM's label; sums to 1.
+    """
+    design = _design(gold, inclusion_prob, round_of, y_llm, 0.95)
+    found = np.zeros((k, k))
+    np.add.at(found, (gold[design.known], y_llm[design.known]), design.weight)
+    return np.asarray(found / found.sum())
+
+
 @dataclass(frozen=True)
 class _Design:
     """How the gold items came to be chosen.
