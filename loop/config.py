@@ -174,11 +174,23 @@ class StudentSection(Section):
     weight_decay: float = Field(0.01, ge=0.0)
     warmup_frac: Fraction = 0.05
     max_tokens: int = Field(256, ge=8)
+    long_texts: Literal["head_tail", "windows"] = "head_tail"
+    class_weights: Literal["none", "balanced"] = "none"
+    checkpoint: Literal["last", "best"] = "last"
     seeds: int = Field(5, ge=2)
     keep_seeds: bool = False
+    warm_start: bool = False
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
+
+    @model_validator(mode="after")
+    def _warm_start_needs_models(self) -> StudentSection:
+        if self.warm_start and not self.keep_seeds:
+            raise ValueError(
+                "warm_start = true goes on from every seed's last model; set keep_seeds = true"
+            )
+        return self
 
 
 class LabelStudioSection(Section):

@@ -121,11 +121,21 @@ def _load_errors(folder: Path) -> Iterator[None]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The encoder's tokenizer."""
+    """The encoder's tokenizer.
+
+    Raises:
+        StudentError: it cannot be loaded, or cannot pad.
+    """
     with _load_errors(folder):
-        return transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+    if tokenizer.pad_token_id is None:
+        raise StudentError(
+            f"The tokenizer of encoder {folder} has no padding token, so texts cannot share a "
+            "batch; name one as pad_token in its tokenizer_config.json, or choose another encoder."
+        )
+    return tokenizer
 
 
 def load_config(folder: Path) -> Any:
@@ -134,6 +144,14 @@ def load_config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+
+
+def old_head(config: Any) -> list[str] | None:
+    """Classes of the head that somebody trained on this encoder before, or None without one."""
+    kinds = getattr(config, "architectures", None) or []
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return None
+    return [str(name) for _, name in sorted(config.id2label.items())]
 
 
 def load_classifier(

@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.errors import StudentError
-from loop.ports import Draws, FloatArray, Progress, SeedResult, TrainingSet, no_progress
+from loop.ports import (
+    Draws,
+    FloatArray,
+    News,
+    Progress,
+    SeedResult,
+    TrainingSet,
+    no_news,
+    no_progress,
+)
 
 
 @dataclass(frozen=True)
@@ -128,13 +137,15 @@ class FrozenStudent:
         on_seed: Callable[[SeedResult], None],
         progress: Progress = no_progress,
         draws: Mapping[int, Draws] | None = None,
+        start: Mapping[int, Path] | None = None,
+        say: News = no_news,
     ) -> None:
-        """See ``Student``; ``keep`` must be empty, there is no model to save.
+        """See ``Student``; ``keep`` and ``start`` must be empty, there is no model to save.
 
         Raises:
             StudentError: no text has a positive weight, or a model is to be kept.
         """
-        if keep:
+        if keep or start:
             raise StudentError("A frozen student saves no model; use the encoder for that.")
         started = time.perf_counter()
         try:

@@ -6,7 +6,8 @@ Device, precision and padding are chosen here for training as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loop.encoder import RECORD, find_encoder, load_classifier, load_tokenizer
+from loop.encoder import (
+    RECORD,
+    find_encoder,
+    is_out_of_memory,
+    load_classifier,
+    load_tokenizer,
+)
 from loop.errors import StudentError
 from loop.ports import FloatArray, IntArray, Progress, no_progress
 
 HEAD_FRAC = 0.25  # Sun et al. 2020: 128 of 510 tokens from the head, the rest from the tail
+WINDOW_OVERLAP = 0.25  # share of a window that the next one sees again
 CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # padded tokens of one pass; larger ones leave the CPU cache
 
 
@@ -64,6 +72,98 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 # texts in, batches out
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as rows of token ids: one row a text, or one for each window of a long text.
+
+    Attributes:
+        rows: token ids, special tokens included.
+        text: (rows,) the text that each row is of, ascending.
+        n: texts.
+    """
+
+    rows: list[IntArray]
+    text: IntArray
+    n: int
+
+    @property
+    def share(self) -> FloatArray:
+        """(rows,) one over the number of rows that the row's text has."""
+        return np.asarray(1 / np.bincount(self.text, minlength=self.n)[self.text])
+
+    def take(self, texts: IntArray) -> Tokens:
+        """These texts, in this order, repeated where named twice."""
+        first = np.searchsorted(self.text, np.arange(self.n + 1))
+        rows = [self.rows[row] for t in texts for row in range(first[t], first[t + 1])]
+        text = np.repeat(np.arange(len(texts)), np.diff(first)[texts])
+        return Tokens(rows, text, len(texts))
+
+    def renamed(self, ids: Callable[[IntArray], IntArray]) -> Tokens:
+        """The same texts with other token ids."""
+        return replace(self, rows=[ids(row) for row in self.rows])
+
+    def mean(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(rows, d) -> (n, d), the mean over each text's rows."""
+        found = np.zeros((self.n, values.shape[1]), dtype=values.dtype)
+        np.add.at(found, self.text, (values * self.share[:, None]).astype(values.dtype))
+        return found
+
+    def per_text(self, progress: Progress) -> Progress:
+        """A progress to be told of rows, which tells the given one of whole texts."""
+        done = 0
+
+        def of_rows(count: int) -> None:
+            nonlocal done
+            before = done * self.n // len(self.rows)
+            done += count
+            progress(done * self.n // len(self.rows) - before)
+
+        return of_rows
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], limit: int, long_texts: str) -> Tokens:
+    """Texts of more than ``limit`` tokens cut to one row, or into windows.
+
+    Args:
+        long_texts: "head_tail", see ``encode``, or "windows": each of ``limit`` tokens, of which it
+            shares a quarter with the one before; the last ends where the text ends.
+    """
+    if long_texts == "head_tail":
+        rows = encode(tokenizer, texts, limit)
+        return Tokens(rows, np.arange(len(rows)), len(rows))
+    windows = [_windows(ids, mask, limit) for ids, mask in _with_specials(tokenizer, texts)]
+    counts = [len(of_text) for of_text in windows]
+    rows = [row for of_text in windows for row in of_text]
+    return Tokens(rows, np.repeat(np.arange(len(counts)), counts), len(counts))
+
+
+def _with_specials(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[IntArray, IntArray]]:
+    """Token ids and, for each, 1 where the tokenizer added it."""
+    if not texts:
+        return
+    found = tokenizer(
+        list(texts),
+        truncation=False,
+        padding=False,
+        verbose=False,
+        return_special_tokens_mask=True,
+    )
+    for ids, mask in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
+        yield np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=np.int64)
+
+
+def _windows(ids: IntArray, special: IntArray, limit: int) -> list[IntArray]:
+    if len(ids) <= limit:
+        return [ids]
+    own = np.flatnonzero(special == 0)
+    first, last = int(own[0]), int(own[-1]) + 1  # the text's own tokens lie between the special
+    before, inner, after = ids[:first], ids[first:last], ids[last:]
+    size = limit - len(before) - len(after)
+    step = size - round(size * WINDOW_OVERLAP)
+    starts = [*range(0, len(inner) - size, step), len(inner) - size]
+    return [np.concatenate([before, inner[at : at + size], after]) for at in starts]
 
 
 def token_limit(config: Any, max_tokens: int) -> int:
@@ -122,6 +222,19 @@ def batches_by_length(ids: Sequence[IntArray], budget: int) -> Iterator[list[int
 # forward passes without gradients
 
 
+def text_probs(
+    model: Any,
+    tokens: Tokens,
+    pad_id: int,
+    device: torch.device,
+    precision: str,
+    progress: Progress = no_progress,
+) -> FloatArray:
+    """(n, k) class probabilities of texts, rows sum to 1: the mean over each text's windows."""
+    progress = tokens.per_text(progress)
+    return tokens.mean(class_probs(model, tokens.rows, pad_id, device, precision, progress))
+
+
 def class_probs(
     model: Any,
     ids: Sequence[IntArray],
@@ -132,10 +245,8 @@ def class_probs(
 ) -> FloatArray:
     """(n, k) class probabilities, rows sum to 1."""
     probs = np.zeros((len(ids), model.config.num_labels))
-    for rows, (tokens, mask) in _passes(ids, pad_id, device):
-        with torch.inference_mode(), autocast(device, precision):
-            logits = model(input_ids=tokens, attention_mask=mask).logits
-        probs[rows] = torch.softmax(logits.double(), -1).cpu().numpy()
+    for rows, _, out in _passes(model, ids, pad_id, device, precision):
+        probs[rows] = torch.softmax(out.logits.double(), -1).cpu().numpy()
         progress(len(rows))
     return probs
 
@@ -150,21 +261,32 @@ def mean_embeddings(
 ) -> NDArray[np.float32]:
     """(n, d) mean of the last layer over the text's tokens."""
     found = np.zeros((len(ids), model.config.hidden_size), dtype=np.float32)
-    for rows, (tokens, mask) in _passes(ids, pad_id, device):
-        with torch.inference_mode(), autocast(device, precision):
-            hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    for rows, mask, out in _passes(model, ids, pad_id, device, precision):
         there = mask[:, :, None].float()
-        found[rows] = ((hidden.float() * there).sum(1) / there.sum(1)).cpu().numpy()
+        mean = (out.last_hidden_state.float() * there).sum(1) / there.sum(1)
+        found[rows] = mean.cpu().numpy()
         progress(len(rows))
     return found
 
 
 def _passes(
-    ids: Sequence[IntArray], pad_id: int, device: torch.device
-) -> Iterator[tuple[list[int], tuple[torch.Tensor, torch.Tensor]]]:
-    budget = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
-    for rows in batches_by_length(ids, budget):
-        yield rows, pad([ids[row] for row in rows], pad_id, device)
+    model: Any, ids: Sequence[IntArray], pad_id: int, device: torch.device, precision: str
+) -> Iterator[tuple[list[int], torch.Tensor, Any]]:
+    """Rows, their mask and the model's output; a pass that memory does not hold is halved."""
+    waiting = [*batches_by_length(ids, CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)][::-1]
+    while waiting:
+        rows = waiting.pop()
+        try:
+            tokens, mask = pad([ids[row] for row in rows], pad_id, device)
+            with torch.inference_mode(), autocast(device, precision):
+                out = model(input_ids=tokens, attention_mask=mask)
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc) or len(rows) == 1:
+                raise
+            half = -(-len(rows) // 2)
+            waiting += [rows[half:], rows[:half]]
+            continue
+        yield rows, mask, out
 
 
 class SavedClassifier:
@@ -184,13 +306,15 @@ class SavedClassifier:
         self._precision = choose_precision(precision, self._device)
         self._tokenizer = load_tokenizer(found)
         self._model = load_classifier(found).to(self._device).eval()
-        self._limit = token_limit(self._model.config, _saved_max_tokens(found))
+        record = read_record(found)
+        self._limit = token_limit(self._model.config, int(record["max_tokens"]))
+        self._long_texts = str(record.get("long_texts", "head_tail"))
 
     def __call__(self, texts: Sequence[str], progress: Progress = no_progress) -> FloatArray:
         """(n, k) class probabilities."""
-        ids = encode(self._tokenizer, texts, self._limit)
-        pad_id = self._tokenizer.pad_token_id or 0
-        return class_probs(self._model, ids, pad_id, self._device, self._precision, progress)
+        tokens = tokenise(self._tokenizer, texts, self._limit, self._long_texts)
+        pad_id = self._tokenizer.pad_token_id
+        return text_probs(self._model, tokens, pad_id, self._device, self._precision, progress)
 
 
 def predict(
@@ -211,10 +335,18 @@ def predict(
     return SavedClassifier(folder, device=device, precision=precision)(texts, progress)
 
 
-def _saved_max_tokens(folder: Path) -> int:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What training wrote beside the model that it saved in ``folder``: settings, labels, seed.
+
+    Raises:
+        StudentError: there is none, or it cannot be read.
+    """
     try:
-        return int(json.loads((folder / RECORD).read_text(encoding="utf-8"))["max_tokens"])
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        int(record["max_tokens"])
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise StudentError(
             f"{folder} holds no readable {RECORD}; goldloop predicts with models that it saved."
         ) from exc
+    found: dict[str, Any] = record
+    return found

@@ -103,7 +103,8 @@ def _splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
 
 
 def _wants_dev(config: Config) -> bool:
-    return (
+    """For the prompt's examples, or to choose the students' best epoch by."""
+    return config.student.checkpoint == "best" or (
         config.annotator.kind != "recorded"
         and config.prompt.shots > 0
         and not config.prompt.demonstrations

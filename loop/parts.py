@@ -141,6 +141,9 @@ def build_encoder_student(section: StudentSection, folder: Path) -> Any:
         max_tokens=section.max_tokens,
         device=section.device,
         precision=section.precision,
+        long_texts=section.long_texts,
+        class_weights=section.class_weights,
+        checkpoint=section.checkpoint,
     )
 
 

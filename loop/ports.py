@@ -27,6 +27,14 @@ def no_progress(_done: int) -> None:
     """A Progress that shows nothing."""
 
 
+News = Callable[[str], None]
+"""Told one line of news at a time."""
+
+
+def no_news(_line: str) -> None:
+    """A News that tells nobody."""
+
+
 @dataclass(frozen=True)
 class Label:
     """One class: its name, as it stands in the data, and what it means."""
@@ -334,6 +342,19 @@ class Reviewer(Protocol):
 
 
 @dataclass(frozen=True)
+class KnownTexts:
+    """Texts whose class people decided.
+
+    Attributes:
+        texts: n texts.
+        y: (n,) classes.
+    """
+
+    texts: Sequence[str]
+    y: IntArray
+
+
+@dataclass(frozen=True)
 class TrainingSet:
     """What a student learns from.
 
@@ -341,11 +362,13 @@ class TrainingSet:
         texts: n texts.
         y: (n, k) rows sum to 1; hard labels are one-hot.
         weight: (n,) >= 0; 0 leaves the item out.
+        dev: texts to choose the best epoch by; no strategy ever sees them.
     """
 
     texts: Sequence[str]
     y: FloatArray
     weight: FloatArray
+    dev: KnownTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -401,6 +424,8 @@ class Student(Protocol):
         on_seed: Callable[[SeedResult], None],
         progress: Progress = no_progress,
         draws: Mapping[int, Draws] | None = None,
+        start: Mapping[int, Path] | None = None,
+        say: News = no_news,
     ) -> None:
         """Trains one model per seed from the pretrained weights and hands over each as it ends.
 
@@ -409,6 +434,8 @@ class Student(Protocol):
             on_seed: called once a seed, in the calling process.
             progress: told of finished texts; each counts once an epoch and seed.
             draws: for seeds that do not draw everything by their own number.
+            start: seed -> folder of a model that it goes on from instead.
+            say: told what the user should know, for instance that memory was short.
         Raises:
             StudentError: the encoder cannot be loaded, or training diverged.
         """

@@ -40,6 +40,7 @@ from loop.ports import (
     FetchedTask,
     FloatArray,
     IntArray,
+    KnownTexts,
     RawAnnotation,
     ReviewTask,
     SeedResult,
@@ -433,7 +434,13 @@ def train(ctx: Context, round_: Round) -> bool:
     arms = _arms(ctx, round_)
     seeds = seeds_of(ctx, round_)
     evaluated = evaluation_items(ctx)
-    done = {(r.arm, r.seed, r.label_set) for r in ctx.store.runs(ctx.name)}
+    start = _last_models(ctx, round_)
+    done = {
+        (r.arm, r.seed, r.label_set)
+        for r in ctx.store.runs(ctx.name)
+        # after a warm start the same labels do not make the same model
+        if r.round_id == round_.id or not (ctx.config.student.warm_start and r.arm == "loop")
+    }
     for arm, labels in arms.items():
         label_set = label_set_of(ctx, labels, evaluated)
         missing = [seed for seed in seeds if (arm, seed, label_set) not in done]
@@ -454,6 +461,7 @@ def train(ctx: Context, round_: Round) -> bool:
             what=f"Round {round_.number}: training {arm}",
             keep=keep,
             on_seed=_saver(ctx, round_, arm, label_set),
+            start=start if arm == "loop" else {},
         )
     return _advance(ctx, round_, "train", arms=list(arms))
 
@@ -467,20 +475,48 @@ def fit_seeds(
     what: str,
     keep: Mapping[int, Path],
     on_seed: Callable[[SeedResult], None],
+    start: Mapping[int, Path] | None = None,
 ) -> None:
     """Trains seeds on a label set as the campaign file says, under a bar named ``what``."""
     texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
     steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
     with ctx.show(what, steps) as progress:
         ctx.student.fit(
-            TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight),
+            TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight, _dev_texts(ctx)),
             [i.text for i in evaluated],
             ctx.config.label_names,
             seeds,
             keep=keep,
             on_seed=on_seed,
             progress=progress,
+            start=start or {},
+            say=ctx.say,
         )
+
+
+def _dev_items(ctx: Context) -> list[Item]:
+    """Items to choose the best epoch by: split dev, which no strategy ever sees."""
+    if ctx.config.student.checkpoint == "last":
+        return []
+    return [i for i in ctx.store.items(ctx.name, "dev") if i.known_label]
+
+
+def _dev_texts(ctx: Context) -> KnownTexts | None:
+    items, index = _dev_items(ctx), {name: c for c, name in enumerate(ctx.config.label_names)}
+    if not items:
+        return None
+    y = np.array([index[str(i.known_label)] for i in items], dtype=np.int64)
+    return KnownTexts([i.text for i in items], y)
+
+
+def _last_models(ctx: Context, round_: Round) -> dict[int, Path]:
+    """Seed -> the model that it became in the last round that trained it, for a warm start."""
+    if not ctx.config.student.warm_start:
+        return {}
+    numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
+    runs = sorted(ctx.store.runs(ctx.name), key=lambda r: numbers[r.round_id])
+    earlier = [r for r in runs if r.arm == "loop" and numbers[r.round_id] < round_.number]
+    return {r.seed: ctx.config.out / r.model_path for r in earlier if r.model_path}
 
 
 def seeds_of(ctx: Context, round_: Round) -> list[int]:
@@ -490,7 +526,8 @@ def seeds_of(ctx: Context, round_: Round) -> list[int]:
 
 def label_set_of(ctx: Context, labels: LabelSet, evaluated: Sequence[Item]) -> str:
     """What tells a trained seed of these labels, this encoder and these settings from others."""
-    digest = _digest([ctx.student.revision, *[i.id for i in evaluated]])
+    dev = [[i.id, i.known_label] for i in _dev_items(ctx)]
+    digest = _digest([ctx.student.revision, *[i.id for i in evaluated], *dev])
     return _digest([digest, labels.ids, labels.y.tolist(), labels.weight.tolist()])
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from loop.errors import StudentError
-from loop.ports import Progress, SeedResult
+from loop.ports import News, Progress, SeedResult, no_news
 
 if TYPE_CHECKING:
     from loop.training import Lesson
@@ -58,8 +58,9 @@ class SeedWorkers:
         keep: Mapping[int, Path],
         on_seed: Callable[[SeedResult], None],
         progress: Progress,
+        say: News = no_news,
     ) -> None:
-        """Trains every seed; ``on_seed`` and ``progress`` are called in this thread.
+        """Trains every seed; ``on_seed``, ``progress`` and ``say`` are called in this thread.
 
         Raises:
             StudentError: a seed failed or its process died; the others are stopped.
@@ -83,6 +84,8 @@ class SeedWorkers:
                 worker, kind, what = said.get()
                 if kind == "progress":
                     progress(what)
+                elif kind == "news":
+                    say(what)
                 elif kind == "done":
                     running -= 1
                     if waiting:
@@ -198,6 +201,12 @@ def work() -> None:
         pickle.dump((kind, what), answers, protocol=pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
+    def progress(done: int) -> None:
+        answer("progress", done)
+
+    def news(line: str) -> None:
+        answer("news", line)
+
     from loop.training import train_seed
 
     lesson: Any = None
@@ -208,7 +217,7 @@ def work() -> None:
             continue
         seed, keep = rest
         try:
-            answer("done", train_seed(lesson, seed, keep, lambda n: answer("progress", n)))
+            answer("done", train_seed(lesson, seed, keep, progress, news))
         except StudentError as exc:
             answer("failed", str(exc))
 

@@ -1,8 +1,8 @@
 """The student: an encoder fine-tuned with several seeds.
 
 Here are the texts made ready once and the seeds handed out; ``loop.training`` trains one of them,
-``loop.encoder`` finds the
-model and ``loop.inference`` feeds it. Importing this file imports no torch.
+``loop.encoder`` finds the model and ``loop.inference`` feeds it. Importing this file imports no
+torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.errors import StudentError
-from loop.ports import Draws, Progress, SeedResult, TrainingSet, no_progress
+from loop.ports import (
+    Draws,
+    FloatArray,
+    News,
+    Progress,
+    SeedResult,
+    TrainingSet,
+    no_news,
+    no_progress,
+)
 from loop.seed_workers import SeedWorkers, cores
 
 if TYPE_CHECKING:
+    from loop.inference import Tokens
     from loop.training import Lesson, Recipe
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+CHOICES = {
+    "precision": ("auto", "bf16", "fp16", "fp32"),
+    "long_texts": ("head_tail", "windows"),
+    "class_weights": ("none", "balanced"),
+    "checkpoint": ("last", "best"),
+}
+MIN_DEV = 50
+"""Known texts below which the best epoch would be chosen by chance."""
 
 
 class EncoderStudent:
@@ -40,9 +57,15 @@ class EncoderStudent:
         encoder: folder, or name on the Hugging Face hub; safetensors only.
         lr: peak learning rate; small encoders such as MiniLM need about 1e-4 on 1,000 texts.
         warmup_frac: share of all steps, in [0, 1].
-        max_tokens: longer texts keep their first quarter and their last three.
+        max_tokens: longer texts are cut; see long_texts.
         device: "auto", "cpu", "cuda", "cuda:1", …
         precision: "auto", "bf16", "fp16" or "fp32".
+        long_texts: "head_tail" keeps the first quarter and the last three; "windows" reads all, in
+            windows of max_tokens that overlap by a quarter: each is a training example with an
+            equal share of the text's weight, and the text's probabilities are their mean.
+        class_weights: "balanced" weighs each class by the inverse of its share of the labels.
+        checkpoint: "last" keeps the last epoch, "best" the one with the highest macro-F1 on
+            ``TrainingSet.dev``, the later one of equals.
         workers: training processes; None = one per core on the CPU; 1 = in this process.
         cache_dir: where models from the hub are kept; None = the hub client's own place.
     Raises:
@@ -61,6 +84,9 @@ class EncoderStudent:
         max_tokens: int = 256,
         device: str = "auto",
         precision: str = "auto",
+        long_texts: str = "head_tail",
+        class_weights: str = "none",
+        checkpoint: str = "last",
         workers: int | None = None,
         cache_dir: Path | None = None,
     ) -> None:
@@ -77,8 +103,6 @@ class EncoderStudent:
                 f"need lr > 0, weight_decay >= 0 and warmup_frac in [0, 1], got {lr}, "
                 f"{weight_decay} and {warmup_frac}"
             )
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.encoder = encoder
         self._cache_dir = cache_dir
         self._max_workers = workers
@@ -91,7 +115,16 @@ class EncoderStudent:
             "max_tokens": max_tokens,
             "device": device,
             "precision": precision,
+            "long_texts": long_texts,
+            "class_weights": class_weights,
+            "checkpoint": checkpoint,
         }
+        for name, allowed in CHOICES.items():
+            if self._settings[name] not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {self._settings[name]!r}"
+                )
+        self._told: set[str] = set()
         self._pool: SeedWorkers | None = None
 
     @cached_property
@@ -132,13 +165,13 @@ class EncoderStudent:
         Raises:
             StudentError: the encoder cannot be loaded.
         """
-        from loop.inference import choose_precision, encode, mean_embeddings, token_limit
+        from loop.inference import choose_precision, mean_embeddings
 
-        model, settings = self._embedder, self._settings
-        limit = token_limit(model.config, settings["max_tokens"])
-        ids = encode(self._tokenizer, texts, limit)
-        precision = choose_precision(settings["precision"], model.device)
-        return mean_embeddings(model, ids, self._pad_id, model.device, precision, progress)
+        model, tokens = self._embedder, self._tokens(texts)
+        precision = choose_precision(self._settings["precision"], model.device)
+        progress = tokens.per_text(progress)
+        found = mean_embeddings(model, tokens.rows, self._pad_id, model.device, precision, progress)
+        return tokens.mean(found)
 
     def fit(
         self,
@@ -151,6 +184,8 @@ class EncoderStudent:
         on_seed: Callable[[SeedResult], None],
         progress: Progress = no_progress,
         draws: Mapping[int, Draws] | None = None,
+        start: Mapping[int, Path] | None = None,
+        say: News = no_news,
     ) -> None:
         """Trains one model per seed from the pretrained weights and hands over each as it ends.
 
@@ -163,6 +198,9 @@ class EncoderStudent:
             on_seed: called once a seed, in this thread, in the order in which seeds end.
             progress: told of texts learned from: seeds * epochs * texts of weight > 0 in all.
             draws: for seeds that do not draw everything by their own number.
+            start: seed -> folder of a model that ``keep`` saved: the seed goes on from it.
+            say: told once of each thing that the user should know: a class without texts, an old
+                head that is replaced, too few dev texts, passes halved for want of memory.
         Raises:
             StudentError: the encoder cannot be loaded, training diverged, or saving failed.
             ValueError: shapes that do not fit.
@@ -170,19 +208,24 @@ class EncoderStudent:
         from loop.inference import choose_device
         from loop.training import train_seed
 
-        lesson = self._lesson(train, eval_texts, labels, draws or {})
+        def tell(line: str) -> None:
+            if line not in self._told:
+                self._told.add(line)
+                say(line)
+
+        lesson = self._lesson(train, eval_texts, labels, draws or {}, start or {}, tell)
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds must differ, got {list(seeds)}")
         on_cpu = choose_device(self._settings["device"]).type == "cpu"
         workers = self._max_workers or (cores() if on_cpu else 1)
         if workers == 1:
             for seed in seeds:
-                on_seed(train_seed(lesson, seed, keep.get(seed), progress))
+                on_seed(train_seed(lesson, seed, keep.get(seed), progress, tell))
             return
         if self._pool is None:
             self._pool = SeedWorkers(workers)
             weakref.finalize(self, self._pool.close)
-        self._pool.train(lesson, seeds, keep, on_seed, progress)
+        self._pool.train(lesson, seeds, keep, on_seed, progress, tell)
 
     def close(self) -> None:
         """Ends the training processes; the next ``fit`` starts new ones."""
@@ -191,7 +234,19 @@ class EncoderStudent:
 
     @property
     def _pad_id(self) -> int:
-        return int(self._tokenizer.pad_token_id or 0)
+        return int(self._tokenizer.pad_token_id)
+
+    @cached_property
+    def _limit(self) -> int:
+        from loop.encoder import load_config
+        from loop.inference import token_limit
+
+        return token_limit(load_config(self._folder), self._settings["max_tokens"])
+
+    def _tokens(self, texts: Sequence[str]) -> Tokens:
+        from loop.inference import tokenise
+
+        return tokenise(self._tokenizer, texts, self._limit, self._settings["long_texts"])
 
     def _lesson(
         self,
@@ -199,28 +254,88 @@ class EncoderStudent:
         eval_texts: Sequence[str],
         labels: Sequence[str],
         draws: Mapping[int, Draws],
+        start: Mapping[int, Path],
+        say: News,
     ) -> Lesson:
         """Everything that the seeds share, tokenised once."""
         y, weight = _checked(train, labels)
-        from loop.encoder import load_config
-        from loop.inference import encode, token_limit
-        from loop.training import Lesson, Recipe, mean_one
+        from loop.training import Lesson, Recipe, balancing_weights, mean_one
 
         rows = np.flatnonzero(weight > 0)
-        limit = token_limit(load_config(self._folder), self._settings["max_tokens"])
+        y, used = y[rows], weight[rows]
+        _tell_absent(y, labels, say)
+        self._tell_old_head(labels, say)
+        if self._settings["class_weights"] == "balanced":
+            y = y * balancing_weights(y, used)
+        dev_texts, dev_y = self._dev(train, len(labels), say)
         recipe: Recipe = Recipe(**self._settings)
         return Lesson(
             folder=self._folder,
             recipe=recipe,
             revision=self.revision,
             labels=tuple(labels),
-            train_ids=encode(self._tokenizer, [train.texts[row] for row in rows], limit),
-            y=y[rows],
-            weight=mean_one(weight[rows]),
-            eval_ids=encode(self._tokenizer, eval_texts, limit),
+            train=self._tokens([train.texts[row] for row in rows]),
+            y=y,
+            weight=mean_one(used),
+            test=self._tokens(eval_texts),
+            dev=self._tokens(dev_texts),
+            dev_y=dev_y,
             pad_id=self._pad_id,
-            max_tokens=limit,
+            max_tokens=self._limit,
             draws={seed: _among(draw, weight > 0) for seed, draw in draws.items()},
+            start={seed: path for seed, path in start.items() if self._fits(path, labels, say)},
+        )
+
+    def _dev(
+        self, train: TrainingSet, k: int, say: News
+    ) -> tuple[Sequence[str], NDArray[np.int64]]:
+        """Texts and classes to choose the best epoch by; none where the last one is kept."""
+        none: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        if self._settings["checkpoint"] == "last":
+            return [], none
+        found = 0 if train.dev is None else len(train.dev.texts)
+        if train.dev is None or found < MIN_DEV:
+            say(
+                f'student.checkpoint = "best" chooses among epochs by texts of split dev with a '
+                f"known label; there are {found}, fewer than {MIN_DEV}: the last epoch is kept."
+            )
+            return [], none
+        y = np.asarray(train.dev.y, dtype=np.int64)
+        if y.shape != (found,) or y.min() < 0 or y.max() >= k:
+            raise ValueError(f"dev needs {found} classes in 0..{k - 1}, got shape {y.shape}")
+        return train.dev.texts, y
+
+    def _tell_old_head(self, labels: Sequence[str], say: News) -> None:
+        from loop.encoder import load_config, old_head
+
+        old = old_head(load_config(self._folder))
+        if old is not None:
+            say(
+                f"Encoder {self.encoder} was fine-tuned before, for the labels {', '.join(old)}; "
+                f"its head is replaced by a new one for {', '.join(labels)}."
+            )
+
+    def _fits(self, path: Path, labels: Sequence[str], say: News) -> bool:
+        """Whether a saved model is of this encoder and has these classes in this order."""
+        from loop.inference import read_record
+
+        record = read_record(path)
+        encoder = str(record.get("student")).rsplit("/", 1)[0]
+        if encoder == self.revision.rsplit("/", 1)[0] and record.get("labels") == list(labels):
+            return True
+        say(
+            f"The model in {path} is of another encoder or other labels; its seed starts from the "
+            "pretrained weights."
+        )
+        return False
+
+
+def _tell_absent(y: FloatArray, labels: Sequence[str], say: News) -> None:
+    absent = [name for name, mass in zip(labels, y.sum(0), strict=True) if mass < 0.5]
+    if absent:
+        say(
+            f"No training text is labelled {' or '.join(absent)}: the students keep the class but "
+            "cannot learn it."
         )
 
 

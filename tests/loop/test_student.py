@@ -15,46 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_encoder import LABELS, make_texts, save_encoder
+from tiny_encoder import LABELS, fit, make_texts, save_encoder, tiny_student, training_set
 
 from loop.errors import StudentError
 from loop.ports import Draws, TrainingSet
 from loop.student import EncoderStudent
 
-
-def training_set(texts, y, k=3, weight=None):
-    return TrainingSet(texts, np.eye(k)[y], np.ones(len(y)) if weight is None else weight)
-
-
-def fit(student, train, eval_texts, seeds=(0,), labels=LABELS, keep=None, progress=None):
-    found = {}
-
-    def on_seed(result):
-        found[result.seed] = result
-
-    extra = {"progress": progress} if progress else {}
-    student.fit(train, eval_texts, labels, seeds, keep=keep or {}, on_seed=on_seed, **extra)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_encoder(tmp_path_factory.mktemp("tiny"))
-
-
-def tiny_student(folder, **changes):
-    settings = {"epochs": 14, "lr": 2e-3, "workers": 1, "precision": "fp32", "device": "cpu"}
-    return EncoderStudent(folder, **(settings | changes))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # learning
@@ -121,19 +88,26 @@ def test_what_a_seed_draws_can_be_taken_apart(tiny):
         )
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert", "modernbert", "mpnet", "deberta"])
+@pytest.mark.parametrize(
+    "kind", ["bert", "roberta", "distilroberta", "distilbert", "modernbert", "mpnet", "deberta"]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_families_of_encoders(kind, tmp_path):
+def test_families_of_encoders_are_plain_pipelines_once_saved(kind, tmp_path):
+    from transformers import pipeline
+
+    from loop.inference import predict
+
     texts, y = make_texts(40)
     folder = save_encoder(tmp_path / kind, kind)
     kept = tmp_path / "kept"
-    student = tiny_student(folder, epochs=1)
-    result = fit(student, training_set(texts, y), texts, keep={0: kept})[0]
-    from loop.inference import predict
-
-    np.testing.assert_allclose(
-        predict(kept, texts, device="cpu", precision="fp32"), result.probs, atol=2e-5
-    )
+    student = tiny_student(folder, epochs=3)
+    probs = fit(student, training_set(texts, y), texts, keep={0: kept})[0].probs
+    again = predict(kept, texts, device="cpu", precision="fp32")
+    np.testing.assert_allclose(again, probs, atol=2e-5)
+    answers = pipeline("text-classification", str(kept), device="cpu", top_k=None)(texts)
+    by_name = [{a["label"]: a["score"] for a in answer} for answer in answers]
+    named = np.array([[scores[name] for name in LABELS] for scores in by_name])
+    np.testing.assert_allclose(named, probs, atol=2e-5)
     assert student.embed(texts[:3]).shape == (3, 32)
 
 
@@ -178,41 +152,6 @@ def test_soft_labels_are_learnt_as_probabilities(tiny):
 def test_no_evaluation_texts(tiny):
     texts, y = make_texts(20)
     assert fit(tiny_student(tiny, epochs=1), training_set(texts, y), [])[0].probs.shape == (0, 3)
-
-
-def test_memory_running_out_halves_the_pass_and_keeps_the_batch(tiny, monkeypatch):
-    """The same batches in smaller passes give the same model up to dropout; without it, equal."""
-    import torch
-    from transformers import BertForSequenceClassification
-
-    texts, y = make_texts(48)
-    from contextlib import nullcontext
-
-    monkeypatch.setattr("loop.training.ByteDropout", lambda seed: nullcontext())
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *a, **k: x)
-    whole = fit(tiny_student(tiny, epochs=2), training_set(texts, y), texts)[0]
-    real, most = BertForSequenceClassification.forward, []
-
-    def crowded(self, input_ids=None, **rest):
-        if self.training and len(input_ids) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        most.append(len(input_ids) if self.training else 0)
-        return real(self, input_ids=input_ids, **rest)
-
-    monkeypatch.setattr(BertForSequenceClassification, "forward", crowded)
-    parts = fit(tiny_student(tiny, epochs=2), training_set(texts, y), texts)[0]
-    assert max(most) == 4
-    np.testing.assert_allclose(parts.probs, whole.probs, atol=1e-4)
-
-    def full(self, **_):
-        raise torch.OutOfMemoryError("CUDA out of memory") if self.training else None
-        return real(self, **_)
-
-    monkeypatch.setattr("loop.training.first_token_only", lambda *a: False)
-    monkeypatch.setattr("loop.training.trim_vocabulary", lambda *a: None)
-    monkeypatch.setattr(BertForSequenceClassification, "forward", full)
-    with pytest.raises(StudentError, match="does not hold even one text"):
-        fit(tiny_student(tiny, epochs=1), training_set(texts, y), texts)
 
 
 # shortcuts

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from loop.ports import TrainingSet
+from loop.student import EncoderStudent
+
 LABELS = ("good", "bad", "ugly")
 WORDS = {
     "good": ["great", "lovely", "superb", "happy", "delightful", "charming", "brilliant", "warm"],
@@ -37,13 +40,33 @@ def make_texts(n, seed=0, labels=LABELS):
     return texts, y
 
 
+def training_set(texts, y, k=3, weight=None, dev=None):
+    return TrainingSet(texts, np.eye(k)[y], np.ones(len(y)) if weight is None else weight, dev)
+
+
+def fit(student, train, eval_texts, seeds=(0,), labels=LABELS, keep=None, **extra):
+    """Seed -> result."""
+    found = {}
+
+    def on_seed(result):
+        found[result.seed] = result
+
+    student.fit(train, eval_texts, labels, seeds, keep=keep or {}, on_seed=on_seed, **extra)
+    return found
+
+
+def tiny_student(folder, **changes):
+    settings = {"epochs": 14, "lr": 2e-3, "workers": 1, "precision": "fp32", "device": "cpu"}
+    return EncoderStudent(folder, **(settings | changes))
+
+
 def save_tokenizer(folder, kind="bert"):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = sorted({*FILLERS, *(w for ws in WORDS.values() for w in ws)})
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    if kind == "roberta":  # whose padding is token 1
+    if "roberta" in kind:  # whose padding is token 1
         specials = ["[CLS]", "[PAD]", "[SEP]", "[UNK]"]
     vocab = {word: i for i, word in enumerate([*specials, *words, *(f"w{i}" for i in range(40))])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
@@ -76,7 +99,7 @@ def save_encoder(folder, kind="bert"):
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": 66,
-        "pad_token_id": 1 if kind == "roberta" else 0,
+        "pad_token_id": 1 if "roberta" in kind else 0,
     }
     if kind == "distilbert":
         config = transformers.DistilBertConfig(
@@ -86,7 +109,9 @@ def save_encoder(folder, kind="bert"):
         rest = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
         config = transformers.ModernBertConfig(**size, **rest)
     else:
-        name = {"bert": "Bert", "roberta": "Roberta", "mpnet": "MPNet", "deberta": "DebertaV2"}
-        config = getattr(transformers, f"{name[kind]}Config")(**size)
+        name = {"bert": "Bert", "mpnet": "MPNet", "deberta": "DebertaV2"}.get(kind, "Roberta")
+        if kind == "distilroberta":  # RoBERTa with half the layers
+            size["num_hidden_layers"] = 1
+        config = getattr(transformers, f"{name}Config")(**size)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder
