@@ -19,7 +19,6 @@ ignored shows, because the answers must hold exactly the tokens asked for.
 from __future__ import annotations
 
 import logging
-import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ from connectors.prompt_text import answers_of, one_line, without_control_marks
 from connectors.server_exact import LlamaCpp, Vllm, token_list
 from connectors.server_http import (
     Http,
-    Prices,
     RejectedError,
     StoppedError,
     UnansweredError,
@@ -71,7 +69,6 @@ class OpenAIServerAnnotator:
             (429) does not count while other requests succeed.
         votes_when_no_logprobs: answers to sample where log-probabilities are missing; 0 refuses.
         max_text_chars: longer texts lose their middle.
-        prices: gives ``ClassProbs.usd``.
         backoff_s: first pause between attempts; it doubles, up to 30 s, and varies at random.
         transport: for tests.
         progress: told of finished items.
@@ -92,7 +89,6 @@ class OpenAIServerAnnotator:
         max_attempts: int = 6,
         votes_when_no_logprobs: int = 0,
         max_text_chars: int = 8192,
-        prices: Prices | None = None,
         backoff_s: float = 0.5,
         transport: httpx.BaseTransport | None = None,
         progress: Progress = no_progress,
@@ -109,7 +105,6 @@ class OpenAIServerAnnotator:
         self._concurrency = concurrency
         self._votes = votes_when_no_logprobs
         self._max_text_chars = max_text_chars
-        self._prices = prices or Prices()
         self._progress = progress
         self._http = Http(
             base_url,
@@ -132,11 +127,6 @@ class OpenAIServerAnnotator:
         votes = f":votes{self._votes}" if self._votes else ""
         return f"{self._model}@{FORM}{chat}{votes}:{self._max_text_chars}"
 
-    @property
-    def failures(self) -> Mapping[str, str]:
-        """Item id -> why it got no answer, in the last call of ``annotate``."""
-        return dict(self._failures)
-
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
@@ -145,7 +135,7 @@ class OpenAIServerAnnotator:
         """Class probabilities of n items; a row of NaN for an item that got no answer.
 
         Items are independent: one that the server cannot answer, or answers with garbage to the
-        last attempt, leaves the others as they are. ``failures`` says why.
+        last attempt, leaves the others as they are. ``problems`` says why.
 
         Returns:
             (n, k) probabilities, in the items' order. ``tokens`` is what the server says it
@@ -176,7 +166,9 @@ class OpenAIServerAnnotator:
             probs,
             off,
             np.array([u.computed for u in usage], dtype=np.int64),
-            math.fsum(u.usd(self._prices) for u in usage),
+            np.array([u.cached for u in usage], dtype=np.int64),
+            np.array([u.output for u in usage], dtype=np.int64),
+            dict(self._failures),
         )
 
     def _ask(

@@ -106,6 +106,9 @@ class RecordedAnnotator:
                 probs[row], off[row] = answer
         return ClassProbs(probs, off, np.zeros(n, dtype=np.int64))
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _must_exist(self, items: Sequence[TextItem], position: int) -> None:
         wanted = [self._columns[position]]
         if self._prob_columns is not None:

@@ -25,15 +25,6 @@ LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Prices:
-    """US dollars for a million tokens, as the server's owner asks for them."""
-
-    input: float = 0.0
-    cached_input: float | None = None
-    output: float = 0.0
-
-
 @dataclass
 class Usage:
     """What one item took, failed attempts included."""
@@ -61,12 +52,6 @@ class Usage:
     def computed(self) -> int:
         """Tokens that were not in a cache."""
         return max(0, self.prompt - self.cached) + self.output
-
-    def usd(self, prices: Prices) -> float:
-        """What this costs."""
-        cached = prices.input if prices.cached_input is None else prices.cached_input
-        fresh = max(0, self.prompt - self.cached)
-        return (fresh * prices.input + self.cached * cached + self.output * prices.output) / 1e6
 
 
 class GarbledError(Exception):

@@ -1,164 +1,34 @@
-"""Asks the LLM: freezes prompt variants, takes the votes that are missing, reads them back.
+"""Asks the LLM: takes the votes that are missing, keeps the accounts, stops where money ends.
 
 Votes are stored chunk by chunk and found again by item and prompt hash, never by row number, so an
-interrupted annotation goes on where it stopped.
+interrupted annotation goes on where it stopped. What cannot be answered is stored too, with the
+reason and what it cost.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loop.config import Config
-from loop.errors import AnnotatorError, ConfigError
-from loop.ports import (
-    Annotator,
-    Demonstration,
-    FloatArray,
-    IntArray,
-    Progress,
-    PromptVariant,
-    TextItem,
-)
-from loop.store import Item, Store, Variant, Vote, insert_all, now
-
-BoolArray = NDArray[np.bool_]
+from loop.errors import AnnotatorError
+from loop.ports import Annotator, ClassProbs, FloatArray, Progress, PromptVariant, TextItem
+from loop.store import ContentFree, Item, Store, Unanswered, Vote, insert_all, now
+from loop.variants import without_item
+from loop.votes import calibrated_votes, content_free_probs, vote_arrays
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+FIRST_CHARS_PER_TOKEN = 2  # before any answer is paid for: dear rather than cheap
+CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 
 
 def text_item(item: Item) -> TextItem:
     """An item as annotators and raters see it."""
     return TextItem(item.id, item.text, item.meta)
-
-
-def draw_demonstrations(
-    candidates: Sequence[Demonstration],
-    labels: Sequence[str],
-    *,
-    shots: int,
-    variants: int,
-    rng: np.random.Generator,
-) -> list[tuple[Demonstration, ...]]:
-    """One set of demonstrations per variant, balanced over classes, in random order.
-
-    Sets differ as long as there are enough candidates. Every variant takes each class in turn,
-    beginning with another class, so that no class is left out when shots < classes.
-    """
-    by_class = {name: [d for d in candidates if d.label == name] for name in labels}
-    for drawn in by_class.values():
-        rng.shuffle(drawn)  # type: ignore[arg-type]
-    filled = [name for name in labels if by_class[name]]
-    used = dict.fromkeys(filled, 0)
-    sets = []
-    for variant in range(variants):
-        chosen: list[Demonstration] = []
-        for shot in range(shots if filled else 0):
-            name = filled[(variant * shots + shot) % len(filled)]
-            pile = by_class[name]
-            candidate = pile[used[name] % len(pile)]
-            used[name] += 1
-            if candidate not in chosen:
-                chosen.append(candidate)
-        order = rng.permutation(len(chosen))
-        sets.append(tuple(chosen[i] for i in order))
-    return sets
-
-
-def freeze_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
-    """The campaign's prompt variants: stored ones if there are any, else new ones, stored.
-
-    Raises:
-        ConfigError: shots are asked for and no example with a label is at hand.
-    """
-    variants = plan_variants(config, store, annotator)
-    name = config.campaign.name
-    if store.variants(name, annotator):
-        return variants
-    with store.transaction() as session:
-        for variant in variants:
-            session.add(
-                Variant(
-                    hash=variant.hash,
-                    campaign=name,
-                    position=variant.index,
-                    annotator=annotator,
-                    prefix=variant.prefix,
-                    demonstrations=[
-                        {"text": d.text, "label": d.label} for d in variant.demonstrations
-                    ],
-                )
-            )
-    return variants
-
-
-def plan_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
-    """The variants that are frozen, or those that would be; stores nothing.
-
-    Raises:
-        ConfigError: shots are asked for and no example with a label is at hand.
-    """
-    name = config.campaign.name
-    found = store.variants(name, annotator)
-    if found:
-        frozen = [
-            _variant(
-                config,
-                row.position,
-                tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
-            )
-            for row in found
-        ]
-        if [variant.hash for variant in frozen] != [row.hash for row in found]:
-            raise ConfigError(
-                "The prompt is no longer the one that the stored votes answered: campaign.task, a"
-                " label's description or prompt.label_form was changed. Restore it, or give the"
-                " campaign a new name."
-            )
-        return frozen
-    if config.annotator.kind == "recorded":
-        sets: list[tuple[Demonstration, ...]] = [() for _ in config.annotator.columns]
-    else:
-        candidates = list(config.given_demonstrations) or [
-            Demonstration(item.text, item.known_label)
-            for item in store.items(name, "dev")
-            if item.known_label is not None
-        ]
-        if config.prompt.shots and not candidates:
-            raise ConfigError(
-                f"prompt.shots = {config.prompt.shots} needs examples: add"
-                " [[prompt.demonstrations]] with text and label, name a texts.gold_column, or set"
-                " prompt.shots = 0."
-            )
-        sets = draw_demonstrations(
-            candidates,
-            config.label_names,
-            shots=config.prompt.shots,
-            variants=config.prompt.variants,
-            rng=np.random.default_rng([config.rounds.seed, 1]),
-        )
-    return [_variant(config, i, demos) for i, demos in enumerate(sets)]
-
-
-def _variant(
-    config: Config, index: int, demonstrations: tuple[Demonstration, ...]
-) -> PromptVariant:
-    """Variant number ``index``; numbers stand for other classes in each, so that bias shows."""
-    form, k = config.prompt.label_form, len(config.labels)
-    order = tuple((place + index) % k for place in range(k)) if form == "ids" else ()
-    return PromptVariant(
-        index,
-        config.campaign.task,
-        config.port_labels,
-        demonstrations,
-        label_form=form,
-        order=order,
-    )
 
 
 def take_votes(
@@ -179,6 +49,8 @@ def take_votes(
         AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
     """
     clerk = _Clerk(config, store, annotator, progress)
+    if config.prompt.calibrate == "contextual":
+        clerk.ask_content_free(variants)
     limit = calls_limit(config, len(items), len(variants))
     for variant in variants if limit is None else variants[:1]:
         clerk.ask(variant, items)
@@ -187,12 +59,49 @@ def take_votes(
     return clerk.unanswered
 
 
+def retry_unanswered(
+    config: Config,
+    store: Store,
+    annotator: Annotator,
+    variants: Sequence[PromptVariant],
+    *,
+    progress: Progress,
+) -> tuple[int, int]:
+    """Asks again what brought no vote; how many questions that were, and how many failed again.
+
+    Raises:
+        AnnotatorError: the money is spent, or the annotator is down.
+    """
+    name = config.campaign.name
+    failed = {(u.item_id, u.variant_hash) for u in store.unanswered(name, annotator.revision)}
+    items = store.items(name, "pool")
+    clerk = _Clerk(config, store, annotator, progress)
+    for variant in variants:
+        chosen = [item for item in items if (item.id, variant.hash) in failed]
+        clerk.ask(variant, chosen, all_may_fail=True)
+    return len(failed), clerk.unanswered
+
+
 def calls_limit(config: Config, n: int, m: int) -> int | None:
     """Most calls that m variants of n items may take together, or None for all of them."""
     per_item = config.prompt.calls_per_item
     if config.annotator.kind == "recorded" or per_item == 0 or per_item >= m:
         return None
     return round(per_item * n)
+
+
+def unanswered_line(store: Store, campaign: str, annotator: str) -> str | None:
+    """How many texts have a question without an answer, why, and what to do; None for none."""
+    failed = store.unanswered(campaign, annotator)
+    if not failed:
+        return None
+    texts = len({row.item_id for row in failed})
+    (reason, _), *_ = Counter(row.reason for row in failed).most_common(1)
+    return (
+        f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
+        f" {reason.rstrip('.')}). They are asked for again in the next round, or now with"
+        " `goldloop annotate --retry`."
+    )
 
 
 def _ask_where_worth_it(
@@ -210,10 +119,15 @@ def _ask_where_worth_it(
     column = {variant.hash: i for i, variant in enumerate(variants)}
     row = {item.id: i for i, item in enumerate(items)}
     refused = np.zeros((len(items), len(variants)), dtype=np.bool_)
+    content_free = content_free_probs(config, store, clerk.revision)
     while True:
-        probs, _ = _vote_arrays(config, store, clerk.revision, row, column)
+        probs, _ = vote_arrays(config, store, clerk.revision, row, column)
         calls = next_calls(
-            probs, lambda p: calibrated_votes(config, p), budget=limit, rng=rng, refused=refused
+            probs,
+            lambda p: calibrated_votes(config, p, content_free),
+            budget=limit,
+            rng=rng,
+            refused=refused,
         )
         if not len(calls):
             return
@@ -230,10 +144,12 @@ class _Clerk:
         self, config: Config, store: Store, annotator: Annotator, progress: Progress
     ) -> None:
         self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
+        self.name = config.campaign.name
         self.revision = annotator.revision
-        votes = store.votes(config.campaign.name, self.revision)
+        votes = store.votes(self.name, self.revision)
         self.have = {(item, variant) for item, variant, _, _ in votes}
         self.unanswered = 0
+        self.purse = _Purse(config, store, self.revision)
 
     def ask(
         self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
@@ -243,168 +159,200 @@ class _Clerk:
         Raises:
             AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
         """
-        missing = [item for item in items if (item.id, variant.hash) not in self.have]
+        prompt = variant.hash
+        missing = [item for item in items if (item.id, prompt) not in self.have]
         self.progress(len(items) - len(missing))
         answered_before = all_may_fail or len(missing) < len(items)
         in_vain: list[str] = []
-        for start in range(0, len(missing), CHUNK):
-            _check_money(self.config, self.store)
-            chunk = missing[start : start + CHUNK]
-            started = time.perf_counter()
-            answer = self.annotator.annotate(variant, [text_item(item) for item in chunk])
-            seconds = (time.perf_counter() - started) / len(chunk)
-            rows = _vote_rows(self.config, self.revision, variant, chunk, answer, seconds)
-            if not rows and not answered_before:
-                raise AnnotatorError(
-                    f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
-                    " items; look at its model, columns and label names, then run the command"
-                    " again."
-                )
+        own = without_item(variant, self.name)
+        shown = [item for item in missing if item.id in own]
+        todo = [item for item in missing if item.id not in own]
+        while todo or shown:
+            asked = variant if todo else own[shown[0].id]
+            wanted = todo[:CHUNK] or shown[:1]
+            chunk = wanted[: self.purse.affordable(asked, wanted)]
+            failed = self._ask_chunk(asked, variant.hash, chunk, must=not answered_before)
             answered_before = True
-            answered = {row["item_id"] for row in rows}
-            in_vain += [item.id for item in chunk if item.id not in answered]
-            with self.store.transaction() as session:
-                insert_all(session, Vote, rows)
-            self.have |= {(item, variant.hash) for item in answered}
-            self.progress(len(chunk))
+            in_vain += failed
+            todo, shown = todo[len(chunk) :], shown if todo else shown[len(chunk) :]
         self.unanswered += len(in_vain)
         return in_vain
 
+    def ask_content_free(self, variants: Sequence[PromptVariant]) -> None:
+        """Asks each variant about texts without content, once.
 
-def _vote_rows(
-    config: Config,
-    revision: str,
-    variant: PromptVariant,
-    chunk: Sequence[Item],
-    answer: Any,
-    seconds: float,
-) -> list[dict[str, Any]]:
-    k = len(config.labels)
-    if answer.probs.shape != (len(chunk), k):
-        raise AnnotatorError(
-            f"The annotator {revision} answered with shape {answer.probs.shape}"
-            f" to {len(chunk)} items and {k} labels; it must be ({len(chunk)}, {k})."
-        )
-    usd = answer.tokens * config.annotator.usd_per_million_tokens / 1e6 + answer.usd / len(chunk)
-    at = now()
-    return [
-        {
-            "item_id": item.id,
-            "variant_hash": variant.hash,
-            "annotator": revision,
-            "probs": [float(p) for p in probs],
-            "off_label_mass": float(off),
-            "tokens": int(tokens),
-            "usd": float(cost),
-            "seconds": seconds,
-            "created_at": at,
-        }
-        for item, probs, off, tokens, cost in zip(
-            chunk, answer.probs, answer.off_label_mass, answer.tokens, usd, strict=True
-        )
-        if np.isfinite(probs).all() and abs(float(probs.sum()) - 1.0) < 1e-3
-    ]
+        Raises:
+            AnnotatorError: one of them gets no answer, or the money is spent.
+        """
+        stored = self.store.content_free(self.name, self.revision)
+        texts = [TextItem(f"content-free {i}", text) for i, text in enumerate(CONTENT_FREE)]
+        for variant in variants:
+            if variant.hash in stored:
+                continue
+            if self.purse.affordable(variant, texts) < len(texts):
+                raise self.purse.spent_error()
+            answer, seconds = self._timed(variant, texts)
+            usd = _usd(self.config, answer)
+            good = [_usable(probs) for probs in answer.probs]
+            if not all(good):
+                raise AnnotatorError(
+                    f"The annotator {self.revision} gave no usable answer to the text"
+                    f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
+                    ' "contextual" needs; take "batch".'
+                )
+            rows = [
+                {
+                    "variant_hash": variant.hash,
+                    "campaign": self.name,
+                    "annotator": self.revision,
+                    "text": text,
+                    "probs": [float(p) for p in probs],
+                    "tokens": int(tokens),
+                    "usd": float(cost),
+                    "seconds": seconds,
+                    "created_at": now(),
+                }
+                for text, probs, tokens, cost in zip(
+                    CONTENT_FREE, answer.probs, answer.tokens, usd, strict=True
+                )
+            ]
+            with self.store.transaction() as session:
+                insert_all(session, ContentFree, rows)
+            self.purse.pay(usd)
+
+    def _ask_chunk(
+        self, asked: PromptVariant, variant_hash: str, chunk: Sequence[Item], *, must: bool
+    ) -> list[str]:
+        """Asks and stores; the ids of items that got no answer.
+
+        Args:
+            asked: the variant as it is asked.
+            variant_hash: of the variant that the votes count for.
+            must: raise if not one item is answered.
+        """
+        answer, seconds = self._timed(asked, [text_item(item) for item in chunk])
+        usd = _usd(self.config, answer)
+        votes: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
+        for i, item in enumerate(chunk):
+            row = {
+                "item_id": item.id,
+                "variant_hash": variant_hash,
+                "annotator": self.revision,
+                "tokens": int(answer.tokens[i]),
+                "usd": float(usd[i]),
+                "seconds": seconds,
+                "created_at": now(),
+            }
+            if _usable(answer.probs[i]):
+                probs = [float(p) for p in answer.probs[i]]
+                votes.append(
+                    row | {"probs": probs, "off_label_mass": float(answer.off_label_mass[i])}
+                )
+            else:
+                reason = answer.problems.get(item.id, "it gave no usable probabilities")
+                failures.append(row | {"reason": reason})
+        if must and not votes:
+            raise AnnotatorError(
+                f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
+                " items; look at its model, columns and label names, then run the command"
+                " again."
+            )
+        with self.store.transaction() as session:
+            insert_all(session, Vote, votes)
+            insert_all(session, Unanswered, failures)
+        self.purse.pay(usd)
+        self.have |= {(row["item_id"], variant_hash) for row in votes}
+        self.progress(len(chunk))
+        return [row["item_id"] for row in failures]
+
+    def _timed(self, variant: PromptVariant, items: Sequence[TextItem]) -> tuple[ClassProbs, float]:
+        """The answer, checked for its shape, and the seconds that each item took."""
+        started = time.perf_counter()
+        answer = self.annotator.annotate(variant, items)
+        seconds = (time.perf_counter() - started) / len(items)
+        n, k = len(items), len(self.config.labels)
+        if answer.probs.shape != (n, k):
+            raise AnnotatorError(
+                f"The annotator {self.revision} answered with shape {answer.probs.shape}"
+                f" to {n} items and {k} labels; it must be ({n}, {k})."
+            )
+        return answer, seconds
 
 
-def _check_money(config: Config, store: Store) -> None:
-    if config.budget.usd is None:
-        return
-    _, usd, _ = store.spent(config.campaign.name)
-    labels = len(store.gold(config.campaign.name)) * config.budget.usd_per_label
-    if usd + labels >= config.budget.usd:
-        raise AnnotatorError(
-            f"The money is spent: ${usd + labels:.2f} of budget.usd = {config.budget.usd:.2f};"
+class _Purse:
+    """What of ``budget.usd`` may still be spent on answers.
+
+    An answer is expected to cost no more than the dearest so far, so the cap is not passed unless
+    one costs more than every other before it.
+    """
+
+    def __init__(self, config: Config, store: Store, annotator: str) -> None:
+        self.config = config
+        self.cap = config.budget.usd
+        self.spent = money_spent(config, store) if self.cap is not None else 0.0
+        self.dearest = store.vote_costs(config.campaign.name, annotator).dearest_usd
+
+    def affordable(self, variant: PromptVariant, items: Sequence[Any]) -> int:
+        """How many of the items may be asked now, one at least.
+
+        Raises:
+            AnnotatorError: the money is spent.
+        """
+        if self.cap is None:
+            return len(items)
+        dearest = self.dearest
+        if dearest is None:
+            longest = len(variant.prefix) + max(len(variant.suffix(item.text)) for item in items)
+            price = self.config.annotator.usd_per_million_tokens / 1e6
+            dearest = longest / FIRST_CHARS_PER_TOKEN * price
+        left = self.cap - self.spent + 1e-9  # sums of prices are not exact
+        if left <= 1e-8 or dearest > left:
+            raise self.spent_error(dearest)
+        return len(items) if dearest == 0 else min(len(items), int(left / dearest))
+
+    def pay(self, usd: FloatArray) -> None:
+        """Books what was answered."""
+        self.spent += float(usd.sum())
+        self.dearest = max(self.dearest or 0.0, float(usd.max(initial=0.0)))
+
+    def spent_error(self, dearest: float | None = None) -> AnnotatorError:
+        """Says that the money is spent."""
+        next_one = f", and the next answer may cost ${dearest:.2g}" if dearest else ""
+        return AnnotatorError(
+            f"The money is spent: ${self.spent:.2f} of budget.usd = {self.cap:.2f}{next_one};"
             " raise it to go on. Every vote so far is kept."
         )
 
 
-@dataclass(frozen=True)
-class LlmVotes:
-    """The stored votes of n items as arrays.
-
-    Attributes:
-        probs: (n, m, k) raw; NaN where a vote is missing; uniform where an item has none at all.
-        off_label_mass: (n, m), NaN where a vote is missing.
-        posterior: (n, k) mean over variants, batch-calibrated where the campaign says so.
-        answered: (n,) bool, whether the LLM answered at all.
-    """
-
-    probs: FloatArray
-    off_label_mass: FloatArray
-    posterior: FloatArray
-    answered: BoolArray
-
-    @property
-    def y_llm(self) -> IntArray:
-        """(n,) the LLM's label."""
-        best: IntArray = self.posterior.argmax(axis=1).astype(np.int64)
-        return best
+def money_spent(config: Config, store: Store) -> float:
+    """US dollars spent on the LLM and on people."""
+    name = config.campaign.name
+    people = len(store.annotations(name)) * config.budget.usd_per_label
+    return store.spent(name).usd + people
 
 
-def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Item]) -> LlmVotes:
-    """Votes of the items as arrays, in the items' order.
-
-    Raises:
-        AnnotatorError: no vote is stored.
-    """
-    column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
-    row = {item.id: i for i, item in enumerate(items)}
-    probs, off = _vote_arrays(config, store, annotator, row, column)
-    n, k = len(items), len(config.labels)
-    taken: BoolArray = np.asarray(np.isfinite(probs).all(axis=2))
-    answered: BoolArray = np.asarray(taken.any(axis=1))
-    if not answered.any():
-        raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
-    view = calibrated_votes(config, probs)
-    posterior = np.full((n, k), 1.0 / k)
-    posterior[answered] = mean_vote(view[answered])
-    # The first variant stands for the item in every strategy: where only a later one answered,
-    # that answer moves forward; where none did, the item is as doubtful as can be.
-    for i in np.flatnonzero(~taken[:, 0]):
-        later = np.flatnonzero(taken[i])
-        probs[i, 0] = probs[i, later[0]] if len(later) else 1.0 / k
-        off[i, 0] = off[i, later[0]] if len(later) else 1.0
-    return LlmVotes(probs, off, posterior, answered)
+def _usd(config: Config, answer: ClassProbs) -> FloatArray:
+    """(n,) US dollars for each item, at the campaign file's prices."""
+    section = config.annotator
+    fresh, cached, written = token_prices(section)
+    none = np.zeros(len(answer.tokens), dtype=np.int64)
+    output = none if answer.output_tokens is None else answer.output_tokens
+    hits = none if answer.cached_tokens is None else answer.cached_tokens
+    usd = (answer.tokens - output) * fresh + hits * cached + output * written
+    return np.asarray(usd, dtype=np.float64)
 
 
-def _vote_arrays(
-    config: Config, store: Store, annotator: str, row: dict[str, int], column: dict[str, int]
-) -> tuple[FloatArray, FloatArray]:
-    """(n, m, k) probabilities and (n, m) off-label mass by item and variant, NaN if missing."""
-    n, m, k = len(row), max(1, len(column)), len(config.labels)
-    probs = np.full((n, m, k), np.nan)
-    off = np.full((n, m), np.nan)
-    for item_id, variant, p, mass in store.votes(config.campaign.name, annotator):
-        if item_id in row and variant in column:
-            values = np.asarray(p)
-            probs[row[item_id], column[variant]] = values / values.sum()
-            off[row[item_id], column[variant]] = mass
-    return probs, off
+def token_prices(section: Any) -> tuple[float, float, float]:
+    """US dollars for one prompt token, for one out of a server's cache, for a written one."""
+    fresh = section.usd_per_million_tokens
+    cached, written = section.usd_per_million_cached_tokens, section.usd_per_million_output_tokens
+    return (
+        fresh / 1e6,
+        (fresh if cached is None else cached) / 1e6,
+        (fresh if written is None else written) / 1e6,
+    )
 
 
-def calibrated_votes(config: Config, probs: FloatArray) -> FloatArray:
-    """(n, m, k) what labels are read from before any gold is known."""
-    from strategies.calibrate import batch_calibrate
-
-    if config.prompt.calibrate == "none":
-        return probs
-    return batch_calibrate(probs, class_prior(config))
-
-
-def mean_vote(view: FloatArray) -> FloatArray:
-    """(n, k) mean over the variants that were asked; where it ties, the first one decides.
-
-    Args:
-        view: (n, m, k), NaN where a variant was not asked, one at least was.
-    """
-    first = np.where(np.isfinite(view[:, 0]), view[:, 0], np.nanmean(view, axis=1))
-    return np.asarray((np.nanmean(view, axis=1) + 1e-9 * first) / (1.0 + 1e-9), dtype=np.float64)
-
-
-def class_prior(config: Config) -> FloatArray | None:
-    """(k,) the stated class shares, summing to 1, or None for a flat mix."""
-    stated = config.prompt.class_prior
-    if not stated:
-        return None
-    prior = np.array([stated[name] for name in config.label_names])
-    return np.asarray(prior / prior.sum(), dtype=np.float64)
+def _usable(probs: FloatArray) -> bool:
+    return bool(np.isfinite(probs).all()) and abs(float(probs.sum()) - 1.0) < 1e-3

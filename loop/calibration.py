@@ -1,8 +1,9 @@
-"""Which view of the LLM's answers is used, and why: raw, batch-calibrated, or fitted to gold.
+"""Which view of the LLM's answers is used, and why: raw, calibrated, or fitted to gold.
 
 Batch calibration assumes a class mix. Once the random audit has brought enough gold, the mix is
-estimated from it, harm to accuracy switches batch calibration off, and, if the campaign asks for
-it (``prompt.calibrate = "gold"``), a scaling is fitted to it. Raw answers stay in the store.
+estimated from it, harm to accuracy or to the Brier score switches the calibration off, and, if the
+campaign asks for it (``prompt.calibrate = "gold"``), a scaling is fitted to it, under the same
+guard. Raw answers stay in the store.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.annotate import LlmVotes, class_prior, mean_vote
 from loop.config import Config
 from loop.ports import FloatArray, IntArray
+from loop.votes import LlmVotes, class_prior, mean_vote
 from strategies.calibrate import batch_calibrate, prior_from_gold
 from strategies.scaling import (
+    brier,
+    brier_harm_p_value,
     calibration_error,
     harm_p_value,
     reliability,
@@ -29,7 +32,7 @@ SCALE_FROM = 100  # audit gold from which a scaling is fitted
 PSEUDO = 3.0  # gold labels per class assumed beforehand: few audit labels are not the whole truth
 HARM_LEVEL = 0.05
 
-ViewName = Literal["raw", "batch", "gold"]
+ViewName = Literal["raw", "batch", "contextual", "gold"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,12 @@ def choose_view(
     sample = audit & (gold >= 0) & votes.answered
     n = int(sample.sum())
     if n < PRIOR_FROM:
+        if wanted == "contextual":
+            return View("contextual", "", votes.posterior, _mean(votes, votes.posterior))
         return View("batch", "", votes.posterior, stated)
+    if wanted == "contextual":
+        view = View("contextual", "", votes.posterior, _mean(votes, votes.posterior))
+        return _unharmed(view, raw, votes, np.where(sample, gold, -1))
     k = raw.shape[1]
     prior = prior_from_gold(
         np.where(votes.answered, gold, -1), inclusion_prob, k, pseudo=PSEUDO, towards=stated
@@ -90,19 +98,20 @@ def choose_view(
         f"{name} {100 * p:.0f} %" for name, p in zip(config.label_names, prior, strict=True)
     )
     view = View("batch", f"class mix from {n} audit labels: {shares}", batch, prior)
-    p_value = harm_p_value(raw[sample], batch[sample], gold[sample])
-    if p_value < HARM_LEVEL:
-        was, now = (100 * _accuracy(p[sample], gold[sample]) for p in (raw, batch))
-        view = View(
-            "raw",
-            f"batch calibration is off: on {n} audit labels it lowered the LLM's accuracy from"
-            f" {was:.1f} to {now:.1f} (paired test, p = {p_value:.3f})",
-            raw,
-            _mean(votes, votes.probs[:, 0]),
-        )
+    view = _unharmed(view, raw, votes, np.where(sample, gold, -1))
     if wanted == "gold" and n >= SCALE_FROM:
         view = _scaled(view, votes, np.where(sample, gold, -1), rng)
     return view
+
+
+def _unharmed(view: View, raw: FloatArray, votes: LlmVotes, gold: IntArray) -> View:
+    """The calibrated view, or the raw answers if audit gold says that calibration harms."""
+    harm = _harm(raw, view.posterior, gold)
+    if harm is None:
+        return view
+    return View(
+        "raw", f"{view.name} calibration is off: {harm}", raw, _mean(votes, votes.probs[:, 0])
+    )
 
 
 def _scaled(view: View, votes: LlmVotes, gold: IntArray, rng: np.random.Generator) -> View:
@@ -111,14 +120,42 @@ def _scaled(view: View, votes: LlmVotes, gold: IntArray, rng: np.random.Generato
     scaled = scale_with_gold(view.posterior, gold, rng=rng)
     before, after = (_log_loss(p[known], gold[known]) for p in (view.posterior, scaled))
     told = f"log-loss on {int(known.sum())} audit labels, each left out, {before:.3f}"
-    if after >= before:
-        reason = f"the scaling to gold is not used: {told}, with it {after:.3f}"
+    harm = _harm(view.posterior, scaled, gold)
+    if after >= before or harm is not None:
+        worse = f"{told}, with it {after:.3f}" if after >= before else harm
+        reason = f"the scaling to gold is not used: {worse}"
         return View(view.name, _joined(view.reason, reason), view.posterior, view.prior)
     reason = f"scaled to gold: {told} before, {after:.3f} after"
     if view.name == "raw":
         reason = _joined(view.reason, reason)
     scaled[~votes.answered] = 1.0 / scaled.shape[1]
     return View("gold", reason, scaled, _mean(votes, scaled))
+
+
+def _harm(before: FloatArray, after: FloatArray, gold: IntArray) -> str | None:
+    """How the later probabilities are worse where gold is known, beyond chance; else None.
+
+    They harm if they lower the accuracy, or if they raise the Brier score without raising the
+    accuracy.
+    """
+    known = gold >= 0
+    was, now, truth = before[known], after[known], gold[known]
+    told = f"on {len(truth)} audit labels it"
+    p_value = harm_p_value(was, now, truth)
+    if p_value < HARM_LEVEL:
+        lower, higher = (100 * _accuracy(p, truth) for p in (was, now))
+        return (
+            f"{told} lowered the LLM's accuracy from {lower:.1f} to {higher:.1f} (paired test,"
+            f" p = {p_value:.3f})"
+        )
+    p_value = brier_harm_p_value(was, now, truth)
+    if p_value < HARM_LEVEL and _accuracy(now, truth) <= _accuracy(was, truth):
+        low, high = (float(brier(p, truth).mean()) for p in (was, now))
+        return (
+            f"{told} raised the Brier score of the LLM's probabilities from {low:.3f} to"
+            f" {high:.3f} (paired test, p = {p_value:.3f})"
+        )
+    return None
 
 
 def summary(view: View, votes: LlmVotes, gold: IntArray, audit: NDArray[np.bool_]) -> Any:

@@ -29,7 +29,10 @@ model = "smollm2-135m"        # embedded; or the folder or hub name of a causal 
 # kind = "openai_server"      # vllm serve, llama.cpp's server and others that give log-probs:
 # base_url = "http://127.0.0.1:8000/v1"   # model is the served name, the key is in OPENAI_API_KEY
 # kind = "vllm"               # in process, on a GPU: pip install 'goldloop[vllm]'
-# usd_per_million_tokens = 0.0
+# chat = false                # wrap the prompt in the model's chat template
+# usd_per_million_tokens = 0.0          # prices, for the plan, the ledger and budget.usd:
+# usd_per_million_cached_tokens = 0.0   # what servers that report cached tokens take for those,
+# usd_per_million_output_tokens = 0.0   # and for the written ones; both as above if left out
 
 [prompt]
 shots = 3                     # examples in each prompt
@@ -37,8 +40,15 @@ variants = 3                  # prompts with different examples; 1 is cheapest, 
 # calls_per_item = 0          # 0: every prompt for every text; 1.5: only where a flip is likely,
                               # for half the price or less, but labels gain less from the votes
 calibrate = "batch"           # corrects the LLM's bias for some labels; "none" keeps raw answers,
-                              # "gold" fits them to the random audit once it has 100 labels
+                              # "gold" fits them to the random audit once it has 100 labels,
+                              # "contextual" divides by its answers to empty texts (erratic)
 # class_prior = {{ yes = 0.2, no = 0.8 }}   # stated class mix, if it is far from even
+# label_form = "names"        # "ids": the LLM answers with a class's number (larger models only)
+# refresh = "never"           # "round": examples are drawn anew from people's labels each round,
+                              # and every text is asked anew: as many calls again, each round
+# The wording; a list gives each prompt another. Label names, or numbers, stand for {{labels}}:
+# instruction = "{{task}}\\n{{labels}}"
+# item = "Text: {{text}}\\nLabel:"   # each example, and then the text in question
 # [[prompt.demonstrations]]   # your own examples, instead of ones drawn from the gold column
 # text = "…"
 # label = "…"

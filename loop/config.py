@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from loop.errors import ConfigError
-from loop.ports import Demonstration, Label
+from loop.ports import Demonstration, Label, PromptTemplate
 
 CAMPAIGN_FILE = "goldloop.toml"
 
@@ -83,6 +83,8 @@ class AnnotatorSection(Section):
     batch_size: int = Field(16, ge=1)
     max_text_tokens: int = Field(512, ge=8)
     usd_per_million_tokens: float = Field(0.0, ge=0.0)
+    usd_per_million_cached_tokens: float | None = Field(None, ge=0.0)
+    usd_per_million_output_tokens: float | None = Field(None, ge=0.0)
     base_url: Annotated[str, StringConstraints(pattern=r"^https?://.+$")] | None = None
     api_key_env: str = "OPENAI_API_KEY"
     concurrency: int = Field(8, ge=1)
@@ -114,9 +116,40 @@ class Prompt(Section):
     variants: int = Field(3, ge=1, le=32)
     calls_per_item: float = Field(0.0, ge=0.0)
     label_form: Literal["names", "ids"] = "names"
-    calibrate: Literal["batch", "gold", "none"] = "batch"
+    calibrate: Literal["batch", "gold", "contextual", "none"] = "batch"
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()
+    refresh: Literal["never", "round"] = "never"
+    instruction: tuple[Text, ...] = (PromptTemplate().instruction,)
+    item: tuple[str, ...] = (PromptTemplate().item,)
+
+    @field_validator("instruction", "item", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _templates_are_sound(self) -> Prompt:
+        if not self.instruction or not self.item:
+            raise ValueError("instruction and item need a template each; leave them out instead")
+        for i in range(max(len(self.instruction), len(self.item))):
+            template = self.template(i)
+            if self.label_form == "ids" and "{labels}" not in template.instruction:
+                raise ValueError(
+                    'label_form = "ids" needs {labels} in the instruction template, which says'
+                    " what the numbers mean"
+                )
+        return self
+
+    def template(self, index: int) -> PromptTemplate:
+        """The wording of variant ``index``; lists are taken in turn.
+
+        Raises:
+            ValueError: it is no sound template.
+        """
+        return PromptTemplate(
+            self.instruction[index % len(self.instruction)], self.item[index % len(self.item)]
+        )
 
     @field_validator("calls_per_item")
     @classmethod
@@ -297,10 +330,10 @@ class Config(Section):
         from strategies import NEEDS
 
         variants = len(self.annotator.columns) or self.prompt.variants
-        if self.prompt.label_form == "ids" and self.annotator.kind == "local_lm":
+        if self.annotator.kind == "recorded" and self.prompt.calibrate == "contextual":
             raise ValueError(
-                'prompt.label_form = "ids" needs annotator.kind = "openai_server" or "vllm";'
-                " models as small as the local one answer at chance with numbers"
+                'prompt.calibrate = "contextual" asks the LLM about empty texts, which'
+                ' annotator.kind = "recorded" cannot answer; take "batch"'
             )
         unordered = [s for s in self.strategy.signals if "ordinal" in NEEDS[s]]
         if unordered and not self.campaign.ordinal:

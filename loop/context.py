@@ -53,6 +53,11 @@ class Context:
         self.show = show
         self.say = say
 
+    def close(self) -> None:
+        """Lets go of the LLM's engine or connections, if they were opened."""
+        if "annotator" in self.__dict__:
+            self.annotator.close()
+
     @property
     def name(self) -> str:
         """The campaign's name."""

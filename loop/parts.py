@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,9 @@ def at_work(file: Path, command: str) -> Iterator[Context]:
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
-        yield Context(config, store, build_parts(config, store), show=bar, say=say)
+        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        with closing(context):
+            yield context
 
 
 def build_parts(config: Config, store: Store) -> Parts:
@@ -111,7 +113,10 @@ def build_annotator(config: Config) -> Any:
     from connectors.local_lm import LocalLM
 
     return LocalLM(
-        section.model, batch_size=section.batch_size, max_text_tokens=section.max_text_tokens
+        section.model,
+        batch_size=section.batch_size,
+        max_text_tokens=section.max_text_tokens,
+        chat=section.chat,
     )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loop.annotate import calls_limit, plan_variants
+from loop.annotate import calls_limit, money_spent, token_prices
 from loop.config import Config
 from loop.ports import IntArray
 from loop.store import Store
+from loop.variants import plan_variants
 
 CHARS_PER_TOKEN = 4  # the rule of thumb where the tokenizer is not at hand
 
@@ -29,6 +30,8 @@ class Plan:
         usd: price of ``tokens``.
         usd_uncached: price of ``tokens_uncached``.
         seconds: at the pace of the stored answers, or None before there are any.
+        spent_calls: votes that the campaign has paid for, of every annotator; likewise
+            ``spent_tokens``, ``spent_seconds`` and ``spent_usd``.
         counted: how tokens were counted.
         cap_usd: what the campaign may still spend, or None without a cap.
     """
@@ -42,6 +45,10 @@ class Plan:
     usd: float
     usd_uncached: float
     seconds: float | None
+    spent_calls: int
+    spent_tokens: int
+    spent_seconds: float
+    spent_usd: float
     counted: str
     cap_usd: float | None
 
@@ -71,7 +78,9 @@ def plan_annotation(
     """
     name = config.campaign.name
     items = store.items(name, "pool")
-    variants = plan_variants(config, store, annotator)
+    last = store.last_round(name)
+    coming = 1 if last is None else last.number + (last.stage == "done")
+    variants = plan_variants(config, store, annotator, round_number=coming)
     ids, hashes = {i.id for i in items}, {v.hash for v in variants}
     stored = sum(i in ids and v in hashes for i, v, _, _ in store.votes(name, annotator))
     limit = calls_limit(config, len(items), len(variants))
@@ -84,24 +93,33 @@ def plan_annotation(
         frame = counts([v.suffix("") for v in variants]).mean()
         texts_tokens = calls * float(texts.mean() + frame)
         prefixes = float(counts([v.prefix for v in variants]).sum())
-    price = config.annotator.usd_per_million_tokens / 1e6
-    cached = prefixes + texts_tokens
-    uncached = calls * prefixes / max(1, len(variants)) + texts_tokens
-    timed, seconds = store.vote_seconds(name, annotator)
-    _, usd, _ = store.spent(name)
-    spent = usd + len(store.gold(name)) * config.budget.usd_per_label
+    fresh, cached_price, written = token_prices(config.annotator)
+    computed = prefixes + texts_tokens
+    uncached = max(computed, calls * prefixes / max(1, len(variants)) + texts_tokens)
+    # Only servers charge for what they had in a cache, and for the one token that they write.
+    serves = config.annotator.kind == "openai_server"
+    written_usd = calls * written if serves else 0.0
+    hits_usd = (uncached - computed) * cached_price if serves else 0.0
+    costs = store.vote_costs(name, annotator)
+    votes = store.spent(name)
     return Plan(
         texts=len(items),
         variants=len(variants),
         stored=stored,
         calls=calls,
-        tokens=round(cached),
-        tokens_uncached=round(max(cached, uncached)),
-        usd=cached * price,
-        usd_uncached=max(cached, uncached) * price,
-        seconds=calls * seconds / timed if timed else None,
+        tokens=round(computed),
+        tokens_uncached=round(uncached),
+        usd=computed * fresh + hits_usd + written_usd,
+        usd_uncached=uncached * fresh + written_usd,
+        seconds=calls * costs.seconds / costs.timed if costs.timed else None,
+        spent_calls=votes.votes,
+        spent_tokens=votes.tokens,
+        spent_seconds=votes.seconds,
+        spent_usd=votes.usd,
         counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
-        cap_usd=None if config.budget.usd is None else max(0.0, config.budget.usd - spent),
+        cap_usd=None
+        if config.budget.usd is None
+        else max(0.0, config.budget.usd - money_spent(config, store)),
     )
 
 
@@ -124,6 +142,11 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Time:    {time}",
         f"Money:   {money}",
     ]
+    if plan.spent_calls:
+        lines.append(
+            f"Spent:   {plan.spent_calls:,} calls, {plan.spent_tokens:,} tokens,"
+            f" {plan.spent_seconds / 60:,.1f} minutes, ${plan.spent_usd:,.2f}"
+        )
     if plan.cap_usd is not None:
         fits = "enough" if plan.usd_uncached <= plan.cap_usd else "it may stop before the end"
         lines.append(f"Cap:     ${plan.cap_usd:,.2f} are left of budget.usd: {fits}")

@@ -97,11 +97,14 @@ LabelForm = Literal["names", "ids"]
 class PromptTemplate:
     """The wording of a prompt; what stands in braces is filled in.
 
+    Braces around anything but one word, as in JSON, are plain text.
+
     Attributes:
         instruction: opens the prompt: ``{task}``, and ``{labels}``, the list of classes.
         item: one text, as demonstration and as question: ``{text}``; the answer follows it.
     Raises:
-        ValueError: ``{text}`` does not stand in ``item`` exactly once.
+        ValueError: ``{text}`` does not stand in ``item`` exactly once, a word in braces is
+            unknown, or ``item`` ends in white space.
     """
 
     instruction: str = "{task}\n{labels}"
@@ -110,6 +113,19 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if self.item.count("{text}") != 1:
             raise ValueError(f"the item template needs {{text}} once: {self.item!r}")
+        if self.item != self.item.rstrip():
+            raise ValueError(
+                f"the item template must not end in white space, which comes with the answer:"
+                f" {self.item!r}"
+            )
+        for name, template, known in (
+            ("instruction", self.instruction, ("task", "labels")),
+            ("item", self.item, ("text",)),
+        ):
+            for word in re.findall(r"\{(\w+)\}", template):
+                if word not in known:
+                    allowed = ", ".join(f"{{{k}}}" for k in known)
+                    raise ValueError(f"{{{word}}} in the {name} template is none of {allowed}")
 
 
 @dataclass(frozen=True)
@@ -213,14 +229,20 @@ class ClassProbs:
     Attributes:
         probs: (n, k), rows sum to 1; a row of NaN means that the item got no answer.
         off_label_mass: (n,) in [0, 1], probability that the LLM gave to no label at all.
-        tokens: (n,) prompt tokens really computed, for the cost ledger.
-        usd: money spent on the whole call.
+        tokens: (n,) tokens really computed, for the cost ledger: prompt tokens out of a cache left
+            out, written ones and failed attempts counted.
+        cached_tokens: (n,) prompt tokens that a server took out of its cache and may charge for;
+            None where nobody is charged for them.
+        output_tokens: (n,) how many of ``tokens`` were written rather than read; None for none.
+        problems: item id -> why it got no answer, where the annotator knows.
     """
 
     probs: FloatArray
     off_label_mass: FloatArray
     tokens: IntArray
-    usd: float = 0.0
+    cached_tokens: IntArray | None = None
+    output_tokens: IntArray | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 class Annotator(Protocol):
@@ -236,6 +258,13 @@ class Annotator(Protocol):
 
         Raises:
             AnnotatorError: nothing can be answered at all.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of engine, memory and connections; safe to call twice, and before any question.
+
+        The next question opens them again.
         """
         ...
 

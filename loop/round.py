@@ -23,14 +23,7 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from loop.adjudicate import Panel, decide_all, latest_per_person, wanted_answers
-from loop.annotate import (
-    LlmVotes,
-    calls_limit,
-    freeze_variants,
-    read_votes,
-    take_votes,
-    text_item,
-)
+from loop.annotate import calls_limit, take_votes, text_item, unanswered_line
 from loop.calibration import View, choose_view, summary
 from loop.context import Context
 from loop.errors import StageError
@@ -61,6 +54,8 @@ from loop.store import (
     insert_all,
     now,
 )
+from loop.variants import freeze_variants
+from loop.votes import LlmVotes, read_votes
 from strategies import NEEDS, STRATEGIES
 from strategies.fuse import fuse_ranks
 from strategies.pool import Pool
@@ -179,14 +174,16 @@ def next_command(round_: Round | None) -> str:
 def annotate(ctx: Context, round_: Round) -> bool:
     """Takes the LLM votes that are missing."""
     items = ctx.store.items(ctx.name, "pool")
-    variants = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
+    variants = freeze_variants(
+        ctx.config, ctx.store, ctx.annotator.revision, round_number=round_.number
+    )
     total = calls_limit(ctx.config, len(items), len(variants)) or len(items) * len(variants)
     with ctx.show(f"Round {round_.number}: LLM labels", total) as progress:
         unanswered = take_votes(
             ctx.config, ctx.store, ctx.annotator, items, variants, progress=progress
         )
-    if unanswered:
-        ctx.say(f"{unanswered} LLM answers were unusable; those texts count as most suspect.")
+    if news := unanswered_line(ctx.store, ctx.name, ctx.annotator.revision):
+        ctx.say(f"{news} A text without any LLM answer counts as most suspect.")
     return _advance(ctx, round_, "annotate", unanswered=unanswered)
 
 
@@ -694,7 +691,7 @@ def _affordable(ctx: Context) -> int | None:
     budget = ctx.config.budget
     if budget.usd is None or not budget.usd_per_label:
         return None
-    _, llm_usd, _ = ctx.store.spent(ctx.name)
+    llm_usd = ctx.store.spent(ctx.name).usd
     per_text = budget.usd_per_label * ctx.config.label_studio.overlap
     left = budget.usd - llm_usd - per_text * len(ctx.store.reviews(ctx.name))
     return max(0, int(left / per_text + 1e-9))

@@ -17,7 +17,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     last = rounds[-1] if rounds else None
     reviews = store.reviews(name)
     current = [r for r in reviews if last is not None and r.round_id == last.id]
-    votes, llm_usd, tokens = store.spent(name)
+    spent_on_llm = store.spent(name)
     answers = len(store.annotations(name))
     measured = [r for r in rounds if r.metrics]
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
@@ -41,10 +41,13 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "budget": {
             "labels": config.budget.labels,
             "labels_left": config.budget.labels - len(reviews),
-            "llm_votes": votes,
-            "llm_tokens": tokens,
+            "llm_votes": spent_on_llm.votes,
+            "llm_tokens": spent_on_llm.tokens,
+            "llm_seconds": spent_on_llm.seconds,
+            "llm_usd": spent_on_llm.usd,
+            "llm_unanswered": sum(len(store.unanswered(name, a)) for a in store.annotators(name)),
             "answers": answers,
-            "usd_spent": llm_usd + answers * config.budget.usd_per_label,
+            "usd_spent": spent_on_llm.usd + answers * config.budget.usd_per_label,
             "usd": config.budget.usd,
         },
         "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
@@ -68,8 +71,13 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f" {this['chosen']} chosen, {this['sent']} sent, {this['back']} back from {people}",
         f"In all: {status['sent']} sent, {status['back']} back, {status['gold']} gold labels",
         f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
-        f" {budget['llm_votes']} LLM votes{money}",
+        f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
+        f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
     ]
+    if budget["llm_unanswered"]:
+        lines.append(
+            f"{budget['llm_unanswered']} LLM answers are missing (`goldloop annotate --retry`)"
+        )
     if status["metrics"]:
         shown = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
         figures = [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, Column, Engine, event, func, insert, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,6 +37,29 @@ STAGES = (
 def now() -> datetime:
     """The present, in UTC."""
     return datetime.now(UTC)
+
+
+class Spent(NamedTuple):
+    """What the LLM has cost a campaign so far."""
+
+    votes: int
+    usd: float
+    tokens: int
+    seconds: float
+
+
+class VoteCosts(NamedTuple):
+    """What one annotator's votes cost.
+
+    Attributes:
+        timed: votes whose time was taken.
+        seconds: their time together.
+        dearest_usd: of all votes, None without any.
+    """
+
+    timed: int
+    seconds: float
+    dearest_usd: float | None
 
 
 class CampaignRow(SQLModel, table=True):
@@ -64,12 +87,13 @@ class Item(SQLModel, table=True):
 
 
 class Variant(SQLModel, table=True):
-    """A frozen prompt variant: what the LLM was shown."""
+    """A frozen prompt variant: what the LLM is shown from one round until others follow."""
 
     hash: str = Field(primary_key=True)
     campaign: str = Field(primary_key=True, foreign_key="campaign.name")
+    annotator: str = Field(primary_key=True)
+    from_round: int = Field(default=0, primary_key=True)
     position: int
-    annotator: str
     prefix: str
     demonstrations: list[dict[str, str]] = Field(sa_column=Column(JSON, nullable=False))
     created_at: datetime = Field(default_factory=now)
@@ -88,6 +112,34 @@ class Vote(SQLModel, table=True):
     tokens: int
     usd: float
     seconds: float = 0.0
+    created_at: datetime = Field(default_factory=now)
+
+
+class Unanswered(SQLModel, table=True):
+    """One question that brought no vote, why, and what it cost. Append-only."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    item_id: str = Field(foreign_key="item.id", index=True)
+    variant_hash: str
+    annotator: str
+    reason: str
+    tokens: int
+    usd: float
+    seconds: float
+    created_at: datetime = Field(default_factory=now)
+
+
+class ContentFree(SQLModel, table=True):
+    """What the LLM answers to a text without content, once per prompt variant."""
+
+    variant_hash: str = Field(primary_key=True)
+    campaign: str = Field(primary_key=True, foreign_key="campaign.name")
+    annotator: str = Field(primary_key=True)
+    text: str = Field(primary_key=True)
+    probs: list[float] = Field(sa_column=Column(JSON, nullable=False))
+    tokens: int
+    usd: float
+    seconds: float
     created_at: datetime = Field(default_factory=now)
 
 
@@ -342,37 +394,94 @@ class Store:
                 (item, variant, probs, off) for item, variant, probs, off in session.exec(query)
             ]
 
-    def spent(self, campaign: str) -> tuple[int, float, int]:
-        """Votes taken, money paid for them, and tokens computed."""
+    def spent(self, campaign: str) -> Spent:
+        """What the LLM has cost, answers of all annotators and failures included."""
         with self.transaction() as session:
-            query = (
-                select(func.count(), func.sum(Vote.usd), func.sum(Vote.tokens))
-                .select_from(Vote)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign)
-            )
-            n, usd, tokens = session.exec(query).one()
-            return int(n), float(usd or 0.0), int(tokens or 0)
 
-    def vote_seconds(self, campaign: str, annotator: str) -> tuple[int, float]:
-        """Votes of one annotator whose time was taken, and their seconds together."""
+            def totals(table: Any) -> Any:
+                sums = (func.sum(column) for column in (table.usd, table.tokens, table.seconds))
+                return select(func.count(), *sums).select_from(table)
+
+            ours = Item.campaign == campaign
+            votes, failed, empty = (
+                session.exec(query).one()
+                for query in (
+                    totals(Vote).join(Item, col(Vote.item_id) == col(Item.id)).where(ours),
+                    totals(Unanswered)
+                    .join(Item, col(Unanswered.item_id) == col(Item.id))
+                    .where(ours),
+                    totals(ContentFree).where(ContentFree.campaign == campaign),
+                )
+            )
+        usd, tokens, seconds = (
+            sum(row[i] or 0 for row in (votes, failed, empty)) for i in (1, 2, 3)
+        )
+        return Spent(int(votes[0]), float(usd), int(tokens), float(seconds))
+
+    def vote_costs(self, campaign: str, annotator: str) -> VoteCosts:
+        """What one annotator's votes cost each."""
         with self.transaction() as session:
             query = (
-                select(func.count(), func.sum(Vote.seconds))
-                .select_from(Vote)
+                select(Vote.seconds, Vote.usd)
                 .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
+                .where(Item.campaign == campaign, Vote.annotator == annotator)
             )
-            n, seconds = session.exec(query).one()
-            return int(n), float(seconds or 0.0)
+            found = session.exec(query).all()
+        timed = [seconds for seconds, _ in found if seconds > 0]
+        return VoteCosts(len(timed), sum(timed), max((usd for _, usd in found), default=None))
 
     def variants(self, campaign: str, annotator: str) -> list[Variant]:
-        """Frozen prompt variants, in order."""
+        """The frozen prompt variants that are asked now, in order."""
         with self.transaction() as session:
             query = select(Variant).where(
                 Variant.campaign == campaign, Variant.annotator == annotator
             )
-            return list(session.exec(query.order_by(col(Variant.position))).all())
+            found = list(session.exec(query.order_by(col(Variant.position))).all())
+        newest = max((variant.from_round for variant in found), default=0)
+        return [variant for variant in found if variant.from_round == newest]
+
+    def annotators(self, campaign: str) -> list[str]:
+        """Revisions of the annotators with frozen prompts."""
+        with self.transaction() as session:
+            query = select(Variant.annotator).where(Variant.campaign == campaign).distinct()
+            return sorted(session.exec(query).all())
+
+    def unanswered(self, campaign: str, annotator: str) -> list[Unanswered]:
+        """The last failure of each question of the present prompts that has no vote, oldest first.
+
+        An item counts once for each prompt variant that failed.
+        """
+        asked = {variant.hash for variant in self.variants(campaign, annotator)}
+        with self.transaction() as session:
+            vote = (
+                select(Vote.id)
+                .where(
+                    Vote.item_id == Unanswered.item_id,
+                    Vote.variant_hash == Unanswered.variant_hash,
+                    Vote.annotator == Unanswered.annotator,
+                )
+                .exists()
+            )
+            query = (
+                select(Unanswered)
+                .join(Item, col(Unanswered.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Unanswered.annotator == annotator, ~vote)
+                .order_by(col(Unanswered.id))
+            )
+            found = session.exec(query).all()
+        last = {(row.item_id, row.variant_hash): row for row in found}
+        return [row for row in last.values() if row.variant_hash in asked]
+
+    def content_free(self, campaign: str, annotator: str) -> dict[str, list[Sequence[float]]]:
+        """Class probabilities of texts without content, by variant hash."""
+        with self.transaction() as session:
+            query = select(ContentFree).where(
+                ContentFree.campaign == campaign, ContentFree.annotator == annotator
+            )
+            found: dict[str, list[Sequence[float]]] = {}
+            for row in session.exec(query.order_by(col(ContentFree.text))).all():
+                found.setdefault(row.variant_hash, []).append(row.probs)
+        return found
 
     # reviews, annotations, gold
 

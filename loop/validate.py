@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.annotate import calibrated_votes, read_votes
 from loop.config import Config
 from loop.context import Context
 from loop.errors import StageError
 from loop.ports import FloatArray
 from loop.round import VALIDATION, new_round, open_campaign
 from loop.store import Round, Store
+from loop.votes import calibrated_votes, read_votes
 from strategies.estimate import MIN_RANDOM, Estimate, LabelQuality, label_quality
 from strategies.uncertainty import normalised_entropy
 

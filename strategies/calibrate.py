@@ -56,6 +56,37 @@ def batch_calibrate(
     return out[:, 0] if probs.ndim == 2 else out
 
 
+def contextual_calibrate(
+    probs: FloatArray, content_free: FloatArray, class_prior: FloatArray | None = None
+) -> FloatArray:
+    """Class probabilities with what a prompt says of a text without content divided out.
+
+    ``p'`` is proportional to ``p / p(content-free) * class_prior``, per prompt variant. No batch is
+    needed, but which content-free texts are taken matters, and with them it can harm.
+
+    Args:
+        probs: (n, m, k), rows sum to 1; a row of NaN was not taken and stays NaN.
+        content_free: (m, k) the mean answer to content-free texts, rows sum to 1.
+        class_prior: (k,) expected class shares, or None for a flat mix.
+
+    Returns:
+        (n, m, k); rows sum to 1.
+
+    Raises:
+        ValueError: wrong shapes, or a prior that is negative or all zero.
+    Source: Zhao et al. 2021, Calibrate Before Use (ICML).
+    """
+    if probs.ndim != 3 or content_free.shape != probs.shape[1:]:
+        raise ValueError(
+            f"probs (n, m, k) and content_free (m, k) do not fit: {probs.shape} and"
+            f" {content_free.shape}"
+        )
+    prior = _shares(class_prior, probs.shape[2])
+    scaled = probs * (prior / np.maximum(content_free, FLOOR))
+    total = scaled.sum(axis=2, keepdims=True)
+    return np.asarray(scaled / total, dtype=np.float64)
+
+
 def prior_from_gold(
     gold: IntArray,
     inclusion_prob: FloatArray | None,

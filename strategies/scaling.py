@@ -166,6 +166,37 @@ def harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) -> float
     return float(binomtest(spoilt, spoilt + mended, 0.5, alternative="greater").pvalue)
 
 
+def brier(probs: FloatArray, gold: IntArray) -> FloatArray:
+    """(g,) squared distance of each item's probabilities from its class, in [0, 2].
+
+    Source: Brier 1950.
+    """
+    one_hot = np.eye(probs.shape[1])[gold]
+    return np.asarray(np.square(probs - one_hot).sum(axis=1), dtype=np.float64)
+
+
+def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) -> float:
+    """P-value of "after has no larger Brier score than before", paired t-test, one-sided.
+
+    Args:
+        before: (g, k) probabilities.
+        after: (g, k) probabilities of the same items.
+        gold: (g,) classes; under 2 tell nothing.
+
+    Returns:
+        [0, 1]; small where ``after`` fits worse beyond chance.
+    """
+    from scipy.stats import t
+
+    worse = brier(after, gold) - brier(before, gold)
+    if len(worse) < 2:
+        return 1.0
+    spread = float(worse.std(ddof=1))
+    if spread == 0.0:
+        return 0.0 if worse.mean() > 0 else 1.0
+    return float(t.sf(worse.mean() * np.sqrt(len(worse)) / spread, len(worse) - 1))
+
+
 def _softmax(logits: FloatArray) -> FloatArray:
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -139,7 +139,7 @@ def check_nothing_lost_nothing_doubled(server, store, name):
     assert {a.annotation_id for a in store.annotations(name)} == answers
     assert len(answers) == 3 * len(reviews)
     items = len(store.items(name, "pool"))
-    votes, _, _ = store.spent(name)
+    votes = store.spent(name).votes
     assert votes == 2 * items
     runs = Counter((r.round_id, r.arm, r.seed) for r in store.runs(name))
     assert set(runs.values()) == {1}

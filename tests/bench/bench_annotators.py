@@ -34,7 +34,8 @@ from bench_cascade import at_random, cascade
 
 from connectors.assets import cache_dir
 from connectors.local_lm import LocalLM
-from loop.annotate import draw_demonstrations, mean_vote
+from loop.variants import draw_demonstrations
+from loop.votes import mean_vote
 from loop.cascade import flipped
 from loop.ports import Demonstration, Label, PromptVariant, TextItem
 from strategies import NEEDS, STRATEGIES
@@ -45,7 +46,8 @@ from strategies.scaling import calibration_error, reliability, scale_with_gold
 from strategies.students import out_of_fold_probs
 
 NAMES = ("toxic", "sst5", "ecommerce")
-TEXTS, PROMPTS, SHOTS, CHUNK = 700, 5, 3, 64
+TEXTS, PROMPTS, SHOTS, CHUNK = 640, 5, 3, 64
+TEXT_TOKENS = 128  # annotator.max_text_tokens; only e-commerce texts are often longer
 AUDIT_FRAC = 0.2
 DRAWS = 2000
 BUDGETS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -94,7 +96,7 @@ def answers(source: bench_data.Source, data: Path | None) -> Answers | None:
         rng=np.random.default_rng(0),
     )
     labels = tuple(Label(name) for name in texts.labels)
-    model = LocalLM()
+    model = LocalLM(max_text_tokens=TEXT_TOKENS)
     taken = [
         votes(model, PromptVariant(v, bench_data.TASKS[source.name], labels, demos), items)
         for v, demos in enumerate(shown)

@@ -19,7 +19,7 @@ import numpy as np
 from bench_data import SOURCES, TASKS, read_texts
 
 from connectors.assets import cache_dir
-from loop.annotate import mean_vote
+from loop.votes import mean_vote
 from loop.cascade import flipped, next_calls
 from strategies.calibrate import batch_calibrate, prior_from_gold
 from strategies.scaling import calibration_error, reliability, scale_with_gold
@@ -154,7 +154,7 @@ def babe(data: Path) -> Iterator[tuple[str, Any, Any]]:
 def label(name: str, data: Path, folder: Path) -> None:
     """Has the embedded language model answer every prompt for every text."""
     from connectors.local_lm import LocalLM
-    from loop.annotate import draw_demonstrations
+    from loop.variants import draw_demonstrations
     from loop.ports import Demonstration, Label, PromptVariant, TextItem
 
     source = next(s for s in SOURCES if s.name == name)

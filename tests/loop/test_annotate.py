@@ -5,11 +5,13 @@ import pytest
 from campaigns import make, texts
 from sqlmodel import select
 
-from loop.annotate import calls_limit, freeze_variants, mean_vote, read_votes, take_votes
+from loop.annotate import calls_limit, take_votes
 from loop.errors import AnnotatorError
 from loop.ports import ClassProbs, Demonstration, no_progress
 from loop.round import open_campaign, run_stage
 from loop.store import Vote
+from loop.variants import freeze_variants
+from loop.votes import mean_vote, read_votes
 
 DEMOS = [
     {"text": f"{word} example", "label": label}
@@ -135,10 +137,10 @@ def test_the_cap_on_money_stops_before_the_next_chunk_and_keeps_what_is_paid(tmp
     monkeypatch.setattr("loop.annotate.CHUNK", 32)
     llm = DoubtfulLLM()  # a cent an answer
     ctx = campaign(tmp_path, llm, budget={"labels": 30, "usd": 1.0})
-    with pytest.raises(AnnotatorError, match=r"money is spent: \$1\.28 of budget\.usd = 1\.00"):
+    with pytest.raises(AnnotatorError, match=r"money is spent: \$1\.00 of budget\.usd = 1\.00"):
         annotate(ctx)
-    votes, usd, tokens = ctx.store.spent("c")
-    assert (votes, usd, tokens) == (128, pytest.approx(1.28), 1280)
+    spent = ctx.store.spent("c")
+    assert (spent.votes, spent.usd, spent.tokens) == (100, pytest.approx(1.0), 1000)
     richer = campaign(tmp_path, llm, budget={"labels": 30, "usd": 100.0})
     _, items = annotate(richer)
     assert len(set(llm.asked)) == len(llm.asked) <= 1.5 * len(items)
@@ -155,9 +157,10 @@ def test_demonstrations_come_from_the_file(tmp_path):
 
 def test_the_ledger_holds_the_seconds_of_every_vote(tmp_path):
     ctx = campaign(tmp_path, DoubtfulLLM(), n=60)
-    assert ctx.store.vote_seconds("c", "doubtful") == (0, 0.0)
+    assert ctx.store.vote_costs("c", "doubtful") == (0, 0.0, None)
     annotate(ctx)
-    timed, seconds = ctx.store.vote_seconds("c", "doubtful")
+    timed, seconds, dearest = ctx.store.vote_costs("c", "doubtful")
+    assert dearest == pytest.approx(0.01)
     assert timed == len(stored(ctx))
     assert 0 < seconds < 60
 

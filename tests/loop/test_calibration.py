@@ -5,12 +5,12 @@ import pytest
 from campaigns import make, texts
 from sqlmodel import select
 
-from loop.annotate import LlmVotes
 from loop.calibration import choose_view, summary
 from loop.report import render
 from loop.round import run_round
 from loop.store import Event
 from loop.view import campaign_view
+from loop.votes import LlmVotes
 from strategies.calibrate import batch_calibrate
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from campaigns import make, texts
 
-from loop.annotate import freeze_variants, take_votes
+from loop.annotate import take_votes
 from loop.plan import four_chars_a_token, plan_annotation, plan_lines
 from loop.ports import ClassProbs, no_progress
 from loop.round import open_campaign
+from loop.variants import freeze_variants
 
 DEMOS = [{"text": "fine example", "label": "good"}, {"text": "sad example", "label": "bad"}]
 
@@ -58,14 +59,16 @@ def test_the_plan_comes_true_to_the_token(tmp_path):
     items = ctx.store.items("c", "pool")
     variants = freeze_variants(ctx.config, ctx.store, "counting")
     take_votes(ctx.config, ctx.store, ctx.annotator, items, variants, progress=no_progress)
-    votes, usd, tokens = ctx.store.spent("c")
-    assert (told.calls, told.tokens) == (votes, tokens)
-    assert told.usd == pytest.approx(usd)
+    spent = ctx.store.spent("c")
+    assert (told.calls, told.tokens) == (spent.votes, spent.tokens)
+    assert told.usd == pytest.approx(spent.usd)
     assert told.cap_usd == 5.0
-    assert told.tokens_uncached == tokens + sum((len(items) - 1) * len(v.prefix) for v in variants)
+    assert told.tokens_uncached == spent.tokens + sum(
+        (len(items) - 1) * len(v.prefix) for v in variants
+    )
     after = plan(ctx)
-    assert (after.calls, after.tokens, after.stored) == (0, 0, votes)
-    assert after.cap_usd == pytest.approx(5.0 - usd)
+    assert (after.calls, after.tokens, after.stored) == (0, 0, spent.votes)
+    assert after.cap_usd == pytest.approx(5.0 - spent.usd)
 
 
 def test_a_cascade_plans_its_limit_and_tells_the_time_from_what_is_stored(tmp_path):
@@ -78,7 +81,7 @@ def test_a_cascade_plans_its_limit_and_tells_the_time_from_what_is_stored(tmp_pa
     told = plan(ctx)
     assert told.stored == 10
     assert told.calls == round(1.5 * len(items)) - 10
-    timed, seconds = ctx.store.vote_seconds("c", "counting")
+    timed, seconds, _ = ctx.store.vote_costs("c", "counting")
     assert told.seconds == pytest.approx(told.calls * seconds / timed)
 
 

@@ -286,7 +286,7 @@ def test_money_stops_the_campaign_cleanly(tmp_path):
 def test_a_changed_prompt_is_refused_before_it_costs_anything(tmp_path):
     ctx = make(tmp_path)
     run_stage(ctx, "annotate")
-    votes = ctx.store.spent("c")[0]
+    votes = ctx.store.spent("c").votes
     ctx.store.close()
     again = make(tmp_path, campaign={"name": "c", "task": "another task"})
     run_stage(again, "score")  # works on the stored votes
@@ -295,4 +295,4 @@ def test_a_changed_prompt_is_refused_before_it_costs_anything(tmp_path):
     changed = make(tmp_path, campaign={"name": "c", "task": "another task"})
     with pytest.raises(ConfigError, match="no longer the one that the stored votes answered"):
         run_round(changed)
-    assert changed.store.spent("c")[0] == votes
+    assert changed.store.spent("c").votes == votes
