@@ -1,14 +1,13 @@
 """Time and memory of scoring and selection for a large pool, against FAISS's own search.
 
-    python tests/bench/bench_scoring.py [--items 100000] [--data FOLDER]
+    python tests/bench/bench_scoring.py [--items 100000] [--embeddings FILE.npy …]
 
 5 prompt variants, 5 classes and 2 % gold are made up. So are the 384-dimensional embeddings (2,000
 overlapping topics whose variance falls along the dimensions as in sentence encoders, 2 % exact
-copies), unless a folder of Parquet files with a column ``text`` is named: then they are MiniLM's,
-of each text's first 64 tokens, computed once and kept. Every step runs in a process of its own
-after a small warm-up call; memory is its peak minus what the process held with its arrays loaded
-(Linux). The floor is the search of the very index that the neighbour signals use, on the same
-vectors.
+copies), unless files with real ones are named, such as those that the strategy benchmark keeps.
+Every step runs in a process of its own after a small warm-up call; memory is its peak minus what
+the process held with its arrays loaded (Linux). The floor is the search of the very index that the
+neighbour signals use beyond 50,000 items, on the same vectors.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_data import embed
 from numpy.typing import NDArray
 
 from strategies import STRATEGIES
@@ -41,7 +39,6 @@ CLASSES, VARIANTS, DIMENSIONS, SEEDS, TOPICS = 5, 5, 384, 5, 2000
 COPIES, GOLD = 0.02, 0.02
 BATCH = 1000
 QUERIES = 1000
-REAL_TOKENS = 64
 ARRAYS = ("probs", "y_llm", "gold", "embeddings", "p_student", "off_label_mass", "inclusion_prob")
 
 
@@ -57,15 +54,11 @@ def made_up_embeddings(n: int) -> NDArray[np.float32]:
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def real_embeddings(data: Path, n: int) -> NDArray[np.float32]:
-    """(n, d) embeddings of the first tokens of texts drawn from a folder's Parquet files."""
-    import pandas as pd
-
-    texts = sorted({t for file in data.glob("*.parquet") for t in pd.read_parquet(file)["text"]})
-    if len(texts) < n:
-        raise SystemExit(f"{data} has {len(texts)} texts, not {n}")
-    drawn = np.random.default_rng(0).permutation(len(texts))[:n]
-    return embed("scoring", [texts[i] for i in drawn], max_tokens=REAL_TOKENS)
+def real_embeddings(files: list[Path], n: int) -> NDArray[np.float32]:
+    """(at most n, d) distinct rows of .npy files, in random order."""
+    rows = np.unique(np.concatenate([np.load(f, allow_pickle=False) for f in files]), axis=0)
+    chosen: NDArray[np.float32] = np.random.default_rng(0).permutation(rows)[:n]
+    return chosen
 
 
 def pool_of(embeddings: NDArray[np.float32]) -> Pool:
@@ -248,7 +241,7 @@ def report(results: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--data", type=Path, help="folder of Parquet files with real texts")
+    parser.add_argument("--embeddings", type=Path, nargs="+", help="(n, 384) .npy files")
     parser.add_argument("--only", nargs="*", help="names of steps")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     parser.add_argument("--step", help=argparse.SUPPRESS)
@@ -261,11 +254,10 @@ def main() -> None:
         return
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = (
-            real_embeddings(given.data, given.items)
-            if given.data
-            else made_up_embeddings(given.items)
-        )
+        if given.embeddings:
+            rows = real_embeddings(given.embeddings, given.items)
+        else:
+            rows = made_up_embeddings(given.items)
         pool = pool_of(rows)
         for name in ARRAYS:
             np.save(Path(folder) / f"{name}.npy", getattr(pool, name))
