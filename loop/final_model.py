@@ -457,7 +457,8 @@ def _assemble(
     built_in = choice.temperature == 1.0 or build_in_temperature(model, choice.temperature)
     own = {f"seed {seed}": f"{SEEDS}/seed-{seed}" for seed in seeds}
     trained = _record(chosen)
-    record = {name: trained[name] for name in ("labels", "max_tokens", "student", "precision")} | {
+    told = ("labels", "max_tokens", "long_texts", "student", "precision")
+    record = {name: trained[name] for name in told} | {
         "kind": KIND,
         "key": key,
         "campaign": ctx.name,

@@ -28,7 +28,7 @@ from loop.calibration import View, choose_view, summary
 from loop.context import Context
 from loop.errors import StageError
 from loop.intake import import_texts
-from loop.measure import measure_round
+from loop.measure import ONCE, measure_round
 from loop.ports import (
     FetchedTask,
     FloatArray,
@@ -435,8 +435,7 @@ def train(ctx: Context, round_: Round) -> bool:
     done = {
         (r.arm, r.seed, r.label_set)
         for r in ctx.store.runs(ctx.name)
-        # after a warm start the same labels do not make the same model
-        if r.round_id == round_.id or not (ctx.config.student.warm_start and r.arm == "loop")
+        if r.round_id == round_.id or r.arm in ONCE
     }
     for arm, labels in arms.items():
         label_set = label_set_of(ctx, labels, evaluated)

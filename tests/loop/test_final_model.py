@@ -107,6 +107,7 @@ def test_a_final_model_is_a_plain_pipeline_with_card_and_seeds(ctx):
     assert [a["label"] for a in answers] == [record["labels"][c] for c in ours.argmax(1)]
     np.testing.assert_allclose([a["score"] for a in answers], ours.max(1), atol=1e-4)
     assert record["labels"] == ["bad", "good"]
+    assert record["long_texts"] == "head_tail"
     assert record["seeds"] == ["seeds/seed-0", "seeds/seed-1", "seeds/seed-2"]
     for name in record["seeds"]:
         assert predict(made.folder / name, texts, device="cpu").shape == (40, 2)
