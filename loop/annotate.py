@@ -146,8 +146,7 @@ class _Clerk:
         self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
         self.name = config.campaign.name
         self.revision = annotator.revision
-        votes = store.votes(self.name, self.revision)
-        self.have = {(item, variant) for item, variant, _, _ in votes}
+        self.have = store.vote_keys(self.name, self.revision)
         self.unanswered = 0
         self.purse = _Purse(config, store, self.revision)
 

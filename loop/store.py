@@ -351,6 +351,12 @@ class Store:
             query = select(func.count()).select_from(Item).where(Item.campaign == campaign)
             return int(session.exec(query).one())
 
+    def item_ids(self, campaign: str, split: str) -> list[str]:
+        """Ids of one split, in source order; far quicker than the items themselves."""
+        with self.transaction() as session:
+            query = select(Item.id).where(Item.campaign == campaign, Item.split == split)
+            return list(session.exec(query.order_by(col(Item.row))).all())
+
     def items(self, campaign: str, *splits: str) -> list[Item]:
         """Items of the given splits (all if none), in source order."""
         with self.transaction() as session:
@@ -393,6 +399,16 @@ class Store:
             return [
                 (item, variant, probs, off) for item, variant, probs, off in session.exec(query)
             ]
+
+    def vote_keys(self, campaign: str, annotator: str) -> set[tuple[str, str]]:
+        """(item id, variant hash) of every vote."""
+        with self.transaction() as session:
+            query = (
+                select(Vote.item_id, Vote.variant_hash)
+                .join(Item, col(Vote.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Vote.annotator == annotator)
+            )
+            return {(item, variant) for item, variant in session.exec(query)}
 
     def spent(self, campaign: str) -> Spent:
         """What the LLM has cost, answers of all annotators and failures included."""

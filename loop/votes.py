@@ -75,11 +75,16 @@ def vote_arrays(
     n, m, k = len(row), max(1, len(column)), len(config.labels)
     probs = np.full((n, m, k), np.nan)
     off = np.full((n, m), np.nan)
-    for item_id, variant, p, mass in store.votes(config.campaign.name, annotator):
-        if item_id in row and variant in column:
-            values = np.asarray(p)
-            probs[row[item_id], column[variant]] = values / values.sum()
-            off[row[item_id], column[variant]] = mass
+    taken = [
+        (row[item_id], column[variant], p, mass)
+        for item_id, variant, p, mass in store.votes(config.campaign.name, annotator)
+        if item_id in row and variant in column
+    ]
+    if taken:
+        rows, columns, answers, masses = zip(*taken, strict=True)
+        values = np.array(answers, dtype=np.float64)
+        probs[rows, columns] = values / values.sum(axis=1, keepdims=True)
+        off[rows, columns] = masses
     return probs, off
 
 
