@@ -66,7 +66,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         "llm": _llm(ctx, round_),
         "recovered": _recovered(arms, gaps),
         "bought": len(reviews),
-        "pool": len(ctx.store.items(ctx.name, "pool")),
+        "pool": len(ctx.store.item_ids(ctx.name, "pool")),
         "gold": len(ctx.store.gold(ctx.name)),
         "answers": len(ctx.store.annotations(ctx.name)),
         "evaluated": len(evaluated),

@@ -93,7 +93,7 @@ def _why_nothing_to_buy(ctx: Context) -> str | None:
         return f"the budget of {budget.labels} labels is spent (budget.labels)"
     if _affordable(ctx) == 0:
         return f"the budget of ${budget.usd:.2f} is spent (budget.usd)"
-    if len(reviews) >= len(ctx.store.items(ctx.name, "pool")):
+    if len(reviews) >= len(ctx.store.item_ids(ctx.name, "pool")):
         return "every text of the pool has been sent to people"
     return None
 
@@ -229,7 +229,7 @@ def choose(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
     sent = {r.item_id for r in ctx.store.reviews(ctx.name)}
     scores = ctx.store.scores(_id(round_))
-    ids = [i.id for i in ctx.store.items(ctx.name, "pool")]
+    ids = ctx.store.item_ids(ctx.name, "pool")
     candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
     validates = round_.number == VALIDATION
     size = round_.config["validate_size"] if validates else ctx.config.rounds.batch_size
