@@ -22,8 +22,10 @@ from loop.report_view import (
     ReportView,
     by_reason,
     class_of,
+    difference,
     interval,
     percent,
+    verdict,
     with_spread,
 )
 
@@ -51,7 +53,7 @@ def render(view: ReportView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, interval=interval)
+    environment.filters.update(percent=percent, interval=interval, difference=difference)
     newest = {arm: row for arm in ARMS if (row := view.last(arm)) is not None}
     return environment.get_template("report.html.j2").render(
         view=view,
@@ -70,6 +72,7 @@ def render(view: ReportView) -> str:
         with_spread=with_spread,
         by_reason=by_reason,
         class_of=class_of,
+        verdict=verdict,
         provenance=[(str(k), _shown(v)) for k, v in view.provenance.items()],
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import LoopError
-from loop.report_view import METRICS, Metric, ReportView
+from loop.report_view import METRICS, LlmLabels, Metric, ReportView, verdict
 
 
 def rounds_json(view: ReportView) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                         "label": c.label,
                         "n": c.n,
                         "recall": _metric_json(c.recall),
+                        "precision": _metric_json(c.precision),
                         "alpha": _metric_json(c.alpha),
                     }
                     for c in row.per_class
@@ -43,6 +44,12 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                     reason: {"share": _number(s.share), "n": s.n}
                     for reason, s in row.pushed_wrong.items()
                 },
+                "against": {
+                    reference: {key: _metric_json(m) for key, m in found.items()}
+                    for reference, found in row.against.items()
+                },
+                "verdict": verdict(row),
+                "confusion": [list(line) for line in row.confusion],
                 "recovered": {
                     key: {
                         "share": _number(r.share),
@@ -63,6 +70,19 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
             "overlap": view.people.overlap,
         },
         "calibration": None if view.calibration is None else asdict(view.calibration),
+        "intervals_over": view.over,
+        "llm": None if view.llm is None else _llm_json(view.llm),
+        "frozen": None
+        if view.frozen is None
+        else {
+            "same": _metric_json(view.frozen.same),
+            "kappa": _metric_json(view.frozen.kappa),
+            "itself": _metric_json(view.frozen.itself),
+            "accuracy": view.frozen.accuracy
+            and dict(zip(("full", "frozen"), view.frozen.accuracy, strict=True)),
+            "difference": _metric_json(view.frozen.difference),
+            "told": view.frozen.told,
+        },
         "budget": [{"name": b.name, "spent": b.spent, "limit": b.limit} for b in view.budget],
         "notes": list(view.notes),
         "provenance": dict(view.provenance),
@@ -96,11 +116,24 @@ def _number(value: float | None) -> float | None:
     return None if value is None or value != value else float(value)
 
 
-def _metric_json(metric: Metric | None) -> dict[str, float | None] | None:
+def _metric_json(metric: Metric | None) -> dict[str, float | str | None] | None:
     if metric is None:
         return None
-    return {
+    found: dict[str, float | str | None] = {
         "value": _number(metric.value),
         "low": _number(metric.low),
         "high": _number(metric.high),
+    }
+    return found | ({"note": metric.note} if metric.note else {})
+
+
+def _llm_json(llm: LlmLabels) -> dict[str, Any]:
+    return {
+        "accuracy": _metric_json(llm.accuracy),
+        "recall": [_metric_json(m) for m in llm.recall],
+        "precision": [_metric_json(m) for m in llm.precision],
+        "class_share": [_metric_json(m) for m in llm.class_share],
+        "confusion": [list(line) for line in llm.confusion],
+        "n_gold": llm.n_gold,
+        "n_random": llm.n_random,
     }

@@ -18,9 +18,13 @@ def terminal_table(view: ReportView) -> Table:
     from rich.text import Text
 
     people = " · the people are simulated" if view.simulated else ""
+    over = "texts" if view.over == "items" else "texts and seeds"
     table = Table(
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
-        caption="times 100; below each value its 95 % interval; ± is the spread over the seeds",
+        caption=(
+            f"times 100; below each value its 95 % interval over test {over};"
+            " ± is the spread over the seeds"
+        ),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

@@ -40,11 +40,16 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number between 0 and 1 with its 95 % interval, where there is one."""
+    """A number between 0 and 1 with its 95 % interval, where there is one.
+
+    Attributes:
+        note: what to mind when reading it, or empty.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,13 @@ class Recovered:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: recall, agreement of the seeds, and test texts of that class."""
+    """One class: recall, precision, agreement of the seeds, and test texts of that class."""
 
     label: str
     recall: Metric | None = None
     alpha: Metric | None = None
     n: int | None = None
+    precision: Metric | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ class ReportRow:
         pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong among
             those sent in this round.
         recovered: by metric name.
+        against: paired differences by metric: this row minus ``llm_only``, ``random``,
+            ``all_gold``, or ``previous``, the round before.
+        confusion: share of the test texts by true class and label, mean over the seeds.
     """
 
     arm: Arm
@@ -100,6 +109,8 @@ class ReportRow:
     per_class: tuple[ClassRow, ...] = ()
     pushed_wrong: Mapping[str, Share] = field(default_factory=dict)
     recovered: Mapping[str, Recovered] = field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    confusion: tuple[tuple[float, ...], ...] = ()
 
     @property
     def name(self) -> str:
@@ -172,6 +183,49 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class LlmLabels:
+    """How good the LLM's labels of the pool are, from gold weighted by 1/pi.
+
+    Attributes:
+        recall: per class; None where too few randomly drawn texts belong to it.
+        precision: per class; None where too few randomly drawn texts got it.
+        class_share: per true class.
+        confusion: share of the pool by true class and the LLM's label.
+        n_gold: gold labels used.
+        n_random: those of them that chance chose.
+    """
+
+    accuracy: Metric | None
+    recall: tuple[Metric | None, ...]
+    precision: tuple[Metric | None, ...]
+    class_share: tuple[Metric | None, ...]
+    confusion: tuple[tuple[float, ...], ...]
+    n_gold: int
+    n_random: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far frozen heads agree with the full student on the test texts.
+
+    Attributes:
+        same: share of equal labels of a seed of each.
+        kappa: the same beyond chance.
+        itself: the same share between two seeds of the full student.
+        accuracy: of the full student and of the frozen one.
+        difference: frozen minus full accuracy, paired.
+        told: one sentence.
+    """
+
+    same: Metric
+    kappa: Metric | None
+    itself: Metric | None
+    accuracy: tuple[float, float] | None
+    difference: Metric | None
+    told: str
+
+
+@dataclass(frozen=True)
 class ReportView:
     """All that a report says.
 
@@ -179,6 +233,7 @@ class ReportView:
         simulated: the people were simulated; said wherever they are mentioned.
         accuracy_from: ``test`` (gold test labels), ``audit`` (audit sample weighted by 1/pi), or
             None where nothing says what is right.
+        over: what the intervals are over.
         notes: sentences shown near the top, such as a stopping reason.
         provenance: versions, seeds and the campaign file as run; values are JSON.
     """
@@ -193,6 +248,9 @@ class ReportView:
     accuracy_from: Literal["test", "audit"] | None = "test"
     people: People | None = None
     calibration: Calibration | None = None
+    llm: LlmLabels | None = None
+    frozen: Agreement | None = None
+    over: str = "items"
     budget: tuple[BudgetLine, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -244,6 +302,16 @@ COLUMNS = (
 )
 
 
+def verdict(row: ReportRow) -> str:
+    """Whether a round is shown to be more stable than the one before; empty without one."""
+    found = row.against.get("previous", {}).get("alpha_k")
+    if found is None or found.low is None or found.high is None:
+        return ""
+    if found.low > 0:
+        return "more stable"
+    return "less stable" if found.high < 0 else "not shown to be more stable"
+
+
 def percent(value: float | None, *, sign: bool = False) -> str:
     """The value times 100 with one decimal, or a dash; a minus is a minus sign."""
     if value is None or value != value:
@@ -258,7 +326,19 @@ def interval(metric: Metric | None) -> str:
     if metric is None:
         return ""
     ends = percent(metric.low), percent(metric.high)
-    return "" if MISSING in ends else "–".join(ends)
+    if MISSING in ends:
+        return ""
+    # a dash after or before a minus sign reads like one
+    return (" to " if "\N{MINUS SIGN}" in "".join(ends) else "–").join(ends)
+
+
+def difference(metric: Metric | None) -> str:
+    """``+1.2 (−0.5 to +3.0)``, or a dash."""
+    if metric is None:
+        return MISSING
+    ends = percent(metric.low, sign=True), percent(metric.high, sign=True)
+    within = "" if MISSING in ends else f" ({ends[0]} to {ends[1]})"
+    return percent(metric.value, sign=True) + within
 
 
 def with_spread(row: ReportRow, column: Column) -> str:

@@ -6,17 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from loop.assistance import assistance_lines, campaign_assistance
+from loop.agreement import told
 from loop.config import Config
 from loop.people import campaign_people
 from loop.report import write_report
 from loop.report_json import write_rounds
 from loop.report_view import (
     METRICS,
+    Agreement,
     Arm,
     BudgetLine,
     Calibration,
     ClassRow,
+    LlmLabels,
     Metric,
     People,
     Recovered,
@@ -26,6 +28,7 @@ from loop.report_view import (
     Share,
 )
 from loop.store import Round, Store
+from loop.view_notes import campaign_notes
 
 ONCE: tuple[Arm, ...] = ("llm_only", "all_gold")
 
@@ -68,8 +71,11 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         accuracy_from=last.metrics["accuracy_from"] if last else None,
         people=people,
         calibration=_calibration(last.metrics.get("calibration") or {}) if last else None,
+        llm=_llm(last.metrics.get("llm") or {}) if last else None,
+        frozen=_frozen(last.metrics.get("frozen") or {}) if last else None,
+        over=last.metrics["arms"]["loop"].get("over", "items") if last else "items",
         budget=tuple(budget),
-        notes=_notes(config, store, last),
+        notes=campaign_notes(config, store, rows, last),
         provenance={
             "versions": last.versions if last else {},
             "config": last.config if last else config.model_dump(mode="json"),
@@ -88,51 +94,6 @@ def write_outputs(config: Config, store: Store) -> Path:
     return path
 
 
-def _notes(config: Config, store: Store, last: Round | None) -> tuple[str, ...]:
-    notes = []
-    open_texts = [r for r in store.reviews(config.campaign.name) if r.closed_at is None]
-    if open_texts:
-        notes.append(f"{len(open_texts)} texts are still with people.")
-    outcomes = [r.outcome for r in store.reviews(config.campaign.name)]
-    without = sum(o in ("conflict", "skipped", "unsure", "unreadable") for o in outcomes)
-    if without:
-        notes.append(
-            f"{without} texts came back without a gold label"
-            f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
-            f" {outcomes.count('unsure')} unsure)."
-        )
-    notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
-    calibration = (last.metrics.get("calibration") if last else None) or {}
-    if calibration.get("view") == "raw" and calibration.get("reason"):
-        reason = str(calibration["reason"])
-        notes.append(f"{reason[0].upper()}{reason[1:]}.")
-    if last is not None and "random" in last.metrics["arms"]:
-        notes.append(
-            "The random control buys the same number of texts, drawn at random, and gets answers"
-            " from the same people; its labels are otherwise the LLM's."
-        )
-    if last is not None:
-        notes += [
-            f"Round {last.number} minus {name}, on the same test texts: {told}."
-            for arm, name in COMPARED_WITH.items()
-            if (told := _differences_told(last.metrics["compared"].get(arm, {})))
-        ]
-    return tuple(notes)
-
-
-COMPARED_WITH = {"llm_only": "LLM labels only", "random": "the random control of the same size"}
-
-
-def _differences_told(found: dict[str, dict[str, float | None]]) -> str:
-    """Paired differences with their 95 % intervals, times 100; empty if there are none."""
-    told = []
-    for key, d in found.items():
-        if d["value"] is not None and d["low"] is not None and d["high"] is not None:
-            low, high = 100 * d["low"], 100 * d["high"]
-            told.append(f"{key} {100 * d['value']:+.1f} ({low:+.1f} to {high:+.1f})")
-    return ", ".join(told)
-
-
 def _calibration(found: dict[str, Any]) -> Calibration | None:
     if "raw" not in found:
         return None
@@ -141,6 +102,39 @@ def _calibration(found: dict[str, Any]) -> Calibration | None:
         for side in (found["raw"], found["used"])
     )
     return Calibration(found["view"], found["reason"], found["n"], raw, used)
+
+
+def _frozen(found: dict[str, Any]) -> Agreement | None:
+    same = _metric(found.get("same"))
+    if same is None:
+        return None
+    accuracy = found.get("accuracy") or {}
+    return Agreement(
+        same=same,
+        kappa=_metric(found.get("kappa")),
+        itself=_metric(found.get("itself")),
+        accuracy=(accuracy["full"], accuracy["frozen"]) if accuracy else None,
+        difference=_metric(accuracy.get("difference")),
+        told=told(found),
+    )
+
+
+def _llm(found: dict[str, Any]) -> LlmLabels | None:
+    if not found:
+        return None
+    return LlmLabels(
+        accuracy=_metric(found["accuracy"]),
+        recall=tuple(_metric(m) for m in found["recall"]),
+        precision=tuple(_metric(m) for m in found["precision"]),
+        class_share=tuple(_metric(m) for m in found["class_share"]),
+        confusion=_matrix(found["confusion"]),
+        n_gold=found["n_gold"],
+        n_random=found["n_random"],
+    )
+
+
+def _matrix(found: Any) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(x) for x in line) for line in found or ())
 
 
 def _maybe(config: Config, round_: Round, arm: Arm) -> list[ReportRow]:
@@ -164,10 +158,12 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
                 recall=_metric(recall),
                 alpha=_metric(alpha),
                 n=n,
+                precision=_metric(precision),
             )
-            for label, recall, alpha, n in zip(
+            for label, recall, precision, alpha, n in zip(
                 config.label_names,
                 found.get("recall") or [None] * k,
+                found.get("precision") or [None] * k,
                 found.get("alpha_per_class") or [None] * k,
                 metrics["per_class_n"],
                 strict=True,
@@ -181,10 +177,16 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
             key: Recovered(share["share"], share["gap"], share["noise"])
             for key, share in (metrics["recovered"] if own else {}).items()
         },
+        against={
+            reference: known
+            for reference, differences in (metrics.get("compared", {}) if own else {}).items()
+            if (known := {k: m for k, d in differences.items() if (m := _metric(d)) is not None})
+        },
+        confusion=_matrix((metrics.get("confusion") or {}).get(arm)),
     )
 
 
 def _metric(found: dict[str, Any] | None) -> Metric | None:
     if not found or found.get("value") is None:
         return None
-    return Metric(found["value"], found.get("low"), found.get("high"))
+    return Metric(found["value"], found.get("low"), found.get("high"), found.get("note", ""))
