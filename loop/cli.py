@@ -220,22 +220,44 @@ def validate(
     goal: Annotated[
         float, typer.Option(min=0.0, max=0.999, help="Share of right labels that you want.")
     ] = 0.95,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another campaign file: its [annotator] and [prompt] label the same sample."
+            " Give it once per rival."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the LLM on a random sample before the first round; run it again to resume."""
+    from contextlib import closing
+    from dataclasses import asdict
+
+    from loop.rivals import ask_rival, renamed, rival_config, rival_lines, side_by_side
     from loop.round import run_round
     from loop.validate import open_validation, validation, validation_json, validation_lines
 
     with at_work(file, "validate") as ctx:
+        configs = [(path.stem, rival_config(ctx.config, path)) for path in also or ()]
         round_ = open_validation(ctx, size)
         if round_.stage != "done":
             round_ = run_round(ctx)
+        rivals = []
+        for name, config in configs:
+            with closing(renamed(config, build_annotator(config))) as annotator:
+                ask_rival(ctx, config, annotator)
+                rivals.append((name, config, annotator.revision))
         if round_.stage != "done":
             say(_waiting(ctx, round_))
             return
         found = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
         lines = validation_lines(found, ctx.config.budget.labels)
-    typer.echo(json.dumps(validation_json(found), indent=2) if as_json else "\n".join(lines))
+        told = validation_json(found)
+        if rivals:
+            compared = side_by_side(ctx, rivals)
+            lines += rival_lines(compared, ctx.config.label_names)
+            told["annotators"] = [asdict(rival) for rival in compared]
+    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(lines))
 
 
 @app.command()
@@ -244,12 +266,40 @@ def annotate(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what it will cost; ask and store nothing.")
     ] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Show the prompts as the LLM sees them; ask nothing.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask again, now, what brought no answer.")
+    ] = False,
 ) -> None:
     """Let the LLM label the texts that have no label yet."""
-    if plan:
-        _print_plan(file)
+    if plan or prompts:
+        _print_plan(file, prompts=prompts)
+    elif retry:
+        _retry(file)
     else:
         _stage(file, "annotate")
+
+
+def _retry(file: Path) -> None:
+    from loop.annotate import retry_unanswered, unanswered_line
+    from loop.variants import stored_variants
+
+    with at_work(file, "annotate") as ctx:
+        revision = ctx.annotator.revision
+        failed = len(ctx.store.unanswered(ctx.name, revision))
+        with bar("Asking again", failed) as progress:
+            asked, still = retry_unanswered(
+                ctx.config,
+                ctx.store,
+                ctx.annotator,
+                stored_variants(ctx.config, ctx.store, revision),
+                progress=progress,
+            )
+        say(f"Asked again: {asked} questions, {asked - still} of them are answered now.")
+        if news := unanswered_line(ctx.store, ctx.name, revision):
+            say(news)
 
 
 @app.command()
@@ -669,16 +719,16 @@ def _stage(file: Path, stage: str) -> None:
         say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
 
 
-def _print_plan(file: Path) -> None:
-    """Calls, tokens, time and money; on a throw-away store if the texts are not imported yet."""
+def _print_plan(file: Path, *, prompts: bool = False) -> None:
+    """Calls, tokens, time and money, or the prompts; on a throw-away store before the first run."""
     from loop.config import load
     from loop.intake import import_texts
-    from loop.plan import plan_annotation, plan_lines
+    from loop.plan import plan_annotation, plan_lines, prompt_lines
     from loop.store import Store
 
     config = load(file)
     count = None
-    if config.annotator.kind == "local_lm":
+    if config.annotator.kind == "local_lm" and not prompts:
         from connectors.token_counts import token_counter
 
         count = token_counter(config.annotator.model)
@@ -688,10 +738,14 @@ def _print_plan(file: Path) -> None:
             used = Store("sqlite:///:memory:")
             used.open_campaign(config.campaign.name, config.label_names)
             import_texts(config, used, load_campaign_texts(config))
-        found = plan_annotation(config, used, build_annotator(config).revision, count=count)
+        revision = build_annotator(config).revision
+        if prompts:
+            lines = prompt_lines(config, used, revision)
+        else:
+            lines = plan_lines(plan_annotation(config, used, revision, count=count))
         if used is not store:
             used.close()
-    typer.echo("\n".join(plan_lines(found)))
+    typer.echo("\n".join(lines))
 
 
 def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:

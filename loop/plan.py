@@ -9,7 +9,7 @@ import numpy as np
 
 from loop.annotate import calls_limit, money_spent, token_prices
 from loop.config import Config
-from loop.ports import IntArray
+from loop.ports import IntArray, PromptVariant
 from loop.store import Store
 from loop.variants import plan_variants
 
@@ -78,9 +78,7 @@ def plan_annotation(
     """
     name = config.campaign.name
     items = store.items(name, "pool")
-    last = store.last_round(name)
-    coming = 1 if last is None else last.number + (last.stage == "done")
-    variants = plan_variants(config, store, annotator, round_number=coming)
+    variants = _coming_variants(config, store, annotator)
     ids, hashes = {i.id for i in items}, {v.hash for v in variants}
     stored = sum(i in ids and v in hashes for i, v, _, _ in store.votes(name, annotator))
     limit = calls_limit(config, len(items), len(variants))
@@ -121,6 +119,31 @@ def plan_annotation(
         if config.budget.usd is None
         else max(0.0, config.budget.usd - money_spent(config, store)),
     )
+
+
+def prompt_lines(config: Config, store: Store, annotator: str) -> list[str]:
+    """Every prompt as the LLM will see it, about the first text of the pool.
+
+    Raises:
+        ConfigError: as ``plan_annotation``.
+    """
+    text = store.items(config.campaign.name, "pool")[0].text
+    return [
+        line
+        for variant in _coming_variants(config, store, annotator)
+        for line in (
+            f"--- prompt {variant.index + 1}, {variant.hash}",
+            variant.prefix + variant.suffix(text),
+            f"--- and then one of: {', '.join(variant.answers)}",
+        )
+    ]
+
+
+def _coming_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
+    """What the unfinished round asks, or the next one."""
+    last = store.last_round(config.campaign.name)
+    coming = 1 if last is None else last.number + (last.stage == "done")
+    return plan_variants(config, store, annotator, round_number=coming)
 
 
 def plan_lines(plan: Plan) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from loop.config import Config
 from loop.people import campaign_people, people_lines
+from loop.rivals import MARK
 from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
 
@@ -45,7 +46,9 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "llm_tokens": spent_on_llm.tokens,
             "llm_seconds": spent_on_llm.seconds,
             "llm_usd": spent_on_llm.usd,
-            "llm_unanswered": sum(len(store.unanswered(name, a)) for a in store.annotators(name)),
+            "llm_unanswered": sum(
+                len(store.unanswered(name, a)) for a in store.annotators(name) if MARK not in a
+            ),
             "answers": answers,
             "usd_spent": spent_on_llm.usd + answers * config.budget.usd_per_label,
             "usd": config.budget.usd,

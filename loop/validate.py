@@ -219,7 +219,7 @@ def validation_lines(found: Validation, budget: int) -> list[str]:
     lines = [
         f"Validated on {q.n_gold} of {found.sent} texts drawn at random from {found.pool:,}"
         " (times 100, with 95 % intervals).",
-        f"LLM accuracy {_shown(q.accuracy)}, macro-F1 {_shown(q.macro_f1)},"
+        f"LLM accuracy {shown(q.accuracy)}, macro-F1 {shown(q.macro_f1)},"
         f" KL(true mix || LLM's mix) {q.kl.value:.3f} ({q.kl.low:.3f} to {q.kl.high:.3f})",
     ]
     width = max(len(label) for label in found.labels)
@@ -227,15 +227,16 @@ def validation_lines(found: Validation, budget: int) -> list[str]:
         found.labels, q.precision, q.recall, q.class_share, strict=True
     ):
         lines.append(
-            f"  {label:<{width}}  precision {_shown(precision)}, recall {_shown(recall)},"
-            f" share {_shown(share)}"
+            f"  {label:<{width}}  precision {shown(precision)}, recall {shown(recall)},"
+            f" share {shown(share)}"
         )
     if found.side_by_side:
         lines.append("Side by side on the same sample:")
         width = max(len(title) for title, _ in found.side_by_side)
         lines += [
-            f"  {title:<{width}}  accuracy {_shown(other.accuracy)},"
-            f" macro-F1 {_shown(other.macro_f1)}, KL {other.kl.value:.3f}"
+            f"  {title:<{width}}  accuracy {shown(other.accuracy)},"
+            f" macro-F1 {shown(other.macro_f1)}, KL {other.kl.value:.3f}"
+            f" ({other.kl.low:.3f} to {other.kl.high:.3f})"
             for title, other in found.side_by_side
         ]
     said = {
@@ -257,7 +258,8 @@ def validation_lines(found: Validation, budget: int) -> list[str]:
     return lines
 
 
-def _shown(estimate: Estimate | None) -> str:
+def shown(estimate: Estimate | None) -> str:
+    """Times 100, with its interval."""
     if estimate is None:
         return "– (too few)"
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"

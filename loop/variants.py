@@ -90,24 +90,12 @@ def plan_variants(
         ConfigError: shots are asked for and no example with a label is at hand, an example is a
             test text, or the prompt is no longer the one that was frozen.
     """
-    found = store.variants(config.campaign.name, annotator)
-    frozen = [
-        _variant(
-            config,
-            row.position,
-            tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
-        )
-        for row in found
-    ]
-    if [variant.hash for variant in frozen] != [row.hash for row in found]:
-        raise ConfigError(
-            "The prompt is no longer the one that the stored votes answered: campaign.task, a"
-            " label's description, prompt.label_form, prompt.instruction or prompt.item was"
-            " changed. Restore it, or give the campaign a new name."
-        )
+    frozen = stored_variants(config, store, annotator)
     gathered = gathered_demonstrations(config, store)
-    if found and not (gathered and round_number > found[0].from_round):
-        return frozen
+    if frozen:
+        since = store.variants(config.campaign.name, annotator)[0].from_round
+        if not gathered or round_number <= since:
+            return frozen
     if config.annotator.kind == "recorded":
         return frozen or [_variant(config, i, ()) for i in range(len(config.annotator.columns))]
     candidates = [*(config.given_demonstrations or _of_dev(config, store)), *gathered]
@@ -129,6 +117,30 @@ def plan_variants(
         ),
     )
     return [_variant(config, i, demos) for i, demos in enumerate(sets)]
+
+
+def stored_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
+    """The variants that are frozen; none before the first question.
+
+    Raises:
+        ConfigError: the prompt is no longer the one that was frozen.
+    """
+    found = store.variants(config.campaign.name, annotator)
+    frozen = [
+        _variant(
+            config,
+            row.position,
+            tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
+        )
+        for row in found
+    ]
+    if [variant.hash for variant in frozen] != [row.hash for row in found]:
+        raise ConfigError(
+            "The prompt is no longer the one that the stored votes answered: campaign.task, a"
+            " label's description, prompt.label_form, prompt.instruction or prompt.item was"
+            " changed. Restore it, or give the campaign a new name."
+        )
+    return frozen
 
 
 def gathered_demonstrations(config: Config, store: Store) -> list[Demonstration]:

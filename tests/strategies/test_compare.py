@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from strategies.compare import compare
+
+
+def test_by_hand():
+    gold = np.array([0] * 40 + [1] * 60)
+    first = gold.copy()
+    first[:10] = 1  # ten of class 0 are called 1
+    second = gold.copy()
+    second[:4], second[99] = 1, -1
+    a, b = compare(np.stack([first, second]), gold, 2, rng=np.random.default_rng(0))
+    assert a.accuracy.value == pytest.approx(0.90)
+    assert a.precision[0].value == 1.0
+    assert a.recall[0].value == pytest.approx(0.75)
+    assert a.precision[1].value == pytest.approx(60 / 70)
+    assert a.recall[1].value == 1.0
+    assert a.macro_f1.value == pytest.approx((60 / 70 + 120 / 130) / 2)
+    assert (a.unanswered, a.accuracy_gain, a.macro_f1_gain) == (0, None, None)
+    assert b.unanswered == 1
+    assert b.accuracy.value == pytest.approx(0.95)  # no answer is no right answer
+    assert b.accuracy_gain.value == pytest.approx(0.05)
+    assert b.accuracy_gain.low < 0.05 < b.accuracy_gain.high
+    assert b.kl.value < a.kl.value
+
+
+def test_equal_labellers_differ_by_nothing_and_rare_classes_say_nothing():
+    rng = np.random.default_rng(0)
+    gold = np.r_[rng.integers(2, size=98), 2, 2]
+    said = np.where(rng.random(100) < 0.2, (gold + 1) % 3, gold)
+    one, same = compare(np.stack([said, said]), gold, 3, rng=rng)
+    assert (same.accuracy_gain.low, same.accuracy_gain.high) == (0.0, 0.0)
+    assert one.recall[2] is None
+    assert one.recall[0] is not None
+
+
+def test_wrong_shapes():
+    with pytest.raises(ValueError, match="do not fit"):
+        compare(np.zeros((2, 3), dtype=np.int64), np.zeros(4, dtype=np.int64), 2, rng=None)
+    with pytest.raises(ValueError, match="do not fit"):
+        compare(np.zeros((2, 0), dtype=np.int64), np.zeros(0, dtype=np.int64), 2, rng=None)
+
+
+def test_the_paired_interval_holds_the_true_gain_and_is_narrower_than_an_unpaired_one():
+    rng = np.random.default_rng(1)
+    n, held, widths = 40_000, 0, []
+    gold = rng.integers(3, size=n)
+    first = np.where(rng.random(n) < 0.30, (gold + 1) % 3, gold)
+    second = np.where(rng.random(n) < 0.30, gold, first)  # mends a share of the first's errors
+    gain = (second == gold).mean() - (first == gold).mean()
+    kl = 0.0
+    for _ in range(100):
+        rows = rng.choice(n, 250, replace=False)
+        a, b = compare(np.stack([first, second])[:, rows], gold[rows], 3, rng=rng, resamples=400)
+        held += b.accuracy_gain.low <= gain <= b.accuracy_gain.high
+        widths.append(
+            (b.accuracy_gain.high - b.accuracy_gain.low, a.accuracy.high - a.accuracy.low)
+        )
+        kl += a.kl.value / 100
+    assert 88 <= held <= 99
+    assert np.mean([w for w, _ in widths]) < np.mean([w for _, w in widths])
+    assert kl < 0.02  # both mixes are even: nearly nothing once chance is taken off
