@@ -202,7 +202,13 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return clip_unit(trust * benefit + (1.0 - trust) * fused)
 
 
-def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> FloatArray:
+def class_posterior(
+    pool: Pool,
+    *,
+    rng: np.random.Generator,
+    folds: int = 5,
+    p_gold: FloatArray | None = None,
+) -> FloatArray:
     """P(true class | all that is known of an item), learned from the gold labels so far.
 
     A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
@@ -215,12 +221,14 @@ def class_posterior(pool: Pool, *, rng: np.random.Generator, folds: int = 5) -> 
         pool: uses everything it has; without gold it says what the assumed slopes say.
         rng: deals the gold items into folds.
         folds: models that judge the gold items, so that none sees its own answer.
+        p_gold: (n, k) **out-of-fold** probabilities of students of nothing but gold, one more
+            opinion, or None.
 
     Returns:
         (n, k) rows sum to 1.
     Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
     """
-    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds)
+    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds, p_gold=p_gold)
 
 
 def _blind_evidence(pool: Pool) -> FloatArray | None:
@@ -235,10 +243,15 @@ def _blind_evidence(pool: Pool) -> FloatArray | None:
 
 
 def _posterior(
-    pool: Pool, evidence: FloatArray | None, *, rng: np.random.Generator, folds: int = 5
+    pool: Pool,
+    evidence: FloatArray | None,
+    *,
+    rng: np.random.Generator,
+    folds: int = 5,
+    p_gold: FloatArray | None = None,
 ) -> FloatArray:
     """``class_posterior`` with the neighbours' evidence already at hand: finding it is dear."""
-    experts, assumed = _experts(pool, evidence)
+    experts, assumed = _experts(pool, evidence, p_gold)
     known = np.flatnonzero(pool.gold >= 0)
     theta = _fit_opinions(experts[known], pool.y_llm[known], pool.gold[known], assumed)
     posterior = _opinions(theta, experts, pool.y_llm)
@@ -254,7 +267,9 @@ def _posterior(
     return posterior
 
 
-def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+def _experts(
+    pool: Pool, evidence: FloatArray | None, p_gold: FloatArray | None
+) -> tuple[FloatArray, FloatArray]:
     """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
     calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
     held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
@@ -265,6 +280,9 @@ def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, Float
     if evidence is not None:
         smoothed = evidence + 1.0 / pool.k
         held.append(np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
+        slopes.append(0.2)
+    if p_gold is not None:
+        held.append(np.log(np.maximum(p_gold, 1e-3)))
         slopes.append(0.2)
     return np.stack(held, axis=2), np.array(slopes)
 

@@ -78,7 +78,7 @@ def test_with_next_to_no_gold_every_mode_is_close_to_keep(mode, gold):
     pool, _, pi = confused_pool(gold=gold)
     keep = repair(pool, "keep", rng=np.random.default_rng(0))
     out = repair(pool, mode, inclusion_prob=np.maximum(pi, 1e-3), rng=np.random.default_rng(0))
-    tolerance = 0.0 if gold == 0 else 0.1
+    tolerance = 0.0 if gold == 0 else 0.15
     assert np.abs(out.y - keep.y).max() <= tolerance
     assert np.abs(out.weight - keep.weight).max() <= tolerance
 
