@@ -10,11 +10,12 @@ code. Labels and signals are then compared under four views of the same answers:
 - ``flat``: batch calibration towards equal classes;
 - ``stated``: batch calibration towards the class mix of the 60 examples set aside;
 - ``gold``: batch calibration towards the mix of a random audit of a fifth of the texts, then slope
-  and biases fitted to that audit.
+  and biases fitted to that audit; cross-fitted, so that no text's own gold label has a say in its
+  answer.
 
-Everything is measured on the texts outside the audit. Intervals are 95 % percentile bootstraps over
-these texts, 2,000 draws, paired where views are compared; the prompts are fixed. Votes are kept in
-the cache folder after every 64 texts, so an interrupted run goes on.
+Intervals are 95 % bootstraps over the texts, 2,000 draws, paired where views are compared; the
+prompts are fixed. Votes are kept in the cache folder after every 64 texts, so an interrupted run
+goes on.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ from bench_cascade import at_random, cascade
 
 from connectors.assets import cache_dir
 from connectors.local_lm import LocalLM
-from loop.variants import draw_demonstrations
-from loop.votes import mean_vote
 from loop.cascade import flipped
 from loop.ports import Demonstration, Label, PromptVariant, TextItem
+from loop.variants import draw_demonstrations
+from loop.votes import mean_vote
 from strategies import NEEDS, STRATEGIES
 from strategies.calibrate import batch_calibrate, prior_from_gold
 from strategies.fuse import fuse_ranks, weighted_auroc
 from strategies.pool import Pool
-from strategies.scaling import calibration_error, reliability, scale_with_gold
+from strategies.scaling import calibration_error, fit_scaling, reliability
 from strategies.students import out_of_fold_probs
 
 NAMES = ("toxic", "sst5", "ecommerce")
-TEXTS, PROMPTS, SHOTS, CHUNK = 640, 5, 3, 64
-TEXT_TOKENS = 128  # annotator.max_text_tokens; only e-commerce texts are often longer
-AUDIT_FRAC = 0.2
+TEXTS, PROMPTS, SHOTS, CHUNK = 500, 5, 3, 64
+TEXT_TOKENS = 96  # annotator.max_text_tokens; only e-commerce texts are often longer
+AUDIT_FRAC, FOLDS = 0.2, 5
 DRAWS = 2000
 BUDGETS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 CASCADES = 5  # random seeds of the cascade, averaged
@@ -155,19 +156,31 @@ class View:
 
 
 def views(found: Answers, audit: Any) -> dict[str, View]:
-    """The four views. The last one never reads the gold label of a text outside the audit."""
-    known = np.where(audit, found.gold, -1)
-    k = found.probs.shape[2]
-    prior = prior_from_gold(known, None, k, pseudo=3.0, towards=found.mix)
+    """The four views."""
     cubes = {
         "raw": found.probs,
         "flat": batch_calibrate(found.probs),
         "stated": batch_calibrate(found.probs, found.mix),
     }
     held = {name: View(cube, mean_vote(cube)) for name, cube in cubes.items()}
-    base = batch_calibrate(found.probs, prior)
-    scaled = scale_with_gold(mean_vote(base), known, rng=np.random.default_rng(0))
-    return held | {"gold": View(base, scaled)}
+    cube, posterior = fitted(found, audit)
+    for part in np.array_split(np.random.default_rng(3).permutation(np.flatnonzero(audit)), FOLDS):
+        rest = audit.copy()
+        rest[part] = False
+        its_cube, its_posterior = fitted(found, rest)
+        cube[part], posterior[part] = its_cube[part], its_posterior[part]
+    return held | {"gold": View(cube, posterior)}
+
+
+def fitted(found: Answers, audit: Any) -> tuple[Any, Any]:
+    """(n, m, k) answers under the audit's class mix, and (n, k) their means scaled to its gold."""
+    known = np.where(audit, found.gold, -1)
+    k = found.probs.shape[2]
+    cube = batch_calibrate(
+        found.probs, prior_from_gold(known, None, k, pseudo=3.0, towards=found.mix)
+    )
+    mean = mean_vote(cube)
+    return cube, fit_scaling(mean[audit], found.gold[audit]).apply(mean)
 
 
 def signals(found: Answers, view: View, label: Any) -> dict[str, Any]:
@@ -269,13 +282,11 @@ def measure(found: Answers) -> dict[str, Any]:
     audit = np.isin(
         np.arange(n), np.random.default_rng(2).choice(n, round(AUDIT_FRAC * n), replace=False)
     )
-    rest = ~audit
-    gold = found.gold[rest]
-    boot = Bootstrap(len(gold))
+    boot = Bootstrap(n)
     held = views(found, audit)
     return {
         "data": found.name,
-        "texts": int(rest.sum()),
+        "texts": n,
         "audit": int(audit.sum()),
         "prompts": PROMPTS,
         "shots": SHOTS,
@@ -284,17 +295,17 @@ def measure(found: Answers) -> dict[str, Any]:
         "stated_mix": found.mix.tolist(),
         "annotator": found.revision,
         "texts_per_s": found.rate,
-        "views": view_figures(held, gold, rest, boot, k),
-        "signals": signal_figures(found, held, gold, audit, boot),
-        "cascade": cascade_figures(found, boot, rest),
+        "views": view_figures(held, found.gold, boot, k),
+        "signals": signal_figures(found, held, audit, boot),
+        "cascade": cascade_figures(found, boot),
     }
 
 
-def view_figures(held: dict[str, View], gold: Any, rest: Any, boot: Bootstrap, k: int) -> Any:
+def view_figures(held: dict[str, View], gold: Any, boot: Bootstrap, k: int) -> Any:
     """Accuracy, macro-F1, calibration error and flip rate of each view, and minus raw's."""
     spreads: dict[str, dict[str, Any]] = {}
     for name, view in held.items():
-        label, posterior = view.label[rest], view.posterior[rest]
+        label, posterior = view.label, view.posterior
         right = label == gold
 
         def ece(rows: Any, p: Any = posterior) -> float:
@@ -309,7 +320,7 @@ def view_figures(held: dict[str, View], gold: Any, rest: Any, boot: Bootstrap, k
             "ece": boot.spread(ece),
         }
         if name != "gold":  # a scaling of the mean has no prompts of its own
-            flips = flipped(view.cube)[rest]
+            flips = flipped(view.cube)
             spreads[name]["flips"] = boot.spread(lambda rows, f=flips: float(f[rows].mean()))
     return {
         name: {
@@ -321,38 +332,36 @@ def view_figures(held: dict[str, View], gold: Any, rest: Any, boot: Bootstrap, k
     }
 
 
-def signal_figures(
-    found: Answers, held: dict[str, View], gold: Any, audit: Any, boot: Bootstrap
-) -> Any:
+def signal_figures(found: Answers, held: dict[str, View], audit: Any, boot: Bootstrap) -> Any:
     """AUROC of each signal at wrong labels.
 
     ``raw``: raw answers at the errors of raw labels. ``calibrated``: answers under the stated mix
     at the errors of the labels they give. ``raw_same``: raw answers at those same errors, so that
     ``gain`` = calibrated - raw_same has one target.
     """
-    rest = ~audit
+    gold = found.gold
     raw, stated = held["raw"], held["stated"]
     own = signals(found, raw, raw.label)
     same = signals(found, raw, stated.label)
     ours = signals(found, stated, stated.label)
-    wrong_raw = raw.label[rest] != gold
-    wrong = stated.label[rest] != gold
+    wrong_raw = raw.label != gold
+    wrong = stated.label != gold
     out = {}
     for name in ours:
-        at_same = boot.spread(auroc(same[name][rest], wrong))
-        at_ours = boot.spread(auroc(ours[name][rest], wrong))
+        at_same = boot.spread(auroc(same[name], wrong))
+        at_ours = boot.spread(auroc(ours[name], wrong))
         out[name] = {
-            "raw": figure(boot.spread(auroc(own[name][rest], wrong_raw))),
+            "raw": figure(boot.spread(auroc(own[name], wrong_raw))),
             "raw_same": figure(at_same),
             "calibrated": figure(at_ours),
             "gain": figure(at_ours - at_same),
         }
     trained = learned(found, raw, stated.label, audit, found.mix)
-    out["learned_error"] = {"calibrated": figure(boot.spread(auroc(trained[rest], wrong)))}
+    out["learned_error"] = {"calibrated": figure(boot.spread(auroc(trained, wrong)))}
     return out
 
 
-def cascade_figures(found: Answers, boot: Bootstrap, rest: Any) -> Any:
+def cascade_figures(found: Answers, boot: Bootstrap) -> Any:
     """Flips that the cascade finds, in shares of those that all prompts find, by calls a text."""
 
     def view(probs: Any) -> Any:
@@ -370,7 +379,7 @@ def cascade_figures(found: Answers, boot: Bootstrap, rest: Any) -> Any:
             hit = np.mean([flipped(view(t)) & every for t in taken], axis=0)
             spent = np.mean([np.isfinite(t).all(axis=2).sum(axis=1) for t in taken], axis=0)
 
-            def share(rows: Any, hit: Any = hit[rest], of: Any = every[rest]) -> float:
+            def share(rows: Any, hit: Any = hit, of: Any = every) -> float:
                 return float(hit[rows].sum() / max(of[rows].sum(), 1))
 
             row[how] = figure(boot.spread(share)) | {"calls": float(spent.mean())}
