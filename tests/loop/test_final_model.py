@@ -13,7 +13,7 @@ import pytest
 from tiny_encoder import save_encoder
 
 from loop.errors import StageError, StudentError
-from loop.final_model import choose, make_final_model
+from loop.final_model import Choice, choose, make_final_model
 from loop.model_weights import average, build_in_temperature
 from loop.round import run_round
 from loop.student import EncoderStudent
@@ -118,23 +118,22 @@ def test_a_final_model_is_a_plain_pipeline_with_card_and_seeds(ctx):
     assert not list(made.folder.parent.glob(".final.*"))
 
 
-def test_the_temperature_is_in_the_weights_and_leaves_labels_alone(ctx):
+def test_the_temperature_is_in_the_weights_and_leaves_labels_alone(ctx, monkeypatch):
     from loop.inference import predict
 
+    monkeypatch.setattr(
+        "loop.final_model.choose", lambda probs, *_: Choice(next(iter(probs)), "so", (), None, 2.5)
+    )
     made = make_final_model(ctx, ctx.config.out / "final")
     record = record_of(made.folder)
-    assert record["temperature_built_in"]
-    assert record["temperature"] != 1.0
-    chosen = record["same_as"]
-    if chosen is None:
-        pytest.skip("another candidate than a seed was taken")
+    assert (record["temperature"], record["temperature_built_in"]) == (2.5, True)
     texts = [i.text for i in ctx.store.items("c", "test")]
     scaled, raw = (
         np.log(predict(f, texts, device="cpu", precision="fp32"))
-        for f in (made.folder, made.folder / chosen)
+        for f in (made.folder, made.folder / record["same_as"])
     )
     ratio = (raw[:, 0] - raw[:, 1]) / (scaled[:, 0] - scaled[:, 1])
-    np.testing.assert_allclose(ratio, record["temperature"], rtol=1e-3)
+    np.testing.assert_allclose(ratio, 2.5, rtol=1e-3)
 
 
 def test_only_missing_seeds_are_trained_again_and_nothing_twice(ctx):
@@ -241,6 +240,21 @@ def test_no_finished_round_is_one_sentence(tmp_path, encoder):
     with pytest.raises(StageError, match="No round is finished yet"):
         make_final_model(ctx, ctx.config.out / "final")
     ctx.store.close()
+
+
+def test_the_command_says_what_comes_first(tmp_path, monkeypatch, capsys):
+    from loop import cli
+
+    (tmp_path / "goldloop.toml").write_text(
+        '[campaign]\nname = "c"\ntask = "t"\n[[labels]]\nname = "yes"\n[[labels]]\nname = "no"\n'
+        '[texts]\nsource = "x.csv"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["goldloop", "model"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("Error: No round is finished yet")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_foreign_folder_is_left_alone(ctx, tmp_path):
