@@ -1,11 +1,10 @@
-"""What the cascade and calibration are worth, on answers that are all known beforehand.
+"""How many flips the consistency cascade finds, on answers that are all known beforehand.
 
-    python tests/bench/bench_cascade.py --data FOLDER [--votes FOLDER] [--label sst5 …]
+    python tests/bench/bench_cascade.py --data FOLDER
 
-Every prompt was asked of every text, so that flips found can be counted against all flips.
-`babe` holds recorded labels of eight LLMs under five settings, without probabilities. For
-``NAME.npz`` files with ``probs`` (n, m, k) and ``ids`` the votes have probabilities; ``--label``
-has the embedded language model make them (500 texts, 5 prompts).
+Every prompt was asked of every text, so that flips found can be counted against all flips: `babe`
+holds recorded labels of eight LLMs under five settings, without probabilities. The same with
+probabilities, and what calibration is worth, is in ``bench_annotators``.
 """
 
 from __future__ import annotations
@@ -16,21 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_data import SOURCES, TASKS, read_texts
 
-from connectors.assets import cache_dir
-from loop.votes import mean_vote
 from loop.cascade import flipped, next_calls
-from strategies.calibrate import batch_calibrate, prior_from_gold
-from strategies.scaling import calibration_error, reliability, scale_with_gold
-from strategies.uncertainty import normalised_entropy
+from loop.votes import mean_vote
+from strategies.calibrate import batch_calibrate
 
 SETTINGS = ("0shot", "2shot", "4shot", "8shot", "0shot_system_prompt")
 MODELS = (
     *("gpt_3_5", "gpt_4", "llama_13b", "mistral_7b"),
     *("mixtral_8x7b", "openchat", "zephyr", "flan_ul2"),
 )
-TEXTS, PROMPTS, AUDIT, REPEATS = 500, 5, 150, 5
+REPEATS = 5
 
 
 def cascade(full: Any, calls_per_item: float, calibrate: Callable[[Any], Any], seed: int) -> Any:
@@ -59,14 +54,11 @@ def at_random(full: Any, calls_per_item: float, seed: int) -> Any:
     return taken
 
 
-def calls_line(name: str, full: Any, prior: Any, gold: Any) -> str:
-    """One row of the first table."""
+def calls_line(name: str, full: Any, gold: Any) -> str:
+    """One row of the table."""
     keep = np.isfinite(full[:, 0]).all(axis=1)
-    full, gold = full[keep], None if gold is None else gold[keep]
-
-    def view(probs: Any) -> Any:
-        return batch_calibrate(probs, prior)
-
+    full, gold = full[keep], gold[keep]
+    view = batch_calibrate
     every = flipped(view(full))
     cells = [f"{name:<24}", f"{len(full):5}", f"{full.shape[1]}", f"{100 * every.mean():5.1f}"]
     kept = None
@@ -84,45 +76,10 @@ def calls_line(name: str, full: Any, prior: Any, gold: Any) -> str:
     luck = [(flipped(view(at_random(full, 1.5, s))) & every).sum() for s in range(REPEATS)]
     cells.append(f"{100 * np.mean(luck) / max(every.sum(), 1):5.1f}")
     cells.append(f"{1 + 0.9 * every.mean():.2f}")
-    if gold is not None:
-        for probs in (full[:, :1], kept, full):
-            right = mean_vote(view(probs)).argmax(axis=1) == gold
-            cells.append(f"{100 * right.mean():5.1f}")
+    for probs in (full[:, :1], kept, full):
+        right = mean_vote(view(probs)).argmax(axis=1) == gold
+        cells.append(f"{100 * right.mean():5.1f}")
     return " | ".join(cells)
-
-
-def calibration_lines(name: str, full: Any, prior: Any, gold: Any) -> Iterator[str]:
-    """Rows of the second table: measured on texts outside the audit, all prompts asked."""
-    from sklearn.metrics import f1_score, roc_auc_score
-
-    rng = np.random.default_rng(0)
-    audit = np.isin(np.arange(len(gold)), rng.choice(len(gold), AUDIT, replace=False))
-    known = np.where(audit, gold, -1)
-    k = full.shape[2]
-    mix = prior_from_gold(known, None, k, pseudo=3.0)
-    fitted = np.nanmean(batch_calibrate(full, mix), axis=1)
-    views = {
-        "raw": np.nanmean(full, axis=1),
-        "batch, flat mix": np.nanmean(batch_calibrate(full), axis=1),
-        "batch, stated mix": np.nanmean(batch_calibrate(full, prior), axis=1),
-        f"batch, mix of {AUDIT} gold": fitted,
-        f"scaled to {AUDIT} gold": scale_with_gold(fitted, known, rng=rng),
-    }
-    for title, probs in views.items():
-        p, truth = probs[~audit], gold[~audit]
-        right = p.argmax(axis=1) == truth
-        low, high = (100 * end for end in _bootstrap(right))
-        f1 = f1_score(truth, p.argmax(axis=1), average="macro", zero_division=0)
-        auroc = (
-            np.nan
-            if right.all() or not right.any()
-            else float(roc_auc_score(~right, normalised_entropy(p)))
-        )
-        yield (
-            f"{name:<12} | {title:<22} | {100 * right.mean():5.1f} ({low:.0f}–{high:.0f})"
-            f" | {100 * f1:5.1f} | {100 * calibration_error(reliability(p, truth)):5.1f}"
-            f" | {100 * auroc:5.1f}"
-        )
 
 
 def _bootstrap(values: Any) -> tuple[float, float]:
@@ -151,81 +108,18 @@ def babe(data: Path) -> Iterator[tuple[str, Any, Any]]:
         yield f"babe {model}", full, gold
 
 
-def label(name: str, data: Path, folder: Path) -> None:
-    """Has the embedded language model answer every prompt for every text."""
-    from connectors.local_lm import LocalLM
-    from loop.variants import draw_demonstrations
-    from loop.ports import Demonstration, Label, PromptVariant, TextItem
-
-    source = next(s for s in SOURCES if s.name == name)
-    texts = read_texts(source, data)
-    if texts is None or (folder / f"{name}.npz").exists():
-        return
-    shown = sorted((Demonstration(t, y) for t, y in texts.aside), key=lambda d: len(d.text))
-    sets = draw_demonstrations(
-        shown[: 2 * len(shown) // 3],
-        texts.labels,
-        shots=max(3, len(texts.labels)),
-        variants=PROMPTS,
-        rng=np.random.default_rng(0),
-    )
-    drawn = np.random.default_rng(1).permutation(len(texts.ids))[:TEXTS]
-    items = [TextItem(texts.ids[i], texts.texts[i]) for i in drawn]
-    model = LocalLM(max_text_tokens=96, threads=1)
-    labels = tuple(Label(y) for y in texts.labels)
-    answers = [
-        model.annotate(PromptVariant(v, TASKS[name], labels, demos), items)
-        for v, demos in enumerate(sets)
-    ]
-    counts = np.bincount([texts.labels.index(y) for _, y in texts.aside], minlength=len(labels))
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        folder / f"{name}.npz",
-        ids=np.array([item.id for item in items]),
-        probs=np.stack([a.probs for a in answers], axis=1),
-        class_prior=(counts + 1) / (counts + 1).sum(),
-    )
-
-
-def votes(folder: Path, data: Path) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Votes with probabilities, and the gold labels of their texts."""
-    for path in sorted(folder.glob("*.npz")):
-        source = next((s for s in SOURCES if s.name == path.stem), None)
-        texts = read_texts(source, data) if source else None
-        if texts is None:
-            continue
-        held = np.load(path, allow_pickle=False)
-        truth = dict(zip(texts.ids, texts.gold, strict=True))
-        gold = np.array([texts.labels.index(truth[str(i)]) for i in held["ids"]])
-        yield path.stem, held["probs"], held["class_prior"], gold
-
-
 def main() -> None:
-    """Prints both tables."""
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--votes", type=Path, default=cache_dir() / "bench" / "cascade")
-    parser.add_argument("--label", nargs="*", default=[])
     given = parser.parse_args()
-    for name in given.label:
-        label(name, given.data, given.votes)
     print("Flips found in % of all flips (95 %), at calls per text; accuracy of the mean vote in %")
     print(
         "votes | texts | prompts | flip rate | 1.25 | 1.5 | 2.0 | 1.5 at random"
         " | fewest calls for 90 % | first prompt | cascade 1.5 | all prompts"
     )
     for name, full, gold in babe(given.data):
-        print(calls_line(name, full, None, gold), flush=True)
-    held = list(votes(given.votes, given.data))
-    for name, full, prior, gold in held:
-        print(calls_line(f"{name}, stated mix", full, prior, gold), flush=True)
-        print(calls_line(f"{name}, flat mix", full, None, gold), flush=True)
-    print(
-        "\nAll prompts, on texts outside the audit; ECE and AUROC of entropy at wrong labels in %"
-    )
-    print("votes | view | accuracy (95 %) | macro-F1 | ECE | AUROC")
-    for name, full, prior, gold in held:
-        print(*calibration_lines(name, full, prior, gold), sep="\n", flush=True)
+        print(calls_line(name, full, gold), flush=True)
 
 
 if __name__ == "__main__":
