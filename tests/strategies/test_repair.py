@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from strategies.learned import class_posterior
 from strategies.pool import Pool
 from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
 from strategies.students import out_of_fold_probs
@@ -158,3 +159,37 @@ def test_an_unknown_mode_is_refused():
     pool, _, _ = confused_pool(n=50, gold=5)
     with pytest.raises(ValueError, match="Unknown repair 'burn'"):
         repair(pool, "burn", rng=np.random.default_rng(0))
+
+
+def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
+    pool, truth, _ = confused_pool(gold=150)
+    rng = np.random.default_rng(5)
+    noise = rng.integers(3, size=pool.n)
+    llm = replace(
+        pool,
+        y_llm=noise,
+        probs=(0.7 * np.eye(3)[noise] + 0.1)[:, None],
+        p_student=out_of_fold_probs(pool.embeddings, noise, np.ones(pool.n), 3, seeds=2, rng=rng),
+    )
+    rows = np.flatnonzero(llm.gold < 0)
+
+    def right(posterior):
+        return (posterior[rows].argmax(axis=1) == truth[rows]).mean()
+
+    without = right(class_posterior(llm, rng=np.random.default_rng(0)))
+    found = right(corrected_posterior(llm, rng=np.random.default_rng(0)))
+    assert without < 0.6
+    assert found > 0.8
+
+
+def test_an_items_own_gold_never_enters_its_posterior():
+    pool, truth, _ = confused_pool(n=300, gold=60)
+    row = int(np.flatnonzero(pool.gold >= 0)[0])
+    lied = pool.gold.copy()
+    lied[row] = (truth[row] + 1) % 3
+    p_gold = np.full((300, 3), 1 / 3)
+    one, two = (
+        class_posterior(replace(pool, gold=gold), rng=np.random.default_rng(0), p_gold=p_gold)[row]
+        for gold in (pool.gold, lied)
+    )
+    np.testing.assert_allclose(one, two)
