@@ -14,6 +14,7 @@ from loop.adjudicate import latest_per_person
 from loop.ports import FloatArray, IntArray
 from loop.stability import measure, paired_difference, recovered_share
 from loop.store import Annotation, Item, Round, Run
+from loop.votes import read_votes
 
 if TYPE_CHECKING:
     from loop.context import Context
@@ -63,7 +64,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
             for arm in ("loop", "llm_only")
             if arm in predictions and truth.source
         },
-        "llm": _llm(ctx, round_),
+        "llm": _llm(ctx),
         "recovered": _recovered(arms, gaps),
         "bought": len(reviews),
         "pool": len(ctx.store.item_ids(ctx.name, "pool")),
@@ -234,15 +235,16 @@ def _confusion(predictions: IntArray, truth: Truth, k: int) -> list[list[float]]
     return shares
 
 
-def _llm(ctx: Context, round_: Round) -> dict[str, Any]:
+def _llm(ctx: Context) -> dict[str, Any]:
     """How good the LLM's labels are by class, from gold weighted by its inclusion probabilities.
 
+    They are the labels that the students of ``llm_only`` learn, before gold scales anything.
     Empty while too few texts were drawn at random to speak for the pool.
     """
     from strategies.estimate import MIN_RANDOM, Estimate, label_quality, weighted_confusion
 
     labels = {name: i for i, name in enumerate(ctx.config.label_names)}
-    items, scores = ctx.store.items(ctx.name, "pool"), ctx.store.scores(round_.id or 0)
+    items = ctx.store.items(ctx.name, "pool")
     gold, reviews = ctx.store.gold(ctx.name), {r.item_id: r for r in ctx.store.reviews(ctx.name)}
     bought = [i.id in gold and i.id in reviews for i in items]
     truth = np.array(
@@ -255,7 +257,7 @@ def _llm(ctx: Context, round_: Round) -> dict[str, Any]:
     steps = np.array(
         [reviews[i.id].round_id if b else 0 for i, b in zip(items, bought, strict=True)]
     )
-    said = np.array([labels[scores[i.id].llm_label] for i in items], dtype=np.int64)
+    said = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items).y_llm
     if ((truth >= 0) & (pi < 1)).sum() < MIN_RANDOM:
         return {}
     k = len(labels)

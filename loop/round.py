@@ -26,6 +26,7 @@ from loop.adjudicate import Panel, decide_all, latest_per_person, wanted_answers
 from loop.annotate import calls_limit, take_votes, text_item, unanswered_line
 from loop.calibration import View, choose_view, summary
 from loop.context import Context
+from loop.embeddings import embeddings as item_embeddings
 from loop.errors import StageError
 from loop.intake import import_texts
 from loop.measure import ONCE, measure_round
@@ -618,7 +619,7 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
     if needs & {"embeddings", "p_student"}:
-        embeddings = _embeddings(ctx, items)
+        embeddings = item_embeddings(ctx, items)
     if "p_student" in needs and embeddings is not None:
         from strategies.students import out_of_fold_probs
 
@@ -666,23 +667,6 @@ def _view(
 
 def _audited(items: Sequence[Item], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
     return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
-
-
-def _embeddings(ctx: Context, items: Sequence[Item]) -> NDArray[np.float32]:
-    """(n, d) embeddings, computed once per encoder and set of texts."""
-    key = _digest([ctx.student.revision, *[i.id for i in items]])
-    path = ctx.config.out / "cache" / f"embeddings-{key}.npy"
-    if path.exists():
-        cached: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        if len(cached) == len(items):
-            return cached
-    with ctx.show("Embedding the texts", len(items)) as progress:
-        embeddings = ctx.student.embed([i.text for i in items], progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, embeddings, allow_pickle=False)
-    partial.replace(path)
-    return embeddings
 
 
 def _affordable(ctx: Context) -> int | None:
