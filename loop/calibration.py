@@ -84,10 +84,10 @@ def choose_view(
     n = int(sample.sum())
     if n < PRIOR_FROM:
         if wanted == "contextual":
-            return View("contextual", "", votes.posterior, _mean(votes, votes.posterior))
+            return View("contextual", "", votes.posterior, _contextual_prior(votes, stated))
         return View("batch", "", votes.posterior, stated)
     if wanted == "contextual":
-        view = View("contextual", "", votes.posterior, _mean(votes, votes.posterior))
+        view = View("contextual", "", votes.posterior, _contextual_prior(votes, stated))
         return _unharmed(view, raw, votes, np.where(sample, gold, -1))
     k = raw.shape[1]
     prior = prior_from_gold(
@@ -189,6 +189,16 @@ def _posterior(votes: LlmVotes, probs: FloatArray) -> FloatArray:
 
 def _mean(votes: LlmVotes, probs: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(probs[votes.answered].mean(axis=0), 1e-6), dtype=np.float64)
+
+
+def _contextual_prior(votes: LlmVotes, stated: FloatArray | None) -> FloatArray:
+    """(k,) the mix that batch calibration needs to do what contextual calibration did."""
+    if votes.content_free is None:
+        raise ValueError("the answers to texts without content are missing")
+    means = np.nanmean(votes.probs[votes.answered], axis=0)
+    mix = (means / np.maximum(votes.content_free, 1e-6)).mean(axis=0)
+    mix = mix if stated is None else mix * stated
+    return np.asarray(np.maximum(mix / mix.sum(), 1e-6), dtype=np.float64)
 
 
 def _accuracy(probs: FloatArray, gold: IntArray) -> float:

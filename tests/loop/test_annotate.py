@@ -1,16 +1,26 @@
 """Asking the LLM: what is asked, what is stored, and where it stops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from campaigns import make, texts
+from sqlalchemy import delete
 from sqlmodel import select
 
-from loop.annotate import calls_limit, take_votes
+from loop.annotate import (
+    CONTENT_FREE,
+    calls_limit,
+    retry_unanswered,
+    take_votes,
+    unanswered_line,
+)
 from loop.errors import AnnotatorError
 from loop.ports import ClassProbs, Demonstration, no_progress
 from loop.round import open_campaign, run_stage
-from loop.store import Vote
-from loop.variants import freeze_variants
+from loop.status import campaign_status, status_lines
+from loop.store import ContentFree, Vote
+from loop.variants import freeze_variants, stored_variants
 from loop.votes import mean_vote, read_votes
 
 DEMOS = [
@@ -40,7 +50,13 @@ class DoubtfulLLM:
                 lean = 0.5 + (0.1 if (number // 6 + variant.index) % 3 else -0.1)
             probs[row] = (np.nan, np.nan) if number in self.mute else (1 - lean, lean)
         n = len(items)
-        return ClassProbs(probs, np.zeros(n), np.full(n, self.tokens, dtype=np.int64))
+        muted = {i.id: "it was mute" for i in items if int(i.text.split()[-1]) in self.mute}
+        return ClassProbs(
+            probs, np.zeros(n), np.full(n, self.tokens, dtype=np.int64), problems=muted
+        )
+
+    def close(self):
+        pass
 
 
 def campaign(tmp_path, llm, *, n=300, **sections):
@@ -171,3 +187,154 @@ def test_where_two_prompts_contradict_each_other_the_first_decides():
     mean = mean_vote(votes)
     assert mean.argmax(axis=1).tolist() == [0, 1, 0, 1]
     np.testing.assert_allclose(mean.sum(axis=1), 1.0)
+
+
+# what brought no answer
+
+
+def test_what_was_not_answered_is_recorded_with_its_reason_and_its_cost(tmp_path):
+    ctx = campaign(tmp_path, DoubtfulLLM(mute=range(0, 300, 12)))
+    left, items = annotate(ctx)
+    failed = ctx.store.unanswered("c", "doubtful")
+    mute = {i.id for i in items if int(i.text.split()[-1]) % 12 == 0}
+    assert len(failed) == left
+    assert {row.item_id for row in failed} == mute
+    assert {(row.reason, row.tokens, round(row.usd, 6)) for row in failed} == {
+        ("it was mute", 10, 0.01)
+    }
+    spent = ctx.store.spent("c")
+    assert spent.tokens == 10 * (spent.votes + left)
+    assert spent.usd == pytest.approx(0.01 * (spent.votes + left))
+    assert spent.seconds > 0
+    line = unanswered_line(ctx.store, "c", "doubtful")
+    assert f"{left} LLM answers to {len(mute)} texts are missing (most often: it was mute)" in line
+    told = campaign_status(ctx.config, ctx.store)
+    assert told["budget"]["llm_unanswered"] == left
+    assert "`goldloop annotate --retry`" in "\n".join(status_lines(told))
+
+
+def test_a_retry_asks_what_failed_and_nothing_else(tmp_path):
+    ctx = campaign(tmp_path, DoubtfulLLM(mute=range(0, 300, 12)))
+    left, _ = annotate(ctx)
+    before = stored(ctx)
+    failed = {row.item_id for row in ctx.store.unanswered("c", "doubtful")}
+    half_cured = DoubtfulLLM(mute=range(0, 300, 24))
+
+    def retry(llm):
+        variants = stored_variants(ctx.config, ctx.store, "doubtful")
+        return retry_unanswered(ctx.config, ctx.store, llm, variants, progress=no_progress)
+
+    asked, still = retry(half_cured)
+    assert asked == left == len(half_cured.asked)
+    assert {item for _, item in half_cured.asked} == failed
+    assert 0 < still < asked
+    assert len(stored(ctx)) == len(before) + asked - still
+    assert len(ctx.store.unanswered("c", "doubtful")) == still
+    assert retry(DoubtfulLLM()) == (still, 0)
+    assert ctx.store.unanswered("c", "doubtful") == []
+    assert unanswered_line(ctx.store, "c", "doubtful") is None
+    assert retry(DoubtfulLLM()) == (0, 0)
+
+
+# texts without content
+
+
+class BiasedLLM(DoubtfulLLM):
+    """Right about every text, but for an inclination that texts without content show."""
+
+    def annotate(self, variant, items):
+        lean = np.array([self.lean(i.text) for i in items]) + 1.2
+        p = 1 / (1 + np.exp(-lean))
+        self.asked += [(variant.index, i.text) for i in items]
+        n = len(items)
+        return ClassProbs(np.stack([1 - p, p], axis=1), np.zeros(n), np.full(n, 10, dtype=np.int64))
+
+    @staticmethod
+    def lean(text):
+        if text in CONTENT_FREE:
+            return 0.0
+        return 0.7 if int(text.split()[-1]) % 2 else -0.7
+
+
+def contextual(tmp_path, llm):
+    prompt = {"shots": 2, "variants": 2, "demonstrations": DEMOS, "calibrate": "contextual"}
+    return campaign(tmp_path, llm, n=60, prompt=prompt)
+
+
+def test_contextual_calibration_asks_empty_texts_once_and_mends_the_labels(tmp_path):
+    llm = BiasedLLM()
+    ctx = contextual(tmp_path, llm)
+    _, items = annotate(ctx)
+    annotate(ctx)
+    asked = [text for _, text in llm.asked]
+    assert [asked.count(text) for text in CONTENT_FREE] == [2, 2, 2]  # once a variant
+    votes = read_votes(ctx.config, ctx.store, "doubtful", items)
+    gold = np.array([int(i.text.split()[-1]) % 2 for i in items])
+    assert (votes.probs[:, 0].argmax(axis=1) == 1).all()  # raw, all lean one way
+    assert (votes.y_llm == gold).all()
+    spent = ctx.store.spent("c")
+    assert spent.votes == 2 * len(items)
+    assert spent.tokens == 10 * (2 * len(items) + 6)
+
+
+def test_without_the_empty_texts_there_is_no_contextual_view(tmp_path):
+    ctx = contextual(tmp_path, BiasedLLM())
+    _, items = annotate(ctx)
+    with ctx.store.transaction() as session:
+        session.execute(delete(ContentFree))
+    with pytest.raises(AnnotatorError, match="answers to empty texts are not stored"):
+        read_votes(ctx.config, ctx.store, "doubtful", items)
+
+
+# money
+
+
+def test_each_kind_of_token_has_its_price(tmp_path):
+    class Serving(DoubtfulLLM):
+        def annotate(self, variant, items):
+            answer = super().annotate(variant, items)
+            n = len(items)
+            return replace(
+                answer,
+                tokens=np.full(n, 12, dtype=np.int64),
+                cached_tokens=np.full(n, 100, dtype=np.int64),
+                output_tokens=np.full(n, 2, dtype=np.int64),
+            )
+
+    prices = {
+        "kind": "local_lm",
+        "usd_per_million_tokens": 1.0,
+        "usd_per_million_cached_tokens": 0.1,
+        "usd_per_million_output_tokens": 5.0,
+    }
+    prompt = {"shots": 0, "variants": 1}
+    ctx = campaign(tmp_path, Serving(), n=60, prompt=prompt, annotator=prices)
+    annotate(ctx)
+    spent = ctx.store.spent("c")
+    assert spent.usd == pytest.approx(spent.votes * (10 * 1.0 + 100 * 0.1 + 2 * 5.0) / 1e6)
+    (tmp_path / "b").mkdir()
+    prices.pop("usd_per_million_cached_tokens")
+    prices.pop("usd_per_million_output_tokens")
+    plain = campaign(tmp_path / "b", Serving(), n=60, prompt=prompt, annotator=prices)
+    annotate(plain)
+    spent = plain.store.spent("c")
+    assert spent.usd == pytest.approx(spent.votes * 112 / 1e6)
+
+
+@pytest.mark.parametrize("usd", [0.005, 0.37, 1.0, 2.0])
+def test_the_cap_is_never_passed(tmp_path, usd):
+    llm = DoubtfulLLM()
+    ctx = campaign(tmp_path, llm, budget={"labels": 30, "usd": usd})
+    with pytest.raises(AnnotatorError, match=r"The money is spent.*Every vote so far is kept"):
+        annotate(ctx)
+    spent = ctx.store.spent("c")
+    assert usd - 0.01 - 1e-6 < spent.usd <= usd + 1e-6
+    assert spent.votes == len(llm.asked)
+
+
+def test_the_first_question_is_not_asked_where_it_alone_may_cost_more_than_is_left(tmp_path):
+    llm = DoubtfulLLM()
+    ctx = campaign(tmp_path, llm, budget={"labels": 30, "usd": 0.0001})
+    with pytest.raises(AnnotatorError, match="the next answer may cost"):
+        annotate(ctx)
+    assert not llm.asked

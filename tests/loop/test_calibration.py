@@ -11,7 +11,7 @@ from loop.round import run_round
 from loop.store import Event
 from loop.view import campaign_view
 from loop.votes import LlmVotes
-from strategies.calibrate import batch_calibrate
+from strategies.calibrate import batch_calibrate, contextual_calibrate
 
 
 def world(n=600, rare=0.1, seed=0):
@@ -25,8 +25,9 @@ def world(n=600, rare=0.1, seed=0):
     return gold, LlmVotes(probs, np.zeros((n, 1)), posterior, np.ones(n, dtype=bool))
 
 
-def view_of(tmp_path, gold, votes, n_audit, calibrate="batch", **prompt):
-    ctx = make(tmp_path, prompt={"calibrate": calibrate, **prompt})
+def view_of(tmp_path, gold, votes, n_audit, calibrate="batch", kind="recorded", **prompt):
+    annotator = {"kind": kind, "columns": ["llm", "llm_2"]}
+    ctx = make(tmp_path, prompt={"calibrate": calibrate, **prompt}, annotator=annotator)
     audit = np.arange(len(gold)) < n_audit
     pi = np.full(len(gold), max(n_audit, 1) / len(gold))
     view = choose_view(
@@ -95,6 +96,76 @@ def test_scaling_to_gold_waits_for_enough_of_it_and_helps_unseen_texts(tmp_path)
     assert "scaled to gold: log-loss on 150 audit labels, each left out" in view.reason
     found = summary(view, votes, np.where(~audit, gold, -1), ~audit)
     assert found["used"]["ece"] < 0.5 * found["raw"]["ece"]
+
+
+def test_batch_calibration_that_only_worsens_the_fit_is_switched_off_too(tmp_path):
+    rng = np.random.default_rng(0)
+    p = np.where(rng.random(600) < 0.5, 0.99, 0.75)  # true of most, and never below a half
+    gold = (rng.random(600) < p).astype(np.int64)
+    probs = np.stack([1 - p, p], axis=1)[:, None, :]
+    votes = LlmVotes(probs, np.zeros((600, 1)), batch_calibrate(probs)[:, 0], np.ones(600, bool))
+    stated = {"class_prior": {"bad": 0.02, "good": 0.98}}
+    view, _ = view_of(tmp_path, gold, votes, 0, **stated)
+    assert view.name == "batch"
+    view, _ = view_of(tmp_path, gold, votes, 200, **stated)
+    assert view.name == "batch"  # the mix is taken from gold, which mends the stated one
+    spoilt = choose_contextual(tmp_path, gold, votes, 200, shift=0.2)
+    assert spoilt.name == "raw"
+    assert "contextual calibration is off: on 200 audit labels it raised the Brier" in spoilt.reason
+
+
+def choose_contextual(tmp_path, gold, votes, n_audit, *, shift):
+    """The view where content-free texts would have the probability of class 1 shifted."""
+    p = votes.probs[:, 0, 1] - shift
+    posterior = np.stack([1 - p, p], axis=1)
+    content_free = np.array([[0.5 - shift, 0.5 + shift]])
+    shifted = LlmVotes(votes.probs, votes.off_label_mass, posterior, votes.answered, content_free)
+    return view_of(tmp_path, gold, shifted, n_audit, calibrate="contextual", kind="local_lm")[0]
+
+
+def test_contextual_calibration_is_used_as_long_as_it_does_not_harm(tmp_path):
+    rng = np.random.default_rng(0)
+    gold = (rng.random(400) < 0.5).astype(np.int64)
+    lead = np.where(gold == 1, 1.0, -1.0) + rng.normal(0, 0.5, 400) + 2.0
+    p = 1 / (1 + np.exp(-lead))
+    probs = np.stack([1 - p, p], axis=1)[:, None, :]
+    tilt = 1 / (1 + np.exp(-2.0))
+    content_free = np.array([[1 - tilt, tilt]])
+    posterior = contextual_calibrate(probs, content_free)[:, 0]
+    votes = LlmVotes(probs, np.zeros((400, 1)), posterior, np.ones(400, bool), content_free)
+    for n_audit in (0, 100):
+        view, audit = view_of(
+            tmp_path, gold, votes, n_audit, calibrate="contextual", kind="local_lm"
+        )
+        assert (view.name, view.reason) == ("contextual", "")
+        assert accuracy(view.posterior, gold) > accuracy(probs[:, 0], gold) + 0.2
+        # What the strategies calibrate with the prior of the view agrees with it.
+        same = batch_calibrate(probs, view.prior)[:, 0].argmax(axis=1)
+        assert (same == view.posterior.argmax(axis=1)).mean() > 0.95
+    assert summary(view, votes, np.where(audit, gold, -1), audit)["used"]["accuracy"] > 0.9
+
+
+def test_a_scaling_that_lowers_the_accuracy_is_not_used(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    gold = (rng.random(600) < 0.5).astype(np.int64)
+    p = np.where(gold == 1, 0.999, 0.001)
+    wrong = rng.random(600) < 0.1
+    p[wrong] = 1 - p[wrong]  # far too sure: any damping helps the log-loss
+    probs = np.stack([1 - p, p], axis=1)[:, None, :]
+    votes = LlmVotes(probs, np.zeros((600, 1)), probs[:, 0], np.ones(600, bool))
+    good, _ = view_of(tmp_path, gold, votes, 200, calibrate="gold")
+    assert good.name == "gold"
+
+    def spoil(given, known, *, rng):
+        damped = 0.5 + 0.3 * (given - 0.5)
+        flipped = np.arange(len(given)) % 5 == 0
+        damped[flipped] = 0.5 + 0.01 * (0.5 - given[flipped])
+        return damped
+
+    monkeypatch.setattr("loop.calibration.scale_with_gold", spoil)
+    view, _ = view_of(tmp_path, gold, votes, 200, calibrate="gold")
+    assert view.name == "batch"
+    assert "the scaling to gold is not used: on 200 audit labels it lowered" in view.reason
 
 
 def test_a_scaling_that_does_not_help_is_not_used(tmp_path):

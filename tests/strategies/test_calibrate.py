@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from strategies.calibrate import (
     batch_calibrate,
+    contextual_calibrate,
     effective_size,
     inverse_probability,
     prior_from_gold,
@@ -125,3 +126,19 @@ def test_effective_size():
     assert effective_size(np.full(7, 3.0)) == pytest.approx(7)
     assert effective_size(np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
     assert effective_size(np.zeros(0)) == 0
+
+
+def test_contextual_calibration_by_hand():
+    probs = np.array([[[0.8, 0.2], [0.6, 0.4]], [[0.5, 0.5], [np.nan, np.nan]]])
+    content_free = np.array([[0.8, 0.2], [0.5, 0.5]])
+    found = contextual_calibrate(probs, content_free)
+    np.testing.assert_allclose(found[0], [[0.5, 0.5], [0.6, 0.4]])
+    np.testing.assert_allclose(found[1, 0], [0.2, 0.8])
+    assert np.isnan(found[1, 1]).all()
+    tilted = contextual_calibrate(probs, content_free, np.array([3.0, 1.0]))
+    np.testing.assert_allclose(tilted[0, 0], [0.75, 0.25])
+    never = contextual_calibrate(probs, np.array([[1.0, 0.0], [0.5, 0.5]]))
+    np.testing.assert_allclose(never[0, 0].sum(), 1.0)  # a class it never says is no division by 0
+    for wrong in (probs[0], probs[:, :1]):
+        with pytest.raises(ValueError, match="do not fit"):
+            contextual_calibrate(wrong, content_free)

@@ -5,6 +5,8 @@ import pytest
 
 from strategies.scaling import (
     Bin,
+    brier,
+    brier_harm_p_value,
     calibration_error,
     fit_scaling,
     harm_p_value,
@@ -110,3 +112,30 @@ def test_harm_is_told_from_help_and_from_chance():
     assert harm_p_value(good, worse, gold) == pytest.approx(1 / 64)
     assert harm_p_value(worse, good, gold) == 1.0
     assert harm_p_value(good, good, gold) == 1.0
+
+
+def test_the_brier_score_and_its_harm():
+    probs = np.array([[0.8, 0.2], [0.5, 0.5], [0.0, 1.0]])
+    np.testing.assert_allclose(brier(probs, np.array([0, 1, 0])), [0.08, 0.5, 2.0])
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, 200)
+    gold = (rng.random(200) < p).astype(np.int64)
+    true = np.stack([1 - p, p], axis=1)
+    flat = 0.5 + 0.2 * (true - 0.5)
+    assert brier_harm_p_value(true, flat, gold) < 0.001
+    assert brier_harm_p_value(flat, true, gold) > 0.999
+    assert brier_harm_p_value(true, true, gold) == 1.0
+    assert brier_harm_p_value(true[:1], flat[:1], gold[:1]) == 1.0
+
+
+def test_the_brier_test_raises_as_many_false_alarms_as_it_may():
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for _ in range(400):
+        p = rng.uniform(0.05, 0.95, 100)
+        gold = (rng.random(100) < p).astype(np.int64)
+        noise = rng.normal(0, 0.1, (2, 100))
+        one, other = (np.clip(p + e, 0.01, 0.99) for e in noise)
+        sides = [np.stack([1 - q, q], axis=1) for q in (one, other)]
+        alarms += brier_harm_p_value(*sides, gold) < 0.05
+    assert 8 <= alarms <= 36  # 5 % of 400 is 20
