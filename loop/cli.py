@@ -627,7 +627,7 @@ def bench(
         str, typer.Option(help="'frozen' heads on embeddings, quick, or 'encoder', fine-tuned.")
     ] = "frozen",
     encoder: Annotated[
-        str, typer.Option(help="Hub name, folder, or minilm (embedded).")
+        str, typer.Option(help="Hub name, folder, or embedded: minilm, mpnet.")
     ] = "minilm",
     lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuned student.")] = 1e-4,
     seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,

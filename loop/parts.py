@@ -130,10 +130,10 @@ def build_encoder_student(section: StudentSection, folder: Path) -> Any:
     from loop.student import EncoderStudent
 
     encoder: str | Path = section.encoder
-    if encoder == "minilm":
-        from connectors.assets import minilm_dir
+    if encoder in ("minilm", "mpnet"):
+        from connectors.assets import minilm_dir, mpnet_dir
 
-        encoder = minilm_dir()
+        encoder = minilm_dir() if encoder == "minilm" else mpnet_dir()
     elif (folder / encoder).is_dir():
         encoder = folder / encoder
     return EncoderStudent(

@@ -296,13 +296,17 @@ def test_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_embedded_encoder_loads_and_means_something() -> None:
+@pytest.mark.parametrize(
+    ("fetch", "millions"), [(assets.minilm_dir, 22.7), (assets.mpnet_dir, 109.5)]
+)
+def test_embedded_encoders_load_and_mean_something(fetch: Any, millions: float) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = assets.minilm_dir()
-    assert assets.minilm_dir() == folder
+    folder = fetch()
+    assert fetch() == folder
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    assert round(model.num_parameters() / 1e6, 1) == millions
     batch = tokenizer(["A cat sat.", "A kitten was sitting.", "Tax law."], padding=True,
                       return_tensors="pt")  # fmt: skip
     with torch.inference_mode():
