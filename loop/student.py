@@ -50,8 +50,9 @@ class EncoderStudent:
     """Full fine-tuning of any encoder that transformers loads for sequence classification.
 
     On the CPU seeds train side by side in processes of one thread each; on a GPU one after the
-    other in this process. The same seed gives the same predictions on the same device, however
-    many processes there are.
+    other in this process. On the CPU the same seed gives the same predictions, bit for bit, however
+    many processes there are; on a GPU attention's gradients are summed in no fixed order, so that
+    two runs of a seed may differ by rounding that training then amplifies.
 
     Args:
         encoder: folder, or name on the Hugging Face hub; safetensors only.
