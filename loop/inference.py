@@ -281,8 +281,13 @@ def _passes(
             with torch.inference_mode(), autocast(device, precision):
                 out = model(input_ids=tokens, attention_mask=mask)
         except RuntimeError as exc:
-            if not is_out_of_memory(exc) or len(rows) == 1:
+            if not is_out_of_memory(exc):
                 raise
+            if len(rows) == 1:
+                raise StudentError(
+                    f"Memory does not hold even one text of {len(ids[rows[0]])} tokens; free some, "
+                    "or take a smaller encoder or fewer tokens."
+                ) from exc
             half = -(-len(rows) // 2)
             waiting += [rows[half:], rows[:half]]
             continue

@@ -106,6 +106,13 @@ def test_memory_running_out_while_predicting_halves_the_pass(tiny, monkeypatch):
     np.testing.assert_allclose(parts, whole, atol=1e-5)
     np.testing.assert_allclose(student.embed(texts), embedded, atol=1e-5)
 
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError(OOM)
+
+    monkeypatch.setattr(BertModel, "forward", refuse)
+    with pytest.raises(StudentError, match=r"does not hold even one text of \d+ tokens"):
+        student.embed(texts)
+
 
 def test_memory_that_does_not_hold_one_text_or_the_model_is_one_sentence(tiny, monkeypatch):
     import torch
