@@ -14,6 +14,7 @@ from loop.ports import Label
 UNSURE = "Unsure / none fits"
 FROM_NAME, TO_NAME = "label", "text"
 FILTER_FROM = 25  # more labels than this get a search box
+FOLD_FROM = 8  # more descriptions than this are folded away
 
 _HOTKEYS = "123456789qwertyasdfgzxcvb"  # under the left hand, and free in Label Studio
 
@@ -75,11 +76,18 @@ def choice_result(label: str | None) -> list[dict[str, Any]]:
 
 _STYLE = """
 .gl-text { max-width: 50em; max-height: 50vh; overflow-y: auto; padding: 8px 0 16px;
-  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+.gl-text *, .gl-task *, .gl-why *, .gl-help *, .gl-labels label { unicode-bidi: plaintext;
+  text-align: start; }
+.gl-text .lsf-richtext__line { display: block; }
 .gl-text * { font-size: 17px !important; line-height: 1.6 !important; }
 .gl-why *, .gl-help * { font-size: 14px !important; font-weight: 400 !important; }
 .gl-why { opacity: 0.75; }
+.gl-task, .gl-why { max-width: 50em; }
 .gl-labels { max-height: 40vh; overflow-y: auto; }
+.gl-labels .lsf-choices_layout_inline { display: grid; gap: 2px 12px;
+  grid-template-columns: repeat(auto-fill, minmax(12em, 1fr)); }
+.gl-find { max-width: 30em; }
 .gl-note { max-width: 50em; margin-top: 8px; }
 .gl-help { max-width: 50em; margin-top: 12px; }
 """
@@ -105,7 +113,9 @@ def page(labels: Sequence[Label], *, task: str, note: bool = True, why: bool = F
     many = len(labels) > FILTER_FROM
     lines = ["<View>", f"  <Style>{_STYLE}</Style>"]
     if task.strip():
-        lines.append(f'  <Header value={_attr(task.strip())} size="5"/>')
+        lines.append('  <View className="gl-task">')
+        lines.append(f'    <Header value={_attr(task.strip())} size="5"/>')
+        lines.append("  </View>")
     if why:
         lines.append('  <View className="gl-why"><Header value="$why" size="6"/></View>')
     lines += [
@@ -115,8 +125,8 @@ def page(labels: Sequence[Label], *, task: str, note: bool = True, why: bool = F
     ]
     if many:
         lines.append(
-            f'  <Filter name="find" toName="{FROM_NAME}" minlength="0"'
-            ' placeholder="Type to find a label" hotkey="shift+f"/>'
+            f'  <View className="gl-find"><Filter name="find" toName="{FROM_NAME}" minlength="0"'
+            ' placeholder="Type to find a label" hotkey="shift+f"/></View>'
         )
     lines.append('  <View className="gl-labels">')
     lines.append(
@@ -140,12 +150,15 @@ def page(labels: Sequence[Label], *, task: str, note: bool = True, why: bool = F
         )
     described = [label for label in labels if label.description.strip()]
     if described:
-        lines.append('  <View className="gl-help"><Collapse>')
-        lines.append('    <Panel value="What the labels mean">')
-        for label in described:
-            meaning = f"{label.name}: {label.description.strip()}"
-            lines.append(f'      <Header value={_attr(meaning)} size="6"/>')
-        lines += ["    </Panel>", "  </Collapse></View>"]
+        meanings = [f"{label.name}: {label.description.strip()}" for label in described]
+        listed = [f'    <Header value={_attr(meaning)} size="6"/>' for meaning in meanings]
+        if len(described) > FOLD_FROM:
+            listed = [
+                '    <Collapse><Panel value="What the labels mean">',
+                *listed,
+                "    </Panel></Collapse>",
+            ]
+        lines += ['  <View className="gl-help">', *listed, "  </View>"]
     lines.append("</View>")
     return "\n".join(lines)
 

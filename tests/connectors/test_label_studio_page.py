@@ -94,6 +94,10 @@ def test_note_and_descriptions_are_optional():
     full = page([Label("a", "first"), Label("b")], task="")
     assert "TextArea" in full
     assert "a: first" in full
+    assert "Collapse" not in full  # a few descriptions are read at a glance
+    many = page([Label(str(n), f"means {n}") for n in range(9)], task="")
+    assert "Collapse" in many
+    assert "8: means 8" in many
 
 
 def test_unsendable_characters_are_replaced():
