@@ -35,6 +35,7 @@ from loop.terminal import bar, print_rounds, print_table, say
 if TYPE_CHECKING:
     from loop.config import Config
     from loop.context import Context
+    from loop.side_runs import StudentKind
     from loop.store import Round
 
 app = typer.Typer(
@@ -384,6 +385,73 @@ def report(
         path = write_outputs(config, store)
         print_rounds(campaign_view(config, store))
     say(f"Report: {path}")
+
+
+Student = Annotated[
+    str,
+    typer.Option(help="'encoder', fine-tuned as in a round, or 'frozen' heads, in seconds."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def variance(
+    file: File = CAMPAIGN,
+    student: Student = "encoder",
+    bases: Annotated[
+        int, typer.Option(min=3, help="Starting points; five students each (frozen: four).")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the last round's instability comes from: first weights, order, or the texts."""
+    from loop.side_runs import side_runs, write_result
+    from loop.variance import measure_variance
+    from loop.view import write_outputs
+
+    with at_work(file, "variance") as ctx:
+        found = measure_variance(side_runs(ctx, _student_kind(student)), bases)
+        path = write_result(ctx, "variance", found.to_json())
+        write_outputs(ctx.config, ctx.store)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    say(f"Written to {path} and into the report.")
+
+
+@app.command()
+def plateau(
+    file: File = CAMPAIGN,
+    student: Student = "frozen",
+    sizes: Annotated[int, typer.Option(min=3, help="Label-set sizes, each within the next.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, help="Students per size and kind of label.")] = 5,
+    metric: Annotated[str, typer.Option(help="'accuracy' or 'macro_f1'.")] = "accuracy",
+    as_json: AsJson = False,
+) -> None:
+    """Say whether more LLM labels would help, from learning curves of the last round's labels."""
+    from loop.plateau import METRICS, CurveMetric, measure_plateau
+    from loop.report_json import write_whole
+    from loop.report_plots import curves_plot, standalone
+    from loop.side_runs import side_runs, write_result
+    from loop.view import campaign_view, write_outputs
+
+    if metric not in METRICS:
+        raise typer.BadParameter(f"{metric!r} is neither of {', '.join(METRICS)}.")
+    chosen: CurveMetric = "accuracy" if metric == "accuracy" else "macro_f1"
+    with at_work(file, "plateau") as ctx:
+        runs = side_runs(ctx, _student_kind(student))
+        found = measure_plateau(runs, sizes=sizes, seeds=seeds, metric=chosen)
+        path = write_result(ctx, "plateau", found.to_json())
+        view = campaign_view(ctx.config, ctx.store)
+        write_whole(path.with_suffix(".svg"), standalone(curves_plot(view.plateau)))
+        write_outputs(ctx.config, ctx.store)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    say(f"Written to {path}, {path.with_suffix('.svg').name} and into the report.")
+
+
+def _student_kind(student: str) -> StudentKind:
+    if student == "encoder":
+        return "encoder"
+    if student == "frozen":
+        return "frozen"
+    raise typer.BadParameter(f"{student!r} is neither 'encoder' nor 'frozen'.")
 
 
 @app.command()

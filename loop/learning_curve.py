@@ -51,8 +51,9 @@ def fit_curves(sizes: FloatArray, values: FloatArray) -> Curves:
             f" {values.shape}"
         )
     r = len(values)
-    best = np.full(r, np.inf)
-    a, b, c = np.empty(r), np.empty(r), np.empty(r)
+    best: FloatArray = np.full(r, np.inf)
+    a: FloatArray = np.empty(r)
+    b, c = a, a
     mean = values.mean(1)
     for power in EXPONENTS:
         x = sizes**-power

@@ -31,6 +31,7 @@ WIDE = 0.15
 ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
 
+METRICS = ("accuracy", "macro_f1")
 CurveMetric = Literal["accuracy", "macro_f1"]
 Verdict = Literal["will not help", "will help", "cannot be told"]
 

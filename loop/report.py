@@ -69,6 +69,7 @@ def render(view: ReportView) -> str:
             if (svg := report_plots.course_plot(view, column))
         ],
         reliability=Markup(report_plots.reliability_plot(view.calibration)),  # noqa: S704 - likewise
+        curves=Markup(report_plots.curves_plot(view.plateau)),  # noqa: S704 - likewise
         with_spread=with_spread,
         by_reason=by_reason,
         class_of=class_of,

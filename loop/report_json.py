@@ -83,6 +83,8 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
             "difference": _metric_json(view.frozen.difference),
             "told": view.frozen.told,
         },
+        "variance": None if view.instability is None else asdict(view.instability),
+        "plateau": None if view.plateau is None else asdict(view.plateau),
         "budget": [{"name": b.name, "spent": b.spent, "limit": b.limit} for b in view.budget],
         "notes": list(view.notes),
         "provenance": dict(view.provenance),

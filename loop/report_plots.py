@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loop.report_view import Calibration, Column, Metric, ReportView
+from loop.report_view import Calibration, Column, LearningCurves, Metric, ReportView
 
 _INK, _GRID = "#010101", "#020202"
 _COLOURS = {"loop": "#030303", "random": "#040404", "llm_only": "#050505", "all_gold": "#060606"}
@@ -79,7 +79,53 @@ def reliability_plot(found: Calibration | None) -> str:
     return _svg(draw, "Share of right labels over the LLM's confidence")
 
 
-def _svg(draw: Callable[[Any], None], label: str) -> str:
+def curves_plot(found: LearningCurves | None) -> str:
+    """Learning curves with their fits, as inline SVG; empty without any."""
+    if found is None:
+        return ""
+    last = max(curve.sizes[-1] for curve in found.curves)
+
+    def draw(axes: Any) -> None:
+        for curve in found.curves:
+            colour = _COLOURS[curve.arm]
+            band = [(100 * (m.low or 0.0), 100 * (m.high or 0.0)) for m in curve.fitted]
+            low, high = zip(*band, strict=True)
+            axes.fill_between(curve.shown_at, low, high, color=colour, alpha=0.12, lw=0)
+            axes.plot(
+                curve.shown_at,
+                [100 * m.value for m in curve.fitted],
+                color=colour,
+                linestyle=_LINES[curve.arm],
+                linewidth=1.8,
+            )
+            axes.plot(
+                curve.sizes, [100 * m.value for m in curve.points], color=colour, marker="o",
+                linestyle="", markersize=5,
+            )  # fmt: skip
+        axes.axvline(last, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set_xscale("log")
+        ticks = [*found.curves[0].sizes[::2], 2 * last, 4 * last]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("labels learned from; beyond the dotted line, the fit")
+        axes.set_ylabel(found.metric)
+
+    return _svg(draw, "Learning curves of each kind of label", (6.2, 3.0))
+
+
+def standalone(svg: str) -> str:
+    """An inline drawing as a file of its own, in the colours of the light page."""
+    light = {
+        "muted": "#5c6470", "line": "#e1e3e6", "loop": "#0067a5", "random": "#7a6f9b",
+        "llm-only": "#c04a00", "all-gold": "#9a7400",
+    }  # fmt: skip
+    for name, colour in light.items():
+        svg = svg.replace(f"var(--{name})", colour)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    return svg.replace("<svg ", head, 1) + "\n"
+
+
+def _svg(draw: Callable[[Any], None], label: str, size: tuple[float, float] = (3.7, 2.35)) -> str:
     """A drawing in the page's own colours."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -96,7 +142,7 @@ def _svg(draw: Callable[[Any], None], label: str) -> str:
         "grid.color": _GRID,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(3.7, 2.35), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(axis="y", linewidth=0.8)

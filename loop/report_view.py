@@ -226,6 +226,70 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class PartRow:
+    """What changes when one part of a seed is drawn anew; see ``loop.variance``."""
+
+    name: str
+    churn: Metric | None
+    share: Metric | None
+    alpha: Metric | None
+    accuracy_sd: Metric | None
+    macro_f1_sd: Metric | None
+
+
+@dataclass(frozen=True)
+class Instability:
+    """The variance taken apart.
+
+    Attributes:
+        round: whose labels were learned.
+        student: ``encoder`` or ``frozen``.
+        told: one sentence.
+    """
+
+    round: int
+    student: str
+    bases: int
+    items: int
+    parts: tuple[PartRow, ...]
+    told: str
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """A learning curve of one kind of label; see ``loop.plateau``."""
+
+    name: str
+    arm: Arm
+    sizes: tuple[int, ...]
+    points: tuple[Metric, ...]
+    asymptote: Metric
+    doubling: Metric
+    shown_at: tuple[float, ...]
+    fitted: tuple[Metric, ...]
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """Whether more LLM labels would help.
+
+    Attributes:
+        round: whose merged labels were learned.
+        student: ``encoder`` or ``frozen``.
+        metric: the measured column's title.
+        told: one sentence.
+    """
+
+    round: int
+    student: str
+    metric: str
+    seeds: int
+    items: int
+    curves: tuple[CurveRow, ...]
+    told: str
+
+
+@dataclass(frozen=True)
 class ReportView:
     """All that a report says.
 
@@ -250,6 +314,8 @@ class ReportView:
     calibration: Calibration | None = None
     llm: LlmLabels | None = None
     frozen: Agreement | None = None
+    instability: Instability | None = None
+    plateau: LearningCurves | None = None
     over: str = "items"
     budget: tuple[BudgetLine, ...] = ()
     notes: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ from loop.report_view import (
 )
 from loop.store import Round, Store
 from loop.view_notes import campaign_notes
+from loop.view_side import instability, metric, plateau
 
 ONCE: tuple[Arm, ...] = ("llm_only", "all_gold")
 
@@ -73,6 +74,8 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         calibration=_calibration(last.metrics.get("calibration") or {}) if last else None,
         llm=_llm(last.metrics.get("llm") or {}) if last else None,
         frozen=_frozen(last.metrics.get("frozen") or {}) if last else None,
+        instability=instability(config.out),
+        plateau=plateau(config.out),
         over=last.metrics["arms"]["loop"].get("over", "items") if last else "items",
         budget=tuple(budget),
         notes=campaign_notes(config, store, rows, last),
@@ -105,16 +108,16 @@ def _calibration(found: dict[str, Any]) -> Calibration | None:
 
 
 def _frozen(found: dict[str, Any]) -> Agreement | None:
-    same = _metric(found.get("same"))
+    same = metric(found.get("same"))
     if same is None:
         return None
     accuracy = found.get("accuracy") or {}
     return Agreement(
         same=same,
-        kappa=_metric(found.get("kappa")),
-        itself=_metric(found.get("itself")),
+        kappa=metric(found.get("kappa")),
+        itself=metric(found.get("itself")),
         accuracy=(accuracy["full"], accuracy["frozen"]) if accuracy else None,
-        difference=_metric(accuracy.get("difference")),
+        difference=metric(accuracy.get("difference")),
         told=told(found),
     )
 
@@ -123,10 +126,10 @@ def _llm(found: dict[str, Any]) -> LlmLabels | None:
     if not found:
         return None
     return LlmLabels(
-        accuracy=_metric(found["accuracy"]),
-        recall=tuple(_metric(m) for m in found["recall"]),
-        precision=tuple(_metric(m) for m in found["precision"]),
-        class_share=tuple(_metric(m) for m in found["class_share"]),
+        accuracy=metric(found["accuracy"]),
+        recall=tuple(metric(m) for m in found["recall"]),
+        precision=tuple(metric(m) for m in found["precision"]),
+        class_share=tuple(metric(m) for m in found["class_share"]),
         confusion=_matrix(found["confusion"]),
         n_gold=found["n_gold"],
         n_random=found["n_random"],
@@ -151,14 +154,14 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         arm=arm,
         round=None if arm in ONCE else round_.number,
         gold_bought=bought,
-        metrics={key: _metric(found.get(key)) for key in METRICS},
+        metrics={key: metric(found.get(key)) for key in METRICS},
         per_class=tuple(
             ClassRow(
                 label=label,
-                recall=_metric(recall),
-                alpha=_metric(alpha),
+                recall=metric(recall),
+                alpha=metric(alpha),
                 n=n,
-                precision=_metric(precision),
+                precision=metric(precision),
             )
             for label, recall, precision, alpha, n in zip(
                 config.label_names,
@@ -180,13 +183,7 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         against={
             reference: known
             for reference, differences in (metrics.get("compared", {}) if own else {}).items()
-            if (known := {k: m for k, d in differences.items() if (m := _metric(d)) is not None})
+            if (known := {k: m for k, d in differences.items() if (m := metric(d)) is not None})
         },
         confusion=_matrix((metrics.get("confusion") or {}).get(arm)),
     )
-
-
-def _metric(found: dict[str, Any] | None) -> Metric | None:
-    if not found or found.get("value") is None:
-        return None
-    return Metric(found["value"], found.get("low"), found.get("high"), found.get("note", ""))
