@@ -68,6 +68,7 @@ labels = 300                  # texts that may be sent to people
 rounds = 3
 batch_size = 100              # texts per round
 audit_frac = 0.2              # share drawn at random, which keeps estimates honest
+# stop_below = 0.05           # stop once at most this share of the labels is still wrong, surely
 # seed = 0
 
 [student]

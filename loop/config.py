@@ -194,6 +194,7 @@ class Rounds(Section):
     rounds: int = Field(3, ge=1)
     batch_size: int = Field(100, ge=1)
     audit_frac: Fraction = 0.2
+    stop_below: float | None = Field(None, gt=0.0, lt=1.0)
     seed: int = Field(0, ge=0)
 
 

@@ -40,6 +40,7 @@ from loop.ports import (
     SeedResult,
     TrainingSet,
 )
+from loop.quality import predictor_metrics, quality_metrics, why_good_enough
 from loop.store import (
     STAGES,
     Annotation,
@@ -84,6 +85,8 @@ def why_finished(ctx: Context) -> str | None:
         return None
     if sum(r.number != VALIDATION for r in done) >= ctx.config.rounds.rounds:
         return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
+    if enough := why_good_enough(ctx.config, rounds):
+        return enough
     return _why_nothing_to_buy(ctx)
 
 
@@ -534,6 +537,7 @@ def measure(ctx: Context, round_: Round) -> bool:
 
     metrics = measure_round(ctx, round_, evaluation_items(ctx))
     metrics["calibration"] = _calibration(ctx, round_)
+    metrics |= _gold_says(ctx, round_)
     with ctx.store.transaction() as session:
         session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
         _advance(ctx, round_, "measure", session)
@@ -546,6 +550,37 @@ def _calibration(ctx: Context, round_: Round) -> Any:
     arrays = _arrays(ctx, round_, ())
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
     return summary(arrays.view, arrays.votes, arrays.pool.gold, _audited(arrays.items, reviews))
+
+
+def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
+    """What gold says of the LLM's labels, and of how well the round foresaw their errors."""
+    strategy = ctx.config.strategy
+    learns = strategy.repair != "keep" or "learned_error" in strategy.signals
+    before = _arrays(ctx, round_, ("learned_error",) if learns else (), before=True)
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
+    of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
+    scores = ctx.store.scores(_id(round_))
+    gold = _gold(ctx, before.items)
+    pi = before.pool.inclusion_prob
+    found = {
+        "label_quality": quality_metrics(
+            ctx.config,
+            before.pool.y_llm,
+            gold,
+            np.ones(len(gold)) if pi is None else pi,
+            np.array([-1 if r is None else numbers[r] for r in of]),
+            np.array([scores[i.id].suspicion for i in before.items]),
+        )
+    }
+    if learns:
+        found["predictor"] = predictor_metrics(
+            before.pool,
+            np.array([r == round_.id for r in of]) & (gold >= 0),
+            gold,
+            rng=np.random.default_rng([round_.seed, round_.number, 12]),
+        )
+    return found
 
 
 RUN: dict[str, Callable[[Context, Round], bool]] = {
@@ -605,16 +640,24 @@ class Arrays:
     view: View
 
 
-def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
+def _gold(ctx: Context, items: Sequence[Item]) -> IntArray:
+    """(n,) class that people gave each item, -1 where they gave none."""
+    labels = ctx.store.gold(ctx.name)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
+    return np.array(known, dtype=np.int64)
+
+
+def _arrays(ctx: Context, round_: Round, signals: Sequence[str], *, before: bool = False) -> Arrays:
+    """The pool with what the signals need; ``before`` hides the gold of this round's own batch."""
     items = ctx.store.items(ctx.name, "pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
-    gold_labels = ctx.store.gold(ctx.name)
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
-    gold = np.array(
-        [index[gold_labels[i.id].label] if i.id in gold_labels else -1 for i in items],
-        dtype=np.int64,
-    )
+    gold = _gold(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    if before:
+        mine = [i.id in reviews and reviews[i.id].round_id == round_.id for i in items]
+        gold = np.where(mine, -1, gold)
     needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
@@ -628,11 +671,10 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
             embeddings,
             y,
             (votes.answered | (gold >= 0)).astype(np.float64),
-            len(index),
+            len(ctx.config.labels),
             seeds=ctx.config.student.seeds,
             rng=np.random.default_rng([round_.seed, round_.number, 4]),
         )
-    reviews = {r.item_id: r.inclusion_prob for r in ctx.store.reviews(ctx.name)}
     pool = Pool(
         probs=votes.probs,
         y_llm=votes.y_llm,
@@ -642,7 +684,9 @@ def _arrays(ctx: Context, round_: Round, signals: Sequence[str]) -> Arrays:
         off_label_mass=votes.off_label_mass,
         class_prior=view.prior,
         ordinal=ctx.config.campaign.ordinal,
-        inclusion_prob=np.array([reviews.get(i.id, 1.0) for i in items]),
+        inclusion_prob=np.array(
+            [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
+        ),
     )
     return Arrays(items, votes, pool, view)
 

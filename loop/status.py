@@ -6,6 +6,7 @@ from typing import Any
 
 from loop.config import Config
 from loop.people import campaign_people, people_lines
+from loop.quality import why_good_enough
 from loop.rivals import MARK
 from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
@@ -24,7 +25,8 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
     finished = len(done) >= config.rounds.rounds
     spent = len(reviews) >= config.budget.labels
-    over = last is not None and last.stage == "done" and (finished or spent)
+    enough = why_good_enough(config, rounds)
+    over = last is not None and last.stage == "done" and bool(finished or spent or enough)
     return {
         "campaign": name,
         "texts": store.item_count(name),
@@ -54,6 +56,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "usd": config.budget.usd,
         },
         "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
+        "good_enough": enough,
         "measured_round": measured[-1].number if measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
@@ -89,6 +92,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    if status["good_enough"]:
+        lines.append(f"Finished: {status['good_enough']}")
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
     lines.append(f"Next: {status['next']}")
     return lines

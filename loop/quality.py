@@ -1,0 +1,154 @@
+"""What the gold so far says: how good the LLM's labels are, how well their errors were foreseen.
+
+Both are computed after every round. ``rounds.stop_below`` ends the campaign by the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.config import Config
+from loop.ports import FloatArray, IntArray
+from loop.store import Round
+from strategies.estimate import MIN_RANDOM, label_quality
+from strategies.fuse import weighted_auroc
+from strategies.learned import class_posterior
+from strategies.pool import Pool
+
+BINS = 5
+BOOTSTRAP = 500
+STOP_RISK = 0.05
+"""Chance of stopping too early that is shared out among all planned rounds."""
+
+
+def quality_metrics(
+    config: Config,
+    y_llm: IntArray,
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    round_of: IntArray,
+    suspicion: FloatArray,
+) -> dict[str, Any]:
+    """Quality of the LLM's labels on the whole pool, as JSON.
+
+    Args:
+        config: names the classes and the number of rounds.
+        y_llm: (n,) the LLM's labels.
+        gold: (n,) class, -1 where unknown.
+        inclusion_prob: (n,) of the gold items, in the round that chose each.
+        round_of: (n,) number of that round.
+        suspicion: (n,) in [0, 1], free of each item's own gold; it narrows the intervals.
+
+    Returns:
+        The fields of ``LabelQuality`` with 95 % intervals; ``labels``, the order of the classes;
+        and ``remaining_at_most``, which the remaining error rate stays below with 95 % confidence
+        over all planned rounds together, each having an equal share of the risk (Bonferroni).
+        Gold that never came back is taken to be missing at random. With fewer than ``MIN_RANDOM``
+        randomly chosen gold items, nothing but ``problem``, which says so.
+    """
+    random = int(((gold >= 0) & (inclusion_prob < 1 - 1e-9)).sum())
+    if random < MIN_RANDOM and (gold < 0).any():
+        return {
+            "problem": f"{random} randomly chosen gold labels say nothing about the whole pool, at"
+            f" least {MIN_RANDOM} are needed (rounds.audit_frac)"
+        }
+    k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
+    found, bound = (
+        label_quality(
+            y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
+        )
+        for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
+    )
+    return asdict(found) | {
+        "labels": list(config.label_names),
+        "remaining_at_most": bound.remaining_error.high,
+    }
+
+
+def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
+    """Why the labels are good enough to stop by ``rounds.stop_below``, or None."""
+    wanted = config.rounds.stop_below
+    measured = [r for r in rounds if r.stage == "done" and r.metrics]
+    if wanted is None or not measured:
+        return None
+    bound = measured[-1].metrics.get("label_quality", {}).get("remaining_at_most")
+    if bound is None or bound > wanted:
+        return None
+    return (
+        f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong"
+        f" (rounds.stop_below = {wanted:g})"
+    )
+
+
+def predictor_metrics(
+    pool: Pool, batch: NDArray[np.bool_], gold: IntArray, *, rng: np.random.Generator
+) -> dict[str, Any]:
+    """How well wrong labels were foreseen in the batch that the round bought, as JSON.
+
+    Args:
+        pool: as the round saw it when it chose: gold of earlier rounds only, students of them.
+        batch: (n,) bool, items of this round whose gold has come since.
+        gold: (n,) what people said.
+        rng: deals the earlier gold to folds, and draws the bootstrap.
+
+    Returns:
+        ``n`` items and ``learned_from`` earlier gold labels; ``auroc`` weighted by 1/pi, with a
+        95 % bootstrap interval over items, None where all or none were wrong; ``precision``, the
+        share of wrong labels among the ``flagged`` items of P(wrong) > 1/2, not weighted;
+        ``expected`` and ``found`` share of wrong labels, and ``bins`` of P(wrong) as [mean P, share
+        wrong, items], all weighted by 1/pi; ``brier``, their mean squared error.
+    Source: Gneiting and Raftery 2007 (Brier score), Hanley and McNeil 1982 (area under the curve).
+    """
+    rows = np.flatnonzero(batch)
+    out: dict[str, Any] = {"n": len(rows), "learned_from": int((pool.gold >= 0).sum())}
+    if not len(rows):
+        return out
+    if (pool.gold[rows] >= 0).any():
+        raise ValueError("the predictor must not have seen the gold that it is judged by")
+    posterior = class_posterior(pool, rng=rng)
+    p_wrong = 1.0 - posterior[rows, pool.y_llm[rows]]
+    wrong = gold[rows] != pool.y_llm[rows]
+    pi = np.ones(len(rows)) if pool.inclusion_prob is None else pool.inclusion_prob[rows]
+    weight = 1.0 / pi
+    weight = weight / weight.mean()
+    flagged = p_wrong > 0.5
+    edges = np.quantile(p_wrong, np.linspace(0, 1, BINS + 1)[1:-1])
+    place = np.searchsorted(edges, p_wrong, side="right")
+    bins = []
+    for number in range(BINS):
+        here = place == number
+        if here.any():
+            share = weight[here] / weight[here].sum()
+            bins.append([float(share @ p_wrong[here]), float(share @ wrong[here]), int(here.sum())])
+    return (
+        out
+        | _auroc(p_wrong, wrong, weight, rng)
+        | {
+            "flagged": int(flagged.sum()),
+            "precision": float(wrong[flagged].mean()) if flagged.any() else None,
+            "expected": float(np.average(p_wrong, weights=weight)),
+            "found": float(np.average(wrong, weights=weight)),
+            "brier": float(np.average((p_wrong - wrong) ** 2, weights=weight)),
+            "bins": bins,
+        }
+    )
+
+
+def _auroc(
+    scores: FloatArray, wrong: NDArray[np.bool_], weight: FloatArray, rng: np.random.Generator
+) -> dict[str, Any]:
+    if wrong.all() or not wrong.any():
+        return {"auroc": None}
+    drawn = []
+    for _ in range(BOOTSTRAP):
+        rows = rng.integers(len(scores), size=len(scores))
+        if wrong[rows].any() and not wrong[rows].all():
+            drawn.append(weighted_auroc(scores[rows], wrong[rows], weight[rows]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    value = weighted_auroc(scores, wrong, weight)
+    return {"auroc": {"value": value, "low": float(low), "high": float(high)}}

@@ -1,0 +1,130 @@
+"""What gold says after a round, and the stopping rule that follows from it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from campaigns import make, texts
+
+from loop.quality import predictor_metrics, quality_metrics, why_good_enough
+from loop.round import open_campaign, run_round, why_finished
+from loop.status import campaign_status, status_lines
+from strategies.pool import Pool
+
+
+def config(stop_below=None, rounds=3):
+    return SimpleNamespace(
+        labels=("a", "b"),
+        label_names=("a", "b"),
+        rounds=SimpleNamespace(stop_below=stop_below, rounds=rounds),
+    )
+
+
+def campaign(seed, error, n=3000, audit=150, suspects=300):
+    """Suspects chosen by a telling suspicion, a random audit of the rest."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(2, size=n)
+    wrong = rng.random(n) < error
+    suspicion = np.clip(0.6 * wrong + 0.5 * rng.random(n), 0, 1)
+    audited = rng.choice(n, audit, replace=False)
+    rest = np.setdiff1d(np.argsort(-suspicion), audited, assume_unique=True)
+    order = np.argsort(-suspicion)
+    chosen = order[~np.isin(order, audited)][:suspects]
+    gold = np.full(n, -1)
+    gold[audited], gold[chosen] = truth[audited], truth[chosen]
+    pi = np.full(n, audit / n)
+    pi[chosen] = 1.0
+    pi[np.intersect1d(audited, order[:suspects])] = 1.0
+    assert len(rest) == n - audit
+    y = np.where(wrong, 1 - truth, truth)
+    left = float((np.where(gold >= 0, gold, y) != truth).mean())
+    return y, gold, pi, np.where(gold >= 0, 1, -1), suspicion, left
+
+
+def test_what_remains_stays_below_its_bound_in_all_rounds_but_few():
+    held = []
+    for seed in range(60):
+        *arrays, left = campaign(seed, error=0.15)
+        found = quality_metrics(config(), *arrays)
+        held.append(left <= found["remaining_at_most"])
+        assert found["remaining_error"]["low"] <= found["remaining_at_most"]
+    assert np.mean(held) >= 0.95
+    assert 0 < found["kl"]["high"] < 0.2
+    assert found["recall"][0]["value"] == pytest.approx(0.85, abs=0.15)
+
+
+def test_a_good_llm_stops_the_campaign_and_a_bad_one_does_not():
+    for error, stops in ((0.02, True), (0.3, False)):
+        *arrays, _ = campaign(1, error)
+        metrics = {"label_quality": quality_metrics(config(0.05), *arrays)}
+        rounds = [SimpleNamespace(stage="done", metrics=metrics)]
+        reason = why_good_enough(config(0.05), rounds)
+        assert (reason is not None) == stops
+        assert why_good_enough(config(None), rounds) is None
+    assert "stop_below = 0.05" in why_good_enough(
+        config(0.05),
+        [SimpleNamespace(stage="done", metrics={"label_quality": {"remaining_at_most": 0.04}})],
+    )
+
+
+def test_too_small_an_audit_is_said_and_stops_nothing():
+    y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
+    pi[gold >= 0] = 1.0
+    found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
+    assert "audit_frac" in found["problem"]
+    rounds = [SimpleNamespace(stage="done", metrics={"label_quality": found})]
+    assert why_good_enough(config(0.5), rounds) is None
+
+
+def foreseeing(told, seed=0, n=600):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(2, size=n)
+    wrong = rng.random(n) < 0.3
+    y = np.where(wrong, 1 - truth, truth)
+    sure = np.where(wrong, 0.55, 0.95) if told else rng.uniform(0.55, 0.95, n)
+    probs = np.empty((n, 1, 2))
+    probs[np.arange(n), 0, y], probs[np.arange(n), 0, 1 - y] = sure, 1 - sure
+    earlier, batch = np.zeros(n, bool), np.zeros(n, bool)
+    earlier[:200], batch[200:500] = True, True
+    pool = Pool(probs=probs, y_llm=y, gold=np.where(earlier, truth, -1))
+    return pool, batch, np.where(earlier | batch, truth, -1)
+
+
+def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
+    told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
+    blind = predictor_metrics(*foreseeing(told=False), rng=np.random.default_rng(0))
+    assert told["n"] == 300
+    assert told["learned_from"] == 200
+    assert told["auroc"]["value"] > 0.95
+    assert told["precision"] > 0.9
+    assert abs(blind["auroc"]["value"] - 0.5) < 0.12
+    assert blind["auroc"]["low"] < blind["auroc"]["value"] < blind["auroc"]["high"]
+    for found in (told, blind):
+        assert found["expected"] == pytest.approx(found["found"], abs=0.07)
+        assert sum(items for _, _, items in found["bins"]) == 300
+    assert told["brier"] < blind["brier"]
+    pool, batch, gold = foreseeing(told=True)
+    batch[0] = True
+    with pytest.raises(ValueError, match="must not have seen"):
+        predictor_metrics(pool, batch, gold, rng=np.random.default_rng(0))
+
+
+def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.report_plots.course_plot", lambda *_: "")
+    ctx = make(
+        tmp_path,
+        rows=texts(n=200, wrong=0.0),
+        budget={"labels": 120},
+        rounds={"rounds": 3, "batch_size": 40, "audit_frac": 0.5, "stop_below": 0.25},
+        strategy={"repair": "soft", "signals": ["learned_error"]},
+    )
+    open_campaign(ctx)
+    run_round(ctx)
+    metrics = ctx.store.rounds("c")[0].metrics
+    assert metrics["label_quality"]["accuracy"]["value"] == pytest.approx(1.0)
+    assert metrics["predictor"]["n"] == 40
+    assert metrics["predictor"]["learned_from"] == 0
+    assert "stop_below" in why_finished(ctx)
+    status = campaign_status(ctx.config, ctx.store)
+    assert status["next"] == "`goldloop report`"
+    assert any("still wrong" in line for line in status_lines(status))
