@@ -128,7 +128,7 @@ class OpenAIServerAnnotator:
         return f"{self._model}@{FORM}{chat}{votes}:{self._max_text_chars}"
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; the next question opens others."""
         self._http.close()
 
     def annotate(self, variant: PromptVariant, items: Sequence[TextItem]) -> ClassProbs:

@@ -121,21 +121,33 @@ class Http:
         if not (key.isascii() and key.isprintable()):
             raise AnnotatorError(f"The key in {api_key_env} holds characters that no key has.")
         self._redacted: Callable[[str], str] = lambda text: text.replace(key, "…") if key else text
-        self._client = httpx.Client(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-            transport=transport,
-        )
-        weakref.finalize(self, self._client.close)
+
+        def client() -> httpx.Client:
+            return httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
+                limits=httpx.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
+                transport=transport,
+            )
+
+        self._new_client = client
+        self._open_client()
         self._lock = threading.Lock()
         self._wait_until = 0.0
         self._last_success = time.monotonic()
 
     def begin(self) -> None:
-        """Forgets that it was stopped, and how long nothing succeeded."""
+        """Forgets that it was closed or stopped, and how long nothing succeeded."""
+        if self._client.is_closed:
+            self._open_client()
         self.stop.clear()
         self._last_success = time.monotonic()
+
+    def _open_client(self) -> None:
+        self._client = self._new_client()
+        weakref.finalize(self, self._client.close)
 
     def close(self) -> None:
         """Closes the connections."""

@@ -46,9 +46,9 @@ signals = ["margin"]
 TEXTS = 2_000
 
 
-def annotate(folder):
+def annotate(folder, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "loop.cli", "annotate"],
+        [sys.executable, "-m", "loop.cli", "annotate", *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         stdout=subprocess.DEVNULL,
@@ -74,10 +74,27 @@ def stored(folder):
     return [text for text, _ in rows]
 
 
-def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
-    rows = [f"text number {i} end,{['negative', 'neutral'][i % 2]},pool" for i in range(TEXTS)]
+def write_texts(folder, n):
+    rows = [f"text number {i} end,{['negative', 'neutral'][i % 2]},pool" for i in range(n)]
     rows += [f"held out {i},positive,test" for i in range(20)]
-    (tmp_path / "t.csv").write_text("text,gold,split\n" + "\n".join(rows) + "\n")
+    (folder / "t.csv").write_text("text,gold,split\n" + "\n".join(rows) + "\n")
+
+
+def finish(process):
+    """Exit code and what it said."""
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def spent(folder):
+    store = Store(f"sqlite:///{folder / 'c.db'}")
+    found = store.spent("c")
+    store.close()
+    return found
+
+
+def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
+    write_texts(tmp_path, TEXTS)
     with running("vllm") as server:
         (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
         first = annotate(tmp_path)
@@ -100,3 +117,58 @@ def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
         total = server.calls.total()
     assert set(calls.values()) == {1}
     assert total <= TEXTS + 256 + 20  # one chunk under way, and what the checks at start ask
+
+
+def test_the_cap_on_money_stops_in_the_middle_and_more_money_goes_on(tmp_path):
+    write_texts(tmp_path, 1_000)
+    faults = [fault if i % 9 == 0 else None for i in range(3_000) for fault in ("500",)]
+    with running("vllm", faults=faults) as server:
+        priced = CAMPAIGN.format(url=server.url).replace(
+            'model = "tiny"',
+            'model = "tiny"\nusd_per_million_tokens = 100.0\nusd_per_million_output_tokens = 500.0',
+        )
+        capped = priced + "[budget]\nusd = 5.0\n"
+        (tmp_path / "goldloop.toml").write_text(capped)
+        code, err = finish(annotate(tmp_path))
+        assert code == 1
+        assert "Error: The money is spent: $" in err
+        assert "of budget.usd = 5.00" in err
+        assert "Traceback" not in err
+        first = spent(tmp_path)
+        dearest = first.usd / first.votes
+        assert 0 < first.votes < 1_000
+        assert 5.0 - 3 * dearest < first.usd <= 5.0
+        asked = server.answered.total()
+        code, err = finish(annotate(tmp_path))
+        assert (code, server.answered.total()) == (1, asked)  # with nothing left, nothing is asked
+        (tmp_path / "goldloop.toml").write_text(priced + "[budget]\nusd = 500.0\n")
+        code, err = finish(annotate(tmp_path))
+        assert code == 0, err
+        texts = stored(tmp_path)
+        assert len(texts) == len(set(texts)) == 1_000
+        assert server.answered.total() < 1_000 + 20
+
+
+def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
+    write_texts(tmp_path, 400)
+
+    def some(body):
+        number = str(body["prompt"]).rpartition("number ")[2].split(" ")[0]
+        return "400" if number.isdigit() and int(number) % 80 == 0 else None
+
+    with running("vllm", faults=some) as server:
+        (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
+        code, err = finish(annotate(tmp_path))
+        assert code == 0, err
+        assert "5 LLM answers to 5 texts are missing (most often:" in err
+        assert "cannot read this text" in err
+        assert "`goldloop annotate --retry`" in err
+        assert len(stored(tmp_path)) == 395
+        before = server.answered.total()
+        server.faults = []
+        code, err = finish(annotate(tmp_path, "--retry"))
+        assert code == 0, err
+        assert "Asked again: 5 questions, 5 of them are answered now." in err
+        assert "missing" not in err
+        assert server.answered.total() - before <= 5 + 3  # and what the checks at start ask
+        assert len(stored(tmp_path)) == 400

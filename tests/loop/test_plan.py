@@ -8,6 +8,7 @@ from loop.annotate import take_votes
 from loop.plan import four_chars_a_token, plan_annotation, plan_lines
 from loop.ports import ClassProbs, no_progress
 from loop.round import open_campaign
+from loop.status import campaign_status, status_lines
 from loop.variants import freeze_variants
 
 DEMOS = [{"text": "fine example", "label": "good"}, {"text": "sad example", "label": "bad"}]
@@ -100,3 +101,41 @@ def test_the_plan_in_words(tmp_path):
     assert "$5.00 are left of budget.usd: enough" in lines
     assert "known once the first answers are in" in lines
     assert list(four_chars_a_token(["", "abcd", "abcde"])) == [1, 1, 2]
+
+
+def test_what_servers_charge_for_cached_and_written_tokens_is_planned(tmp_path):
+    def planned(**prices):
+        ctx = make(
+            tmp_path,
+            rows=texts(120),
+            annotator={
+                "kind": "openai_server",
+                "base_url": "http://127.0.0.1:1",
+                "usd_per_million_tokens": 2.0,
+                **prices,
+            },
+            prompt={"shots": 2, "variants": 3, "demonstrations": DEMOS},
+        )
+        open_campaign(ctx)
+        return plan(ctx)
+
+    plain, free = planned(), planned(usd_per_million_cached_tokens=0.0)
+    hits = plain.tokens_uncached - plain.tokens
+    assert plain.usd == pytest.approx((plain.tokens_uncached + plain.calls) * 2.0 / 1e6)
+    assert plain.usd - free.usd == pytest.approx(hits * 2.0 / 1e6)
+    dear = planned(usd_per_million_output_tokens=10.0)
+    assert dear.usd - plain.usd == pytest.approx(plain.calls * 8.0 / 1e6)
+
+
+def test_the_plan_and_the_status_tell_what_was_spent(tmp_path):
+    ctx = campaign(tmp_path)
+    assert not any(line.startswith("Spent") for line in plan_lines(plan(ctx)))
+    variants = freeze_variants(ctx.config, ctx.store, "counting")
+    items = ctx.store.items("c", "pool")
+    take_votes(ctx.config, ctx.store, ctx.annotator, items, variants, progress=no_progress)
+    spent = ctx.store.spent("c")
+    told = next(line for line in plan_lines(plan(ctx)) if line.startswith("Spent"))
+    assert f"{spent.votes:,} calls, {spent.tokens:,} tokens" in told
+    assert f"${spent.usd:,.2f}" in told
+    status = "\n".join(status_lines(campaign_status(ctx.config, ctx.store)))
+    assert f"{spent.votes:,} LLM votes ({spent.tokens:,} tokens," in status

@@ -1,8 +1,10 @@
 import sqlite3
+from pathlib import Path
 
 import pytest
 from sqlmodel import SQLModel
 
+from loop import store as store_module
 from loop.errors import StoreError
 from loop.store import Item, Round, Store, insert_all
 
@@ -84,3 +86,29 @@ def test_rounds_advance_with_their_data(store):
     assert last is not None
     assert last.stage == "done"
     assert last.closed_at is not None
+
+
+def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    old = Store(url)
+    old.open_campaign("c", ["a", "b"])
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(store_module.__file__).parent / "migrations")
+    )
+    with old.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        connection.exec_driver_sql(
+            "insert into variant (hash, campaign, position, annotator, prefix, demonstrations,"
+            " created_at) values ('h', 'c', 0, 'llm', 'p', '[]', '2026-01-01 00:00:00')"
+        )
+        connection.commit()
+    old.close()
+    new = Store(url)
+    (kept,) = new.variants("c", "llm")
+    assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
+    new.close()
