@@ -33,6 +33,7 @@ from loop.inference import (
 )
 from loop.ports import FloatArray, IntArray, Progress, no_progress
 from loop.seed_workers import cores
+from loop.shortcuts import first_token_only
 from strategies.temperature import with_temperature
 
 PIECE = 4096
@@ -89,6 +90,7 @@ class Labeller:
         self._counted = int(same in seeds)
         folders = [folder, *(folder / name for name in seeds if name != same)]
         self._models = [self._load(f) for f in folders]
+        self._shortened = False  # needs texts to be tried on
         self._limit = token_limit(self._models[0].config, int(record["max_tokens"]))
         on_cpu = self._device.type == "cpu"
         self._lanes = min(LANES, cores()) if on_cpu else 1
@@ -96,7 +98,8 @@ class Labeller:
 
     def _load(self, folder: Path) -> Any:
         saved_model(folder, self.labels)
-        return load_whole(folder).to(self._device).eval()
+        attention = "eager" if self._device.type == "cpu" else None
+        return load_whole(folder, attention).to(self._device).eval()
 
     def __call__(self, texts: Sequence[str]) -> Labelled:
         """Labels texts; not empty ones, of which nothing can be said."""
@@ -112,6 +115,10 @@ class Labeller:
     def _ask(self, tokens: Tokens) -> FloatArray:
         """(models, n, k) probabilities."""
         rows, k = tokens.rows, len(self.labels)
+        if self._device.type == "cpu" and not self._shortened:
+            for model in self._models:
+                first_token_only(model, rows, self._tokenizer.pad_token_id)
+            self._shortened = True
         found = np.zeros((len(self._models), len(rows), k))
         by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         shares = [by_length[lane :: self._lanes] for lane in range(self._lanes)]
@@ -258,9 +265,11 @@ def _labels_in_config(folder: Path) -> list[str] | None:
         return None
 
 
-def load_whole(folder: Path) -> Any:
+def load_whole(folder: Path, attention: str | None = None) -> Any:
     """The classifier in a folder; transformers would draw weights that are not there at random.
 
+    Args:
+        attention: as in ``loop.encoder.load_classifier``.
     Raises:
         StudentError: weights are missing or cannot be read.
     """
@@ -272,7 +281,7 @@ def load_whole(folder: Path) -> Any:
                 shapes |= {name: weights.get_slice(name).get_shape() for name in names}
     except (OSError, SafetensorError) as exc:
         raise _damaged(folder, f"its weights cannot be read ({exc})") from exc
-    model = load_classifier(folder)
+    model = load_classifier(folder, attention=attention)
     lost = [n for n, p in model.named_parameters() if shapes.get(n) != list(p.shape)]
     if lost:
         raise _damaged(folder, f"{len(lost)} of its weights are not there, {lost[0]} for one")
