@@ -42,6 +42,7 @@ from loop.round import (
     evaluation_items,
     fit_seeds,
     label_set_of,
+    last_models,
     loop_labels,
     seeds_of,
 )
@@ -242,6 +243,7 @@ def _seed_models(
             what=f"Training {len(missing)} seeds of round {round_.number} again",
             keep={seed: places[seed] for seed in missing},
             on_seed=compare,
+            start=last_models(ctx, round_),
         )
         folders |= {seed: places[seed] for seed in missing}
         if changed and max(changed) > 0:

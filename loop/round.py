@@ -435,7 +435,7 @@ def train(ctx: Context, round_: Round) -> bool:
     arms = _arms(ctx, round_)
     seeds = seeds_of(ctx, round_)
     evaluated = evaluation_items(ctx)
-    start = _last_models(ctx, round_)
+    start = last_models(ctx, round_)
     done = {
         (r.arm, r.seed, r.label_set)
         for r in ctx.store.runs(ctx.name)
@@ -509,7 +509,7 @@ def _dev_texts(ctx: Context) -> KnownTexts | None:
     return KnownTexts([i.text for i in items], y)
 
 
-def _last_models(ctx: Context, round_: Round) -> dict[int, Path]:
+def last_models(ctx: Context, round_: Round) -> dict[int, Path]:
     """Seed -> the model that it became in the last round that trained it, for a warm start."""
     if not ctx.config.student.warm_start:
         return {}
