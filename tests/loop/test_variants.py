@@ -80,6 +80,15 @@ def test_the_wording_comes_from_the_file_and_makes_another_prompt(tmp_path):
     assert plan_variants(ctx.config, ctx.store, "seeing") == other
 
 
+def test_numbers_stand_for_other_classes_in_each_prompt(tmp_path):
+    ctx = campaign(tmp_path, demonstrations=DEMOS, label_form="ids", variants=2)
+    first, second = frozen(ctx)
+    assert (first.answers, second.answers) == (("0", "1"), ("1", "0"))
+    assert "0: bad\n1: good" in first.prefix
+    assert "0: good\n1: bad" in second.prefix
+    assert "Text: fine example\nLabel: 0" in second.prefix
+
+
 def test_another_wording_than_the_frozen_one_is_refused(tmp_path):
     frozen(campaign(tmp_path, demonstrations=DEMOS))
     changed = campaign(tmp_path, demonstrations=DEMOS, item="{text} ->")
