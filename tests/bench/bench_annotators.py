@@ -97,7 +97,7 @@ def answers(source: bench_data.Source, data: Path | None) -> Answers | None:
         rng=np.random.default_rng(0),
     )
     labels = tuple(Label(name) for name in texts.labels)
-    model = LocalLM(max_text_tokens=TEXT_TOKENS)
+    model = LocalLM(max_text_tokens=TEXT_TOKENS, threads=1)
     taken = [
         votes(model, PromptVariant(v, bench_data.TASKS[source.name], labels, demos), items)
         for v, demos in enumerate(shown)
