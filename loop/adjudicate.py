@@ -106,24 +106,40 @@ def decide(annotations: Sequence[Annotation], adjudicator: str | None = None) ->
 
 
 def decide_all(
-    by_item: Mapping[str, Sequence[Annotation]], labels: Sequence[str], panel: Panel
+    by_item: Mapping[str, Sequence[Annotation]],
+    labels: Sequence[str],
+    panel: Panel,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, Decision]:
     """A decision on every item; under Dawid and Skene's model they depend on each other.
 
     The model decides where two people or more chose a label; a single answer stays what it is.
+
+    Args:
+        known: label of each hidden check among the items, by which the model learns who errs; they
+            get no decision.
     """
-    decisions = {item: decide(answers, panel.adjudicator) for item, answers in by_item.items()}
+    checks = {i: label for i, label in (known or {}).items() if i in by_item and label in labels}
+    decisions = {
+        item: decide(answers, panel.adjudicator)
+        for item, answers in by_item.items()
+        if item not in checks
+    }
     if panel.rule != "dawid-skene":
         return decisions
     from strategies.crowd import dawid_skene
 
-    items = [i for i, d in decisions.items() if d.how in ("agreed", "majority", "conflict")]
+    decided = [i for i, d in decisions.items() if d.how in ("agreed", "majority", "conflict")]
+    if not decided:
+        return decisions
+    items = [*decided, *checks]
     people = sorted({a.annotator for i in items for a in by_item[i]})
     if len(people) < 2:
         return decisions
     table = answer_table(items, people, by_item, labels)
-    found = dawid_skene(table, len(labels))
-    for row, item in enumerate(items):
+    truth = [-1] * len(decided) + [list(labels).index(label) for label in checks.values()]
+    found = dawid_skene(table, len(labels), known=np.array(truth))
+    for row, item in enumerate(decided):
         best = int(found.posterior[row].argmax())
         sure = float(found.posterior[row, best])
         n = decisions[item].answers

@@ -15,6 +15,7 @@ import numpy as np
 
 from loop.adjudicate import latest_per_person
 from loop.config import Config
+from loop.people import labels_of_checks
 from loop.store import Annotation, Store
 
 MIN_TEXTS = 5  # in each group; fewer have no interval worth the name
@@ -56,23 +57,15 @@ def campaign_assistance(config: Config, store: Store) -> list[Effect]:
     if section.assist == "blind" or section.assist_share == 1.0:
         return []
     name = config.campaign.name
-    items = {item.id: item for item in store.items(name)}
-    gold = store.gold(name)
     help_: dict[str, bool] = {}
     llm: dict[str, str] = {}
-    known: dict[str, str] = {}
+    known = {check: label for check, label in labels_of_checks(store, name).items() if label}
     rounds = {r.id: store.scores(r.id) for r in store.rounds(name) if r.id is not None}
     for review in store.reviews(name):
         if review.assisted is not None:
             help_[review.item_id] = review.assisted
             llm[review.item_id] = rounds[review.round_id][review.item_id].llm_label
-    for check in store.checks(name):
-        label = (
-            gold[check.item_id].label if check.item_id in gold else items[check.item_id].known_label
-        )
-        if check.assisted is not None and label is not None:
-            help_[check.id] = check.assisted
-            known[check.id] = label
+    help_ |= {c.id: c.assisted for c in store.checks(name) if c.assisted is not None}
     return effects(
         store.annotations(name), help_, llm=llm, known=known, adjudicator=section.adjudicator
     )

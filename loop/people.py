@@ -87,22 +87,25 @@ class Person:
 def campaign_people(config: Config, store: Store) -> list[Person]:
     """Everybody who answered, by name."""
     name = config.campaign.name
-    current = store.annotations(name)
-    known = {item.id: item for item in store.items(name)}
-    gold = store.gold(name)
-    checks: dict[str, str | None] = {}
-    texts = {item_id: item.text for item_id, item in known.items()}
-    for check in store.checks(name):
-        item = known[check.item_id]
-        checks[check.id] = gold[item.id].label if item.id in gold else item.known_label
-        texts[check.id] = item.text
+    texts = {item.id: item.text for item in store.items(name)}
+    texts |= {check.id: texts[check.item_id] for check in store.checks(name)}
     return people(
-        current,
+        store.annotations(name),
         labels=config.label_names,
         texts=texts,
-        checks=checks,
+        checks=labels_of_checks(store, name),
         adjudicator=config.label_studio.adjudicator,
     )
+
+
+def labels_of_checks(store: Store, campaign: str) -> dict[str, str | None]:
+    """Hidden check -> its known label, or None if it has none any more."""
+    checks = store.checks(campaign)
+    if not checks:
+        return {}
+    gold = store.gold(campaign)
+    source = {item.id: item.known_label for item in store.items(campaign)}
+    return {c.id: gold[c.item_id].label if c.item_id in gold else source[c.item_id] for c in checks}
 
 
 def people(

@@ -30,6 +30,7 @@ from loop.embeddings import embeddings as item_embeddings
 from loop.errors import StageError
 from loop.intake import import_texts
 from loop.measure import ONCE, measure_round
+from loop.people import labels_of_checks
 from loop.ports import (
     FetchedTask,
     FloatArray,
@@ -363,9 +364,10 @@ def close_early(ctx: Context, round_: Round) -> None:
 def adjudicate(ctx: Context, round_: Round) -> bool:
     """Turns all current answers of the campaign into gold, corrections of old ones included."""
     reviewed = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    known = _known_checks(ctx)
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for annotation in ctx.store.annotations(ctx.name):
-        if annotation.item_id in reviewed:
+        if annotation.item_id in reviewed or annotation.item_id in known:
             by_item[annotation.item_id].append(annotation)
     gold = ctx.store.gold(ctx.name)
     changed = 0
@@ -373,6 +375,7 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
         {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
         ctx.config.label_names,
         Panel.of(ctx.config.label_studio),
+        known,
     )
     with ctx.store.transaction() as session:
         for item_id, decision in decisions.items():
@@ -801,8 +804,9 @@ def _close_answered(ctx: Context, session: Session, round_: Round) -> int:
         by_item[annotation.item_id].append(annotation)
     out = 0
     panel = Panel.of(ctx.config.label_studio)
-    answered = {r.item_id: by_item.get(r.item_id, []) for r in reviews}
-    decisions = decide_all(answered, ctx.config.label_names, panel)
+    known = _known_checks(ctx)
+    answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
+    decisions = decide_all(answered, ctx.config.label_names, panel, known)
     for review in reviews:
         found = answered[review.item_id]
         wanted = wanted_answers(found, decisions[review.item_id], panel)
@@ -815,6 +819,13 @@ def _close_answered(ctx: Context, session: Session, round_: Round) -> int:
         review.outcome = decisions[review.item_id].how if found else None
         session.add(review)
     return out
+
+
+def _known_checks(ctx: Context) -> dict[str, str]:
+    """Labels of the hidden checks, where they have a say in what the others mean."""
+    if ctx.config.label_studio.rule != "dawid-skene":
+        return {}
+    return {check: label for check, label in labels_of_checks(ctx.store, ctx.name).items() if label}
 
 
 def _ask_further(ctx: Context, round_: Round) -> int:

@@ -39,7 +39,12 @@ class CrowdEstimate:
 
 
 def dawid_skene(
-    answers: NDArray[Any], classes: int, *, shrink: float = SHRINK, max_steps: int = MAX_STEPS
+    answers: NDArray[Any],
+    classes: int,
+    *,
+    known: NDArray[Any] | None = None,
+    shrink: float = SHRINK,
+    max_steps: int = MAX_STEPS,
 ) -> CrowdEstimate:
     """Classes and each person's errors, estimated together by expectation and maximisation.
 
@@ -49,10 +54,12 @@ def dawid_skene(
     Args:
         answers: (n, p) integer classes, -1 where a person did not answer.
         classes: k.
+        known: (n,) classes that are known, -1 elsewhere; they teach who errs and are not estimated.
         shrink: how many answers of the average person each table begins with; 0 is the plain model.
         max_steps: after which it ends, converged or not.
     Raises:
-        ValueError: not two-dimensional, nobody in it, or a class out of range.
+        ValueError: not two-dimensional, nobody in it, a class out of range, or ``known`` of another
+            length.
     Source: Dawid and Skene 1979, Maximum likelihood estimation of observer error-rates.
     """
     given = np.asarray(answers)
@@ -60,10 +67,19 @@ def dawid_skene(
         raise ValueError(f"answers must be (n, p) with n, p >= 1, not {given.shape}")
     if given.min() < -1 or given.max() >= classes:
         raise ValueError(f"answers must lie in -1 … {classes - 1}")
+    given_classes = np.full(len(given), -1) if known is None else np.asarray(known)
+    if (
+        given_classes.shape != (len(given),)
+        or not -1 <= given_classes.min() <= given_classes.max() < classes
+    ):
+        raise ValueError(f"known must be ({len(given)},) and lie in -1 … {classes - 1}")
+    fixed = (given_classes >= 0)[:, None]
+    truth = np.eye(classes + 1)[given_classes][:, :classes]
     chosen = np.eye(classes + 1)[given][:, :, :classes]  # (n, p, k); -1 picks the dropped column
     votes = chosen.sum(axis=1)
     counted = votes.sum(axis=1, keepdims=True)
     posterior = np.where(counted > 0, votes / np.maximum(counted, 1), 1.0 / classes)
+    posterior = np.where(fixed, truth, posterior)
     answered = counted[:, 0] > 0
     for _ in range(max_steps):
         prior = posterior[answered].mean(axis=0) if answered.any() else posterior.mean(axis=0)
@@ -76,6 +92,7 @@ def dawid_skene(
         log_odds -= log_odds.max(axis=1, keepdims=True)
         new = np.exp(log_odds)
         new /= new.sum(axis=1, keepdims=True)
+        new = np.where(fixed, truth, new)
         moved = float(np.abs(new - posterior).max())
         posterior = new
         if moved < TOLERANCE:

@@ -62,17 +62,19 @@ def answer(person: str, item: str, label: str) -> Annotation:
 
 
 def panel_run(
-    texts: list[HuttoText], seed: int, *, expert: bool = False
+    texts: list[HuttoText], seed: int, *, checks: int = 0, expert: bool = False
 ) -> tuple[dict[str, float], list[Person], float]:
     """Share of right labels of everybody and of each rule, the people judged, answers asked for."""
     rng = np.random.default_rng(seed)
     others = rng.permutation(len(texts))
     said = {t.id: answers_of(t, texts[others[i]], rng, expert=expert) for i, t in enumerate(texts)}
-    gold = {t.id: t.gold for t in texts}
+    known = {t.id: t.gold for t in texts[len(texts) - checks :]}  # hidden checks, judged by nobody
+    gold = {t.id: t.gold for t in texts if t.id not in known}
     right = {
         name: float(np.mean([said[i][n] == gold[i] for i in gold])) for n, name in enumerate(NAMES)
     }
-    whole = {i: [answer(w, i, x) for w, x in zip(NAMES, said[i], strict=False)] for i in said}
+    everything = {i: [answer(w, i, x) for w, x in zip(NAMES, said[i], strict=False)] for i in said}
+    whole = {i: answers for i, answers in everything.items() if i in gold}
     rules: tuple[Rule, ...] = ("majority", "dawid-skene")
     for rule in rules:
         panel = Panel(rule, overlap=3, adjudicator="judge")
@@ -89,6 +91,12 @@ def panel_run(
                 np.mean([found[i].label == gold[i] for i in gold])
             )
         right[f"(texts in conflict, {rule})"] = asked_judge
+    if checks:
+        panel = Panel("dawid-skene", overlap=3)
+        found = decide_all(everything, LABELS, panel, known)
+        right[f"dawid-skene with {checks} hidden checks"] = float(
+            np.mean([found[i].label == gold[i] for i in gold])
+        )
     asked = 0
     early = Panel(overlap=3, early_stop=True)
     for item, answers in whole.items():
@@ -100,8 +108,8 @@ def panel_run(
                 break
             given = wanted
         asked += given
-    flat = [a for answers in whole.values() for a in answers]
-    judged = people(flat, labels=LABELS, texts={t.id: t.text for t in texts}, checks={})
+    flat = [a for answers in everything.values() for a in answers]
+    judged = people(flat, labels=LABELS, texts={t.id: t.text for t in texts}, checks=known)
     return right, judged, asked / len(whole)
 
 
@@ -110,14 +118,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=600)
     parser.add_argument("--draws", type=int, default=40)
+    parser.add_argument("--checks", type=int, default=60, help="further texts, with known labels")
     parser.add_argument("--expert", action="store_true")
     options = parser.parse_args()
     everything = load("tweets")
     rights, asked, flags = [], [], []
     for seed in range(options.draws):
         rng = np.random.default_rng([seed, 1])
-        chosen = [everything[i] for i in rng.permutation(len(everything))[: options.texts]]
-        right, judged, per_text = panel_run(chosen, seed, expert=options.expert)
+        n = options.texts + options.checks
+        chosen = [everything[i] for i in rng.permutation(len(everything))[:n]]
+        right, judged, per_text = panel_run(
+            chosen, seed, checks=options.checks, expert=options.expert
+        )
         rights.append(right)
         asked.append(per_text)
         flags.append({p.name: p.flags for p in judged})

@@ -65,3 +65,29 @@ def test_nobody_answered_an_item():
 def test_bad_answers_are_refused(answers):
     with pytest.raises(ValueError, match="answers must"):
         dawid_skene(answers, 3)
+
+
+def test_known_classes_stay_and_teach_who_errs():
+    rng = np.random.default_rng(4)
+    truth = rng.integers(0, 3, 400)
+    answers = np.stack(
+        [
+            np.where(rng.random(400) < accuracy, truth, rng.integers(0, 3, 400))
+            for accuracy in (0.9, 0.3, 0.3)  # the two poor ones outvote the good one
+        ],
+        axis=1,
+    )
+    known = np.where(np.arange(400) < 60, truth, -1)
+    found = dawid_skene(answers, 3, known=known)
+    assert np.array_equal(found.posterior[:60], np.eye(3)[truth[:60]])
+    assert found.reliability.argmax() == 0
+    rest = slice(60, None)
+    taught = (found.posterior[rest].argmax(axis=1) == truth[rest]).mean()
+    alone = (dawid_skene(answers, 3).posterior[rest].argmax(axis=1) == truth[rest]).mean()
+    assert taught > max(0.85, alone - 0.01)
+
+
+@pytest.mark.parametrize("known", [np.zeros(4, int), np.full(5, 3), np.full(5, -2)])
+def test_bad_known_classes_are_refused(known):
+    with pytest.raises(ValueError, match="known must"):
+        dawid_skene(np.zeros((5, 2), int), 3, known=known)
