@@ -33,6 +33,7 @@ class Plan:
         spent_calls: votes that the campaign has paid for, of every annotator; likewise
             ``spent_tokens``, ``spent_seconds`` and ``spent_usd``.
         counted: how tokens were counted.
+        every_round: whether each later round asks as many calls again, with new examples.
         cap_usd: what the campaign may still spend, or None without a cap.
     """
 
@@ -50,6 +51,7 @@ class Plan:
     spent_seconds: float
     spent_usd: float
     counted: str
+    every_round: bool
     cap_usd: float | None
 
 
@@ -115,6 +117,7 @@ def plan_annotation(
         spent_seconds=votes.seconds,
         spent_usd=votes.usd,
         counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
+        every_round=config.prompt.refresh == "round" and config.rounds.rounds > 1,
         cap_usd=None
         if config.budget.usd is None
         else max(0.0, config.budget.usd - money_spent(config, store)),
@@ -165,6 +168,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Time:    {time}",
         f"Money:   {money}",
     ]
+    if plan.every_round:
+        lines.append('Rounds:  each later round asks every text anew (prompt.refresh = "round")')
     if plan.spent_calls:
         lines.append(
             f"Spent:   {plan.spent_calls:,} calls, {plan.spent_tokens:,} tokens,"

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fault_llm_server import ALL_FAULTS, running
 
 from loop.store import Store
@@ -120,6 +121,7 @@ def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
     assert total <= TEXTS + 256 + 20  # one chunk under way, and what the checks at start ask
 
 
+@pytest.mark.slow
 def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_paid_twice(tmp_path):
     write_texts(tmp_path, 400)
     rng = np.random.default_rng(0)

@@ -93,6 +93,12 @@ def test_recorded_labels_are_free(tmp_path):
     assert (told.calls, told.tokens, told.usd) == (2 * told.texts, 0, 0.0)
 
 
+def test_refreshed_examples_are_planned_for(tmp_path):
+    told = plan(campaign(tmp_path, refresh="round"))
+    assert told.every_round
+    assert "each later round asks every text anew" in "\n".join(plan_lines(told))
+
+
 def test_the_plan_in_words(tmp_path):
     ctx = campaign(tmp_path, calls_per_item=0)
     lines = "\n".join(plan_lines(plan(ctx, None)))
