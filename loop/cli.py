@@ -182,6 +182,11 @@ def _annotator_is_fine(config: Config, file: Path) -> bool:
 
     if config.annotator.kind != "recorded":
         return True
+    if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
+        say(
+            f'warning: {file}: prompt.label_form = "ids" is for larger models; one as small as'
+            " smollm2-135m answers near chance with class numbers."
+        )
     rows = load_texts(**texts_arguments(config))
     try:
         build_annotator(config).check(

@@ -107,6 +107,17 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert (code, "--force" in err) == (1, True)
 
 
+def test_check_warns_of_class_numbers_for_a_small_model(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    asked = Path("goldloop.toml").read_text().replace('"recorded"\ncolumns = ["llm"]', '"local_lm"')
+    Path("goldloop.toml").write_text(asked + '[prompt]\nlabel_form = "ids"\n')
+    code, _, err = run("check")
+    assert code == 0, err
+    assert "warning: goldloop.toml: prompt.label_form" in err
+    assert "near chance with class numbers" in err
+
+
 def test_init_without_labels_writes_nothing(run):
     code, _, err = run("init", "--source", "t.csv", "--task", "x", "--label", "only")
     assert code == 1
@@ -267,6 +278,26 @@ def test_plan_and_validation_from_the_command_line(run, tmp_path):
     assert "size" in err
 
 
+def test_bench_has_texts_labelled_by_a_campaigns_annotator(run, tmp_path, monkeypatch):
+    from fakes import CentroidStudent
+
+    monkeypatch.setattr(cli, "build_encoder_student", lambda *_: CentroidStudent())
+    write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
+    write_campaign(tmp_path)
+    for _ in range(2):  # the second run finds the votes of the first
+        code, _, err = run(
+            "bench", "t.csv", "--label", "gold", "--annotator", "goldloop.toml", "--repetitions",
+            2, "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--strategies", "entropy,random",
+            "--out", "b",
+        )  # fmt: skip
+        assert code == 0, err
+    found = json.loads(Path("b/results.json").read_text())
+    assert found["records"][0]["pool"] < 96  # four fifths of a pool without test texts
+    llm = next(r for r in found["records"] if r["strategy"] == "llm_only")
+    assert 0.3 < llm["label_accuracy"] < 0.7  # it says yes to all
+    assert Path("b/annotated.db").exists()
+
+
 def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch):
     from fakes import CentroidStudent
 
@@ -280,9 +311,11 @@ def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch)
     assert "goldloop" in out
     found = json.loads(Path("b/results.json").read_text())
     assert {r["strategy"] for r in found["records"]} >= {"goldloop", "random", "entropy"}
-    code, _, err = run("bench", "t.csv", "--label", "gold")
-    assert code == 1
-    assert "--llm-column" in one_sentence(err)
+    assert len(found["records"][0]["per_class"]["recall"]) == 2
+    for labels in ((), ("--llm-column", "llm", "--annotator", "c.toml")):
+        code, _, err = run("bench", "t.csv", "--label", "gold", *labels)
+        assert code == 1
+        assert "--annotator" in one_sentence(err)
     code, _, err = run(
         "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--strategies", "entropi"
     )
