@@ -438,13 +438,14 @@ class Store:
         """What one annotator's votes cost each."""
         with self.transaction() as session:
             query = (
-                select(Vote.seconds, Vote.usd)
+                select(func.count(), func.sum(Vote.seconds), func.max(Vote.usd))
+                .select_from(Vote)
                 .join(Item, col(Vote.item_id) == col(Item.id))
                 .where(Item.campaign == campaign, Vote.annotator == annotator)
             )
-            found = session.exec(query).all()
-        timed = [seconds for seconds, _ in found if seconds > 0]
-        return VoteCosts(len(timed), sum(timed), max((usd for _, usd in found), default=None))
+            _, _, dearest = session.exec(query).one()
+            timed, seconds, _ = session.exec(query.where(Vote.seconds > 0)).one()
+        return VoteCosts(int(timed), float(seconds or 0.0), dearest)
 
     def variants(self, campaign: str, annotator: str) -> list[Variant]:
         """The frozen prompt variants that are asked now, in order."""
