@@ -214,14 +214,19 @@ def _frozen(
     }
     if truth.source:
         known = truth.y >= 0
+        rng = np.random.default_rng(0)  # unused: no replicate is drawn
         right = [
-            float(
-                np.average((side[:, known] == truth.y[known]).mean(0), weights=truth.weight[known])
+            measure(
+                side[:, known], truth.y[known], k, weight=truth.weight[known], bootstrap=0, rng=rng
             )
             for side in (full, frozen)
         ]
         apart = _differences(full, frozen, truth, k, (round_.seed, round_.number))["accuracy"]
-        found["accuracy"] = {"full": right[0], "frozen": right[1], "difference": apart}
+        found["accuracy"] = {"difference": apart} | {
+            name: m.accuracy.value
+            for name, m in zip(("full", "frozen"), right, strict=True)
+            if m.accuracy is not None
+        }
     return found
 
 

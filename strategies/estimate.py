@@ -149,16 +149,23 @@ def weighted_confusion(
 ) -> FloatArray:
     """Share of the pool that is of each true class and has each label of the LLM.
 
+    How often the LLM gives each label is known, so that the columns are scaled to it.
+
     Args:
         y_llm: as in ``label_quality``, like all others.
 
     Returns:
-        (k, k), true class by the LLM's label; sums to 1.
+        (k, k), true class by the LLM's label; sums to 1. A label that no gold item has is left out.
+    Source: Saerndal et al. 1992 (post-stratification).
     """
     design = _design(gold, inclusion_prob, round_of, y_llm, 0.95)
     found = np.zeros((k, k))
     np.add.at(found, (gold[design.known], y_llm[design.known]), design.weight)
-    return np.asarray(found / found.sum())
+    said = np.bincount(y_llm, minlength=k) / design.n
+    covered = found.sum(axis=0) > 0
+    scale = np.zeros(k)
+    scale[covered] = said[covered] / found.sum(axis=0)[covered]
+    return np.asarray(found * scale / (found * scale).sum())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -17,20 +18,29 @@ from rich.console import Console
 from loop.errors import LoopError
 from loop.report import render, write_report
 from loop.report_json import rounds_json, write_rounds
+from loop.report_plots import curves_plot, standalone
 from loop.report_table import terminal_table
 from loop.report_view import (
     COLUMNS,
     METRICS,
+    Agreement,
     BudgetLine,
     ClassRow,
+    CurveRow,
+    Instability,
+    LearningCurves,
+    LlmLabels,
     Metric,
+    PartRow,
     People,
     Recovered,
     ReportRow,
     ReportView,
     Share,
+    difference,
     interval,
     percent,
+    verdict,
 )
 
 EVIL = '<script>alert("1")</script> & $x_{1}$ {{ 7*7 }} [bold]\'\u202e'
@@ -78,6 +88,70 @@ VIEW = ReportView(
     budget=(BudgetLine("Gold labels", 160, 240), BudgetLine("USD", 1.5)),
     notes=("Stopped: the budget is spent.",),
     provenance={"versions": {"torch": "2.8.0"}, "seed": 7},
+)
+DIFFERENCES = {
+    "alpha_k": Metric(0.012, -0.005, 0.0311),
+    "accuracy": Metric(-0.0234, -0.03, -0.01),
+}
+FULL = replace(
+    VIEW,
+    rows=(
+        *VIEW.rows,
+        row(
+            "loop",
+            3,
+            240,
+            0.6333,
+            per_class=(
+                ClassRow("negative", Metric(0.4321, 0.4, 0.5), Metric(0.2), 77, Metric(0.3456)),
+                ClassRow("positive", Metric(0.8), Metric(0.3, note="says little"), 3),
+            ),
+            against={"previous": DIFFERENCES},
+            confusion=((0.2, 0.3), (0.1, 0.4)),
+        ),
+    ),
+    llm=LlmLabels(
+        accuracy=Metric(0.7),
+        recall=(Metric(0.6123, 0.5, 0.7), None),
+        precision=(None, Metric(0.5987, 0.4, 0.8)),
+        class_share=(Metric(0.45), Metric(0.55)),
+        confusion=((0.3, 0.15), (0.0, 0.55)),
+        n_gold=174,
+        n_random=35,
+    ),
+    frozen=Agreement(
+        Metric(0.8111, 0.78, 0.84), Metric(0.6), Metric(0.93), (0.7, 0.65), Metric(-0.05), "So so."
+    ),
+    instability=Instability(
+        3,
+        "encoder",
+        4,
+        400,
+        (PartRow("first weights", Metric(0.0777, 0.05, 0.1), Metric(0.5), None, None, None),),
+        "It comes from here.",
+    ),
+    plateau=LearningCurves(
+        3,
+        "frozen",
+        "accuracy",
+        5,
+        400,
+        tuple(
+            CurveRow(
+                name,
+                arm,
+                (30, 60, 120),
+                tuple(Metric(0.5 + x, 0.45 + x, 0.55 + x) for x in (0.0, 0.05, 0.08)),
+                Metric(0.6666, 0.6, 0.7),
+                Metric(0.0123, 0.001, 0.02),
+                (30.0, 120.0, 480.0),
+                tuple(Metric(0.5 + x, 0.45 + x, 0.55 + x) for x in (0.0, 0.08, 0.1)),
+            )
+            for name, arm in (("LLM labels", "llm_only"), ("gold labels", "all_gold"))
+        ),
+        "They will help.",
+    ),
+    over="items and seeds",
 )
 EMPTY = ReportView("c", "t", ("a", "b"), (), seeds=5, simulated=False)
 BARE = replace(EMPTY, rows=(ReportRow("loop", 1, 10), ReportRow("random", 1, 10)))
@@ -132,7 +206,7 @@ def table_text(view: ReportView, width: int = 120) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("view", [VIEW, EMPTY, BARE], ids=["full", "empty", "bare"])
+@pytest.mark.parametrize("view", [VIEW, FULL, EMPTY, BARE], ids=["plain", "full", "empty", "bare"])
 def test_the_page_stands_alone(view: ReportView) -> None:
     page = render(view)
     for tag, attrs in parsed(page).seen:
@@ -156,6 +230,56 @@ def test_numbers_stand_in_the_page_with_their_intervals() -> None:
         *("LLM labels only", "Random, round 1", "All gold", "Stability alone can mislead"),
     ):
         assert shown in text
+
+
+def test_every_part_of_the_measurement_stands_in_the_page() -> None:
+    text = words(render(FULL))
+    for shown in (
+        "Round 3 +1.2 −0.5 to +3.1",
+        "−2.3 −3.0 to −1.0",
+        "not shown to be more stable",
+        "61.2 50.0–70.0",  # the LLM's recall, beside
+        "43.2 40.0–50.0 alpha 20.0 34.6",  # its students' recall and precision
+        "by 174 gold labels (35 drawn at random)",
+        "negative 40.0 60.0",  # of 100 texts of the class, the students' labels
+        "negative 66.7 33.3",  # and the LLM's
+        "So so.",
+        "81.1 (78.0–84.0)",
+        "It comes from here.",
+        "7.8 5.0–10.0 50.0",
+        "They will help.",
+        "66.7 60.0–70.0",
+        "test texts and other seeds",
+    ):
+        assert shown in text, shown
+    found = json.loads(json.dumps(rounds_json(FULL), allow_nan=False))
+    assert found["rows"][3]["verdict"] == "not shown to be more stable"
+    assert found["rows"][3]["against"]["previous"]["alpha_k"]["value"] == 0.012
+    assert found["rows"][3]["per_class"][1]["alpha"]["note"] == "says little"
+    assert found["llm"]["recall"][1] is None
+    assert found["plateau"]["curves"][0]["asymptote"]["value"] == 0.6666
+    assert found["intervals_over"] == "items and seeds"
+
+
+def test_a_round_is_more_stable_only_where_the_interval_says_so() -> None:
+    def told(low: float | None, high: float | None) -> str:
+        return verdict(
+            ReportRow("loop", 2, 9, against={"previous": {"alpha_k": Metric(0.1, low, high)}})
+        )
+
+    assert told(0.01, 0.2) == "more stable"
+    assert told(-0.2, -0.01) == "less stable"
+    assert told(-0.01, 0.2) == "not shown to be more stable"
+    assert told(None, None) == ""
+    assert verdict(ReportRow("loop", 1, 9)) == ""
+
+
+def test_the_curves_are_a_drawing_of_their_own_too() -> None:
+    svg = standalone(curves_plot(FULL.plateau))
+    root = ElementTree.fromstring(svg)  # noqa: S314 - drawn here
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(--" not in svg
+    assert curves_plot(None) == ""
 
 
 def test_every_metric_has_a_plot_in_the_colours_of_the_page() -> None:
@@ -185,6 +309,19 @@ def test_hostile_names_are_shown_and_not_run() -> None:
         budget=(BudgetLine(EVIL, 1),),
         provenance={EVIL: {EVIL: EVIL}},
         created=EVIL,
+        llm=FULL.llm,
+        instability=replace(FULL.instability, told=EVIL, student=EVIL, parts=()),
+        plateau=replace(
+            FULL.plateau,
+            told=EVIL,
+            metric=EVIL,
+            curves=(replace(FULL.plateau.curves[0], name=EVIL),),
+        ),
+        frozen=replace(FULL.frozen, told=EVIL),
+        rows=tuple(
+            replace(r, per_class=(ClassRow(EVIL, Metric(0.5)),), confusion=((0.5, 0.5), (0.0, 0.0)))
+            for r in FULL.rows
+        ),
     )
     page = render(view)
     assert "script" not in {tag for tag, _ in parsed(page).seen}
@@ -237,6 +374,10 @@ def test_the_table_fits_and_says_the_same() -> None:
 
 
 def test_percent_and_interval() -> None:
+    assert interval(Metric(0.1, -0.02, 0.2)) == "−2.0 to 20.0"
+    assert difference(Metric(0.1, -0.02, 0.2)) == "+10.0 (−2.0 to +20.0)"
+    assert difference(Metric(0.1)) == "+10.0"
+    assert difference(None) == "–"
     assert [percent(v) for v in (0.12345, -0.02, -0.0001, 1, None)] == [
         "12.3",
         "\N{MINUS SIGN}2.0",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from strategies.estimate import label_quality
+from strategies.estimate import label_quality, weighted_confusion
 from strategies.select import select_batch
 
 N, K = 3000, 3
@@ -184,3 +184,21 @@ def test_a_class_that_people_never_saw_leaves_kl_finite():
     kl = label_quality(y, gold, np.full(1000, 0.03), 2).kl
     assert 0 <= kl.low <= kl.value <= kl.high <= -np.log(0.3)
     assert kl.low <= np.log(1 / 0.7) <= kl.high
+
+
+def test_the_weighted_confusion_is_that_of_the_pool_on_average():
+    truth, y, suspicion, _ = world()
+    expected = np.zeros((K, K))
+    np.add.at(expected, (truth, y), 1 / N)
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        gold, pi, round_of = buy(truth, suspicion, rng, labels=450, audit_frac=0.4, rounds=3)
+        found.append(weighted_confusion(y, gold, pi, K, round_of=round_of))
+        assert found[-1].sum() == pytest.approx(1)
+        # how often the LLM gives each label is known
+        np.testing.assert_allclose(found[-1].sum(axis=0), np.bincount(y, minlength=K) / N)
+    np.testing.assert_allclose(np.mean(found, axis=0), expected, atol=0.01)
+    naive = np.zeros((K, K))
+    np.add.at(naive, (gold[gold >= 0], y[gold >= 0]), 1 / (gold >= 0).sum())
+    assert np.abs(naive - expected).max() > 0.05, "suspects alone would mislead"
