@@ -51,7 +51,7 @@ TEXTS, PROMPTS, SHOTS, CHUNK = 500, 5, 3, 64
 TEXT_TOKENS = 96  # annotator.max_text_tokens; only e-commerce texts are often longer
 AUDIT_FRAC, FOLDS = 0.2, 5
 DRAWS = 2000
-BUDGETS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+BUDGETS = (1.25, 1.5, 2.0, 3.0)
 CASCADES = 5  # random seeds of the cascade, averaged
 NOT_SIGNALS = ("random", "class_rarity", "learned_error", "entropy_calibrated")
 VIEWS = ("raw", "flat", "stated", "gold")
@@ -297,7 +297,10 @@ def measure(found: Answers) -> dict[str, Any]:
         "texts_per_s": found.rate,
         "views": view_figures(held, found.gold, boot, k),
         "signals": signal_figures(found, held, audit, boot),
-        "cascade": cascade_figures(found, boot),
+        "cascade": {
+            name: cascade_figures(found, prior, boot)
+            for name, prior in (("flat", None), ("stated", found.mix))
+        },
     }
 
 
@@ -335,37 +338,39 @@ def view_figures(held: dict[str, View], gold: Any, boot: Bootstrap, k: int) -> A
 def signal_figures(found: Answers, held: dict[str, View], audit: Any, boot: Bootstrap) -> Any:
     """AUROC of each signal at wrong labels.
 
-    ``raw``: raw answers at the errors of raw labels. ``calibrated``: answers under the stated mix
-    at the errors of the labels they give. ``raw_same``: raw answers at those same errors, so that
-    ``gain`` = calibrated - raw_same has one target.
+    ``own``: raw answers at the errors of raw labels. For the flat and the stated mix, at the errors
+    of the labels that it gives: ``raw`` answers, ``calibrated`` ones, and their difference, the
+    ``gain``, which so has one target.
     """
-    gold = found.gold
-    raw, stated = held["raw"], held["stated"]
-    own = signals(found, raw, raw.label)
-    same = signals(found, raw, stated.label)
-    ours = signals(found, stated, stated.label)
-    wrong_raw = raw.label != gold
-    wrong = stated.label != gold
-    out = {}
-    for name in ours:
-        at_same = boot.spread(auroc(same[name], wrong))
-        at_ours = boot.spread(auroc(ours[name], wrong))
-        out[name] = {
-            "raw": figure(boot.spread(auroc(own[name], wrong_raw))),
-            "raw_same": figure(at_same),
-            "calibrated": figure(at_ours),
-            "gain": figure(at_ours - at_same),
-        }
-    trained = learned(found, raw, stated.label, audit, found.mix)
-    out["learned_error"] = {"calibrated": figure(boot.spread(auroc(trained, wrong)))}
+    gold, raw = found.gold, held["raw"]
+    wrong = raw.label != gold
+    out: dict[str, Any] = {
+        name: {"own": figure(boot.spread(auroc(scores, wrong)))}
+        for name, scores in signals(found, raw, raw.label).items()
+    }
+    for view, prior in (("flat", None), ("stated", found.mix)):
+        label = held[view].label
+        wrong = label != gold
+        before = signals(found, raw, label)
+        for name, scores in signals(found, held[view], label).items():
+            at_raw = boot.spread(auroc(before[name], wrong))
+            at_ours = boot.spread(auroc(scores, wrong))
+            out[name][view] = {
+                "raw": figure(at_raw),
+                "calibrated": figure(at_ours),
+                "gain": figure(at_ours - at_raw),
+            }
+        trained = learned(found, raw, label, audit, prior)
+        of_trained = figure(boot.spread(auroc(trained, wrong)))
+        out.setdefault("learned_error", {})[view] = {"calibrated": of_trained}
     return out
 
 
-def cascade_figures(found: Answers, boot: Bootstrap) -> Any:
+def cascade_figures(found: Answers, prior: Any, boot: Bootstrap) -> Any:
     """Flips that the cascade finds, in shares of those that all prompts find, by calls a text."""
 
     def view(probs: Any) -> Any:
-        return batch_calibrate(probs, found.mix)
+        return batch_calibrate(probs, prior)
 
     every = flipped(view(found.probs))
     out = []
@@ -422,26 +427,34 @@ def tables(results: list[dict[str, Any]]) -> str:
             out.append(f"| {found['data']} | {name} | {' | '.join(cells)} |")
     out += [
         "",
-        "| data | signal | raw, errors of raw labels | raw | calibrated | calibrated minus raw |",
-        "|---|---|---|---|---|---|",
+        "| data | signal | raw labels | flat labels: raw | calibrated | gain"
+        " | stated labels: raw | calibrated | gain |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for found in results:
         for name, s in found["signals"].items():
-            shown = [cell(s[key]) if key in s else "" for key in ("raw", "raw_same", "calibrated")]
-            same = "gain" not in s or s["gain"]["low"] == s["gain"]["high"] == 0
-            gain = "" if same else cell(s["gain"], sign=True)
-            out.append(f"| {found['data']} | {name} | {' | '.join(shown)} | {gain} |")
+            cells = [cell(s["own"]) if "own" in s else ""]
+            for view in ("flat", "stated"):
+                cells += [
+                    cell(s[view][key]) if key in s[view] else "" for key in ("raw", "calibrated")
+                ]
+                gain = s[view].get("gain")
+                moved = gain and (gain["low"], gain["high"]) != (0, 0)
+                cells.append(cell(gain, sign=True) if moved else "")
+            out.append(f"| {found['data']} | {name} | {' | '.join(cells)} |")
     out += [
         "",
-        "| data | calls a text | flips found, cascade | calls at random |",
-        "|---|---|---|---|",
+        "| data | view | texts with a flip | calls a text | flips found | calls at random |",
+        "|---|---|---|---|---|---|",
     ]
     for found in results:
-        for row in found["cascade"]:
-            out.append(
-                f"| {found['data']} | {row['cascade']['calls']:.2f} | {cell(row['cascade'])}"
-                f" | {cell(row['random'])} |"
-            )
+        for view, rows in found["cascade"].items():
+            flips = 100 * found["views"][view]["flips"]["value"]
+            out += [
+                f"| {found['data']} | {view} | {flips:.1f} | {row['cascade']['calls']:.2f}"
+                f" | {cell(row['cascade'])} | {cell(row['random'])} |"
+                for row in rows
+            ]
     return "\n".join(out)
 
 
