@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -122,25 +122,45 @@ def plan_variants(
 def stored_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
     """The variants that are frozen; none before the first question.
 
+    A label's description may change while people label: they see the new one, the LLM's prompts
+    keep the one that its votes answered.
+
     Raises:
         ConfigError: the prompt is no longer the one that was frozen.
     """
     found = store.variants(config.campaign.name, annotator)
-    frozen = [
-        _variant(
-            config,
-            row.position,
-            tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
-        )
-        for row in found
-    ]
-    if [variant.hash for variant in frozen] != [row.hash for row in found]:
-        raise ConfigError(
-            "The prompt is no longer the one that the stored votes answered: campaign.task, a"
-            " label's description, prompt.label_form, prompt.instruction or prompt.item was"
-            " changed. Restore it, or give the campaign a new name."
-        )
-    return frozen
+    rounds = store.rounds(config.campaign.name) if found else []
+    described = [r.config["labels"] for r in rounds if r.config.get("labels")]
+    for labels in (None, *described):
+        asked = config if labels is None else _described(config, labels)
+        frozen = [
+            _variant(
+                asked,
+                row.position,
+                tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
+            )
+            for row in found
+        ]
+        if [variant.hash for variant in frozen] == [row.hash for row in found]:
+            return frozen
+    raise ConfigError(
+        "The prompt is no longer the one that the stored votes answered: campaign.task,"
+        " prompt.label_form, prompt.instruction or prompt.item was changed. Restore it, or give"
+        " the campaign a new name."
+    )
+
+
+def _described(config: Config, labels: Sequence[Mapping[str, str]]) -> Config:
+    """The campaign with the descriptions that its labels had."""
+    then = {label["name"]: label["description"] for label in labels}
+    return config.model_copy(
+        update={
+            "labels": tuple(
+                label.model_copy(update={"description": then.get(label.name, label.description)})
+                for label in config.labels
+            )
+        }
+    )
 
 
 def gathered_demonstrations(config: Config, store: Store) -> list[Demonstration]:
