@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from loop.config import suggestion
 from loop.errors import DataError
 from loop.ports import FloatArray, IntArray, SourceText
+from loop.store import Item
+from loop.votes import LlmVotes
 
 
 @dataclass(frozen=True)
@@ -146,4 +148,53 @@ def data_from_rows(
         test_gold=gold[test_rows],
         texts=pool_texts,
         test_texts=test_texts,
+    )
+
+
+def data_from_votes(
+    name: str,
+    labels: Sequence[str],
+    pool: Sequence[Item],
+    votes: LlmVotes,
+    test: Sequence[Item],
+    embed: Callable[[Sequence[str]], NDArray[np.float32]],
+    *,
+    ordinal: bool = False,
+) -> BenchData:
+    """A data set from texts that an annotator has labelled.
+
+    Args:
+        name: shown in tables.
+        labels: classes in the order of their indices.
+        pool: those without an LLM answer or a gold label are left out.
+        votes: of the pool, in its order.
+        test: held-out texts; those without a gold label are left out.
+        embed: (n, d) embeddings of n texts.
+        ordinal: the classes stand in a meaningful order.
+
+    Raises:
+        DataError: too few texts are left.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    kept = np.array([bool(item.known_label) for item in pool]) & votes.answered
+    rows, judged = np.flatnonzero(kept), [item for item in test if item.known_label]
+    if len(rows) < 10 or len(judged) < 2:
+        raise DataError(
+            f"{name} gives {len(rows)} texts with gold and an LLM label, and {len(judged)} test"
+            " texts with gold; that is too few."
+        )
+    texts, test_texts = [pool[i].text for i in rows], [item.text for item in judged]
+    return BenchData(
+        name=name,
+        labels=tuple(labels),
+        probs=votes.probs[rows],
+        y_llm=votes.y_llm[rows],
+        gold=np.array([index[str(pool[i].known_label)] for i in rows], dtype=np.int64),
+        embeddings=embed(texts),
+        test_embeddings=embed(test_texts),
+        test_gold=np.array([index[str(item.known_label)] for item in judged], dtype=np.int64),
+        texts=texts,
+        test_texts=test_texts,
+        off_label_mass=votes.off_label_mass[rows],
+        ordinal=ordinal,
     )

@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,7 @@ from loop.parts import (
 from loop.terminal import bar, print_rounds, print_table, say
 
 if TYPE_CHECKING:
+    from loop.bench_sets import BenchData
     from loop.config import Config
     from loop.context import Context
     from loop.side_runs import StudentKind
@@ -180,13 +182,13 @@ def _annotator_is_fine(config: Config, file: Path) -> bool:
     from connectors.texts import load_texts
     from loop.ports import TextItem
 
-    if config.annotator.kind != "recorded":
-        return True
     if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
         say(
             f'warning: {file}: prompt.label_form = "ids" is for larger models; one as small as'
             " smollm2-135m answers near chance with class numbers."
         )
+    if config.annotator.kind != "recorded":
+        return True
     rows = load_texts(**texts_arguments(config))
     try:
         build_annotator(config).check(
@@ -689,6 +691,10 @@ def bench(
     votes: Annotated[
         str | None, typer.Option(help="Columns with its votes, joined by commas; the first leads.")
     ] = None,
+    annotator: Annotated[
+        Path | None,
+        typer.Option(help="Campaign file whose annotator and prompt label the texts first."),
+    ] = None,
     text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     split_column: Annotated[str | None, typer.Option(help="Column that names test rows.")] = None,
     strategies: Annotated[
@@ -719,8 +725,11 @@ def bench(
     from loop.config import StudentSection
 
     columns = votes.split(",") if votes else [llm_column] if llm_column else []
-    if not columns:
-        raise LoopError("Name the LLM's labels: --llm-column COLUMN or --votes COLUMN,COLUMN,….")
+    if bool(columns) == (annotator is not None):
+        raise LoopError(
+            "Name the LLM's labels, --llm-column COLUMN or --votes COLUMN,COLUMN,…, or what gives"
+            " them, --annotator CAMPAIGN_FILE."
+        )
     if student not in ("frozen", "encoder"):
         raise LoopError(f"Unknown student {student!r}; allowed: frozen, encoder.")
     try:
@@ -728,12 +737,16 @@ def bench(
     except ValueError as exc:
         raise LoopError(f"--budgets {budgets!r} must be shares such as 0.05,0.1.") from exc
     names = strategies.split(",")
-    rows = load_texts(
-        str(source), on_note=say, text_column=text_column, gold_column=label,
-        split_column=split_column,
-    )  # fmt: skip
     model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
-    data = data_from_rows(source.stem, rows, columns, model.embed)
+    if annotator is not None:
+        texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
+        data = _annotated(annotator, source, texts, out, model.embed)
+    else:
+        rows = load_texts(
+            str(source), on_note=say, text_column=text_column, gold_column=label,
+            split_column=split_column,
+        )  # fmt: skip
+        data = data_from_rows(source.stem, rows, columns, model.embed)
     with bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
         result = run_bench(
             [data], names, budgets=shares, rounds=rounds,
@@ -745,6 +758,35 @@ def bench(
         print_table(table)
     for path in write_results(result, out):
         say(f"Wrote {path}")
+
+
+def _annotated(
+    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
+) -> BenchData:
+    """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
+    from loop.bench_sets import data_from_votes
+    from loop.config import StoreSection, load
+    from loop.context import Context
+    from loop.round import run_stage
+    from loop.votes import read_votes
+
+    given = load(file)
+    section = given.texts.model_copy(update={"source": str(source.resolve()), **texts})
+    store_section = StoreSection(
+        url=f"sqlite:///{out.resolve() / 'annotated.db'}", folder=str(out.resolve())
+    )
+    config = given.model_copy(update={"texts": section, "store": store_section})
+    out.mkdir(parents=True, exist_ok=True)
+    with open_store(config) as store:
+        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        with closing(context):
+            run_stage(context, "annotate")
+            pool = store.items(context.name, "pool")
+            votes = read_votes(config, store, context.annotator.revision, pool)
+            test = store.items(context.name, "test")
+    return data_from_votes(
+        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
+    )
 
 
 # Label Studio
