@@ -127,6 +127,37 @@ def test_both_results_stand_in_the_report_and_its_json(finished):
     path.unlink()
 
 
+def test_both_commands_say_their_sentence_and_leave_their_files(finished, monkeypatch, capsys):
+    from contextlib import nullcontext
+
+    from loop import cli
+
+    def goldloop(*args):
+        monkeypatch.setattr("sys.argv", ["goldloop", *args])
+        monkeypatch.setattr(cli, "at_work", lambda _file, _command: nullcontext(finished))
+        try:
+            cli.main()
+        except SystemExit as exc:
+            return exc.code or 0, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    code, shown = goldloop("variance", "--student", "frozen", "--bases", "3")
+    assert code == 0
+    told = json.loads((finished.config.out / "variance.json").read_text())["told"]
+    assert shown.out.strip() == told
+    code, shown = goldloop("plateau", "--sizes", "3", "--seeds", "2", "--json")
+    assert code == 0
+    assert json.loads(shown.out)["verdict"] in ("will not help", "will help", "cannot be told")
+    assert (finished.config.out / "plateau.svg").read_text().startswith("<svg xmlns=")
+    assert "Would more LLM labels help?" in (finished.config.out / "report.html").read_text()
+    for wrong in (("--student", "tiny"), ("--metric", "auc"), ("--sizes", "2")):
+        code, shown = goldloop("plateau", *wrong)
+        assert code == 2
+        assert shown.err
+    for name in ("variance.json", "plateau.json", "plateau.svg"):
+        (finished.config.out / name).unlink()
+
+
 def test_there_must_be_a_measured_round(tmp_path):
     ctx = make(tmp_path)
     open_campaign(ctx)
