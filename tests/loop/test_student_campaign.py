@@ -1,5 +1,7 @@
 """What the campaign file's student section makes the main path ask of a student."""
 
+from dataclasses import replace
+
 import pytest
 from campaigns import make, texts
 from fakes import CentroidStudent
@@ -27,7 +29,7 @@ class Asked(CentroidStudent):
 def run_with(tmp_path, rows=None, **student):
     ctx = make(tmp_path, rows=rows, student={"seeds": 2, "references": ["llm_only"]} | student)
     asked = Asked()
-    ctx.parts.__dict__["student"] = lambda: asked
+    ctx.parts = replace(ctx.parts, student=lambda: asked)
     open_campaign(ctx)
     while why_finished(ctx) is None:
         run_round(ctx)
