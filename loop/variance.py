@@ -35,6 +35,10 @@ TOGETHER = {
     "seed": "first weights and order together: what each round's seeds differ in",
     "all": "everything",
 }
+FROZEN = (
+    " This is of frozen heads, which end at the same weights wherever they start and see all texts"
+    " in every step: ask the full student too."
+)
 BOOTSTRAP = 1000
 MIN_BASES = 3
 
@@ -104,8 +108,9 @@ def measure_variance(runs: SideRuns, bases: int) -> Variance:
     found = runs.train(f"{len(draws)} students", y, weight, draws)
     rng = np.random.default_rng([runs.round_.seed, runs.round_.number, 13])
     taken = take_apart(found, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
+    told = taken[1] + FROZEN if runs.kind == "frozen" else taken[1]
     return Variance(
-        runs.round_.number, runs.kind, bases, int(runs.truth.stable.sum()), taken[0], taken[1]
+        runs.round_.number, runs.kind, bases, int(runs.truth.stable.sum()), taken[0], told
     )
 
 
