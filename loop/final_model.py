@@ -4,8 +4,8 @@ Three candidates are built: the best seed, the average of all seeds' weights (a 
 distilled from the mean of the seeds' probabilities. Labels of the dev split, which no strategy
 ever sees, say which of them are good enough; the most stable of those is taken.
 
-    good enough   log-loss on dev, after a temperature of its own, within one standard error of the
-                  best candidate's (paired over texts)
+    good enough   log-loss on dev, after a temperature of its own, within one standard error (or
+                  0.01) of the best candidate's, paired over texts
     most stable   agreement on dev with the ensemble of all seeds, which is what a single seed
                   scatters around
 
@@ -52,6 +52,8 @@ from strategies.temperature import fit_temperature, log_losses, with_temperature
 
 MIN_DEV = 20
 """Dev labels from which candidates are compared and a temperature is fitted."""
+ALIKE = 0.01
+"""Log-losses that differ by less, in nats a text, count as equal however sure the difference is."""
 KIND = "final model"
 SEEDS = "seeds"
 """Folder inside the final model's that holds the seeds' models."""
@@ -403,7 +405,7 @@ def choose(probs: dict[str, FloatArray], ensemble: FloatArray, y: IntArray, k: i
             _macro_f1(probs[name][known], y[known], k),
             float(losses[name].mean()),
             temperatures[name],
-            good_enough=float(worse.mean()) <= error,
+            good_enough=float(worse.mean()) <= max(error, ALIKE),
         )
     able = [j for j in judged.values() if j.good_enough]
     taken = max(able, key=lambda j: (j.agreement or 0.0, -(j.log_loss or 0.0)))
@@ -477,7 +479,6 @@ def _assemble(
     card = model_card(
         CardFacts(
             config=ctx.config,
-            folder=folder,
             record=record,
             learned=[
                 (names[int(np.argmax(t.probs))], t.source)

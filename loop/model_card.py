@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from loop.config import Config
@@ -34,7 +33,6 @@ class CardFacts:
     """What the card tells.
 
     Attributes:
-        folder: where the model goes.
         record: the model's goldloop.json.
         learned: (label, source) of every pool text, as the round's students learned it.
         round_: the last finished round.
@@ -44,7 +42,6 @@ class CardFacts:
     """
 
     config: Config
-    folder: Path
     record: Mapping[str, Any]
     learned: Sequence[tuple[str, str]]
     round_: Round
@@ -124,19 +121,18 @@ def _people(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
-    folder = json.dumps(str(facts.folder))
     return f"""\
 ## How to use it
 
 ```python
 from transformers import pipeline
 
-classify = pipeline("text-classification", {folder}, truncation=True)
+classify = pipeline("text-classification", "FOLDER", truncation=True)  # where this file lies
 classify(["a text", "another one"])
 ```
 
-`goldloop predict FILE --model {facts.folder}` labels a CSV, JSONL, Parquet or text file, with a
-probability for every label{_stability_told(facts)}."""
+`goldloop predict FILE --model FOLDER` labels a CSV, JSONL, Parquet or text file, with a probability
+for every label{_stability_told(facts)}."""
 
 
 def _stability_told(facts: CardFacts) -> str:
@@ -235,7 +231,7 @@ def _choice(facts: CardFacts) -> str:
 
 {_capital(escape(str(facts.record["why"])))}. Candidates on {facts.dev_known} dev labels that no
 strategy saw (some may have been examples in the LLM's prompt); good enough is a log-loss within
-one standard error of the best. The dev figures chose the model and flatter it a little.
+one standard error (or 0.01) of the best. The dev figures chose the model and flatter it a little.
 
 {_table(head, rows)}"""
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from strategies.pool import FloatArray, IntArray
-from strategies.scaling import SLOPE_PENALTY, TINY
+from strategies.scaling import TINY
 
+PENALTY = 5.0  # of log(temperature) squared, in gold labels: some right answers are no proof
 LIMITS = (-3.0, 3.0)  # of log temperature
 
 
 def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
     """The temperature that makes probabilities fit known labels best.
 
-    Its logarithm is drawn towards 0 like one gold label's worth of evidence, so that few labels
-    change little, and without any it is 1.
+    It is drawn towards 1, so that a handful of labels, all right, does not make a classifier sure
+    of everything, and without any it is 1.
 
     Args:
         probs: (g, k), rows sum to 1.
@@ -35,7 +36,7 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = with_temperature(probs, float(np.exp(log_temperature)))
-        return float(log_losses(scaled, gold).sum()) + SLOPE_PENALTY * log_temperature**2
+        return float(log_losses(scaled, gold).sum()) + PENALTY * log_temperature**2
 
     found = minimize_scalar(loss, bounds=LIMITS, method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))

@@ -325,6 +325,14 @@ def test_among_equals_the_one_that_agrees_with_the_ensemble_is_taken():
         assert "agrees most with the ensemble" in found.why
 
 
+def test_differences_too_small_to_matter_decide_nothing():
+    y = np.arange(100) % 2
+    a = probs_of(y, 0.8, 1, sure=0.80)
+    b = np.where(a > 0.5, a + 0.001, a - 0.001)  # surely another loss, if hardly
+    found = choose({"a": a, "b": b}, a, y, 2)
+    assert [j.good_enough for j in found.judged] == [True, True]
+
+
 def test_texts_without_a_label_count_for_agreement_alone():
     y = np.where(np.arange(100) < 40, np.arange(100) % 2, -1)
     truth = np.arange(100) % 2

@@ -42,3 +42,9 @@ def test_certain_and_wrong_stays_finite():
 def test_shapes_must_fit():
     with pytest.raises(ValueError, match="do not fit together"):
         fit_temperature(np.ones((3, 2)) / 2, np.zeros(2, dtype=np.int64))
+
+
+def test_a_handful_of_right_answers_makes_nobody_sure():
+    probs = np.tile([0.7, 0.3], (20, 1))
+    found = with_temperature(probs, fit_temperature(probs, np.zeros(20, dtype=np.int64)))
+    assert 0.7 < found[0, 0] < 0.95
