@@ -74,22 +74,24 @@ def predictor_ranker(method: Literal["logistic", "ridge"]) -> Ranker:
 
 
 FUSED = ("entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement")
-DEFAULT = Policy(("learned_error",), audit_frac=0.2, repair="soft")
+DEFAULT = Policy(("entropy",), audit_frac=0.5, repair="soft")
 
 POLICIES: dict[str, Policy] = {
     "goldloop": DEFAULT,
     "goldloop-no-repair": replace(DEFAULT, repair="keep"),
-    "goldloop-no-audit": replace(DEFAULT, audit_frac=0.0),
-    "goldloop-no-learning": replace(DEFAULT, signals=FUSED),
+    "goldloop-calibrated": replace(DEFAULT, signals=("entropy_calibrated",)),
+    "goldloop-fusion": replace(DEFAULT, signals=FUSED),
     "goldloop-learned-weights": replace(DEFAULT, signals=FUSED, learn_weights=True),
-    "goldloop-no-calibration": replace(DEFAULT, signals=("entropy", *FUSED[1:])),
+    "goldloop-learned": replace(DEFAULT, signals=("learned_error",)),
     "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
     "goldloop-spread": replace(DEFAULT, same_text=0.9),
     "goldloop-relabel": replace(DEFAULT, repair="relabel"),
     "goldloop-weight": replace(DEFAULT, repair="weight"),
     "goldloop-drop": replace(DEFAULT, repair="drop"),
+    "entropy-repair": replace(DEFAULT, audit_frac=0.0),
     "repair-only": Policy(("random",), repair="soft"),
-    "entropy-repair": Policy(("entropy",), repair="soft"),
+    "learned-repair": Policy(("learned_error",), audit_frac=0.2, repair="soft"),
+    "learned": Policy(("learned_error",)),
     "entropy-balanced": Policy(("entropy",), balance=True),
     "fusion": Policy(FUSED),
     "error-predictor": Policy(ranker=predictor_ranker("logistic")),

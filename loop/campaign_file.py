@@ -56,7 +56,7 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
 [strategy]
 # entropy, entropy_calibrated, margin, flip_rate, vote_entropy, knn_disagreement,
 # student_disagreement, random, …: ranks are fused; learned_error learns from gold so far
-signals = ["learned_error"]
+signals = ["entropy"]         # with repair = "keep", learned_error finds more errors
 repair = "soft"               # or keep, weight, drop, relabel, for texts that no human saw
 
 [budget]
@@ -67,7 +67,7 @@ labels = 300                  # texts that may be sent to people
 [rounds]
 rounds = 3
 batch_size = 100              # texts per round
-audit_frac = 0.2              # share drawn at random, which keeps estimates honest
+audit_frac = 0.5              # share drawn at random: keeps estimates honest, teaches repair best
 # stop_below = 0.05           # stop once at most this share of the labels is still wrong, surely
 # seed = 0
 

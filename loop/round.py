@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -66,6 +66,8 @@ from strategies.repair import repair
 from strategies.select import select_batch
 
 NEXT = dict(pairwise(STAGES))
+EVALUATED_FRAC = 0.2
+"""Share of the texts sent that measures accuracy where no test text has a known label."""
 VALIDATION = 0
 """Number of the round that only measures the LLM: a random sample, no training."""
 
@@ -404,8 +406,10 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
 def mend(ctx: Context, round_: Round) -> bool:
     """Decides what the students learn: gold where there is some, repaired LLM labels elsewhere."""
     mode = ctx.config.strategy.repair
-    arrays = _arrays(ctx, round_, () if mode == "keep" else ("student_disagreement",))
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    kept_out = _held_out(ctx)
+    needs = () if mode == "keep" else ("student_disagreement",)
+    # What measures accuracy may not reach the students by way of repair either.
+    arrays = _arrays(ctx, round_, needs, hidden=kept_out)
     mended = repair(
         arrays.pool,
         mode,
@@ -413,11 +417,7 @@ def mend(ctx: Context, round_: Round) -> bool:
         rng=np.random.default_rng([round_.seed, round_.number, 6]),
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
-    if not _has_gold_test(ctx):  # audit answers are then the only measure of accuracy
-        held_out = np.array(
-            [i.id in reviews and reviews[i.id].reason == "audit" for i in arrays.items]
-        )
-        weight = np.where(held_out, 0.0, weight)
+    weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
     rows = [
         {
             "round_id": round_.id,
@@ -559,7 +559,8 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
     """What gold says of the LLM's labels, and of how well the round foresaw their errors."""
     strategy = ctx.config.strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
-    before = _arrays(ctx, round_, ("learned_error",) if learns else (), before=True)
+    mine = {r.item_id for r in ctx.store.reviews(ctx.name, round_.id)}
+    before = _arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
@@ -651,16 +652,16 @@ def _gold(ctx: Context, items: Sequence[Item]) -> IntArray:
     return np.array(known, dtype=np.int64)
 
 
-def _arrays(ctx: Context, round_: Round, signals: Sequence[str], *, before: bool = False) -> Arrays:
-    """The pool with what the signals need; ``before`` hides the gold of this round's own batch."""
+def _arrays(
+    ctx: Context, round_: Round, signals: Sequence[str], *, hidden: Collection[str] = ()
+) -> Arrays:
+    """The pool with what the signals need; hidden items appear as if they had no gold."""
     items = ctx.store.items(ctx.name, "pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     gold = _gold(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
-    if before:
-        mine = [i.id in reviews and reviews[i.id].round_id == round_.id for i in items]
-        gold = np.where(mine, -1, gold)
+    gold = np.where([i.id in hidden for i in items], -1, gold)
     needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
@@ -739,8 +740,7 @@ def _assisted(ctx: Context, item_id: str) -> bool:
     section = ctx.config.label_studio
     if section.assist == "blind":
         return False
-    digest = hashlib.sha256(f"{ctx.config.rounds.seed}\0assist\0{item_id}".encode()).digest()
-    return int.from_bytes(digest[:8]) < section.assist_share * 2**64
+    return _unit_hash(ctx, "assist", item_id) < section.assist_share
 
 
 def _open_project(ctx: Context) -> str:
@@ -989,11 +989,27 @@ def evaluation_items(ctx: Context) -> list[Item]:
     Audit items are then kept out of training, so accuracy on them is honest.
     """
     test = ctx.store.items(ctx.name, "test")
-    if any(i.known_label for i in test):
-        return test
-    gold = ctx.store.gold(ctx.name)
-    audit = {r.item_id for r in ctx.store.reviews(ctx.name) if r.reason == "audit"} & set(gold)
-    return test + [i for i in ctx.store.items(ctx.name, "pool") if i.id in audit]
+    judged = _held_out(ctx) & set(ctx.store.gold(ctx.name))
+    return test + [i for i in ctx.store.items(ctx.name, "pool") if i.id in judged]
+
+
+def _held_out(ctx: Context) -> set[str]:
+    """Audit items that measure accuracy and so teach nothing, where no test text has a known label.
+
+    Of a large audit only so many that they are ``EVALUATED_FRAC`` of all texts sent; which ones
+    hangs on their ids alone, so that it is the same in every round.
+    """
+    if _has_gold_test(ctx):
+        return set()
+    share = min(1.0, EVALUATED_FRAC / max(ctx.config.rounds.audit_frac, 1e-9))
+    audited = (r.item_id for r in ctx.store.reviews(ctx.name) if r.reason == "audit")
+    return {i for i in audited if _unit_hash(ctx, "held out", i) < share}
+
+
+def _unit_hash(ctx: Context, purpose: str, item_id: str) -> float:
+    """A number in [0, 1) that hangs on the campaign's seed, the purpose and the item alone."""
+    text = f"{ctx.config.rounds.seed}\0{purpose}\0{item_id}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def _digest(parts: Sequence[Any]) -> str:

@@ -36,20 +36,28 @@ from loop.bench import BenchResult, run_bench
 from loop.bench_learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
 from loop.bench_peers import peers
 from loop.bench_policies import POLICIES
-from loop.bench_tables import reference_table, share_table, tables, write_results
+from loop.bench_tables import (
+    NAMES,
+    REFERENCES,
+    SHOWN,
+    median_recovered,
+    reference_table,
+    share_table,
+    tables,
+    write_results,
+)
 
 ABLATIONS = (
     "goldloop-no-repair",
-    "goldloop-no-audit",
-    "goldloop-no-learning",
-    "goldloop-quotas",
-    "goldloop-spread",
     "repair-only",
     "entropy-repair",
-    "fusion",
+    "learned-repair",
+    "goldloop-calibrated",
+    "goldloop-spread",
+    "goldloop-learned",
 )
 SINGLE = ("entropy", "entropy_calibrated", "knn_disagreement", "student_disagreement",
-          "seed_disagreement", "off_label_mass")  # fmt: skip
+          "seed_disagreement", "learned", "off_label_mass")  # fmt: skip
 
 
 def data_folder(given: str | None) -> Path | None:
@@ -132,6 +140,7 @@ def main() -> None:
         print(f"{source.name}: done after {seconds:.0f} s", file=sys.stderr)
     if not parts:
         sys.exit("no data set could be read")
+    (Path(args.out) / "results.md").write_text(markdown(merge(parts)))
     console = Console(width=160)
     console.print(reference_table(merge(parts)))
     console.print(share_table(merge(parts)))
@@ -170,6 +179,78 @@ def keep_part(path: Path, asked: dict[str, Any], part: BenchResult) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"asked": asked} | part.to_json()))
     partial.replace(path)
+
+
+def markdown(result: BenchResult) -> str:
+    """At each budget: wins / ties / losses, mean differences and median recovered shares."""
+    ours = result.settings["strategies"][0]
+    # Where students of wrong labels agree more than students of gold there is nothing to recover.
+    ends = {(e["data"], e["strategy"]): e for e in result.summary if e["strategy"] in REFERENCES}
+    stable = {
+        (data, m)
+        for data, _ in ends
+        for m in ("alpha_k", "p_uc")
+        if ends[data, "all_gold"][m]["mean"] is not None
+        and ends[data, "llm_only"][m]["mean"] is not None
+        and ends[data, "all_gold"][m]["mean"] > ends[data, "llm_only"][m]["mean"]
+    }
+    out = []
+    for budget in result.settings["budgets"]:
+        out += [
+            f"\n**{budget:.0%} of the pool**\n",
+            "| rival | macro-F1 | reliable acc. | alpha_K | p_uc | mean difference F1 / reliable |"
+            " F1 gap recovered | reliable gap recovered |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        shares = {m: median_recovered(result.summary, budget, m) for m in SHOWN}
+        for name in result.settings["strategies"]:
+            held = [c for c in result.comparisons if (c["budget"], c["rival"]) == (budget, name)]
+            cells = []
+            for m in SHOWN:
+                chosen = [
+                    c["verdict"]
+                    for c in held
+                    if c["metric"] == m
+                    and (m in ("macro_f1", "reliable_accuracy") or (c["data"], m) in stable)
+                ]
+                wins, ties, losses = (chosen.count(v) for v in ("win", "tie", "loss"))
+                cells.append("" if name == ours else f"{wins} / {ties} / {losses}")
+            means = [
+                [100 * c["mean"] for c in held if c["metric"] == m]
+                for m in ("macro_f1", "reliable_accuracy")
+            ]
+            cells.append(" / ".join(f"{np.mean(v):+.1f}" for v in means) if held else "")
+            for m in ("macro_f1", "reliable_accuracy"):
+                share, sets = shares[m].get(name, (None, 0))
+                cells.append("–" if share is None else f"{100 * share:.0f} % ({sets})")
+            out.append(f"| {name} | " + " | ".join(cells) + " |")
+    lost = [
+        f"- {c['data']}, {c['budget']:.0%}, {NAMES[c['metric']]}: {100 * c['mean']:+.1f}"
+        f" ({100 * c['low']:+.1f} to {100 * c['high']:+.1f}) against {c['rival']}"
+        for c in result.comparisons
+        if c["verdict"] == "loss" and c["metric"] in ("macro_f1", "reliable_accuracy")
+    ]
+    out += ["\n**Every significant loss in macro-F1 and reliable accuracy**\n", *lost]
+    out += [
+        "\n**Each set at 10 %** (macro-F1 / reliable accuracy)\n",
+        "| set | LLM labels | goldloop | entropy | random | all gold |",
+        "|---|---|---|---|---|---|",
+    ]
+    found = {(e["data"], e["strategy"], e["budget"]): e for e in result.summary}
+    for data in dict.fromkeys(key[0] for key in found):
+        columns = (("llm_only", 0.0), (ours, 0.1), ("entropy", 0.1), ("random", 0.1),
+                   ("all_gold", 0.0))  # fmt: skip
+        cells = [
+            " / ".join(
+                f"{100 * found[data, name, b][m]['mean']:.1f}"
+                for m in ("macro_f1", "reliable_accuracy")
+            )
+            if (data, name, b) in found
+            else "–"
+            for name, b in columns
+        ]
+        out.append(f"| {data} | " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
 
 
 def merge(parts: list[BenchResult]) -> BenchResult:

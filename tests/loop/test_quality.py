@@ -128,3 +128,37 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     status = campaign_status(ctx.config, ctx.store)
     assert status["next"] == "`goldloop report`"
     assert any("still wrong" in line for line in status_lines(status))
+
+
+def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("loop.report_plots.course_plot", lambda *_: "")
+    rows = texts(n=300)
+    truth = {r.text: r.gold for r in rows}
+    for row in rows:
+        row.gold = None
+    ctx = make(
+        tmp_path,
+        raters=False,
+        rows=rows,
+        texts={"source": "x.csv"},
+        budget={"labels": 100},
+        rounds={"rounds": 1, "batch_size": 100, "audit_frac": 0.5},
+        student={"seeds": 2, "references": []},
+    )
+    run_round(ctx)
+    by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
+    for item in ctx.reviewer.open_items():
+        ctx.reviewer.answer(item, "ann", by_id[item])
+    last = run_round(ctx)
+    assert last.stage == "done"
+    audits = {r.item_id for r in ctx.store.reviews("c") if r.reason == "audit"}
+    labels = {t.item_id: t for t in ctx.store.training_labels(last.id)}
+    out = {i for i in audits if labels[i].weight == 0}
+    assert len(audits) == 50
+    assert 10 <= len(out) <= 30  # a fifth of the hundred
+    assert ctx.store.rounds("c")[0].metrics["evaluated"] >= len(out)
+    assert all(labels[i].source == "gold" for i in audits - out)
+    # What measures has not even reached the posterior of its own text.
+    assert all(labels[i].source != "gold" for i in out)
