@@ -710,7 +710,9 @@ def bench(
     ] = "minilm",
     lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuned student.")] = 1e-4,
     seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
-    repetitions: Annotated[int, typer.Option(min=2, help="Samples of the pool.")] = 5,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Samples of the pool; with 1, intervals are over test texts.")
+    ] = 5,
     out: Annotated[Path, typer.Option(help="Folder for results.json, .txt and .svg.")] = Path(
         "bench"
     ),

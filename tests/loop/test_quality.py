@@ -127,7 +127,7 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     assert "stop_below" in why_finished(ctx)
     status = campaign_status(ctx.config, ctx.store)
     assert status["next"] == "`goldloop report`"
-    assert any("still wrong" in line for line in status_lines(status))
+    assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
 
 
 def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
