@@ -238,7 +238,6 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the LLM on a random sample before the first round; run it again to resume."""
-    from contextlib import closing
     from dataclasses import asdict
 
     from loop.rivals import ask_rival, renamed, rival_config, rival_lines, side_by_side
