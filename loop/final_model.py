@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from loop.context import Context
 from loop.encoder import RECORD, load_classifier, load_tokenizer, save_model
@@ -119,9 +120,11 @@ def make_final_model(
         force: build anew what is there and up to date.
     Raises:
         StageError: no round is finished yet.
+        StoreError: the campaign file's labels are not those that the campaign was begun with.
         StudentError: the folder holds something else, or training or saving failed.
     """
     round_ = _last_finished(ctx)
+    ctx.store.open_campaign(ctx.name, ctx.config.label_names)  # labels that it was begun with
     _check_place(folder)
     evaluated = evaluation_items(ctx)
     labels = loop_labels(ctx, round_)
@@ -143,7 +146,8 @@ def make_final_model(
     shutil.rmtree(work, ignore_errors=True)
     with ctx.store.transaction() as session:
         ctx.store.log(session, ctx.name, "model", "saved", round=round_.number, chosen=choice.name)
-    return Made(folder, choice, (*news, f"{choice.name} is taken: {choice.why}."))
+    taken = f"{choice.name[:1].upper()}{choice.name[1:]} is taken: {choice.why}."
+    return Made(folder, choice, (*news, taken))
 
 
 # what there is
@@ -179,9 +183,18 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _whole(folder: Path, record: dict[str, Any]) -> bool:
-    """Whether the model and every seed that the record names are there."""
-    folders = [folder, *(folder / name for name in record.get("seeds", ()))]
-    return all(any(f.glob("*.safetensors")) and (f / "config.json").is_file() for f in folders)
+    """Whether the model and every seed that the record names are there and not cut short."""
+    for place in [folder, *(folder / name for name in record.get("seeds", ()))]:
+        weights = list(place.glob("*.safetensors"))
+        if not weights or not (place / "config.json").is_file():
+            return False
+        try:
+            for file in weights:
+                with safe_open(file, framework="pt"):  # compares its length with its header
+                    pass
+        except (OSError, SafetensorError):
+            return False
+    return True
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -252,7 +265,7 @@ def _seed_models(
             news.append(
                 "Seeds trained again answer otherwise than in the round on"
                 f" {100 * max(changed):.1f} % of the test texts at most: machine, device or"
-                " versions are not the same as then"
+                " versions are not the same as then."
             )
     return {seed: folders[seed] for seed in seeds}
 
@@ -301,7 +314,7 @@ def _candidates(
         pair = np.stack([_ask(ctx, f, dev_texts).argmax(axis=1) for f in distilled])
         news.append(
             f"Two distilled models disagree on {100 * churn(pair):.1f} % of the dev texts, two"
-            f" seeds on {100 * churn(on_dev.argmax(axis=2)):.1f} %"
+            f" seeds on {100 * churn(on_dev.argmax(axis=2)):.1f} %."
         )
     if not enough:
         return _Candidates(folders, _without_dev(int((y >= 0).sum())))
