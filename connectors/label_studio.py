@@ -43,7 +43,12 @@ from connectors.label_studio_page import (
 )
 from connectors.label_studio_pull import Pull
 from connectors.label_studio_push import Push, ask, wait_until
-from connectors.label_studio_views import connect_server, show_round, show_tab
+from connectors.label_studio_views import (
+    connect_server,
+    newest_round,
+    show_round,
+    show_tab,
+)
 from connectors.label_studio_withdraw import withdraw
 from loop.errors import ReviewerError
 from loop.ports import Fetched, Label, Progress, ReviewTask, no_progress
@@ -204,8 +209,15 @@ class LabelStudioReviewer:
         )
 
     def url(self) -> str:
-        """Where people go to label."""
-        return f"{self._client.shown_url}/projects/{self._id()}/data?labeling=1"
+        """Where people go to label: the newest round's tab, most suspect first.
+
+        Raises:
+            ReviewerError: the server cannot be read.
+        """
+        tab = newest_round(self._client, self._id())
+        where = f"{self._client.shown_url}/projects/{self._id()}/data"
+        # Without a tab in the address, Label Studio labels whatever its first tab shows.
+        return f"{where}?labeling=1" if tab is None else f"{where}?tab={tab}&labeling=1"
 
     def delete_project(self) -> None:
         """Removes the project with all that is in it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -19,6 +20,18 @@ def show_round(client: Client, project: int, number: int) -> None:
     """
     shown = [filter_on("data.round", "equal", "Number", number)]
     show_tab(client, project, f"Round {number}", shown, make=True)
+
+
+def newest_round(client: Client, project: int) -> int | None:
+    """The tab of the round with the highest number; None where there is none."""
+    with client.asking("list its tabs"):
+        tabs = client.get("api/dm/views/", {"project": project})
+        found = {
+            int(number[1]): int(tab["id"])
+            for tab in tabs
+            if (number := re.fullmatch(r"Round (\d+)", str((tab.get("data") or {}).get("title"))))
+        }
+    return found[max(found)] if found else None
 
 
 def show_tab(

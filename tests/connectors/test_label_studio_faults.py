@@ -147,6 +147,7 @@ def test_every_foreign_error_becomes_ours(failing):
 
 
 def test_passwords_in_the_address_stay_private():
+    tabs = []
     r = LabelStudioReviewer(
         "http://me:password@127.0.0.1:9/sub/",
         TOKEN,
@@ -154,9 +155,13 @@ def test_passwords_in_the_address_stay_private():
         campaign_id="c",
         labels=[Label("a"), Label("b")],
         task="",
+        transport=httpx.MockTransport(lambda request: httpx.Response(200, json=tabs)),
     )
     r._project = 3
     assert r.url() == "http://127.0.0.1:9/sub/projects/3/data?labeling=1"
+    titles = ["Round 2", "Conflicts", "Round 10", "Round 9"]
+    tabs += [{"id": n, "data": {"title": title}} for n, title in enumerate(titles, start=5)]
+    assert r.url() == "http://127.0.0.1:9/sub/projects/3/data?tab=7&labeling=1"
 
 
 def task(number):

@@ -116,6 +116,7 @@ def test_each_round_has_a_tab_in_its_order(make, api, people):
     reviewer.send(tasks(4, first=4, round_number=2))  # again, as after an interruption
     tabs = {t["data"]["title"]: t for t in api.get(f"/api/dm/views/?project={project}").json()}
     assert sorted(tabs) == ["Round 1", "Round 2"]
+    assert reviewer.url().endswith(f"/data?tab={tabs['Round 2']['id']}&labeling=1")
     # What a browser asks for that follows the tab: the round's own tasks, in order.
     found = tabs["Round 2"]["data"]
     body = {"filters": found["filters"], "ordering": found["ordering"]}
