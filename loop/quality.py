@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loop.config import Config
 from loop.ports import FloatArray, IntArray
 from loop.store import Round
-from strategies.estimate import MIN_RANDOM, label_quality
+from strategies.estimate import TooFewRandom, label_quality
 from strategies.fuse import weighted_auroc
 from strategies.learned import class_posterior
 from strategies.pool import Pool
@@ -48,22 +48,19 @@ def quality_metrics(
         The fields of ``LabelQuality`` with 95 % intervals; ``labels``, the order of the classes;
         and ``remaining_at_most``, which the remaining error rate stays below with 95 % confidence
         over all planned rounds together, each having an equal share of the risk (Bonferroni).
-        Gold that never came back is taken to be missing at random. With fewer than ``MIN_RANDOM``
-        randomly chosen gold items, nothing but ``problem``, which says so.
+        Gold that never came back is taken to be missing at random. Where too few gold
+        items were chosen at random, nothing but ``problem``, which says so.
     """
-    random = int(((gold >= 0) & (inclusion_prob < 1 - 1e-9)).sum())
-    if random < MIN_RANDOM and (gold < 0).any():
-        return {
-            "problem": f"{random} randomly chosen gold labels say nothing about the whole pool, at"
-            f" least {MIN_RANDOM} are needed (rounds.audit_frac)"
-        }
     k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
-    found, bound = (
-        label_quality(
-            y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
+    try:
+        found, bound = (
+            label_quality(
+                y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
+            )
+            for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
         )
-        for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
-    )
+    except TooFewRandom as exc:
+        return {"problem": str(exc)}
     return asdict(found) | {
         "labels": list(config.label_names),
         "remaining_at_most": bound.remaining_error.high,

@@ -76,6 +76,14 @@ def test_too_small_an_audit_is_said_and_stops_nothing():
     assert why_good_enough(config(0.5), rounds) is None
 
 
+def test_a_round_that_is_hardly_answered_is_said_to_tell_nothing_and_does_not_break():
+    y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
+    audit = np.flatnonzero((gold >= 0) & (pi < 1))
+    gold[audit[6:]] = -1  # six random answers are back, each standing for few texts
+    found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
+    assert "cannot speak for" in found["problem"]
+
+
 def foreseeing(told, seed=0, n=600):
     rng = np.random.default_rng(seed)
     truth = rng.integers(2, size=n)
