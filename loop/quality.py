@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from loop.config import Config
 from loop.ports import FloatArray, IntArray
 from loop.store import Round
-from strategies.estimate import TooFewRandom, label_quality
+from strategies.estimate import TooFewRandomError, label_quality
 from strategies.fuse import weighted_auroc
 from strategies.learned import class_posterior
 from strategies.pool import Pool
@@ -59,7 +59,7 @@ def quality_metrics(
             )
             for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
         )
-    except TooFewRandom as exc:
+    except TooFewRandomError as exc:
         return {"problem": str(exc)}
     return asdict(found) | {
         "labels": list(config.label_names),

@@ -16,7 +16,7 @@ from strategies.pool import BoolArray, FloatArray, IntArray
 MIN_RANDOM = 5  # fewer randomly chosen gold items than this support no interval
 
 
-class TooFewRandom(ValueError):
+class TooFewRandomError(ValueError):
     """The randomly chosen gold items cannot speak for the whole pool."""
 
 
@@ -226,7 +226,7 @@ def _design(
             strength[t] = (size if size > 0 else 1e9) / max(left, 1) ** 2
         left -= int(here.sum())
     if not strength.any() or (chance.sum() < MIN_RANDOM and left > 0):
-        raise TooFewRandom(
+        raise TooFewRandomError(
             f"{int(chance.sum())} randomly chosen gold items cannot speak for {n} items;"
             f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
         )

@@ -187,8 +187,8 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
     if path.exists():
         return path
     from connectors.local_lm import LocalLM
-    from loop.variants import draw_demonstrations
     from loop.ports import Demonstration, Label, PromptVariant, TextItem
+    from loop.variants import draw_demonstrations
 
     shortest = sorted((Demonstration(t, y) for t, y in texts.aside), key=lambda d: len(d.text))
     sets = draw_demonstrations(
