@@ -5,7 +5,7 @@ Both are computed after every round. ``rounds.stop_below`` ends the campaign by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -149,3 +149,24 @@ def _auroc(
     low, high = np.percentile(drawn, [2.5, 97.5])
     value = weighted_auroc(scores, wrong, weight)
     return {"auroc": {"value": value, "low": float(low), "high": float(high)}}
+
+
+def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a round's ``label_quality`` and ``predictor`` say, in sentences."""
+    lines = []
+    quality, foreseen = metrics.get("label_quality") or {}, metrics.get("predictor") or {}
+    if "accuracy" in quality:
+        right, left = (
+            f"{100 * e['value']:.1f} ({100 * e['low']:.1f} to {100 * e['high']:.1f})"
+            for e in (quality["accuracy"], quality["remaining_error"])
+        )
+        lines.append(f"LLM labels: {right} % right; with people's put in, {left} % are still wrong")
+    elif "problem" in quality:
+        lines.append(f"How good the LLM's labels are is not known: {quality['problem']}")
+    if auroc := foreseen.get("auroc"):
+        lines.append(
+            f"Wrong labels of the last batch were foreseen with AUROC {100 * auroc['value']:.1f}"
+            f" ({100 * auroc['low']:.1f} to {100 * auroc['high']:.1f}) by a predictor that had"
+            f" learned from {foreseen['learned_from']} earlier labels of people"
+        )
+    return lines

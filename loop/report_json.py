@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                 },
                 "verdict": verdict(row),
                 "confusion": [list(line) for line in row.confusion],
+                "label_quality": _plain(row.label_quality),
+                "predictor": _plain(row.predictor),
                 "recovered": {
                     key: {
                         "share": _number(r.share),
@@ -112,6 +115,15 @@ def write_whole(path: Path, content: str) -> None:
     except OSError as exc:
         partial.unlink(missing_ok=True)
         raise LoopError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
+
+
+def _plain(found: Any) -> Any:
+    """The same JSON with None where a number is not defined."""
+    if isinstance(found, Mapping):
+        return {key: _plain(value) for key, value in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_plain(value) for value in found]
+    return _number(found) if isinstance(found, float) else found
 
 
 def _number(value: float | None) -> float | None:

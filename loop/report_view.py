@@ -100,6 +100,8 @@ class ReportRow:
         against: paired differences by metric: this row minus ``llm_only``, ``random``,
             ``all_gold``, or ``previous``, the round before.
         confusion: share of the test texts by true class and label, mean over the seeds.
+        label_quality: of the round, as ``loop.quality`` gives it; JSON.
+        predictor: likewise.
     """
 
     arm: Arm
@@ -111,6 +113,8 @@ class ReportRow:
     recovered: Mapping[str, Recovered] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     confusion: tuple[tuple[float, ...], ...] = ()
+    label_quality: Mapping[str, Any] = field(default_factory=dict)
+    predictor: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

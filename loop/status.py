@@ -6,7 +6,7 @@ from typing import Any
 
 from loop.config import Config
 from loop.people import campaign_people, people_lines
-from loop.quality import why_good_enough
+from loop.quality import quality_lines, why_good_enough
 from loop.rivals import MARK
 from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
@@ -58,6 +58,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
         "good_enough": enough,
         "label_quality": measured[-1].metrics.get("label_quality") if measured else None,
+        "predictor": measured[-1].metrics.get("predictor") if measured else None,
         "measured_round": measured[-1].number if measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
@@ -93,13 +94,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
-    quality = status["label_quality"] or {}
-    if "accuracy" in quality:
-        right, left = (
-            f"{100 * e['value']:.1f} ({100 * e['low']:.1f} to {100 * e['high']:.1f})"
-            for e in (quality["accuracy"], quality["remaining_error"])
-        )
-        lines.append(f"LLM labels: {right} % right; with people's put in, {left} % are still wrong")
+    lines += quality_lines(status)
     if status["good_enough"]:
         lines.append(f"Finished: {status['good_enough']}")
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]

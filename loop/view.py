@@ -186,4 +186,6 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
             if (known := {k: m for k, d in differences.items() if (m := metric(d)) is not None})
         },
         confusion=_matrix((metrics.get("confusion") or {}).get(arm)),
+        label_quality=(metrics.get("label_quality") or {}) if own else {},
+        predictor=(metrics.get("predictor") or {}) if own else {},
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from loop.agreement import told
 from loop.assistance import assistance_lines, campaign_assistance
 from loop.config import Config
+from loop.quality import quality_lines
 from loop.report_view import COLUMNS, ReportRow, difference, verdict
 from loop.store import Round, Store
 
@@ -47,6 +48,7 @@ def campaign_notes(
     for row in [row for row in rows if row.arm == "loop"][-1:]:
         notes += _comparisons(row)
     if last is not None:
+        notes += [f"{line}." for line in quality_lines(last.metrics)]
         notes += _warnings(config, last)
         if agreed := told(last.metrics.get("frozen") or {}):
             notes.append(agreed)

@@ -1,14 +1,17 @@
 """What gold says after a round, and the stopping rule that follows from it."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from campaigns import make, texts
 
-from loop.quality import predictor_metrics, quality_metrics, why_good_enough
+from loop.quality import predictor_metrics, quality_lines, quality_metrics, why_good_enough
+from loop.report_json import rounds_json
 from loop.round import open_campaign, run_round, why_finished
 from loop.status import campaign_status, status_lines
+from loop.view import campaign_view
 from strategies.pool import Pool
 
 
@@ -117,6 +120,14 @@ def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
         predictor_metrics(pool, batch, gold, rng=np.random.default_rng(0))
 
 
+def test_foreseen_errors_are_told_in_a_sentence():
+    told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
+    (line,) = quality_lines({"predictor": told})
+    assert "AUROC 100.0 (100.0 to 100.0)" in line
+    assert "200 earlier labels" in line
+    assert quality_lines({}) == []
+
+
 def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr("loop.report_plots.course_plot", lambda *_: "")
     ctx = make(
@@ -136,6 +147,11 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     status = campaign_status(ctx.config, ctx.store)
     assert status["next"] == "`goldloop report`"
     assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
+    view = campaign_view(ctx.config, ctx.store)
+    assert any("are still wrong" in note for note in view.notes)
+    shown = json.loads(json.dumps(rounds_json(view), allow_nan=False))["rows"]
+    assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [metrics["label_quality"]]
+    assert [r["predictor"]["n"] for r in shown if r["arm"] == "loop"] == [40]
 
 
 def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
