@@ -83,6 +83,7 @@ POLICIES: dict[str, Policy] = {
     "goldloop-fusion": replace(DEFAULT, signals=FUSED),
     "goldloop-learned-weights": replace(DEFAULT, signals=FUSED, learn_weights=True),
     "goldloop-learned": replace(DEFAULT, signals=("learned_error",)),
+    "goldloop-benefit": replace(DEFAULT, signals=("expected_benefit",)),
     "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
     "goldloop-spread": replace(DEFAULT, same_text=0.9),
     "goldloop-relabel": replace(DEFAULT, repair="relabel"),

@@ -880,6 +880,7 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
             say(f"Round {round_.number} is done.")
         elif close:
             close_early(ctx, open_round(ctx))
+            close = False  # the round that waits now, not those that are opened after it
         else:
             news = _waiting(ctx, round_)
             if news != told:

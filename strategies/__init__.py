@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from strategies.benefit import expected_benefit
 from strategies.consistency import flip_rate, jensen_shannon, vote_entropy
 from strategies.learned import learned_error
 from strategies.neighbours import knn_disagreement, knn_label_std
@@ -44,6 +45,7 @@ STRATEGIES: dict[str, Strategy] = {
     "knn_label_std": knn_label_std,
     "student_disagreement": student_disagreement,
     "seed_disagreement": seed_disagreement,
+    "expected_benefit": expected_benefit,
     "learned_error": learned_error,
     "random": random,
 }
@@ -62,6 +64,7 @@ NEEDS: dict[str, frozenset[str]] = {
     "knn_label_std": frozenset({"embeddings", "ordinal"}),
     "student_disagreement": frozenset({"p_student"}),
     "seed_disagreement": frozenset({"p_student"}),
+    "expected_benefit": frozenset({"embeddings"}),
     "learned_error": frozenset({"embeddings", "p_student"}),
     "random": frozenset(),
 }

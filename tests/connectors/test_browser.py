@@ -57,6 +57,8 @@ audit_frac = 0.0
 
 [student]
 encoder = "minilm"
+seeds = 2
+epochs = 1
 references = []
 
 [label_studio]
@@ -98,7 +100,7 @@ def browser(tmp_path):
     found.quit()
 
 
-def write_campaign(folder, url):
+def write_campaign(folder, url, rounds=1):
     rows = []
     for i in range(20):
         sure = 0.5 + 0.02 * i  # the first is the most suspect
@@ -107,7 +109,9 @@ def write_campaign(folder, url):
         rows.append([text, llm, llm, sure])
     with (folder / "t.csv").open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([["text", "gold", "llm", "probs"], *rows])
-    (folder / "goldloop.toml").write_text(CAMPAIGN.replace("URL", url), encoding="utf-8")
+    text = CAMPAIGN.replace("URL", url).replace("rounds = 1", f"rounds = {rounds}")
+    text = text.replace("labels = 8", f"labels = {8 * rounds}")
+    (folder / "goldloop.toml").write_text(text, encoding="utf-8")
 
 
 def wait_for(find, timeout_s=60):
@@ -219,7 +223,7 @@ def answers(store):
 
 
 def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
-    write_campaign(tmp_path, label_studio.url)
+    write_campaign(tmp_path, label_studio.url, rounds=2)
     said = finish(tmp_path, label_studio, "run")
     url = re.search(r"label at (\S+)", said)[1]
     store = Store(f"sqlite:///{tmp_path / 'browser.db'}")
@@ -274,6 +278,23 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
     assert page.ran() is None
     finish(tmp_path, label_studio, "pull")
     assert answers(store)[order[0]] == ("negative", False, "")
+
+    # Round 2 is opened while texts of round 1 are still out: its address shows its own first.
+    said = finish(tmp_path, label_studio, "run", "--close")
+    second = re.findall(r"label at (\S+)", said)[-1]
+    assert second != url
+    reviews = store.reviews("browser")
+    assert any(r.closed_at is None and r.item_id in set(items) for r in reviews[:8])
+    newest = [items[r.item_id] for r in reviews[8:]]
+    assert len(newest) == 8
+    browser.get(second)
+    wait_for(lambda: page.number() is not None)
+    for number in newest[:2]:
+        wait_for(lambda number=number: page.number() == number)
+        page.key("2")
+        wait_for(lambda: any(page.chosen()))
+        page.press("submit")
+    wait_for(lambda: page.number() == newest[2])
     store.close()
 
 

@@ -129,3 +129,19 @@ def test_seeds_differ_but_agree_on_clear_texts():
     labels = pool.p_student.argmax(axis=2)
     assert not np.array_equal(pool.p_student[0], pool.p_student[1])
     assert (labels == truth).mean() > 0.98
+
+
+def test_expected_benefit_prefers_crowds_and_rare_classes_at_equal_doubt():
+    rng = np.random.default_rng(0)
+    crowd = np.eye(1, 16)[0] * 5 + rng.normal(size=(30, 16)) * 0.3
+    lonely = np.eye(15, 16, k=1) * 5
+    pool = Pool(
+        probs=np.full((45, 1, 2), 0.5),
+        y_llm=np.array([1] * 5 + [0] * 40),
+        gold=np.full(45, -1),
+        embeddings=np.concatenate([crowd, lonely]).astype(np.float32),
+    )
+    rare, common, alone = np.split(STRATEGIES["expected_benefit"](pool, rng), [5, 30])
+    assert rare.min() > common.max() > common.min() > alone.max()
+    sure = replace(pool, probs=np.eye(2)[pool.y_llm][:, None])
+    assert STRATEGIES["expected_benefit"](sure, rng).max() == 0
