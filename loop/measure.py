@@ -246,7 +246,12 @@ def _llm(ctx: Context) -> dict[str, Any]:
     They are the labels that the students of ``llm_only`` learn, before gold scales anything.
     Empty while too few texts were drawn at random to speak for the pool.
     """
-    from strategies.estimate import MIN_RANDOM, Estimate, label_quality, weighted_confusion
+    from strategies.estimate import (
+        Estimate,
+        TooFewRandomError,
+        label_quality,
+        weighted_confusion,
+    )
 
     labels = {name: i for i, name in enumerate(ctx.config.label_names)}
     items = ctx.store.items(ctx.name, "pool")
@@ -263,13 +268,11 @@ def _llm(ctx: Context) -> dict[str, Any]:
         [reviews[i.id].round_id if b else 0 for i, b in zip(items, bought, strict=True)]
     )
     said = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items).y_llm
-    if ((truth >= 0) & (pi < 1)).sum() < MIN_RANDOM:
-        return {}
     k = len(labels)
     try:
         quality = label_quality(said, truth, pi, k, round_of=steps)
         confusion = weighted_confusion(said, truth, pi, k, round_of=steps)
-    except ValueError:  # no round's gold speaks for the whole pool
+    except TooFewRandomError:
         return {}
 
     def shown(found: Estimate | None) -> dict[str, float] | None:
