@@ -15,7 +15,7 @@ from typing import Any
 from connectors.label_studio_client import Client, RefusedError, filter_on
 from connectors.label_studio_page import FROM_NAME, UNSURE
 from loop.errors import ReviewerError
-from loop.ports import Fetched, FetchedTask, RawAnnotation
+from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Pull:
         if choices[0] == UNSURE:
             return None, "unsure"
         label = self._names.get(choices[0]) if isinstance(choices[0], str) else None
-        return (None, f"unknown label {choices[0]!r}") if label is None else (label, None)
+        return (None, unknown_label(choices[0])) if label is None else (label, None)
 
     def _person(self, who: Any) -> str:
         """E-mail address of a user, which stays the same; else the user's number."""

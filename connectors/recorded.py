@@ -72,7 +72,7 @@ class RecordedAnnotator:
         for position, column in enumerate(self._columns if items else ()):
             self._must_exist(items, position)
             values = [item.meta.get(column) for item in items]
-            if not any(self._read(position, item.meta) is not None for item in items):
+            if not any(self._read(position, item.meta, self._names) is not None for item in items):
                 common = Counter("(empty)" if _empty(v) else str(v)[:40] for v in values)
                 raise AnnotatorError(
                     f"No value of the column {column!r} is a label with a usable probability."
@@ -81,15 +81,12 @@ class RecordedAnnotator:
                 )
 
     def annotate(self, variant: PromptVariant, items: Sequence[TextItem]) -> ClassProbs:
-        """The recorded answers; a row of NaN where an item has none.
+        """The recorded answers, among the variant's labels; a row of NaN where an item has none.
 
         Raises:
             AnnotatorError: the variant has no column, or its column is in none of the items.
-            ValueError: the variant's labels are not the annotator's.
         """
         names = tuple(label.name for label in variant.labels)
-        if names != self._names:
-            raise ValueError(f"variant has labels {names}, the annotator {self._names}")
         if not 0 <= variant.index < len(self._columns):
             raise AnnotatorError(
                 f"Prompt variant {variant.index} has no column; there are {len(self._columns)}:"
@@ -101,7 +98,7 @@ class RecordedAnnotator:
         probs = np.full((n, len(names)), np.nan)
         off = np.full(n, np.nan)
         for row, item in enumerate(items):
-            answer = self._read(variant.index, item.meta)
+            answer = self._read(variant.index, item.meta, names)
             if answer is not None:
                 probs[row], off[row] = answer
         return ClassProbs(probs, off, np.zeros(n, dtype=np.int64))
@@ -121,36 +118,41 @@ class RecordedAnnotator:
                     f" {', '.join(there[:30]) or 'none besides text, label and split'}."
                 )
 
-    def _read(self, position: int, meta: Mapping[str, Any]) -> tuple[FloatArray, float] | None:
+    def _read(
+        self, position: int, meta: Mapping[str, Any], names: tuple[str, ...]
+    ) -> tuple[FloatArray, float] | None:
         """Class probabilities and off-label mass, or None for no answer."""
         value = meta.get(self._columns[position])
         name = _as_name(value)
-        if name in self._names:
+        if name in names:
             confidence = 1.0
             if self._prob_columns is not None:
                 stated = _as_mass(meta.get(self._prob_columns[position]))
                 if stated is None or stated > 1.0:
                     return None
                 confidence = stated
-            others = (1.0 - confidence) / max(1, len(self._names) - 1)
-            probs = np.full(len(self._names), others)
-            probs[self._names.index(name)] = confidence
+            others = (1.0 - confidence) / max(1, len(names) - 1)
+            probs = np.full(len(names), others)
+            probs[names.index(name)] = confidence
             return (probs / probs.sum(), 0.0) if probs.sum() > 0 else None
         if isinstance(value, str) and value.lstrip().startswith("{"):
             try:
                 value = json.loads(value)
             except ValueError:
                 return None
-        return self._from_mapping(value) if isinstance(value, Mapping) else None
+        return _from_mapping(value, names) if isinstance(value, Mapping) else None
 
-    def _from_mapping(self, value: Mapping[Any, Any]) -> tuple[FloatArray, float] | None:
-        masses = {str(key): _as_mass(0.0 if mass is None else mass) for key, mass in value.items()}
-        known = [mass for mass in masses.values() if mass is not None]
-        named = np.array([masses.get(name) or 0.0 for name in self._names])
-        if len(known) < len(masses) or named.sum() <= 0:
-            return None
-        off = 1.0 - named.sum() / max(1.0, math.fsum(known))  # counts above 1 are shares of all
-        return named / named.sum(), float(np.clip(off, 0.0, 1.0))
+
+def _from_mapping(
+    value: Mapping[Any, Any], names: tuple[str, ...]
+) -> tuple[FloatArray, float] | None:
+    masses = {str(key): _as_mass(0.0 if mass is None else mass) for key, mass in value.items()}
+    known = [mass for mass in masses.values() if mass is not None]
+    named = np.array([masses.get(name) or 0.0 for name in names])
+    if len(known) < len(masses) or named.sum() <= 0:
+        return None
+    off = 1.0 - named.sum() / max(1.0, math.fsum(known))  # counts above 1 are shares of all
+    return named / named.sum(), float(np.clip(off, 0.0, 1.0))
 
 
 def _empty(value: Any) -> bool:

@@ -270,7 +270,7 @@ class _Clerk:
         started = time.perf_counter()
         answer = self.annotator.annotate(variant, items)
         seconds = (time.perf_counter() - started) / len(items)
-        n, k = len(items), len(self.config.labels)
+        n, k = len(items), len(variant.labels)
         if answer.probs.shape != (n, k):
             raise AnnotatorError(
                 f"The annotator {self.revision} answered with shape {answer.probs.shape}"

@@ -45,6 +45,7 @@ from loop.round import (
     label_set_of,
     last_models,
     loop_labels,
+    open_campaign,
     seeds_of,
 )
 from loop.stability import churn, measure
@@ -124,7 +125,7 @@ def make_final_model(
         StudentError: the folder holds something else, or training or saving failed.
     """
     round_ = _last_finished(ctx)
-    ctx.store.open_campaign(ctx.name, ctx.config.label_names)  # labels that it was begun with
+    open_campaign(ctx)  # checks the labels
     _check_place(folder)
     evaluated = evaluation_items(ctx)
     labels = loop_labels(ctx, round_)

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def open_store(config: Config) -> Iterator[Store]:
-    """The campaign's store, closed at the end."""
+    """The campaign's store, closed at the end.
+
+    Raises:
+        StoreError: it cannot be opened, or the campaign was begun with other labels.
+    """
     from loop.store import Store
 
     store = Store(config.store_url)
     try:
+        store.check_labels(config.campaign.name, config.label_names)
         yield store
     finally:
         store.close()

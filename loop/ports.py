@@ -317,6 +317,11 @@ class RawAnnotation:
     raw: Mapping[str, Any]
 
 
+def unknown_label(label: str | None) -> str:
+    """The problem of an answer that chose a label which the campaign does not have."""
+    return f"unknown label {label!r}"
+
+
 @dataclass(frozen=True)
 class FetchedTask:
     """A task that changed, with its whole set of annotations: what is missing was deleted."""

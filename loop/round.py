@@ -40,6 +40,7 @@ from loop.ports import (
     ReviewTask,
     SeedResult,
     TrainingSet,
+    unknown_label,
 )
 from loop.quality import predictor_metrics, quality_metrics, why_good_enough
 from loop.store import (
@@ -58,7 +59,7 @@ from loop.store import (
     now,
 )
 from loop.variants import freeze_variants
-from loop.votes import LlmVotes, read_votes
+from loop.votes import LlmVotes, read_votes, widened
 from strategies import NEEDS, STRATEGIES
 from strategies.fuse import fuse_ranks
 from strategies.pool import Pool
@@ -73,8 +74,13 @@ VALIDATION = 0
 
 
 def open_campaign(ctx: Context) -> None:
-    """Makes the campaign's row and imports its texts, once."""
-    ctx.store.open_campaign(ctx.name, ctx.config.label_names)
+    """Makes the campaign's row and imports its texts, once; says which labels are new."""
+    if new := ctx.store.open_campaign(ctx.name, ctx.config.label_names):
+        ctx.say(
+            f"New label{'s' * (len(new) > 1)}: {', '.join(new)}. People can choose"
+            f" {'them' if len(new) > 1 else 'it'} from the next push or pull on, also to correct"
+            " earlier answers; the next round asks the LLM about every text anew."
+        )
     if ctx.store.item_count(ctx.name) == 0:
         count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
         ctx.say(f"Imported {count} texts.")
@@ -785,7 +791,7 @@ def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotat
         skipped=a.skipped,
         note=a.note,
         lead_time_s=a.lead_time_s,
-        problem=a.problem if known else f"unknown label {a.label!r}",
+        problem=a.problem if known else unknown_label(a.label),
         raw=dict(a.raw),
     )
 
@@ -921,7 +927,7 @@ def loop_labels(ctx: Context, round_: Round) -> LabelSet:
     rows = ctx.store.training_labels(_id(round_))
     return LabelSet(
         [r.item_id for r in rows],
-        np.array([r.probs for r in rows]),
+        widened([r.probs for r in rows], len(ctx.config.labels)),
         np.array([r.weight for r in rows]),
     )
 

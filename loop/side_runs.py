@@ -23,7 +23,7 @@ from loop.measure import Truth, truth_of
 from loop.ports import Draws, FloatArray, IntArray, SeedResult, Student, TrainingSet
 from loop.report_json import write_whole
 from loop.store import Item, Round
-from loop.votes import read_votes
+from loop.votes import read_votes, widened
 
 StudentKind = Literal["encoder", "frozen"]
 
@@ -146,7 +146,8 @@ def merged_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
     y, weight = np.full((len(runs.pool), k), 1.0 / k), np.zeros(len(runs.pool))
     for row, item in enumerate(runs.pool):
         if item.id in learned:
-            y[row], weight[row] = learned[item.id].probs, learned[item.id].weight
+            y[row] = widened([learned[item.id].probs], k)[0]
+            weight[row] = learned[item.id].weight
     return y, weight
 
 

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Field, Session, SQLModel, UniqueConstraint, col, create_engine, select
 
 from loop.errors import StoreError
+from loop.ports import unknown_label
 
 STAGES = (
     "annotate",
@@ -306,23 +307,37 @@ class Store:
 
     # campaign and items
 
-    def open_campaign(self, name: str, labels: Sequence[str]) -> CampaignRow:
-        """The campaign's row, made if new.
+    def open_campaign(self, name: str, labels: Sequence[str]) -> tuple[str, ...]:
+        """Makes the campaign's row if it is new; the labels that have come since it was begun.
+
+        New labels are taken at the end alone, so that stored class numbers keep their meaning.
+        Answers that chose one of them before it was known are read anew.
 
         Raises:
-            StoreError: the campaign exists with other labels.
+            StoreError: the campaign has other labels, or in another order.
         """
         with self.transaction() as session:
             row = session.get(CampaignRow, name)
             if row is None:
-                row = CampaignRow(name=name, labels=list(labels))
+                session.add(CampaignRow(name=name, labels=list(labels)))
+                return ()
+            new = _new_labels(row, labels)
+            if new:
+                row.labels = list(labels)
                 session.add(row)
-            elif row.labels != list(labels):
-                raise StoreError(
-                    f"Campaign {name!r} was begun with labels {row.labels}, the file now says"
-                    f" {list(labels)}; restore them, or give the campaign a new name."
-                )
-            return row
+                self.log(session, name, "labels", "added", labels=list(new))
+                _read_anew(session, name, new)
+            return new
+
+    def check_labels(self, name: str, labels: Sequence[str]) -> None:
+        """Looks whether the labels fit a campaign that may have begun; writes nothing.
+
+        Raises:
+            StoreError: as ``open_campaign``.
+        """
+        with self.transaction() as session:
+            if (row := session.get(CampaignRow, name)) is not None:
+                _new_labels(row, labels)
 
     def campaign_uid(self, campaign: str) -> str:
         """What marks the campaign's project on Label Studio.
@@ -571,6 +586,30 @@ def insert_all(
     """Inserts many rows at the speed of the driver, in the caller's transaction."""
     for start in range(0, len(rows), chunk):
         session.execute(insert(table), [dict(row) for row in rows[start : start + chunk]])
+
+
+def _new_labels(row: CampaignRow, labels: Sequence[str]) -> tuple[str, ...]:
+    had = len(row.labels)
+    if row.labels != list(labels[:had]):
+        raise StoreError(
+            f"Campaign {row.name!r} was begun with labels {row.labels}, the file now says"
+            f" {list(labels)}; restore them (new ones go to the end), or give the campaign a new"
+            " name."
+        )
+    return tuple(labels[had:])
+
+
+def _read_anew(session: Session, campaign: str, labels: Sequence[str]) -> None:
+    """Answers that chose one of the labels before the campaign had it count from now on."""
+    for label in labels:
+        session.exec(
+            update(Annotation)
+            .where(
+                col(Annotation.campaign) == campaign,
+                col(Annotation.problem) == unknown_label(label),
+            )
+            .values(label=label, problem=None)
+        )
 
 
 def _engine(url: str) -> Engine:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from sqlalchemy import delete
+from sqlmodel import col
 
-from loop.config import Config
+from loop.config import Config, LabelSection
 from loop.errors import ConfigError
 from loop.items import item_id
 from loop.ports import Demonstration, PromptVariant
@@ -61,6 +64,14 @@ def freeze_variants(
     if [row.hash for row in frozen] == [variant.hash for variant in variants]:
         return variants
     with store.transaction() as session:
+        # A label that came while this round was asking: it begins again with the new prompts.
+        session.exec(
+            delete(Variant).where(
+                col(Variant.campaign) == name,
+                col(Variant.annotator) == annotator,
+                col(Variant.from_round) == round_number,
+            )
+        )
         for variant in variants:
             session.add(
                 Variant(
@@ -84,7 +95,7 @@ def plan_variants(
     """The variants that are frozen, or those that would be; stores nothing.
 
     With ``prompt.refresh = "round"`` a later round than the one that froze them draws others, as
-    soon as people have labelled something.
+    soon as people have labelled something. Whoever asks after a label has come names it.
 
     Raises:
         ConfigError: shots are asked for and no example with a label is at hand, an example is a
@@ -94,10 +105,11 @@ def plan_variants(
     gathered = gathered_demonstrations(config, store)
     if frozen:
         since = store.variants(config.campaign.name, annotator)[0].from_round
-        if not gathered or round_number <= since:
+        knows_all = [label.name for label in frozen[0].labels] == list(config.label_names)
+        if knows_all and (not gathered or round_number <= since):
             return frozen
     if config.annotator.kind == "recorded":
-        return frozen or [_variant(config, i, ()) for i in range(len(config.annotator.columns))]
+        return [_variant(config, i, ()) for i in range(len(config.annotator.columns))]
     candidates = [*(config.given_demonstrations or _of_dev(config, store)), *gathered]
     if config.prompt.shots and not candidates and config.prompt.refresh == "never":
         raise ConfigError(
@@ -122,17 +134,17 @@ def plan_variants(
 def stored_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
     """The variants that are frozen; none before the first question.
 
-    A label's description may change while people label: they see the new one, the LLM's prompts
-    keep the one that its votes answered.
+    A label's description may change while people label, and labels may come: people see them, the
+    LLM's prompts keep what its votes answered until a round asks anew.
 
     Raises:
         ConfigError: the prompt is no longer the one that was frozen.
     """
     found = store.variants(config.campaign.name, annotator)
     rounds = store.rounds(config.campaign.name) if found else []
-    described = [r.config["labels"] for r in rounds if r.config.get("labels")]
-    for labels in (None, *described):
-        asked = config if labels is None else _described(config, labels)
+    had = [r.config["labels"] for r in rounds if r.config.get("labels")]
+    for labels in (None, *had):
+        asked = config if labels is None else _labelled(config, labels)
         frozen = [
             _variant(
                 asked,
@@ -150,16 +162,10 @@ def stored_variants(config: Config, store: Store, annotator: str) -> list[Prompt
     )
 
 
-def _described(config: Config, labels: Sequence[Mapping[str, str]]) -> Config:
-    """The campaign with the descriptions that its labels had."""
-    then = {label["name"]: label["description"] for label in labels}
+def _labelled(config: Config, labels: Sequence[Mapping[str, Any]]) -> Config:
+    """The campaign with the labels that it had, described as they were."""
     return config.model_copy(
-        update={
-            "labels": tuple(
-                label.model_copy(update={"description": then.get(label.name, label.description)})
-                for label in config.labels
-            )
-        }
+        update={"labels": tuple(LabelSection.model_validate(label) for label in labels)}
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         accuracy_from=last.metrics["accuracy_from"] if last else None,
         people=people,
         calibration=_calibration(last.metrics.get("calibration") or {}) if last else None,
-        llm=_llm(last.metrics.get("llm") or {}) if last else None,
+        llm=_llm(last.metrics.get("llm") or {}, len(config.labels)) if last else None,
         frozen=_frozen(last.metrics.get("frozen") or {}) if last else None,
         instability=instability(config.out),
         plateau=plateau(config.out),
@@ -122,22 +123,35 @@ def _frozen(found: dict[str, Any]) -> Agreement | None:
     )
 
 
-def _llm(found: dict[str, Any]) -> LlmLabels | None:
+def _llm(found: dict[str, Any], k: int) -> LlmLabels | None:
     if not found:
         return None
+
+    def of_classes(field: str) -> tuple[Metric | None, ...]:
+        return tuple(metric(m) for m in _all(found[field], k))
+
     return LlmLabels(
         accuracy=metric(found["accuracy"]),
-        recall=tuple(metric(m) for m in found["recall"]),
-        precision=tuple(metric(m) for m in found["precision"]),
-        class_share=tuple(metric(m) for m in found["class_share"]),
-        confusion=_matrix(found["confusion"]),
+        recall=of_classes("recall"),
+        precision=of_classes("precision"),
+        class_share=of_classes("class_share"),
+        confusion=_matrix(found["confusion"], k),
         n_gold=found["n_gold"],
         n_random=found["n_random"],
     )
 
 
-def _matrix(found: Any) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(float(x) for x in line) for line in found or ())
+def _all(found: Sequence[Any] | None, k: int) -> list[Any]:
+    """What a round says of each of the k labels; nothing of those that have come since."""
+    known = list(found or ())
+    return known + [None] * (k - len(known))
+
+
+def _matrix(found: Any, k: int) -> tuple[tuple[float, ...], ...]:
+    """(k, k), zero where a label has come since; empty for nothing."""
+    lines = [[*map(float, line), *[0.0] * (k - len(line))] for line in found or ()]
+    lines += [[0.0] * k for _ in range(k - len(lines) if lines else 0)]
+    return tuple(map(tuple, lines))
 
 
 def _maybe(config: Config, round_: Round, arm: Arm) -> list[ReportRow]:
@@ -165,10 +179,10 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
             )
             for label, recall, precision, alpha, n in zip(
                 config.label_names,
-                found.get("recall") or [None] * k,
-                found.get("precision") or [None] * k,
-                found.get("alpha_per_class") or [None] * k,
-                metrics["per_class_n"],
+                _all(found.get("recall"), k),
+                _all(found.get("precision"), k),
+                _all(found.get("alpha_per_class"), k),
+                _all(metrics["per_class_n"], k),
                 strict=True,
             )
         ),
@@ -185,7 +199,7 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
             for reference, differences in (metrics.get("compared", {}) if own else {}).items()
             if (known := {k: m for k, d in differences.items() if (m := metric(d)) is not None})
         },
-        confusion=_matrix((metrics.get("confusion") or {}).get(arm)),
+        confusion=_matrix((metrics.get("confusion") or {}).get(arm), k),
         label_quality=(metrics.get("label_quality") or {}) if own else {},
         predictor=(metrics.get("predictor") or {}) if own else {},
     )

@@ -73,11 +73,10 @@ def _warnings(config: Config, last: Round) -> list[str]:
     warnings = []
     if note := (found.get("alpha_k") or {}).get("note"):
         warnings.append(f"Mind alpha_K: {note}.")
+    alphas = found.get("alpha_per_class") or [{}] * len(config.labels)
+    # a label that has come since is missing at the end of what the round says
     for label, alpha, n in zip(
-        config.label_names,
-        found.get("alpha_per_class") or [{}] * len(config.labels),
-        last.metrics["per_class_n"],
-        strict=True,
+        config.label_names, alphas, last.metrics["per_class_n"], strict=False
     ):
         if note := alpha.get("note"):
             tests = f" ({n} test texts are of it)" if last.metrics["accuracy_from"] else ""

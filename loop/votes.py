@@ -82,10 +82,19 @@ def vote_arrays(
     ]
     if taken:
         rows, columns, answers, masses = zip(*taken, strict=True)
-        values = np.array(answers, dtype=np.float64)
+        values = widened(answers, k)
         probs[rows, columns] = values / values.sum(axis=1, keepdims=True)
         off[rows, columns] = masses
     return probs, off
+
+
+def widened(rows: Sequence[Sequence[float]] | Sequence[FloatArray], k: int) -> FloatArray:
+    """(n, k) stored class probabilities; labels that have come since have probability 0."""
+    out = np.zeros((len(rows), k))
+    if len(rows):
+        stored = np.array(rows, dtype=np.float64)
+        out[:, : stored.shape[1]] = stored
+    return out
 
 
 def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArray | None:
@@ -103,7 +112,8 @@ def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArr
         raise AnnotatorError(
             "The LLM's answers to empty texts are not stored yet; run `goldloop annotate` first."
         )
-    return np.array([np.mean(stored[found], axis=0) for found in hashes])
+    means = [np.mean(stored[found], axis=0) for found in hashes]
+    return widened(means, len(config.labels))
 
 
 def calibrated_votes(

@@ -127,9 +127,13 @@ def test_probability_columns_pair_with_columns() -> None:
         RecordedAnnotator(["a"], LABELS, prob_columns=["b", "c"])
 
 
-def test_other_labels_are_a_bug() -> None:
-    with pytest.raises(ValueError, match="variant has labels"):
-        RecordedAnnotator(["a"], LABELS).annotate(PromptVariant(0, "t", LABELS[::-1], ()), [])
+def test_the_labels_of_the_variant_count() -> None:
+    items = [TextItem("1", "t", {"a": LABELS[0].name}), TextItem("2", "t", {"a": LABELS[-1].name})]
+    fewer = PromptVariant(0, "t", LABELS[:-1], ())
+    found = RecordedAnnotator(["a"], LABELS).annotate(fewer, items).probs
+    assert found.shape == (2, len(LABELS) - 1)
+    assert found[0, 0] == 1.0
+    assert np.isnan(found[1]).all()
 
 
 def test_revision_knows_the_columns() -> None:

@@ -16,6 +16,7 @@ from loop.errors import StageError, StoreError, StudentError
 from loop.final_model import Choice, choose, make_final_model
 from loop.model_weights import average, build_in_temperature
 from loop.round import run_round
+from loop.side_runs import merged_labels, side_runs
 from loop.student import EncoderStudent
 
 TRICKY = 'a "quoted" <b>label</b>: |\n---\n# `x`'
@@ -163,6 +164,24 @@ def test_labels_that_changed_since_are_refused(finished, encoder, tmp_path):
     )
     with pytest.raises(StoreError, match=r"begun with labels \['bad', 'good'\]"):
         make_final_model(ctx, ctx.config.out / "final")
+    ctx.store.close()
+
+
+def test_a_label_that_came_after_the_last_round_has_its_column(finished, encoder, tmp_path):
+    shutil.copytree(finished, tmp_path / "campaign")
+    labels = [{"name": name} for name in ("bad", "good", "odd")]
+    ctx = open_campaign(tmp_path / "campaign", encoder, rows(), labels=labels)
+    said = []
+    ctx.say = said.append
+    made = make_final_model(ctx, ctx.config.out / "final")
+    assert record_of(made.folder)["labels"] == ["bad", "good", "odd"]
+    assert any("New label: odd" in line for line in said)
+    assert any("No training text is labelled odd" in line for line in said)
+    for parts in ("encoder", "frozen"):
+        runs = side_runs(ctx, parts)
+        y, weight = merged_labels(runs)
+        assert y.shape == (len(runs.pool), 3)
+        assert not y[weight > 0, 2].any()
     ctx.store.close()
 
 
