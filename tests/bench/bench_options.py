@@ -1,11 +1,14 @@
-"""What the student's options do: best epoch against the last one, warm start against a cold one.
+"""What the student's options do to quality and time, each against the default.
 
-    python tests/bench/bench_options.py --data ../shared/data/babe_llm.parquet \
-        --llm-column llm_gpt_3_5__0shot
+    python tests/bench/bench_options.py --data babe_llm.parquet --llm-column llm_gpt_3_5__0shot
+    python tests/bench/bench_options.py --data toxic.parquet --only class_weights
+    python tests/bench/bench_options.py --data imdb.parquet --llm-column llm_llama2_70b \
+        --only long_texts --max-tokens 128
 
-Round 1 learns the LLM's labels of ``--train`` texts; in round 2 a fifth of them, drawn at random,
-have their gold label. ``--dev`` further texts with gold choose the best epoch. Differences are
-paired over test texts and carry 95 % bootstrap intervals.
+The students learn the LLM's labels of ``--train`` texts, or gold without ``--llm-column``;
+``--dev`` further texts with gold choose the best epoch. For the warm start a fifth of the texts,
+drawn at random, have their gold label in a second round. Differences are paired over test texts
+and carry 95 % bootstrap intervals; seeds are the same on both sides.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,13 +29,53 @@ from loop.stability import measure, paired_difference
 from loop.student import EncoderStudent
 
 METRICS = ("accuracy", "macro_f1", "alpha_k")
+OPTIONS = {
+    "checkpoint": "best",
+    "class_weights": "balanced",
+    "long_texts": "windows",
+}
+COMPARED = (*OPTIONS, "warm_start")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Texts and classes of the three splits, and what the LLM said of the first."""
+
+    names: list[str]
+    train: list[str]
+    y_train: np.ndarray
+    y_llm: np.ndarray
+    dev: KnownTexts
+    test: list[str]
+    y_test: np.ndarray
+
+
+def read(args: argparse.Namespace) -> Data:
+    """Draws the splits."""
+    columns = ["text", "label", "split", *([args.llm_column] if args.llm_column else [])]
+    table = pq.read_table(args.data, columns=columns).to_pydict()
+    names = sorted(set(table["label"]))
+    llm, split = np.array(table[args.llm_column or "label"]), np.array(table["split"])
+    y = np.array([names.index(label) for label in table["label"]])
+    rng = np.random.default_rng(0)
+    usable = rng.permutation(np.flatnonzero((split == "train") & np.isin(llm, names)))
+    train, dev = usable[: args.train], usable[args.train : args.train + args.dev]
+    test = rng.permutation(np.flatnonzero(split == "test"))[: args.test]
+
+    def texts(rows: np.ndarray) -> list[str]:
+        return [table["text"][row] for row in rows]
+
+    y_llm = np.array([names.index(label) for label in llm[train]])
+    known = KnownTexts(texts(dev), y[dev])
+    return Data(names, texts(train), y[train], y_llm, known, texts(test), y[test])
 
 
 def main() -> None:
-    """Trains four sets of seeds and prints two tables."""
+    """Trains two sets of seeds for each option and prints how they differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="Parquet: text, label, split")
-    parser.add_argument("--llm-column", required=True)
+    parser.add_argument("--llm-column", help="default: learn gold")
+    parser.add_argument("--only", nargs="+", choices=COMPARED, default=["checkpoint", "warm_start"])
     parser.add_argument("--encoder", help="model folder or hub name; default: embedded MiniLM")
     parser.add_argument("--train", type=int, default=300)
     parser.add_argument("--dev", type=int, default=60)
@@ -38,93 +83,82 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--max-tokens", type=int, default=256)
     args = parser.parse_args()
-
-    columns = ["text", "label", "split", args.llm_column]
-    table = pq.read_table(args.data, columns=columns).to_pydict()
-    names = sorted(set(table["label"]))
-    llm, split = np.array(table[args.llm_column]), np.array(table["split"])
-    y = np.array([names.index(label) for label in table["label"]])
-    rng = np.random.default_rng(0)
-    usable = rng.permutation(np.flatnonzero((split == "train") & np.isin(llm, names)))
-    train, dev = usable[: args.train], usable[args.train : args.train + args.dev]
-    test = rng.permutation(np.flatnonzero(split == "test"))[: args.test]
-    y_llm = np.array([names.index(label) for label in llm[train]])
-    bought = np.arange(len(train)) < len(train) // 5  # the order is random already
-    y_round_2 = np.where(bought, y[train], y_llm)
-    texts = [[table["text"][row] for row in rows] for rows in (train, dev, test)]
+    data = read(args)
+    bought = np.arange(len(data.train)) < len(data.train) // 5  # the order is random already
+    y_round_2 = np.where(bought, data.y_train, data.y_llm)
     print(
-        f"{len(train)} texts, {100 * (y_llm == y[train]).mean():.1f} % labelled right, "
-        f"{100 * (y_round_2 == y[train]).mean():.1f} % in round 2; {len(dev)} dev, {len(test)} test"
+        f"{args.data.name}: {len(data.train)} texts, "
+        f"{100 * (data.y_llm == data.y_train).mean():.1f} % labelled right, "
+        f"{100 * (y_round_2 == data.y_train).mean():.1f} % in round 2; "
+        f"{len(data.dev.texts)} dev, {len(data.test)} test"
     )
-
-    def student(**options: str) -> EncoderStudent:
-        encoder = args.encoder or minilm_dir()
-        return EncoderStudent(encoder, lr=args.lr, epochs=args.epochs, **options)
-
-    predictions = {}
+    print(f"{'':22} | seconds | " + " | ".join(f"{m:>20}" for m in METRICS))
     with tempfile.TemporaryDirectory() as folder:
         models = {seed: Path(folder) / f"seed-{seed}" for seed in range(args.seeds)}
-        last, best = student(), student(checkpoint="best")
-        arms = (
-            ("round 1, last epoch", last, y_llm, {"keep": models}),
-            ("round 1, best epoch", best, y_llm, {"keep": {}}),
-            ("round 2, cold start", last, y_round_2, {"keep": {}}),
-            ("round 2, warm start", last, y_round_2, {"keep": {}, "start": models}),
-        )
-        print(f"{'':20} | seconds | " + " | ".join(f"{m:>20}" for m in METRICS))
-        for name, learner, labels, options in arms:
-            learner.fit(  # the processes start here, outside the clock
-                TrainingSet(["a", "b"], np.eye(len(names))[[0, 1]], np.ones(2)),
-                [],
-                names,
-                range(args.seeds),
-                keep={},
-                on_seed=lambda _result: None,
-            )
-            found: dict[int, np.ndarray] = {}
-            started = time.perf_counter()
-            learner.fit(
-                TrainingSet(
-                    texts[0],
-                    np.eye(len(names))[labels],
-                    np.ones(len(train)),
-                    KnownTexts(texts[1], y[dev]),
-                ),
-                texts[2],
-                names,
-                range(args.seeds),
-                on_seed=lambda result, found=found: found.update({result.seed: result.probs}),
-                say=print,
-                **options,
-            )
-            seconds = time.perf_counter() - started
-            predictions[name] = np.stack([found[s].argmax(1) for s in range(args.seeds)])
-            scores = measure(predictions[name], y[test], len(names), rng=np.random.default_rng(0))
-            cells = [
-                f"{100 * m.value:.1f} ({100 * m.low:.1f}–{100 * m.high:.1f})"
-                for m in (getattr(scores, metric) for metric in METRICS)
-            ]
-            cells = [f"{name:20}", f"{seconds:7.1f}", *(f"{c:>20}" for c in cells)]
-            print(" | ".join(cells), flush=True)
-        last.close()
-        best.close()
+        base = trained(args, data, "default", data.y_llm, keep=models)
+        for name in args.only:
+            if name == "warm_start":
+                cold = trained(args, data, "round 2, cold start", y_round_2)
+                warm = trained(args, data, "round 2, warm start", y_round_2, start=models)
+                tell(data, "warm start against cold start", cold, warm)
+            else:
+                value = OPTIONS[name]
+                other = trained(args, data, f"{name} {value}", data.y_llm, {name: value})
+                tell(data, f"{name} = {value} against the default", base, other)
 
-    for a, b in (
-        ("round 1, last epoch", "round 1, best epoch"),
-        ("round 2, cold start", "round 2, warm start"),
-    ):
-        print(f"\n{b}, minus {a}:")
-        for metric in METRICS:
-            d = paired_difference(
-                predictions[a],
-                predictions[b],
-                y[test],
-                metric,
-                k=len(names),
-                rng=np.random.default_rng(0),
-            )
-            print(f"  {metric}: {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
+
+def trained(
+    args: argparse.Namespace,
+    data: Data,
+    what: str,
+    y: np.ndarray,
+    options: dict[str, str] | None = None,
+    **places: Any,
+) -> np.ndarray:
+    """(s, n) classes of the test texts; prints a row."""
+    k, found = len(data.names), {}
+    learner = EncoderStudent(
+        args.encoder or minilm_dir(),
+        lr=args.lr,
+        epochs=args.epochs,
+        max_tokens=args.max_tokens,
+        **(options or {}),
+    )
+    two = TrainingSet(["a", "b"], np.eye(k)[[0, 1]], np.ones(2))
+    # the processes start here, outside the clock
+    learner.fit(two, [], data.names, range(args.seeds), keep={}, on_seed=lambda _: None)
+    started = time.perf_counter()
+    learner.fit(
+        TrainingSet(data.train, np.eye(k)[y], np.ones(len(y)), data.dev),
+        data.test,
+        data.names,
+        range(args.seeds),
+        on_seed=lambda result: found.update({result.seed: result.probs.argmax(1)}),
+        say=print,
+        **({"keep": {}} | places),
+    )
+    seconds = time.perf_counter() - started
+    learner.close()
+    predictions = np.stack([found[seed] for seed in range(args.seeds)])
+    scores = measure(predictions, data.y_test, k, rng=np.random.default_rng(0))
+    cells = [
+        f"{100 * m.value:.1f} ({100 * m.low:.1f}–{100 * m.high:.1f})"
+        for m in (getattr(scores, metric) for metric in METRICS)
+    ]
+    print(" | ".join([f"{what:22}", f"{seconds:7.1f}", *(f"{c:>20}" for c in cells)]), flush=True)
+    return predictions
+
+
+def tell(data: Data, what: str, a: np.ndarray, b: np.ndarray) -> None:
+    """Prints b minus a, paired."""
+    told = []
+    for metric in METRICS:
+        rng = np.random.default_rng(0)
+        d = paired_difference(a, b, data.y_test, metric, k=len(data.names), rng=rng)
+        told.append(f"{metric} {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
+    print(f"  {what}: {', '.join(told)}", flush=True)
 
 
 if __name__ == "__main__":

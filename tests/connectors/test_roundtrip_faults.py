@@ -3,7 +3,8 @@ doubled.
 
 A proxy resets connections, loses answers to what the server has done, breaks answers off, sends
 gateway errors and lets requests arrive late; goldloop is killed around and inside its stages and at
-random moments; the server is killed and started again. People meanwhile answer, correct and delete.
+random moments; the server is killed and started again. People meanwhile answer, correct and delete,
+and now and then a round is ended early and what nobody answered is taken back.
 """
 
 import multiprocessing
@@ -20,11 +21,12 @@ import fault_proxy
 import faulty_campaign
 import httpx
 import pytest
+from sqlmodel import select
 
 from connectors import label_studio_server
 from connectors.label_studio_page import choice_result
 from loop.errors import ReviewerError
-from loop.store import STAGES, Store
+from loop.store import STAGES, CampaignRow, Event, Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -41,6 +43,7 @@ PRELOADED = (
     "loop.round",
     "loop.report",
     "loop.measure",
+    "loop.withdraw",
     "sklearn.metrics",
     "krippendorff",
     "fakes",
@@ -60,6 +63,7 @@ class People:
 
     def __init__(self, server, rng):
         self.rng = rng
+        self.given = set()  # answers that the server accepted, but for those deleted since
         self.http = httpx.Client(
             base_url=server.url, headers={"Authorization": f"Token {server.token}"}, timeout=120
         )
@@ -87,15 +91,18 @@ class People:
             done = task["annotations"]
             chance = self.rng.random()
             label = self.rng.choice(faulty_campaign.LABELS)
-            if not done and chance < 0.85:
+            if not done and chance < 0.75:
                 body = {"result": choice_result(label)}
                 path = f"/api/tasks/{task['id']}/annotations/"
-                self.ask("POST", path, json=body).raise_for_status()
+                answer = self.ask("POST", path, json=body)
+                answer.raise_for_status()
+                self.given.add(answer.json()["id"])
             elif done and chance < 0.07:
                 path = f"/api/annotations/{done[0]['id']}/"
                 self.ask("PATCH", path, json={"result": choice_result(label)}).raise_for_status()
             elif done and chance < 0.12:
                 self.ask("DELETE", f"/api/annotations/{done[0]['id']}/").raise_for_status()
+                self.given.discard(done[0]["id"])
 
     def close(self):
         self.http.close()
@@ -122,22 +129,28 @@ def play(processes, server, store, folder, seed):
     happened = Counter()
     identity = f"faults-{seed}-{time.time_ns()}"
     restarting = seed in RESTARTS
+
+    def run(die, hurry, within_s):
+        child = processes.Process(
+            target=faulty_campaign.run,
+            args=(folder, proxy.url, server.token, identity, die, hurry),
+        )
+        child.start()
+        child.join(within_s)
+        if child.is_alive():
+            child.kill()
+            child.join()
+        return {0: "ran", 1: "gave up with a sentence"}.get(child.exitcode, "killed")
+
     try:
         for number in range(MAX_RUNS):
-            die = None
+            die, hurry = None, number > 0 and rng.random() < 0.5
             if number < 3:
-                stage = rng.choice(STAGES[:-1])
-                moments = (*MOMENTS, "after an import") if stage == "push" else MOMENTS
-                die = (stage, rng.choice(moments))
-            child = processes.Process(
-                target=faulty_campaign.run, args=(folder, proxy.url, server.token, identity, die)
-            )
-            child.start()
-            child.join(rng.uniform(0.3, 2.0) if number in (1, 2) else 60)
-            if child.is_alive():
-                child.kill()
-                child.join()
-            happened[{0: "ran", 1: "gave up with a sentence"}.get(child.exitcode, "killed")] += 1
+                stage = "withdraw" if hurry and rng.random() < 0.5 else rng.choice(STAGES[:-1])
+                moments = {"push": (*MOMENTS, "after an import"), "withdraw": ("before", "after")}
+                die = (stage, rng.choice(moments.get(stage, MOMENTS)))
+            within_s = rng.uniform(0.3, 2.0) if number in (1, 2) else 60
+            happened[run(die, hurry, within_s)] += 1
             if restarting and store.last_round(faulty_campaign.NAME) is not None and number >= 2:
                 restart(server)
                 restarting = False
@@ -147,14 +160,18 @@ def play(processes, server, store, folder, seed):
                 break
             if rounds and rounds[-1].stage == "pull":
                 with store.transaction() as session:
-                    from loop.store import CampaignRow
-
                     project = session.get(CampaignRow, faulty_campaign.NAME).project_id
                 people.work(project)
         else:
             raise AssertionError(f"schedule {seed} did not end: {happened}, {proxy.happened}")
+        for _ in range(MAX_RUNS):  # takes back what is left of the last round
+            if run(None, True, 60) == "ran":
+                break
+        else:
+            raise AssertionError(f"schedule {seed} takes nothing back: {proxy.happened}")
         proxy.settle()
         check(store, people)
+        happened["texts taken back"] += sum(len(texts) for texts in withdrawn(store))
     finally:
         happened.update(proxy.happened)
         store.close()
@@ -163,15 +180,20 @@ def play(processes, server, store, folder, seed):
     return happened
 
 
+def withdrawn(store):
+    """The texts of each withdrawal that the campaign wrote down."""
+    with store.transaction() as session:
+        events = session.exec(select(Event).where(Event.what == "withdrawn")).all()
+        return [event.detail["texts"] for event in events]
+
+
 def check(store, people):
     """The server and the store tell the same, and nothing is there twice."""
-    from loop.store import CampaignRow
-
     with store.transaction() as session:
         project = session.get(CampaignRow, faulty_campaign.NAME).project_id
     tasks = people.tasks(project)
     reviews = store.reviews(faulty_campaign.NAME)
-    assert len(reviews) == 10
+    assert 0 < len(reviews) <= 10
     per_item = Counter(task["data"]["ext_id"] for task in tasks)
     assert per_item == Counter(r.item_id for r in reviews)
     assert {t["data"]["ext_id"]: str(t["id"]) for t in tasks} == {
@@ -182,7 +204,9 @@ def check(store, people):
         for task in tasks
         for a in task["annotations"]
     }
+    assert people.given <= {int(answer) for answer in there}
     known = store.annotations(faulty_campaign.NAME)
+    assert {r.item_id for r in reviews} == {a.item_id for a in known}
     assert sorted(a.annotation_id for a in known) == sorted(there)
     assert {a.annotation_id: a.label for a in known} == there
     gold = store.gold(faulty_campaign.NAME)
@@ -209,6 +233,7 @@ def test_twenty_schedules_of_faults_lose_and_double_nothing(
         for counts in played:
             happened += counts
     assert set(happened) >= {*fault_proxy.FAULTS, "killed", "server killed"}
+    assert happened["texts taken back"] > 0
     with capsys.disabled():
         took = time.monotonic() - started
         print(f"\n{SCHEDULES} schedules in {took:.0f} s: {dict(happened.most_common())}")

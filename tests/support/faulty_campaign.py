@@ -44,23 +44,26 @@ def config_of(folder):
     return config
 
 
-def run(folder, url, token, campaign_id, die):
+def run(folder, url, token, campaign_id, die, hurry):
     """Runs the loop as far as it goes; exits with 0, or 1 after one of our own errors.
 
     Args:
         die: (stage, moment) at which the process kills itself, or None.
+        hurry: first end a round that waits for people, and take back what nobody answered, as
+            ``goldloop pull --close --withdraw`` does.
     """
     from fakes import CentroidStudent
 
     import loop.report_plots
-    from connectors import label_studio_pull, label_studio_push
+    from connectors import label_studio, label_studio_pull, label_studio_push
     from connectors.label_studio import LabelStudioReviewer
     from connectors.recorded import RecordedAnnotator
     from loop.context import Context, Parts
     from loop.errors import LoopError
     from loop.lock import writer
-    from loop.round import RUN, open_campaign, run_round, why_finished
+    from loop.round import RUN, close_early, open_campaign, run_round, run_stage, why_finished
     from loop.store import Store
+    from loop.withdraw import withdraw_unanswered
 
     loop.report_plots.course_plot = lambda *_: ""
     label_studio_pull.PAGE_TASKS = 4  # several pages even for few tasks
@@ -73,7 +76,7 @@ def run(folder, url, token, campaign_id, die):
 
     if die is not None:
         stage, moment = die
-        real, advance, send = RUN[stage], Store.advance, label_studio_push.Push._import_once
+        real, advance, send = RUN.get(stage), Store.advance, label_studio_push.Push._import_once
 
         def dying(ctx, round_):
             if moment == "before":
@@ -94,7 +97,19 @@ def run(folder, url, token, campaign_id, die):
                 kill()
             return found
 
-        RUN[stage] = dying
+        take_back = label_studio.withdraw
+
+        def dying_withdraw(client, project, item_ids):
+            if moment == "before":
+                kill()
+            gone = take_back(client, project, item_ids)
+            kill()
+            return gone
+
+        if stage == "withdraw":
+            label_studio.withdraw = dying_withdraw
+        else:
+            RUN[stage] = dying
         Store.advance = dying_advance
         label_studio_push.Push._import_once = dying_send
     reviewer = LabelStudioReviewer(
@@ -117,6 +132,14 @@ def run(folder, url, token, campaign_id, die):
         with writer(store, NAME, "run"):
             ctx = Context(config, store, parts)
             open_campaign(ctx)
+            if hurry:
+                last = store.last_round(NAME)
+                if last is not None and last.stage == "pull":
+                    last = run_stage(ctx, "pull")
+                    if last.stage == "pull":
+                        close_early(ctx, last)
+                        run_stage(ctx, "pull")
+                withdraw_unanswered(ctx)
             while why_finished(ctx) is None:
                 if run_round(ctx).stage != "done":
                     break
