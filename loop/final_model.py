@@ -29,25 +29,17 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from loop.arms import LabelSet, fit_seeds, label_set_of, last_models, loop_labels, seeds_of
 from loop.context import Context
 from loop.encoder import RECORD, load_classifier, load_tokenizer, save_model
 from loop.errors import StageError, StudentError
+from loop.held_out import evaluation_items
 from loop.inference import predict
 from loop.measure import truth_of
 from loop.model_card import CardFacts, model_card
 from loop.model_weights import average, build_in_temperature
 from loop.ports import FloatArray, IntArray, SeedResult
-from loop.round import (
-    VALIDATION,
-    LabelSet,
-    evaluation_items,
-    fit_seeds,
-    label_set_of,
-    last_models,
-    loop_labels,
-    open_campaign,
-    seeds_of,
-)
+from loop.round import VALIDATION, open_campaign
 from loop.stability import churn, measure
 from loop.store import Item, Round
 from strategies.temperature import fit_temperature, log_losses, with_temperature

@@ -19,6 +19,7 @@ from loop.context import Context
 from loop.embeddings import embeddings
 from loop.errors import StageError
 from loop.frozen import FrozenStudent
+from loop.held_out import evaluation_items
 from loop.measure import Truth, truth_of
 from loop.ports import Draws, FloatArray, IntArray, SeedResult, Student, TrainingSet
 from loop.report_json import write_whole
@@ -117,8 +118,6 @@ def side_runs(ctx: Context, kind: StudentKind) -> SideRuns:
     Raises:
         StageError: no round is measured yet, or there is nothing to classify.
     """
-    from loop.round import evaluation_items
-
     measured = [r for r in ctx.store.rounds(ctx.name) if r.metrics]
     if not measured:
         raise StageError("No round is measured yet; run `goldloop run` first.")

@@ -160,6 +160,13 @@ class Round(SQLModel, table=True):
     closed_at: datetime | None = None
 
 
+def round_id(round_: Round) -> int:
+    """The number under which a round is stored."""
+    if round_.id is None:
+        raise ValueError("the round is not stored yet")
+    return round_.id
+
+
 class Score(SQLModel, table=True):
     """The suspicion of one item in one round: each signal, and the fused one."""
 

@@ -9,9 +9,10 @@ import pytest
 from campaigns import LABELS, make, texts
 
 from loop.errors import LoopError, StageError
+from loop.held_out import evaluation_items
 from loop.measure import truth_of
 from loop.plateau import measure_plateau
-from loop.round import evaluation_items, open_campaign, run_round, why_finished
+from loop.round import open_campaign, run_round, why_finished
 from loop.side_runs import side_runs, write_result
 from loop.stability import paired_difference
 from loop.variance import measure_variance

@@ -1,0 +1,102 @@
+"""The pool as arrays: the one place where items become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.calibration import View, choose_view
+from loop.context import Context
+from loop.embeddings import embeddings as item_embeddings
+from loop.ports import FloatArray, IntArray
+from loop.store import Item, Review, Round
+from loop.votes import LlmVotes, read_votes
+from strategies import NEEDS
+from strategies.pool import Pool
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids."""
+
+    items: list[Item]
+    votes: LlmVotes
+    pool: Pool
+    view: View
+
+
+def pool_arrays(
+    ctx: Context, round_: Round, signals: Sequence[str], *, hidden: Collection[str] = ()
+) -> Arrays:
+    """The pool with what the signals need; hidden items appear as if they had no gold."""
+    items = ctx.store.items(ctx.name, "pool")
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    gold = gold_classes(ctx, items)
+    view, votes = _view(ctx, round_, items, votes, gold)
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    gold = np.where([i.id in hidden for i in items], -1, gold)
+    needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
+    embeddings: NDArray[np.float32] | None = None
+    p_student: FloatArray | None = None
+    if needs & {"embeddings", "p_student"}:
+        embeddings = item_embeddings(ctx, items)
+    if "p_student" in needs and embeddings is not None:
+        from strategies.students import out_of_fold_probs
+
+        y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
+        p_student = out_of_fold_probs(
+            embeddings,
+            y,
+            (votes.answered | (gold >= 0)).astype(np.float64),
+            len(ctx.config.labels),
+            seeds=ctx.config.student.seeds,
+            rng=np.random.default_rng([round_.seed, round_.number, 4]),
+        )
+    pool = Pool(
+        probs=votes.probs,
+        y_llm=votes.y_llm,
+        gold=gold,
+        embeddings=embeddings,
+        p_student=p_student,
+        off_label_mass=votes.off_label_mass,
+        class_prior=view.prior,
+        ordinal=ctx.config.campaign.ordinal,
+        inclusion_prob=np.array(
+            [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
+        ),
+    )
+    return Arrays(items, votes, pool, view)
+
+
+def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
+    """(n,) class that people gave each item, -1 where they gave none."""
+    labels = ctx.store.gold(ctx.name)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
+    return np.array(known, dtype=np.int64)
+
+
+def audited(items: Sequence[Item], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
+    """(n,) whether each item was drawn at random, to measure the LLM."""
+    return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
+
+
+def _view(
+    ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
+) -> tuple[View, LlmVotes]:
+    """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
+    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
+    view = choose_view(
+        ctx.config,
+        votes,
+        np.where(earlier, gold, -1),
+        audited(items, reviews),
+        np.array([reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]),
+        rng=np.random.default_rng([round_.seed, round_.number, 10]),
+    )
+    return view, replace(votes, posterior=view.posterior)

@@ -1,0 +1,77 @@
+"""Hidden checks: texts whose label is known, sent along to see how well people answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from loop.context import Context
+from loop.people import labels_of_checks
+from loop.ports import ReviewTask
+from loop.store import Round, Score
+
+
+def known_checks(ctx: Context) -> dict[str, str]:
+    """Labels of the hidden checks, where they have a say in what the others mean."""
+    if ctx.config.label_studio.rule != "dawid-skene":
+        return {}
+    return {check: label for check, label in labels_of_checks(ctx.store, ctx.name).items() if label}
+
+
+def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
+    """Texts with a known label that go along with n reviews, at random places among them.
+
+    They are gold texts that several people agreed on or an adjudicator settled, and, where tasks
+    show nothing but the text, texts whose label the source knows and that train nothing.
+    """
+    section = ctx.config.label_studio
+    wanted = round(section.check_frac * n)
+    if not wanted:
+        return []
+    gold = ctx.store.gold(ctx.name)
+    candidates = sorted(k for k, g in gold.items() if g.how != "single")
+    if section.assist == "blind":
+        candidates += [i.id for i in ctx.store.items(ctx.name, "dev") if i.known_label]
+    rng = np.random.default_rng([round_.seed, round_.number, 7])
+    drawn = rng.permutation(len(candidates))[:wanted]
+    return [
+        {
+            # looks like any other id, so that nobody can tell a check by it
+            "id": hashlib.sha256(
+                f"{ctx.name}\0check\0{round_.number}\0{candidates[i]}".encode()
+            ).hexdigest()[:20],
+            "item_id": candidates[i],
+            "round_id": round_.id,
+            "rank": int(rng.integers(n)),
+        }
+        for i in drawn
+    ]
+
+
+def with_checks(
+    ctx: Context, round_: Round, tasks: Sequence[ReviewTask], scores: dict[str, Score]
+) -> list[ReviewTask]:
+    """The tasks with the round's unsent checks among them, ranked anew."""
+    items = {i.id: i for i in ctx.store.items(ctx.name)}
+    placed = [(task.rank, 0, task) for task in tasks]
+    for check in ctx.store.checks(ctx.name, round_.id):
+        if check.task_id is not None:
+            continue
+        score_ = scores.get(check.item_id)
+        strongest = max(score_.signals, key=lambda name: score_.signals[name]) if score_ else ""
+        task = ReviewTask(
+            item_id=check.id,
+            text=items[check.item_id].text,
+            round_number=round_.number,
+            rank=check.rank,
+            why=f"Suspect: the strongest sign is {strongest.replace('_', ' ')}.",
+            llm_label=score_.llm_label if score_ else "",
+            llm_confidence=score_.llm_confidence if score_ else 0.0,
+        )
+        placed.append((check.rank, 1, task))
+    placed.sort(key=lambda place: place[:2])
+    return [replace(task, rank=rank) for rank, (_, _, task) in enumerate(placed)]
