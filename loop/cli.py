@@ -629,23 +629,26 @@ def serve(
         raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
     from connectors.label_studio_page import choice_result
     from loop.config import load
+    from loop.current_student import CurrentStudent
     from loop.inference import SavedClassifier
     from loop.progress import campaign_progress
+    from loop.puller import Puller
+    from loop.serve_tokens import Tokens, load_state, save_state, state_file
 
     config = load(file)
     blind = config.label_studio.assist == "blind"
     with open_store(config) as store:
-        path = server.state_file(config, store)
-        state = server.load_state(path)
-        tokens = server.Tokens(bytes.fromhex(state["secret"]))
+        path = state_file(config, store)
+        state = load_state(path)
+        tokens = Tokens(bytes.fromhex(state["secret"]))
         listener = server.listen(host, port, state.get("port"))
         bound = listener.getsockname()[1]
         wanted = {**state, "port": bound, "page_token": tokens.page}
         if state != wanted:
-            server.save_state(path, wanted)
+            save_state(path, wanted)
         url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
-        puller = server.Puller(lambda: _pull_quietly(file), say=say)
-        student = server.CurrentStudent(
+        puller = Puller(lambda: _pull_quietly(file), say=say)
+        student = CurrentStudent(
             config,
             store,
             lambda folder: SavedClassifier(
@@ -656,9 +659,9 @@ def serve(
             server.Served(
                 tokens=tokens,
                 campaign=config.campaign.name,
-                labels=config.label_names,
+                labels=lambda: store.labels(config.campaign.name),
                 hint=puller.hint,
-                project=lambda: server.project_of(store, config.campaign.name),
+                project=lambda: store.project_id(config.campaign.name),
                 student=student,
                 progress=lambda: campaign_progress(config, store) | puller.to_json(),
                 result=lambda label: [] if blind else choice_result(label),
@@ -912,7 +915,7 @@ def _pull_quietly(file: Path) -> None:
     from loop.config import load
     from loop.context import Context
     from loop.lock import writer
-    from loop.serve import pull_answers
+    from loop.puller import pull_answers
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, "serve"):

@@ -229,9 +229,9 @@ def local_login() -> tuple[str, str, str] | None:
 def connect_project(config: Config, store: Store, url: str, tokens: Any) -> None:
     """Makes the campaign's Label Studio project call this server."""
     from connectors.label_studio import LabelStudioReviewer
-    from loop.serve import BACKEND_USER, TOKEN_HEADER, project_of
+    from loop.serve_tokens import BACKEND_USER, TOKEN_HEADER
 
-    project = project_of(store, config.campaign.name)
+    project = store.project_id(config.campaign.name)
     if project is None:
         raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
     reviewer = build_reviewer(config, store)

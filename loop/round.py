@@ -580,9 +580,7 @@ def _assisted(ctx: Context, item_id: str) -> bool:
 
 
 def _open_project(ctx: Context) -> str:
-    with ctx.store.transaction() as session:
-        row = session.get(CampaignRow, ctx.name)
-        known = row.project_id if row else None
+    known = ctx.store.project_id(ctx.name)
     project_id = ctx.reviewer.open_project(known)
     if project_id != known:
         ctx.store.set_project(ctx.name, project_id)

@@ -3,19 +3,13 @@
 A webhook is a hint, never the truth: it may be lost, forged in content or sent ten times. All it
 does is wake the one thread that pulls, which reads Label Studio the way ``goldloop pull`` does,
 with the writer's lock held. That thread also looks by itself now and then.
-
-Three tokens are derived from one secret that lies beside the store, readable by its owner only: one
-for webhooks, one for the ML backend, one for people. Nobody can turn one into another.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
-import logging
-import os
 import secrets
 import socket
 import threading
@@ -23,295 +17,23 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from loop.config import Config
-from loop.context import Context
-from loop.errors import BusyError, LoopError, StoreError, StudentError
-from loop.ports import FloatArray
-from loop.store import CampaignRow, Round, Store
+from loop.current_student import CurrentStudent
+from loop.errors import LoopError
+from loop.serve_tokens import TOKEN_HEADER, Tokens
 
-log = logging.getLogger(__name__)
-
-TOKEN_HEADER = "X-Goldloop-Token"  # noqa: S105 - the name of a header
-BACKEND_USER = "goldloop"
 MAX_HINT_BYTES = 64 * 1024  # our webhooks carry no payload
 MAX_PREDICT_BYTES = 16 * 2**20
 MAX_TASKS = 10_000
 MAX_LOGIN_BYTES = 4096
-DEBOUNCE_S = 2.0  # hints that come within this time cause one pull
-POLL_S = 60.0  # webhooks get lost
 REFRESH_S = 15
-
-
-# secrets
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What each kind of caller must show."""
-
-    secret: bytes
-
-    def __repr__(self) -> str:
-        return "Tokens(…)"
-
-    def _derived(self, purpose: str) -> str:
-        digest = hmac.new(self.secret, purpose.encode(), hashlib.sha256).digest()
-        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-    @cached_property
-    def webhook(self) -> str:
-        """Sent by Label Studio with each webhook, as a header."""
-        return self._derived("webhook")
-
-    @cached_property
-    def backend(self) -> str:
-        """The password of the ML backend."""
-        return self._derived("ml backend")
-
-    @cached_property
-    def page(self) -> str:
-        """What people type to see the progress."""
-        return self._derived("page")
-
-    @cached_property
-    def cookie(self) -> str:
-        """What a browser keeps once they did."""
-        return self._derived("cookie")
-
-
-def state_file(config: Config, store: Store) -> Path:
-    """Where the secret and the last port lie: beside the store, or with the campaign's outputs."""
-    url = store.engine.url
-    name = f"{config.campaign.name}.serve.json"
-    if url.get_backend_name() == "sqlite":
-        database = Path(str(url.database))
-        return database.with_name(f"{database.name}.{name}")
-    return config.out / name
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The secret and the last port; a new secret is made where there is none.
-
-    Raises:
-        StoreError: the file cannot be read or written, or others can read it.
-    """
-    try:
-        if path.exists():
-            if path.stat().st_mode & 0o077:
-                raise StoreError(
-                    f"{path} holds a secret that others can read; run `chmod 600` on it."
-                )
-            state = json.loads(path.read_text(encoding="utf-8"))
-            bytes.fromhex(state["secret"])
-            return dict(state)
-        return save_state(path, {"secret": secrets.token_hex(32)})
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise StoreError(
-            f"{path} cannot be used ({type(exc).__name__}); delete it to make a new secret."
-        ) from exc
-
-
-def save_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Writes the file whole, for its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{os.getpid()}.part")
-    half.unlink(missing_ok=True)
-    handle = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(state, file)
-    half.replace(path)
-    return state
-
-
-def project_of(store: Store, campaign: str) -> str | None:
-    """The campaign's Label Studio project, or None before the first push."""
-    with store.transaction() as session:
-        row = session.get(CampaignRow, campaign)
-        return row.project_id if row else None
-
-
-# pulling
-
-
-def pull_answers(ctx: Context) -> Round | None:
-    """Pulls and adjudicates where a round waits for people; None where none does."""
-    from loop.round import run_stage
-
-    last = ctx.store.last_round(ctx.name)
-    if last is None or last.stage not in ("pull", "adjudicate"):
-        return None
-    return run_stage(ctx, "pull")
-
-
-class Puller:
-    """One thread that pulls: soon after a hint, and now and then without one.
-
-    Args:
-        pull: does the work; called from this thread alone.
-        say: told one sentence for every failure that differs from the last.
-    """
-
-    def __init__(
-        self,
-        pull: Callable[[], object],
-        *,
-        debounce_s: float = DEBOUNCE_S,
-        poll_s: float = POLL_S,
-        say: Callable[[str], None] = lambda _line: None,
-    ) -> None:
-        self._pull = pull
-        self._debounce_s = debounce_s
-        self._poll_s = poll_s
-        self._say = say
-        self._hinted = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="puller", daemon=True)
-        self.pulls = 0
-        self.last_pull: datetime | None = None
-        self.failure: str | None = None
-
-    def start(self) -> None:
-        """Begins, with one pull at once: nobody knows what was missed."""
-        self._hinted.set()
-        self._thread.start()
-
-    def stop(self, timeout_s: float = 60.0) -> None:
-        """Ends after the pull that is under way, if any."""
-        self._stopping.set()
-        self._hinted.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-
-    def hint(self) -> None:
-        """Something may have changed."""
-        self._hinted.set()
-
-    def to_json(self) -> dict[str, Any]:
-        """What the progress page says of it."""
-        last = self.last_pull
-        return {
-            "failure": self.failure,
-            "last_pull": last.isoformat(timespec="seconds") if last else None,
-        }
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            self._hinted.wait(self._poll_s)
-            self._stopping.wait(self._debounce_s)
-            self._hinted.clear()  # before the pull: what comes during it is pulled again
-            if self._stopping.is_set():
-                return
-            try:
-                self._pull()
-            except BusyError as exc:
-                self._failed(str(exc))
-                self._stopping.wait(self._debounce_s)
-                self._hinted.set()
-            except LoopError as exc:
-                self._failed(str(exc))
-            except Exception as exc:  # the server must live on; the next poll tries again
-                log.exception("pulling failed")
-                self._failed(f"Pulling failed: {type(exc).__name__}.")
-            else:
-                self.failure = None
-                self.last_pull = datetime.now(UTC)
-                self.pulls += 1
-
-    def _failed(self, sentence: str) -> None:
-        if sentence != self.failure:
-            self._say(sentence)
-        self.failure = sentence
-
-
-# the current student
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the student says of n texts.
-
-    Attributes:
-        version: round and number of seeds.
-        rows: (n,) chosen classes.
-        score: (n,) in (0, 1], mean probability that the seeds give the class they choose together:
-            low where they disagree with each other and where they are unsure.
-    """
-
-    version: str
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    score: FloatArray
-
-
-class Classifier(Protocol):
-    """Texts -> (n, k) class probabilities."""
-
-    def __call__(self, texts: Sequence[str]) -> FloatArray:
-        """Class probabilities of the texts."""
-        ...
-
-
-class CurrentStudent:
-    """The students of the newest trained round, loaded when first asked for.
-
-    Args:
-        load: makes a classifier from a saved model's folder.
-    """
-
-    def __init__(self, config: Config, store: Store, load: Callable[[Path], Classifier]) -> None:
-        self._config = config
-        self._store = store
-        self._load = load
-        self._lock = threading.Lock()
-        self._loaded: tuple[str, list[Classifier]] = ("", [])
-
-    def _saved(self) -> tuple[str, list[Path]]:
-        numbers = {r.id: r.number for r in self._store.rounds(self._config.campaign.name)}
-        found: dict[int, dict[int, Path]] = {}
-        for run in self._store.runs(self._config.campaign.name):
-            folder = self._config.out / run.model_path if run.model_path else None
-            if run.arm == "loop" and folder is not None and folder.is_dir():
-                found.setdefault(numbers[run.round_id], {})[run.seed] = folder
-        if not found:
-            return "", []
-        newest = max(found)
-        seeds = [found[newest][seed] for seed in sorted(found[newest])]
-        return f"goldloop-round-{newest}-seeds-{len(seeds)}", seeds
-
-    def version(self) -> str:
-        """Names the round; empty where none is trained yet."""
-        return self._saved()[0]
-
-    def answer(self, texts: Sequence[str]) -> Answers:
-        """What the student says of the texts.
-
-        Raises:
-            StudentError: no round is trained yet.
-        """
-        with self._lock:
-            version, folders = self._saved()
-            if not folders:
-                raise StudentError("No student is trained yet; run `goldloop run` first.")
-            if not texts:
-                return Answers(version, np.zeros(0, dtype=np.int64), np.zeros(0))
-            if self._loaded[0] != version:
-                self._loaded = (version, [self._load(folder) for folder in folders])
-            probs = np.stack([classify(texts) for classify in self._loaded[1]])
-        together = probs.mean(axis=0)
-        return Answers(version, together.argmax(axis=1).astype(np.int64), together.max(axis=1))
-
-
-# the application
 
 
 @dataclass(frozen=True)
@@ -319,6 +41,7 @@ class Served:
     """What the application needs of the rest.
 
     Attributes:
+        labels: the campaign's; new ones may come while it runs.
         project: the campaign's Label Studio project, or None before the first push.
         progress: all that the page shows.
         result: a label as Label Studio's answer; empty in blind campaigns, where nobody shall see
@@ -327,7 +50,7 @@ class Served:
 
     tokens: Tokens
     campaign: str
-    labels: tuple[str, ...]
+    labels: Callable[[], Sequence[str]]
     hint: Callable[[], None]
     project: Callable[[], str | None]
     student: CurrentStudent
@@ -464,11 +187,12 @@ def make_app(served: Served) -> FastAPI:
         _check_backend(request, tokens)
         texts = _texts((await _json(request, MAX_PREDICT_BYTES)).get("tasks"))
         said = await run_in_threadpool(served.student.answer, texts)
+        labels = await run_in_threadpool(served.labels)
         results = [
             {
                 "model_version": said.version,
                 "score": float(score),
-                "result": served.result(served.labels[row]),
+                "result": served.result(labels[int(row)]),
             }
             for row, score in zip(said.rows, said.score, strict=True)
         ]

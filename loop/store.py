@@ -358,6 +358,18 @@ class Store:
             raise StoreError(f"Campaign {campaign!r} has not begun; run `goldloop run` first.")
         return row.uid
 
+    def labels(self, campaign: str) -> list[str]:
+        """The campaign's labels; none before it has begun."""
+        with self.transaction() as session:
+            row = session.get(CampaignRow, campaign)
+            return list(row.labels) if row else []
+
+    def project_id(self, campaign: str) -> str | None:
+        """The campaign's Label Studio project, or None before the first push."""
+        with self.transaction() as session:
+            row = session.get(CampaignRow, campaign)
+            return row.project_id if row else None
+
     def set_project(self, campaign: str, project_id: str) -> None:
         """Remembers the Label Studio project."""
         with self.transaction() as session:

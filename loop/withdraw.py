@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlmodel import col
 
 from loop.context import Context
-from loop.store import STAGES, CampaignRow, HiddenCheck, Review
+from loop.store import STAGES, HiddenCheck, Review
 
 
 def withdraw_unanswered(ctx: Context) -> int:
@@ -35,10 +35,7 @@ def withdraw_unanswered(ctx: Context) -> int:
     }
     if not reviews | checks:
         return 0
-    with ctx.store.transaction() as session:
-        row = session.get(CampaignRow, ctx.name)
-        project = row.project_id if row else None
-    ctx.reviewer.open_project(project)
+    ctx.reviewer.open_project(ctx.store.project_id(ctx.name))
     gone = ctx.reviewer.withdraw(sorted(reviews | checks))
     with ctx.store.transaction() as session:
         for item_id in gone:

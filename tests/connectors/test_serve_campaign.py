@@ -13,21 +13,12 @@ from tiny_encoder import LABELS, make_texts, save_encoder, tiny_student
 
 from connectors.label_studio import LabelStudioReviewer
 from connectors.label_studio_page import choice_result
+from loop.current_student import CurrentStudent
 from loop.inference import SavedClassifier
+from loop.puller import Puller, pull_answers
 from loop.round import run_round
-from loop.serve import (
-    BACKEND_USER,
-    TOKEN_HEADER,
-    CurrentStudent,
-    Puller,
-    Served,
-    Tokens,
-    listen,
-    make_app,
-    project_of,
-    pull_answers,
-    serve_app,
-)
+from loop.serve import Served, listen, make_app, serve_app
+from loop.serve_tokens import BACKEND_USER, TOKEN_HEADER, Tokens
 
 pytestmark = pytest.mark.slow
 TOKENS = Tokens(b"t" * 32)
@@ -113,9 +104,9 @@ def test_answers_come_by_webhook_and_the_trained_students_answer_the_server(camp
     served = Served(
         tokens=TOKENS,
         campaign="c",
-        labels=ctx.config.label_names,
+        labels=lambda: ctx.store.labels("c"),
         hint=puller.hint,
-        project=lambda: project_of(ctx.store, "c"),
+        project=lambda: ctx.store.project_id("c"),
         student=student,
         progress=dict,
         result=choice_result,

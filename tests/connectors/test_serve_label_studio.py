@@ -9,18 +9,11 @@ import pytest
 
 from connectors.label_studio import LabelStudioReviewer
 from connectors.label_studio_page import choice_result
+from loop.current_student import Answers
 from loop.errors import ReviewerError
 from loop.ports import Label, ReviewTask
-from loop.serve import (
-    BACKEND_USER,
-    TOKEN_HEADER,
-    Answers,
-    Served,
-    Tokens,
-    listen,
-    make_app,
-    serve_app,
-)
+from loop.serve import Served, listen, make_app, serve_app
+from loop.serve_tokens import BACKEND_USER, TOKEN_HEADER, Tokens
 
 pytestmark = pytest.mark.slow
 TOKENS = Tokens(b"s" * 32)
@@ -51,7 +44,7 @@ def site(request, label_studio):
     served = Served(
         tokens=TOKENS,
         campaign="c",
-        labels=LABELS,
+        labels=lambda: LABELS,
         hint=lambda: hints.append(time.monotonic()),
         project=lambda: project,
         student=KnownStudent(),

@@ -11,24 +11,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from loop.current_student import CurrentStudent
 from loop.errors import BusyError, ReviewerError, StoreError
 from loop.progress import campaign_progress, pace
+from loop.puller import Puller, pull_answers
 from loop.round import run_round
-from loop.serve import (
-    MAX_HINT_BYTES,
-    TOKEN_HEADER,
-    CurrentStudent,
-    Puller,
-    Served,
-    Tokens,
-    listen,
-    load_state,
-    make_app,
-    project_of,
-    pull_answers,
-    save_state,
-    state_file,
-)
+from loop.serve import MAX_HINT_BYTES, Served, listen, make_app
+from loop.serve_tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
 from tests.loop.test_round import _no_plots, make
 
 __all__ = ["_no_plots"]
@@ -45,9 +34,9 @@ class Fixture:
         served = Served(
             tokens=TOKENS,
             campaign="c",
-            labels=("bad", "good"),
+            labels=lambda: ("bad", "good"),
             hint=self.hint,
-            project=lambda: project_of(ctx.store, "c"),
+            project=lambda: ctx.store.project_id("c"),
             student=CurrentStudent(ctx.config, ctx.store, self.load),
             progress=lambda: (
                 campaign_progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
