@@ -110,6 +110,18 @@ class Tokens:
         np.add.at(found, self.text, (values * self.share[:, None]).astype(values.dtype))
         return found
 
+    def together(self, probs: FloatArray) -> FloatArray:
+        """(rows, k) -> (n, k) class probabilities: softmax of the mean of each text's logits.
+
+        So a temperature on the rows and one on the texts are the same thing, and a model that has
+        it built in stays calibrated on texts of several windows.
+        """
+        if len(self.rows) == self.n:
+            return probs
+        logs = self.mean(np.log(np.maximum(probs, np.finfo(np.float64).tiny)))
+        found = np.exp(logs - logs.max(axis=1, keepdims=True))
+        return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
+
     def per_text(self, progress: Progress) -> Progress:
         """A progress to be told of rows, which tells the given one of whole texts."""
         done = 0
@@ -230,9 +242,9 @@ def text_probs(
     precision: str,
     progress: Progress = no_progress,
 ) -> FloatArray:
-    """(n, k) class probabilities of texts, rows sum to 1: the mean over each text's windows."""
+    """(n, k) class probabilities of texts, rows sum to 1; see ``Tokens.together``."""
     progress = tokens.per_text(progress)
-    return tokens.mean(class_probs(model, tokens.rows, pad_id, device, precision, progress))
+    return tokens.together(class_probs(model, tokens.rows, pad_id, device, precision, progress))
 
 
 def class_probs(

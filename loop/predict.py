@@ -139,7 +139,7 @@ class Labeller:
         else:
             with ThreadPoolExecutor(self._lanes) as pool:
                 list(pool.map(ask, jobs))
-        return np.stack([tokens.mean(each) for each in found])
+        return np.stack([tokens.together(each) for each in found])
 
 
 # a whole file

@@ -63,7 +63,7 @@ class EncoderStudent:
         precision: "auto", "bf16", "fp16" or "fp32".
         long_texts: "head_tail" keeps the first quarter and the last three; "windows" reads all, in
             windows of max_tokens that overlap by a quarter: each is a training example with an
-            equal share of the text's weight, and the text's probabilities are their mean.
+            equal share of the text's weight, and the mean of their logits is the text's.
         class_weights: "balanced" weighs each class by the inverse of its share of the labels.
         checkpoint: "last" keeps the last epoch, "best" the one with the highest macro-F1 on
             ``TrainingSet.dev``, the later one of equals.

@@ -180,6 +180,20 @@ def test_windows_read_what_head_and_tail_leave_out(tiny, tmp_path):
     assert student.embed(test_texts).shape == (60, 32)
 
 
+def test_a_temperature_on_windows_is_one_on_texts():
+    from loop.inference import Tokens
+    from strategies.temperature import with_temperature
+
+    row = np.zeros(3, dtype=np.int64)
+    tokens = Tokens([row] * 5, np.array([0, 0, 0, 1, 2]), 3)
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), 5)
+    before = with_temperature(tokens.together(probs), 2.5)
+    after = tokens.together(with_temperature(probs, 2.5))
+    np.testing.assert_allclose(before, after, atol=1e-12)
+    np.testing.assert_allclose(after.sum(1), 1)
+    np.testing.assert_allclose(tokens.together(probs)[1:], probs[3:], atol=1e-12)
+
+
 def test_a_text_counts_once_however_many_windows_it_has(tiny):
     """Six windows of one text say a, a text like each of them says b: neither wins."""
     long, short = " ".join(["story"] * 50), " ".join(["story"] * 10)
