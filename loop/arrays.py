@@ -37,6 +37,7 @@ def pool_arrays(
     gold = gold_classes(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
     needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
@@ -67,6 +68,7 @@ def pool_arrays(
         inclusion_prob=np.array(
             [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
         ),
+        unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
     )
     return Arrays(items, votes, pool, view)
 

@@ -393,6 +393,21 @@ def report(
     say(f"Report: {path}")
 
 
+@app.command()
+def codebook(file: File = CAMPAIGN) -> None:
+    """Write codebook.md: examples of each label, where people differ, and what no label fits."""
+    from loop.codebook import codebook as drawn
+    from loop.config import load
+    from loop.report_json import write_whole
+
+    config = load(file)
+    with open_store(config) as store:
+        text = drawn(config, store)
+    path = config.out / "codebook.md"
+    write_whole(path, text)
+    typer.echo(str(path))
+
+
 Student = Annotated[
     str,
     typer.Option(help="'encoder', fine-tuned as in a round, or 'frozen' heads, in seconds."),

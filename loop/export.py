@@ -14,6 +14,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
 
     Gold is what people decided; repaired is what the last round's students learned in place of the
     LLM's label, where that is another class; confidence of an LLM label is its own probability.
+    Where people could give no label, ``how`` is "unsure".
 
     Raises:
         StageError: nothing is labelled yet.
@@ -28,6 +29,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     trained = [r for r in rounds if r.id is not None and store.training_labels(r.id)]
     mended = {t.item_id: t for t in store.training_labels(trained[-1].id or 0)} if trained else {}
     mended_round = trained[-1].number if trained else 0
+    outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
     for item in store.items(name, "pool"):
         score, record = scores[item.id], mended.get(item.id)
@@ -42,6 +44,8 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
             if config.label_names[best] != score.llm_label:
                 label, source, round_number = config.label_names[best], "repaired", mended_round
                 confidence, how = record.probs[best], config.strategy.repair
+        if outcomes.get(item.id) == "unsure":
+            how = "unsure"
         records.append(
             {
                 "id": item.id,

@@ -24,7 +24,7 @@ SOURCES = {
     "gold": "labelled by people",
     "repaired": "LLM label, repaired",
     "llm": "LLM label as it came",
-    "dropped": "left out by repair",
+    "dropped": "left out: by repair, or as people could give no label",
 }
 
 

@@ -408,13 +408,16 @@ def mend(ctx: Context, round_: Round) -> bool:
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
+    # What people could give no label teaches none: the LLM's word is not better than theirs.
+    unsure = arrays.pool.unsure
+    weight = weight if unsure is None else np.where(unsure, 0.0, weight)
     rows = [
         {
             "round_id": round_.id,
             "item_id": item.id,
             "probs": [float(p) for p in mended.y[i]],
             "weight": float(weight[i]),
-            "source": str(mended.source[i]),
+            "source": "dropped" if unsure is not None and unsure[i] else str(mended.source[i]),
         }
         for i, item in enumerate(arrays.items)
     ]

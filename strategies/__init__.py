@@ -13,7 +13,7 @@ import numpy as np
 from strategies.benefit import expected_benefit
 from strategies.consistency import flip_rate, jensen_shannon, vote_entropy
 from strategies.learned import learned_error
-from strategies.neighbours import knn_disagreement, knn_label_std
+from strategies.neighbours import knn_disagreement, knn_label_std, unsure_neighbours
 from strategies.pool import FloatArray, Pool
 from strategies.students import seed_disagreement, student_disagreement
 from strategies.uncertainty import (
@@ -43,6 +43,7 @@ STRATEGIES: dict[str, Strategy] = {
     "jensen_shannon": jensen_shannon,
     "knn_disagreement": knn_disagreement,
     "knn_label_std": knn_label_std,
+    "unsure_neighbours": unsure_neighbours,
     "student_disagreement": student_disagreement,
     "seed_disagreement": seed_disagreement,
     "expected_benefit": expected_benefit,
@@ -62,6 +63,7 @@ NEEDS: dict[str, frozenset[str]] = {
     "jensen_shannon": frozenset({"votes"}),
     "knn_disagreement": frozenset({"embeddings"}),
     "knn_label_std": frozenset({"embeddings", "ordinal"}),
+    "unsure_neighbours": frozenset({"embeddings"}),
     "student_disagreement": frozenset({"p_student"}),
     "seed_disagreement": frozenset({"p_student"}),
     "expected_benefit": frozenset({"embeddings"}),

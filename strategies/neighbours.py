@@ -87,6 +87,40 @@ def knn_label_std(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return clip_unit(np.sqrt(np.maximum(variance, 0.0)) * 2.0 / (pool.k - 1))
 
 
+def unsure_neighbours(pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """Share of texts that people could give no label among the nearest ones that they answered.
+
+    Args:
+        pool: uses ``embeddings``, ``gold`` and ``unsure``; never what people said of the item
+            itself.
+        rng: unused; part of the contract.
+
+    Returns:
+        (n,) in [0, 1]; all 0 while people could label everything.
+
+    Raises:
+        ValueError: the pool has no embeddings, or an embedding of length zero.
+    """
+    import faiss
+
+    if pool.embeddings is None:
+        raise ValueError("unsure_neighbours needs embeddings, this pool has none")
+    unsure = np.zeros(pool.n, dtype=np.bool_) if pool.unsure is None else pool.unsure
+    answered = np.flatnonzero((pool.gold >= 0) | unsure)
+    if not unsure.any():
+        return np.zeros(pool.n)
+    units = unit_rows(pool.embeddings, "unsure_neighbours")
+    index: Any = faiss.IndexFlatIP(units.shape[1])
+    index.add(units[answered])
+    _, found = index.search(units, min(K_NEIGHBOURS + 1, len(answered)))
+    near = answered[found]
+    other = near != np.arange(pool.n)[:, None]
+    other &= np.cumsum(other, axis=1) <= K_NEIGHBOURS
+    heard = other.sum(axis=1)
+    share = (unsure[near] & other).sum(axis=1) / np.maximum(heard, 1)
+    return np.asarray(share, dtype=np.float64)
+
+
 def same_embedding(embeddings: NDArray[np.float32]) -> IntArray:
     """Groups rows that are equal up to rounding: (n,) group of each row, 0 to groups - 1.
 

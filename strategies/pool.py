@@ -33,6 +33,7 @@ class Pool:
         ordinal: the classes stand in a meaningful order.
         inclusion_prob: (n,) probability with which each gold item was chosen, read only where
             gold is known; None weighs all gold alike.
+        unsure: (n,) bool, items that people answered and could give no label; None for none.
     """
 
     probs: FloatArray
@@ -44,6 +45,7 @@ class Pool:
     class_prior: FloatArray | None = None
     ordinal: bool = False
     inclusion_prob: FloatArray | None = None
+    unsure: BoolArray | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together; see the attributes for what is allowed."""
@@ -73,6 +75,8 @@ class Pool:
             raise ValueError("p_student must be finite")
         if self.inclusion_prob is not None and self.inclusion_prob.shape != (n,):
             raise ValueError(f"inclusion_prob must be ({n},), not {self.inclusion_prob.shape}")
+        if self.unsure is not None and self.unsure.shape != (n,):
+            raise ValueError(f"unsure must be ({n},), not {self.unsure.shape}")
         if self.off_label_mass is not None and self.off_label_mass.shape != (n, m):
             raise ValueError(f"off_label_mass must be ({n}, {m}), not {self.off_label_mass.shape}")
         if self.class_prior is not None and self.class_prior.shape != (k,):

@@ -34,6 +34,7 @@ def full_pool(seed: int = 0) -> Pool:
         class_prior=np.array([0.4, 0.3, 0.2, 0.1]),
         ordinal=True,
         inclusion_prob=rng.uniform(0.1, 1.0, size=N),
+        unsure=(gold < 0) & (rng.random(N) < 0.2),
     )
 
 
@@ -47,6 +48,7 @@ def take(pool: Pool, rows: np.ndarray) -> Pool:
         p_student=pool.p_student[:, rows],
         off_label_mass=pool.off_label_mass[rows],
         inclusion_prob=pool.inclusion_prob[rows],
+        unsure=pool.unsure[rows],
     )
 
 

@@ -51,7 +51,7 @@ def found(scores, planted):
 
 # These say something else than "this label is wrong", and are tested for that below. The standard
 # deviation of a neighbourhood cannot tell the stray label from the neighbours it strays among.
-UNRELATED = ("random", "class_rarity", "seed_disagreement", "knn_label_std")
+UNRELATED = ("random", "class_rarity", "seed_disagreement", "knn_label_std", "unsure_neighbours")
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - set(UNRELATED)))
@@ -145,3 +145,22 @@ def test_expected_benefit_prefers_crowds_and_rare_classes_at_equal_doubt():
     assert rare.min() > common.max() > common.min() > alone.max()
     sure = replace(pool, probs=np.eye(2)[pool.y_llm][:, None])
     assert STRATEGIES["expected_benefit"](sure, rng).max() == 0
+
+
+def test_texts_like_those_that_nobody_could_label_are_suspect():
+    pool, _, truth = clustered_pool()
+    rng = np.random.default_rng(1)
+    answered = rng.random(pool.n) < 0.3
+    unsure = answered & (truth == 0) & (rng.random(pool.n) < 0.8)
+    gold = np.where(answered & ~unsure, truth, -1)
+    score = STRATEGIES["unsure_neighbours"]
+    scores = score(replace(pool, gold=gold, unsure=unsure), rng)
+    assert scores[truth == 0].mean() > 0.7
+    assert scores[truth != 0].max() < 0.3
+    assert not score(replace(pool, gold=gold), rng).any()
+    # what people said of an item never reaches its own score
+    for row in np.flatnonzero(answered)[:5]:
+        other = gold.copy(), unsure.copy()
+        other[0][row], other[1][row] = (truth[row], False) if unsure[row] else (-1, True)
+        changed = score(replace(pool, gold=other[0], unsure=other[1]), rng)
+        assert changed[row] == scores[row]

@@ -50,16 +50,20 @@ class FileReviewer:
         self._save(data)
         return {t.item_id: data["tasks"][t.item_id]["id"] for t in tasks}
 
-    def answer(self, item_id, person, label, *, skipped=False):
-        """One person answers, or corrects an answer; ``label=None`` deletes it unless skipped."""
+    def answer(self, item_id, person, label, *, skipped=False, problem=None, note=""):
+        """One person answers, or corrects an answer.
+
+        Without label, skip and problem, the answer is deleted.
+        """
         data = self._load()
         data["clock"] += 1
         task = data["tasks"][item_id]
         task["at"] = data["clock"]
-        if label is None and not skipped:
+        if label is None and not skipped and problem is None:
             task["answers"].pop(person)
         else:
-            task["answers"][person] = {"label": label, "skipped": skipped, "at": data["clock"]}
+            said = {"label": label, "skipped": skipped, "problem": problem, "note": note}
+            task["answers"][person] = said | {"at": data["clock"]}
         self._save(data)
 
     def open_items(self, overlap=1):
@@ -84,10 +88,10 @@ class FileReviewer:
                         annotator=person,
                         label=a["label"],
                         skipped=a["skipped"],
-                        note="",
+                        note=a["note"],
                         lead_time_s=1.0,
                         updated_at=f"{a['at']:06d}",
-                        problem=None,
+                        problem=a["problem"],
                         raw=a,
                     )
                     for person, a in task["answers"].items()
