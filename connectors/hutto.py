@@ -173,7 +173,7 @@ def write_demo_texts(
     """
     import numpy as np
 
-    from connectors.texts import write_labels
+    from connectors.text_writers import write_labels
 
     usable: dict[str, HuttoText] = {}
     for text in load(part, archive=archive):

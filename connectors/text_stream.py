@@ -16,17 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from connectors.texts import (
-    MAX_FIELD_BYTES,
-    SUFFIXES,
-    as_text,
-    clean_text,
-    csv_delimiter,
-    escape_cell,
-    plain,
-    replacing,
-    suggestion,
-)
+from connectors.text_sources import MAX_FIELD_BYTES, csv_delimiter
+from connectors.text_values import SUFFIXES, as_text, clean_text, escape_cell, plain, suggestion
+from connectors.text_writers import replacing
 from loop.errors import DataError
 from loop.items import normalise
 
@@ -312,9 +304,9 @@ Write = Callable[[Sequence[Mapping[str, Any]]], None]
 def writing(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterator[Write]:
     """A function that appends rows to a file, which takes its name once all is written.
 
-    Columns that begin like a formula are escaped in CSV as :func:`connectors.texts.escape_cell`
-    says; plain numbers are not. In Parquet the source's columns keep their types if it is Parquet
-    too, and are strings otherwise.
+    Columns that begin like a formula are escaped in CSV as
+    :func:`connectors.text_values.escape_cell` says; plain numbers are not. In Parquet the source's
+    columns keep their types if it is Parquet too, and are strings otherwise.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.

@@ -481,7 +481,7 @@ def export(
     file: File = CAMPAIGN,
 ) -> None:
     """Write the final labels with their provenance, confidence and round."""
-    from connectors.texts import write_labels
+    from connectors.text_writers import write_labels
     from loop.config import load
     from loop.export import final_labels
 

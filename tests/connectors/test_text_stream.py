@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.text_stream import TextStream, writing
-from connectors.texts import unescape_cell
+from connectors.text_values import unescape_cell
 from loop.errors import DataError
 
 ADDED = {"predicted_label": str, "p_a": float}

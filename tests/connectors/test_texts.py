@@ -14,16 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.texts import (
-    Problem,
-    escape_cell,
-    find_problems,
-    load_texts,
-    read_texts,
-    source_columns,
-    unescape_cell,
-    write_labels,
-)
+from connectors.text_sources import Problem
+from connectors.text_values import escape_cell, unescape_cell
+from connectors.text_writers import write_labels
+from connectors.texts import find_problems, load_texts, read_texts, source_columns
 from loop.errors import DataError
 
 LABELS = ("negative", "neutral", "positive")
