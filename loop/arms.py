@@ -102,7 +102,7 @@ def fit_seeds(
             on_seed=on_seed,
             progress=progress,
             start=start or {},
-            say=ctx.say,
+            say=lambda line: ctx.say(f"{what}. {line}"),
         )
 
 

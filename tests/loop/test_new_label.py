@@ -9,6 +9,7 @@ from connectors.recorded import RecordedAnnotator
 from loop.annotate import retry_unanswered
 from loop.context import show_nothing
 from loop.errors import StoreError
+from loop.parts import open_store
 from loop.ports import no_progress
 from loop.round import RUN, open_campaign, open_round, run_stage, why_finished
 from loop.store import STAGES
@@ -217,3 +218,6 @@ def test_all_other_changes_are_refused(tmp_path, names):
     with pytest.raises(StoreError, match="new ones go to the end"):
         open_campaign(changed)
     changed.store.close()
+    # commands that only read say the same
+    with pytest.raises(StoreError, match="new ones go to the end"), open_store(changed.config):
+        pass
