@@ -33,7 +33,7 @@ def campaign_notes(
         notes.append(
             f"{without} texts came back without a gold label"
             f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
-            f" {outcomes.count('unsure')} unsure)."
+            f" {outcomes.count('unsure')} unsure); `goldloop codebook` shows them."
         )
     notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
     calibration = (last.metrics.get("calibration") if last else None) or {}
