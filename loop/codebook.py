@@ -50,7 +50,7 @@ def codebook(config: Config, store: Store) -> str:
             if gold[item] == label.name and _agreed(answers.get(item, ())) and item in texts
         ]
         mine = sum(found == label.name for found in gold.values())
-        parts.append(f"{mine} texts. For example:" if clear else f"{mine} texts.")
+        parts.append(f"{_texts(mine)}. For example:" if clear else f"{_texts(mine)}.")
         parts.append(_listed((texts[item], "") for item in clear[:EXAMPLES]))
     parts.append("## Where people differ")
     parts += _pairs(texts, _between_people(answers), "{} or {}")
@@ -90,7 +90,7 @@ def _pairs(texts: Mapping[str, str], found: Mapping[str, tuple[str, ...]], told:
     parts = []
     for pair, items in sorted(by_pair.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         names = told.format(*(f"**{escape(label)}**" for label in pair))
-        parts.append(f"{names}: {len(items)} texts.")
+        parts.append(f"{names}: {_texts(len(items))}.")
         parts.append(_listed((texts[item], "") for item in items[:EXAMPLES]))
     return parts or ["Nowhere."]
 
@@ -101,6 +101,10 @@ def _listed(lines: Iterable[tuple[str, str]]) -> str:
         f"- {_short(text)}" + (f"\n  - note: {_short(note)}" if note else "")
         for text, note in lines
     )
+
+
+def _texts(n: int) -> str:
+    return "1 text" if n == 1 else f"{n} texts"
 
 
 def _short(text: str) -> str:

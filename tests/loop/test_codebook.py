@@ -57,7 +57,7 @@ def test_the_codebook_tells_all_of_it_and_escapes_it(answered):
     }
     assert "a \\*bad\\* word" in sections["bad"]
     assert "Not described." in sections["good"]
-    assert "**bad** or **good**: 1 texts." in sections["Where people differ"]
+    assert "**bad** or **good**: 1 text." in sections["Where people differ"]
     assert texts[apart] in sections["Where people differ"]
     assert " by the LLM, " in sections["Where people overrule the LLM"]
     unplaced = sections["Texts that somebody could not place"]
