@@ -76,10 +76,14 @@ def read_data(
 
 def ours(args: argparse.Namespace, data: Any) -> list[np.ndarray]:
     """(n, k) probabilities per seed."""
+    import loop.training
     from loop.ports import TrainingSet
     from loop.student import EncoderStudent
 
     texts, y, test_texts, _, names = data
+    if args.unsorted:
+        loop.training.GROUP_BATCHES = 1  # of this process: workers would not hear of it
+        args.workers = 1
     student = EncoderStudent(
         args.encoder,
         epochs=args.epochs,
@@ -252,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--unsorted", action="store_true", help="ours: batches of any length")
     parser.add_argument("--threads", type=int, help="torch threads of the reference; default: all")
     parser.add_argument("--sides", nargs="+", choices=SIDES, help="default: ours and the reference")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
