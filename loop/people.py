@@ -91,7 +91,7 @@ def campaign_people(config: Config, store: Store) -> list[Person]:
     texts |= {check.id: texts[check.item_id] for check in store.checks(name)}
     return people(
         store.annotations(name),
-        labels=config.label_names,
+        labels=store.labels(name),
         texts=texts,
         checks=labels_of_checks(store, name),
         adjudicator=config.label_studio.adjudicator,

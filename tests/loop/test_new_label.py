@@ -11,6 +11,7 @@ from loop.context import show_nothing
 from loop.errors import StoreError
 from loop.parts import open_store
 from loop.ports import no_progress
+from loop.progress import campaign_progress
 from loop.round import RUN, open_campaign, open_round, run_stage, why_finished
 from loop.store import STAGES
 from loop.variants import stored_variants
@@ -156,6 +157,23 @@ def test_an_answer_that_was_unreadable_counts_once_its_label_is_known(tmp_path):
     run_stage(after, "pull")
     assert after.store.gold("c")[item].label == "odd"
     assert all(a.problem is None for a in after.store.annotations("c"))
+    after.store.close()
+
+
+def test_live_progress_that_began_before_the_label_counts_its_answers(tmp_path):
+    """`goldloop serve` keeps the campaign file as it was read when it started."""
+    before = campaign(tmp_path, label_studio={"overlap": 2})
+    for stage in ("annotate", "score", "select", "push"):
+        run_stage(before, stage)
+    after = campaign(tmp_path, labels=MORE, label_studio={"overlap": 2})
+    for item, label in zip(after.reviewer.open_items(), ("odd", "bad", "odd", "bad"), strict=False):
+        for person in ("ann", "bob"):
+            after.reviewer.answer(item, person, label)
+    run_stage(after, "pull")
+    found = campaign_progress(before.config, before.store)
+    assert found["agreement"] == 1.0
+    assert [person["name"] for person in found["people"]] == ["ann", "bob"]
+    before.store.close()
     after.store.close()
 
 
