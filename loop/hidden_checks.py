@@ -15,6 +15,12 @@ from loop.ports import ReviewTask
 from loop.store import Round, Score
 
 
+def why_suspect(score: Score) -> str:
+    """What a task says of its choice where people are told; a check must say the same."""
+    strongest = max(score.signals, key=lambda name: score.signals[name])
+    return f"Suspect: the strongest sign is {strongest.replace('_', ' ')}."
+
+
 def known_checks(ctx: Context) -> dict[str, str]:
     """Labels of the hidden checks, where they have a say in what the others mean."""
     if ctx.config.label_studio.rule != "dawid-skene":
@@ -62,13 +68,12 @@ def with_checks(
         if check.task_id is not None:
             continue
         score_ = scores.get(check.item_id)
-        strongest = max(score_.signals, key=lambda name: score_.signals[name]) if score_ else ""
         task = ReviewTask(
             item_id=check.id,
             text=items[check.item_id].text,
             round_number=round_.number,
             rank=check.rank,
-            why=f"Suspect: the strongest sign is {strongest.replace('_', ' ')}.",
+            why=why_suspect(score_) if score_ else "",
             llm_label=score_.llm_label if score_ else "",
             llm_confidence=score_.llm_confidence if score_ else 0.0,
         )

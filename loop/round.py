@@ -27,7 +27,7 @@ from loop.calibration import summary
 from loop.context import Context
 from loop.errors import StageError
 from loop.held_out import evaluation_items, held_out, unit_hash
-from loop.hidden_checks import draw_checks, known_checks, with_checks
+from loop.hidden_checks import draw_checks, known_checks, why_suspect, with_checks
 from loop.intake import import_texts
 from loop.measure import ONCE, measure_round
 from loop.ports import FloatArray, ReviewTask
@@ -408,16 +408,13 @@ def mend(ctx: Context, round_: Round) -> bool:
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
-    # What people could give no label teaches none: the LLM's word is not better than theirs.
-    unsure = arrays.pool.unsure
-    weight = weight if unsure is None else np.where(unsure, 0.0, weight)
     rows = [
         {
             "round_id": round_.id,
             "item_id": item.id,
             "probs": [float(p) for p in mended.y[i]],
             "weight": float(weight[i]),
-            "source": "dropped" if unsure is not None and unsure[i] else str(mended.source[i]),
+            "source": str(mended.source[i]),
         }
         for i, item in enumerate(arrays.items)
     ]
@@ -570,8 +567,7 @@ def _affordable(ctx: Context) -> int | None:
 def _why(review: Review, score_: Score) -> str:
     if review.reason == "audit":
         return "Drawn at random, to measure the LLM."
-    strongest = max(score_.signals, key=lambda name: score_.signals[name])
-    return f"Suspect: the strongest sign is {strongest.replace('_', ' ')}."
+    return why_suspect(score_)
 
 
 def _assisted(ctx: Context, item_id: str) -> bool:

@@ -56,6 +56,8 @@ def repair(
     - ``drop``: left out where P(wrong) > 1/2.
     - ``relabel``: the likeliest class of the corrected posterior.
 
+    Items that people answered and could give no label (``pool.unsure``) are left out in every mode.
+
     Every repair shrinks towards ``keep`` while gold is scarce, and is ``keep`` without gold. No
     repair may bury a class: the share of training weight on a predicted class may not fall below
     ``FLOOR_FRAC`` of what the weighted gold says its share is (or below its share under ``keep``,
@@ -94,6 +96,8 @@ def repair(
         else:
             weight[rows] = np.where(p_wrong[rows] > 0.5, 0.0, 1.0)
         _restore_buried(pool, y, weight, kept, p_wrong, class_floor(pool, pi))
+    if pool.unsure is not None:
+        weight[pool.unsure & ~gold] = 0.0  # the LLM's word is not better than people's
     changed = np.abs(y - kept).max(axis=1, initial=0.0) > 1e-9
     source = np.where(changed, "repaired", "llm")
     source = np.where(weight == 0, "dropped", source)

@@ -46,6 +46,21 @@ def class_shares(mended):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_what_people_could_not_label_is_left_out_in_every_mode(mode):
+    pool, _, pi = confused_pool()
+    unsure = (pool.gold < 0) & (np.arange(pool.n) % 7 == 0)
+    before, after = (
+        repair(p, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+        for p in (pool, replace(pool, unsure=unsure))
+    )
+    assert before.weight[unsure].any()
+    assert not after.weight[unsure].any()
+    assert set(after.source[unsure]) == {"dropped"}
+    np.testing.assert_array_equal(after.weight[~unsure], before.weight[~unsure])
+    np.testing.assert_array_equal(after.y, before.y)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_proper_labels_and_keeps_gold(mode):
     pool, truth, pi = confused_pool()
     out = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
