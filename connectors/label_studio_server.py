@@ -36,11 +36,13 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.assets import cache_dir
 from loop.errors import FetchError, ReviewerError
+from loop.ports import Show, show_nothing
 
 if TYPE_CHECKING:
     import httpx
 
 VERSION = "1.23.2"
+LOCK = Path(__file__).with_name("label_studio.lock")  # `make lock` renews it
 ADMIN = "admin@goldloop.local"
 INSTALL_TIMEOUT_S = 1800.0
 START_TIMEOUT_S = 300.0  # a first start compiles and migrates: a minute on a quiet machine
@@ -147,6 +149,7 @@ def up(
     port: int | None = None,
     data_dir: Path | None = None,
     progress: Say = _silent,
+    show: Show = show_nothing,
     timeout_s: float = START_TIMEOUT_S,
 ) -> ServerInfo:
     """Starts the server, or returns the one that is running.
@@ -155,12 +158,14 @@ def up(
         port: where to listen; else the port of the last time, else any free one.
         data_dir: the folder of this server; ``home()/server`` by default.
         progress: told what is being waited for, where it takes long.
+        show: opens a bar for the installation.
     Raises:
         FetchError: Label Studio cannot be installed.
         ReviewerError: the port is taken, or the server does not come up.
     """
     folder = _folder(data_dir)
     _private(folder)
+    python = None if _running(folder) else install(progress, show)
     with _lock(folder):
         if (running := _running(folder)) is not None:
             if port is not None and not running.url.endswith(f":{port}"):
@@ -169,7 +174,7 @@ def up(
                     " or leave the port out."
                 )
             return running
-        python = install(progress)
+        python = python or install(progress, show)
         version = _version_of(python)
         state = _read(folder)
         state.setdefault("username", ADMIN)
@@ -249,9 +254,15 @@ def create_user(username: str, *, data_dir: Path | None = None) -> str:
 # installing
 
 
-def install(progress: Say = _silent) -> Path:
+def install(progress: Say = _silent, show: Show = show_nothing) -> Path:
     """The Python of an environment that has Label Studio, made on the first call.
 
+    Its packages are those of ``label_studio.lock``, checked by hash. Where another process or
+    thread is installing it already, this waits.
+
+    Args:
+        progress: told what is being waited for.
+        show: opens a bar for the installation.
     Raises:
         FetchError: it cannot be installed.
     """
@@ -266,35 +277,65 @@ def install(progress: Say = _silent) -> Path:
     _private(home())
     venv = home() / f"venv-{VERSION}"
     python = venv / "bin" / "python"
-    with _lock(home(), "install.lock"):
-        if (venv / _VENV_MARKER).exists() and python.exists():
-            return python
-        if venv.exists():  # an installation was interrupted
-            shutil.rmtree(venv)
-        progress(f"installing Label Studio {VERSION} (about 800 MB, some minutes, once)")
-        _run([sys.executable, "-m", "venv", str(venv)], "make a virtual environment")
-        _run(
-            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             f"label-studio=={VERSION}"],
-            f"install label-studio=={VERSION}",
-        )  # fmt: skip
-        (venv / _VENV_MARKER).write_text(f"{VERSION}\n")
+    if _is_installed(venv):
+        return python
+    uv = shutil.which("uv")
+    packages = len(re.findall(r"^\w.*==", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
+    progress(f"installing Label Studio {VERSION} (about 800 MB, some minutes, once)")
+    with show("Installing Label Studio", packages if uv else 2 * packages) as advance:
+        seen = 0
+
+        def look() -> None:
+            nonlocal seen
+            now = _packages_done(venv)
+            advance(now - seen)
+            seen = now
+
+        with _lock(home(), "install.lock", meanwhile=look):
+            if _is_installed(venv):  # by somebody else in the meantime
+                return python
+            if venv.exists():  # an installation was interrupted
+                shutil.rmtree(venv)
+            _run([sys.executable, "-m", "venv", str(venv)], "make a virtual environment")
+            pip = [uv, "pip"] if uv else [str(python), "-m", "pip", "--disable-pip-version-check"]
+            where = ["--python", str(python)] if uv else ["--progress-bar", "off"]
+            checked = ["--require-hashes", "--no-deps", "-r", str(LOCK)]
+            _run([*pip, "install", *where, *checked], f"install label-studio=={VERSION}", look)
+            (venv / _VENV_MARKER).write_text(f"{VERSION}\n")
     return python
 
 
-def _run(command: list[str], doing: str) -> None:
+def _is_installed(venv: Path) -> bool:
+    return (venv / _VENV_MARKER).exists() and (venv / "bin" / "python").exists()
+
+
+def _packages_done(venv: Path) -> int:
+    """Packages that an installation has fetched, as far as its log says so, and unpacked."""
+    fetched = 0
+    with suppress(OSError):
+        fetched = (home() / "install.log").read_text(errors="replace").count("Collecting ")
+    return fetched + len(list(venv.glob("lib/python3*/site-packages/*.dist-info")))
+
+
+def _run(command: list[str], doing: str, look: Callable[[], None] = lambda: None) -> None:
+    """Runs a step of the installation; ``look`` is called twice a second meanwhile."""
+    log = home() / "install.log"
+    end = time.monotonic() + INSTALL_TIMEOUT_S
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=INSTALL_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise FetchError(f"Cannot {doing}: no end after {INSTALL_TIMEOUT_S:.0f} s.") from exc
+        with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+            while process.poll() is None:
+                if time.monotonic() > end:
+                    process.kill()
+                    raise FetchError(f"Cannot {doing}: no end after {INSTALL_TIMEOUT_S:.0f} s.")
+                look()
+                time.sleep(0.5)
     except OSError as exc:
         raise FetchError(f"Cannot {doing}: {exc}.") from exc
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if process.returncode != 0:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+        lines = [line for line in lines if line] or ["no reason given"]
         errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
-        raise FetchError(f"Cannot {doing}: {(errors or lines or ['no reason given'])[-1][:300]}")
+        raise FetchError(f"Cannot {doing}: {(errors or lines)[-1][:300]} (see {log})")
 
 
 def _version_of(python: Path) -> str:
@@ -563,9 +604,20 @@ def _private(folder: Path) -> None:
 
 
 @contextmanager
-def _lock(folder: Path, name: str = "lock") -> Iterator[None]:
-    with (folder / name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, so with the process
+def _lock(
+    folder: Path, name: str = "lock", meanwhile: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Holds a lock file; ``meanwhile`` is called twice a second while somebody else holds it."""
+    with (folder / name).open("a") as file:  # the lock goes with the file, so with the process
+        while meanwhile is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                meanwhile()
+                time.sleep(0.5)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

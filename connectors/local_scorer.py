@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,9 @@ class Scorer:
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._pad = self._tokenizer.pad_token_id or 0  # masked, so any token will do
         self._ends = self._end_tokens()
+        # The states' keyword was `past_key_values` before transformers 5.24 renamed it.
+        takes = inspect.signature(self._model.forward).parameters
+        self._states = "cache" if "cache" in takes else "past_key_values"
         self._verified = False
 
     def tokens(self, text: str, *, bare: bool = False) -> list[int]:
@@ -158,7 +162,7 @@ class Scorer:
         with torch.inference_mode():
             self._model(
                 input_ids=torch.tensor([one[:shared]], device=self._device),
-                past_key_values=kv,
+                **{self._states: kv},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -279,7 +283,7 @@ class Scorer:
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 position_ids=positions.to(self._device),
-                past_key_values=kv,
+                **{self._states: kv},
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -586,14 +587,22 @@ def demo(
 
 
 def _fetch_demo_parts() -> float:
-    """Fetches the LLM and the encoder, installs and starts Label Studio; seconds that it took."""
+    """Fetches the LLM and the encoder, and has Label Studio installed meanwhile; takes seconds.
+
+    Label Studio is first needed when the LLM is done. What goes wrong with its installation in the
+    background is met again, and then said, by whoever needs it.
+    """
     from connectors import label_studio_server
     from connectors.assets import minilm_dir, smollm2_dir
 
+    def install() -> None:
+        with suppress(LoopError):
+            label_studio_server.up()
+
     started = time.monotonic()
+    threading.Thread(target=install, daemon=True).start()
     smollm2_dir()
     minilm_dir()
-    label_studio_server.up(progress=say)
     return time.monotonic() - started
 
 
@@ -816,7 +825,7 @@ def label_studio_up() -> None:
     """Install it if need be, start it on loopback, and say how to log in."""
     from connectors import label_studio_server
 
-    info = label_studio_server.up(progress=say)
+    info = label_studio_server.up(progress=say, show=bar)
     typer.echo(info.url)
     say(f"User {info.username}, password {info.password}")
 

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 from loop.config import Config
-from loop.ports import Annotator, Progress, Raters, Reviewer, SourceText, Student, no_progress
+from loop.ports import Annotator, Raters, Reviewer, Show, SourceText, Student, show_nothing
 from loop.store import Store
-
-Show = Callable[[str, int], AbstractContextManager[Progress]]
-"""Opens a progress bar: (what is done, how many items) -> Progress."""
-
-
-def show_nothing(_what: str, _total: int) -> AbstractContextManager[Progress]:
-    """A Show that draws nothing."""
-    return nullcontext(no_progress)
 
 
 @dataclass(frozen=True)

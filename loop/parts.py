@@ -162,7 +162,7 @@ def _server(config: Config) -> tuple[str, str]:
     if config.label_studio.url == "local":
         from connectors import label_studio_server
 
-        info = label_studio_server.up(progress=say)
+        info = label_studio_server.up(progress=say, show=bar)
         return info.url, info.token
     token = os.environ.get(config.label_studio.token_env, "")
     if not token:

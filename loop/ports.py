@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,6 +26,15 @@ Progress = Callable[[int], None]
 
 def no_progress(_done: int) -> None:
     """A Progress that shows nothing."""
+
+
+Show = Callable[[str, int], AbstractContextManager[Progress]]
+"""Opens a progress bar: (what is done, how many items) -> Progress."""
+
+
+def show_nothing(_what: str, _total: int) -> AbstractContextManager[Progress]:
+    """A Show that draws nothing."""
+    return nullcontext(no_progress)
 
 
 News = Callable[[str], None]

@@ -1,10 +1,13 @@
 """The server of our own: started once, found again, stopped, and private."""
 
+import fcntl
 import json
 import os
 import socket
 import stat
 import subprocess
+import sys
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -48,24 +51,73 @@ def test_interrupted_installation_is_done_again(monkeypatch, tmp_path):
     (venv / "half").touch()
     ran = []
 
-    def run(command, **options):
+    def run(command, doing, look=lambda: None):
         ran.append(command)
         if "venv" in command:
             assert not venv.exists()
             (venv / "bin").mkdir(parents=True)
             (venv / "bin" / "python").touch()
-        code = 1 if len(ran) == 2 else 0
-        return subprocess.CompletedProcess(command, code, "", "noise\nERROR: No space left\n")
+        if len(ran) == 2:
+            raise FetchError(f"Cannot {doing}: No space left")
 
-    monkeypatch.setattr(server.subprocess, "run", run)
+    monkeypatch.setattr(server, "_run", run)
     with pytest.raises(FetchError, match=r"Cannot install label-studio==[\d.]+: No space left"):
         server.install()
     said = []
     python = server.install(said.append)
     assert len(ran) == 4
+    assert {"--require-hashes", "--no-deps", str(server.LOCK)} <= set(ran[-1])
     assert len(said) == 1
     assert server.install(said.append) == python
     assert len(ran) == 4
+
+
+def test_the_lock_names_this_label_studio_with_hashes():
+    lock = server.LOCK.read_text()
+    assert f"label-studio=={server.VERSION} " in lock
+    named = [line for line in lock.splitlines() if "==" in line and not line.startswith(" ")]
+    assert all(line.endswith("\\") for line in named)  # a hash follows each
+
+
+def test_a_failed_step_says_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("GOLDLOOP_LABEL_STUDIO", str(tmp_path))
+    fails = "print('noise'); print('ERROR: No space left', flush=True); raise SystemExit(1)"
+    with pytest.raises(FetchError, match=r"Cannot do it: No space left \(see .*install.log\)"):
+        server._run([sys.executable, "-c", fails], "do it")
+    with pytest.raises(FetchError, match="Cannot do it: no reason given"):
+        server._run([sys.executable, "-c", "raise SystemExit(3)"], "do it")
+    with pytest.raises(FetchError, match=r"Cannot do it: .*No such file"):
+        server._run([str(tmp_path / "nothing")], "do it")
+
+
+def test_waits_with_a_bar_while_another_process_installs(monkeypatch, tmp_path):
+    monkeypatch.delenv("GOLDLOOP_LABEL_STUDIO_VENV", raising=False)
+    monkeypatch.setenv("GOLDLOOP_LABEL_STUDIO", str(tmp_path))
+    venv = tmp_path / f"venv-{server.VERSION}"
+    packages = venv / "lib" / "python3.11" / "site-packages"
+    steps = []
+
+    @contextmanager
+    def show(what, total):
+        assert total > 100
+
+        def advance(done):
+            steps.append(done)
+            if len(steps) == 1:
+                (packages / "one.dist-info").mkdir(parents=True)
+            elif len(steps) == 3:
+                (venv / "bin").mkdir()
+                (venv / "bin" / "python").touch()
+                (venv / server._VENV_MARKER).touch()
+                other.close()  # the other process is done
+
+        yield advance
+
+    (tmp_path / "install.log").write_text("Collecting one==1\nCollecting two==2\n")
+    other = (tmp_path / "install.lock").open("a")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    assert server.install(show=show) == venv / "bin" / "python"
+    assert steps == [2, 1, 0]
 
 
 def test_settings_of_other_programs_stay_outside(monkeypatch):

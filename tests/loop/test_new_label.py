@@ -7,10 +7,9 @@ from campaigns import LABELS, make, texts
 
 from connectors.recorded import RecordedAnnotator
 from loop.annotate import retry_unanswered
-from loop.context import show_nothing
 from loop.errors import StoreError
 from loop.parts import open_store
-from loop.ports import no_progress
+from loop.ports import no_progress, show_nothing
 from loop.progress import campaign_progress
 from loop.round import RUN, open_campaign, open_round, run_stage, why_finished
 from loop.store import STAGES
