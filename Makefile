@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ready-dev
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # torch is no part of the locks: one version number stands for builds for the CPU, for CUDA and for
 # ROCm, each with a hash and dependencies of its own, and pip's settings choose between them.
@@ -50,18 +51,18 @@ test-newest:
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(VENV)/constraints.txt -e '.[dev,bench]'
 
 test: lint
-	$(BIN)/pytest -n 2
+	$(PYTEST)
 
 # Chaos runs and sweeps that take longer than a change should wait for.
 test-long: $(DEV)
-	$(BIN)/pytest -m long
+	$(PYTEST) -m long
 
 # A real vLLM and llama.cpp in an environment of their own (3 GB), against transformers.
 test-vllm:
 	PYTHON=$(PYTHON) tests/vllm/run.sh
 
 unit: $(DEV)
-	$(BIN)/pytest -n 2 -m 'not slow and not long'
+	$(PYTEST) -m 'not slow and not long'
 
 lint: $(DEV)
 	$(BIN)/ruff check

@@ -4,14 +4,35 @@ import os
 import socket
 import tempfile
 import uuid
+from collections import defaultdict
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+settings.register_profile("goldloop", deadline=None)  # a busy machine is no failure
+settings.load_profile("goldloop")
+
+
+def pytest_collection_modifyitems(items):
+    """Workers take whole files, the slow ones first; one has all of Label Studio's tests."""
+    files = defaultdict(list)
+    for item in items:
+        shared = "label_studio" in item.fixturenames
+        files["label-studio" if shared else item.path.name].append(item)
+
+    def slow(group):
+        return sum(item.get_closest_marker("slow") is not None for item in files[group])
+
+    for group in sorted(files, key=slow, reverse=True):
+        for item in files[group]:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items[:] = [item for group in sorted(files, key=slow, reverse=True) for item in files[group]]
 
 
 @pytest.fixture(autouse=True)
