@@ -192,6 +192,9 @@ class OpenAIServerAnnotator:
     ) -> tuple[IntArray, IntArray]:
         """The most tokens that the server may charge for each item, repeated attempts counted.
 
+        At the first call the server is asked a few questions of one token, which nobody counts, to
+        see how it answers.
+
         Raises:
             AnnotatorError: the server refuses, or is down.
         """

@@ -111,14 +111,14 @@ class Account:
         """What may still be spent, 0 where the cap is passed; None without a cap."""
         if self.cap_usd is None:
             return None
-        return max(0.0, self.cap_usd - self.committed_usd + ROUNDING_USD)
+        return max(0.0, self.cap_usd - self.committed_usd)
 
     @property
     def answers_that_fit(self) -> int | None:
         """How many more answers may be asked of people; None for any number."""
         if self.left_usd is None or not self.answer_usd:
             return None
-        return int(self.left_usd / self.answer_usd)
+        return int((self.left_usd + ROUNDING_USD) / self.answer_usd)
 
     def __str__(self) -> str:
         """One clause, for messages."""
@@ -273,7 +273,7 @@ class LlmPurse:
         costs = np.cumsum(
             read * max(self.prices.fresh, self.prices.cached) + written * self.prices.written
         )
-        count = int(np.searchsorted(costs, left, side="right"))
+        count = int(np.searchsorted(costs, left + ROUNDING_USD, side="right"))
         if count < least:
             raise AnnotatorError(
                 f"The next {f'{least} LLM answers' if least > 1 else 'LLM answer'} may cost"

@@ -73,9 +73,12 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     budget, this = status["budget"], status["this_round"]
     money = ""
     if budget["usd_committed"] or budget["usd"] is not None:
-        money = f", ${budget['usd_spent']:.2f} spent, ${budget['usd_committed']:.2f} committed"
+        money = (
+            f", ${budget['usd_spent']:.2f} spent,"
+            f" ${budget['usd_committed']:.2f} with what is not back yet"
+        )
     if budget["usd"] is not None:
-        money += f" of ${budget['usd']:.2f}"
+        money += f", of ${budget['usd']:.2f}"
     people = "simulated raters" if status["simulated_raters"] else "people"
     lines = [
         f"Campaign {status['campaign']}: {status['texts']} texts",

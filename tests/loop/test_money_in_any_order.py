@@ -171,14 +171,18 @@ class Campaign(RuleBasedStateMachine):
         self.reviewer = ctx.parts.reviewer()
         ctx.__dict__["reviewer"] = reviewer = type(self.reviewer)(self.reviewer.path)
         for name in ("send", "ask", "withdraw"):
+            setattr(reviewer, name, self.deadly(getattr(reviewer, name)))
 
-            def acted(*given, real=getattr(reviewer, name)):
-                kills.here()
-                answer = real(*given)
-                kills.here()
-                return answer
+    def deadly(self, act):
+        """The process may be killed before the act and after it."""
 
-            setattr(reviewer, name, acted)
+        def acted(*given):
+            self.kills.here()
+            answer = act(*given)
+            self.kills.here()
+            return answer
+
+        return acted
 
     def tried(self, work):
         """One command; it may be refused, and it may be killed."""
@@ -225,9 +229,11 @@ class Campaign(RuleBasedStateMachine):
 
     @rule()
     def close_the_round(self):
-        last = self.ctx.store.last_round("c")
-        if last is not None:
-            self.tried(lambda: close_early(self.ctx, last))
+        def work():
+            if (last := self.ctx.store.last_round("c")) is not None:
+                close_early(self.ctx, last)
+
+        self.tried(work)
 
     @rule()
     def withdraw(self):
@@ -308,8 +314,8 @@ class Campaign(RuleBasedStateMachine):
 
 TestAnyOrder = Campaign.TestCase
 TestAnyOrder.settings = settings(
-    max_examples=30,
-    stateful_step_count=30,
+    max_examples=12,
+    stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
