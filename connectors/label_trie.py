@@ -87,6 +87,15 @@ class LabelTrie:
         paths = sorted(asked, key=lambda path: (len(path), path))
         return tuple(Node(path, tuple(sorted(asked[path]))) for path in paths)
 
+    def prompts(self, at_once: int) -> int:
+        """Prompts that all nodes take, where so many tokens can be asked for at once.
+
+        The root is asked alone, each other node for what any of them asks.
+        """
+        root, *rest = self.nodes
+        wanted = {token for node in rest for token in node.asked}
+        return -(-len(root.asked) // at_once) + len(rest) * -(-len(wanted) // at_once)
+
     @property
     def extra_tokens(self) -> int:
         """Tokens beyond the prompt that the questions hold."""

@@ -25,10 +25,11 @@ import numpy as np
 
 from connectors.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.local_scorer import Precision, Prefix, Scorer
-from connectors.prompt_text import one_line
+from connectors.prompt_text import most_tokens_of, one_line
 from loop.errors import AnnotatorError, LoopError
 from loop.ports import (
     ClassProbs,
+    IntArray,
     Progress,
     PromptVariant,
     TextItem,
@@ -198,6 +199,20 @@ class LocalLM:
         if fresh:
             tokens[0] += len(prefix.tokens)
         return ClassProbs(probs, off, tokens)
+
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """The most tokens that are computed for each item; none are written.
+
+        The shared prefix is computed with the first item, unless it is there already.
+        """
+        answers = sum(most_tokens_of(answer) for answer in variant.continuations)
+        prefix = most_tokens_of(variant.prefix, chat=self._chat)
+        tokens = [prefix + most_tokens_of(variant.suffix(i.text)) + answers for i in items]
+        if tokens:
+            tokens[0] += prefix
+        return np.array(tokens, dtype=np.int64), np.zeros(len(items), dtype=np.int64)
 
     def _warn_of_numbers(self, variant: PromptVariant) -> None:
         if variant.label_form == "ids" and self._model == EMBEDDED and not self._warned:

@@ -30,7 +30,7 @@ import httpx
 import numpy as np
 
 from connectors.label_trie import PROBE_ITEMS, check_answers, class_probs
-from connectors.prompt_text import answers_of, one_line, without_control_marks
+from connectors.prompt_text import answers_of, most_tokens_of, one_line, without_control_marks
 from connectors.server_exact import LlamaCpp, Vllm, token_list
 from connectors.server_http import (
     Http,
@@ -42,7 +42,15 @@ from connectors.server_http import (
 from connectors.server_listed import TopK, Votes
 from connectors.server_ways import Plan, Server
 from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, Progress, PromptVariant, TextItem, no_progress
+from loop.ports import (
+    ClassProbs,
+    FloatArray,
+    IntArray,
+    Progress,
+    PromptVariant,
+    TextItem,
+    no_progress,
+)
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +161,19 @@ class OpenAIServerAnnotator:
             plan = self._plan(server, variant)
             first = self._unchecked
             early = range(min(n, PROBE_ITEMS)) if first else range(0)
-            if early:
-                self._ask(server, plan, items, early, log_masses, usage)
-                self._check(server, items, early, log_masses)
-                self._unchecked = False
-            self._ask(server, plan, items, range(len(early), n), log_masses, usage)
+            try:
+                if early:
+                    self._ask(server, plan, items, early, log_masses, usage)
+                    self._check(server, items, early, log_masses)
+                    self._unchecked = False
+                self._ask(server, plan, items, range(len(early), n), log_masses, usage)
+            except AnnotatorError as exc:
+                exc.tokens = (
+                    sum(u.computed for u in usage),
+                    sum(u.cached for u in usage),
+                    sum(u.output for u in usage),
+                )
+                raise
             if self._failures:
                 reason = next(iter(self._failures.values()))
                 log.warning("%d of %d items got no answer: %s", len(self._failures), n, reason)
@@ -169,6 +185,32 @@ class OpenAIServerAnnotator:
             np.array([u.cached for u in usage], dtype=np.int64),
             np.array([u.output for u in usage], dtype=np.int64),
             dict(self._failures),
+        )
+
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """The most tokens that the server may charge for each item, repeated attempts counted.
+
+        At the first call the server is asked a few questions of one token, which nobody counts, to
+        see how it answers.
+
+        Raises:
+            AnnotatorError: the server refuses, or is down.
+        """
+        self._http.begin()
+        server = self._server_or_detect()
+        plan = self._plan(server, variant)
+        prompts, written = server.most_asked(plan)
+        longest = plan.trie.longest if plan.trie else 0
+        tokens = [
+            most_tokens_of(plan.prompt(self._plain(item.text)), chat=self._chat) + longest
+            for item in items
+        ]
+        attempts = self._http.max_attempts
+        return (
+            attempts * prompts * np.array(tokens, dtype=np.int64),
+            np.full(len(items), attempts * written, dtype=np.int64),
         )
 
     def _ask(

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from loop.errors import AnnotatorError
 from loop.ports import PromptVariant
 
+FRAME_TOKENS = 16  # at most so many begin and end marks stand around a prompt
+CHAT_FRAME_TOKENS = 2048  # templates that bring a system prompt of their own have some hundred
 DIGITS = 10  # more classes than this have numbers of several digits
 
 # Texts must not close their turn or open another's. A space after the first character breaks the
@@ -34,6 +36,19 @@ def one_line(text: str) -> str:
 def without_control_marks(text: str) -> str:
     """The text with the marks of chat models broken by a space."""
     return CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def most_tokens_of(text: str, *, chat: bool = False) -> int:
+    """No tokenizer makes more tokens of the text: each stands for a byte at least.
+
+    Some put the text into its compatibility form first, which may be longer. What a tokenizer puts
+    around a prompt counts, and with ``chat`` so does the chat template, within reason.
+    """
+    longest = max(
+        len(form.encode("utf-8", "surrogatepass"))
+        for form in (text, unicodedata.normalize("NFKC", text))
+    )
+    return longest + (CHAT_FRAME_TOKENS if chat else FRAME_TOKENS)
 
 
 class Tokenise(Protocol):

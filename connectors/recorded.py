@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, Label, PromptVariant, TextItem
+from loop.ports import ClassProbs, FloatArray, IntArray, Label, PromptVariant, TextItem
 
 
 class RecordedAnnotator:
@@ -102,6 +102,12 @@ class RecordedAnnotator:
             if answer is not None:
                 probs[row], off[row] = answer
         return ClassProbs(probs, off, np.zeros(n, dtype=np.int64))
+
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """None: recorded answers cost nothing."""
+        return np.zeros(len(items), dtype=np.int64), np.zeros(len(items), dtype=np.int64)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -79,11 +79,14 @@ class Vllm(Tokens):
         body = {"model": self.model, "prompt": text, "add_special_tokens": not bare}
         return self.http.post("/tokenize", body, token_list)
 
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """A prompt for every node, and a token for every prompt."""
+        prompts = plan.known_trie.prompts(ASKED_AT_ONCE)
+        return prompts, prompts
+
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses, node by node of the trie."""
-        trie = plan.trie
-        if trie is None:
-            raise ValueError("the plan has no trie")
+        trie = plan.known_trie
         prompt: str | list[int] = plan.prompt(text)
         if self.chat:
             body = {"model": self.model, "messages": plan.messages(text)}
@@ -154,11 +157,14 @@ class LlamaCpp(Tokens):
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
         return self.http.post("/tokenize", body, token_list)
 
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """Each node twice, the second time under a bias, and a token each time."""
+        prompts = 2 * len(plan.known_trie.nodes)
+        return prompts, prompts
+
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses, node by node of the trie."""
-        trie = plan.trie
-        if trie is None:
-            raise ValueError("the plan has no trie")
+        trie = plan.known_trie
         if self.chat:
             body = {"messages": plan.messages(text)}
             wrapped = self.http.post("/apply-template", body, lambda a: str(a["prompt"]))

@@ -114,7 +114,7 @@ class Http:
         self.shown = self._root = given.removesuffix("/v1")
         self.stop = threading.Event()
         self._key_env = api_key_env
-        self._max_attempts = max_attempts
+        self.max_attempts = max_attempts
         self._backoff_s = backoff_s
         self._timeout_s = timeout_s
         key = os.environ.get(api_key_env, "").strip()
@@ -250,7 +250,7 @@ class Http:
                         attempt -= 1  # told to wait is not failed
                 else:
                     raise RejectedError(status, self._refusal(response))
-            if attempt >= self._max_attempts:
+            if attempt >= self.max_attempts:
                 raise UnansweredError(f"{self.shown} {problem}.", down=down)
             if wait_s is not None:
                 with self._lock:  # for all threads: the limit is the server's, not the request's

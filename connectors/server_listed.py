@@ -39,6 +39,11 @@ class TopK:
     def trie(self, plan: Plan) -> None:
         """The tokens are not known."""
 
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """One prompt and one token, and those of the votes where a label is not listed."""
+        prompts, written = self.votes.most_asked(plan) if self.votes else (0, 0)
+        return prompts + 1, written + 1
+
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses from the likeliest first tokens, or by votes where one is missing."""
         top = self.top(plan.messages(text) if self.chat else plan.prompt(text), usage)
@@ -86,12 +91,23 @@ class Votes:
     def trie(self, plan: Plan) -> None:
         """The tokens are not known."""
 
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """A prompt for each vote, where the server gives one answer however many are asked for.
+
+        A server that writes all the answers asked for and gives only one of them writes the sum.
+        """
+        return self.votes, self.votes * (self.votes + 1) // 2 * self._longest(plan)
+
+    @staticmethod
+    def _longest(plan: Plan) -> int:
+        """Tokens that one answer may have."""
+        return max(map(len, plan.answers)) // 2 + 4
+
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) logarithms of the shares of answers."""
-        longest = max(map(len, plan.answers))
         body: dict[str, Any] = {
             "model": self.model,
-            "max_tokens": longest // 2 + 4,
+            "max_tokens": self._longest(plan),
             "temperature": 1,
             "stop": ["\n"],
         }

@@ -25,6 +25,13 @@ class Plan:
     trie: LabelTrie | None = None
     fresh: bool = True
 
+    @property
+    def known_trie(self) -> LabelTrie:
+        """The trie, which must be there."""
+        if self.trie is None:
+            raise ValueError("the plan has no trie")
+        return self.trie
+
     def prompt(self, text: str) -> str:
         """The whole prompt."""
         return self.variant.prefix + self.variant.suffix(text)
@@ -49,6 +56,10 @@ class Server(Protocol):
 
     def trie(self, plan: Plan) -> LabelTrie | None:
         """The answers' tokens, where the server tells."""
+        ...
+
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """Prompts that one item takes at most, and tokens that are written; each asked once."""
         ...
 
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:

@@ -25,6 +25,7 @@ from loop.errors import AnnotatorError
 from loop.ports import (
     ClassProbs,
     FloatArray,
+    IntArray,
     Progress,
     PromptVariant,
     TextItem,
@@ -188,6 +189,21 @@ class VllmAnnotator:
         probs, off = class_probs(log_masses)
         self._progress(n)
         return ClassProbs(probs, off, tokens)
+
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """The most tokens that are computed for each item: its prompt with every question about it.
+
+        The tokens that are written are not counted.
+        """
+        shown, trie = self._plan(variant)
+        prompts = trie.prompts(ASKED_AT_ONCE)
+        tokens = [
+            prompts * (len(self._prompt(shown, self._tidy(item.text))) + trie.longest)
+            for item in items
+        ]
+        return np.array(tokens, dtype=np.int64), np.zeros(len(items), dtype=np.int64)
 
     def _log_probs(
         self,

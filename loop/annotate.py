@@ -16,13 +16,13 @@ import numpy as np
 
 from loop.config import Config
 from loop.errors import AnnotatorError
+from loop.money import LlmPurse, Reserved
 from loop.ports import Annotator, ClassProbs, FloatArray, Progress, PromptVariant, TextItem
 from loop.store import ContentFree, Item, Store, Unanswered, Vote, insert_all, now
 from loop.variants import without_item
 from loop.votes import calibrated_votes, content_free_probs, vote_arrays
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
-FIRST_CHARS_PER_TOKEN = 2  # before any answer is paid for: dear rather than cheap
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 
 
@@ -46,7 +46,7 @@ def take_votes(
     where the cascade expects a flip, else of every item.
 
     Raises:
-        AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
+        AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
     """
     clerk = _Clerk(config, store, annotator, progress)
     if config.prompt.calibrate == "contextual":
@@ -70,7 +70,7 @@ def retry_unanswered(
     """Asks again what brought no vote; how many questions that were, and how many failed again.
 
     Raises:
-        AnnotatorError: the money is spent, or the annotator is down.
+        AnnotatorError: the cap is reached, or the annotator is down.
     """
     name = config.campaign.name
     failed = {(u.item_id, u.variant_hash) for u in store.unanswered(name, annotator.revision)}
@@ -148,7 +148,7 @@ class _Clerk:
         self.revision = annotator.revision
         self.have = store.vote_keys(self.name, self.revision)
         self.unanswered = 0
-        self.purse = _Purse(config, store, self.revision)
+        self.purse = LlmPurse(config, store, annotator)
 
     def ask(
         self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
@@ -156,7 +156,7 @@ class _Clerk:
         """Asks one variant where its vote is missing; the ids of items that got no answer.
 
         Raises:
-            AnnotatorError: not one item of a whole chunk got an answer, or the money is spent.
+            AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
         """
         prompt = variant.hash
         missing = [item for item in items if (item.id, prompt) not in self.have]
@@ -169,11 +169,10 @@ class _Clerk:
         while todo or shown:
             asked = variant if todo else own[shown[0].id]
             wanted = todo[:CHUNK] or shown[:1]
-            chunk = wanted[: self.purse.affordable(asked, wanted)]
-            failed = self._ask_chunk(asked, variant.hash, chunk, must=not answered_before)
+            done, failed = self._ask_chunk(asked, variant.hash, wanted, must=not answered_before)
             answered_before = True
             in_vain += failed
-            todo, shown = todo[len(chunk) :], shown if todo else shown[len(chunk) :]
+            todo, shown = todo[done:], shown if todo else shown[done:]
         self.unanswered += len(in_vain)
         return in_vain
 
@@ -181,19 +180,19 @@ class _Clerk:
         """Asks each variant about texts without content, once.
 
         Raises:
-            AnnotatorError: one of them gets no answer, or the money is spent.
+            AnnotatorError: one of them gets no answer, or the cap is reached.
         """
         stored = self.store.content_free(self.name, self.revision)
         texts = [TextItem(f"content-free {i}", text) for i, text in enumerate(CONTENT_FREE)]
         for variant in variants:
             if variant.hash in stored:
                 continue
-            if self.purse.affordable(variant, texts) < len(texts):
-                raise self.purse.spent_error()
-            answer, seconds = self._timed(variant, texts)
-            usd = _usd(self.config, answer)
+            reserved = self.purse.reserve(variant, texts, least=len(texts))
+            answer, seconds = self._timed(variant, texts, reserved)
+            usd = self.purse.prices.usd(answer)
             good = [_usable(probs) for probs in answer.probs]
             if not all(good):
+                self.purse.book_loss(reserved, float(usd.sum()))
                 raise AnnotatorError(
                     f"The annotator {self.revision} gave no usable answer to the text"
                     f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
@@ -217,20 +216,26 @@ class _Clerk:
             ]
             with self.store.transaction() as session:
                 insert_all(session, ContentFree, rows)
-            self.purse.pay(usd)
+                self.purse.book(session, reserved, float(usd.sum()))
 
     def _ask_chunk(
-        self, asked: PromptVariant, variant_hash: str, chunk: Sequence[Item], *, must: bool
-    ) -> list[str]:
-        """Asks and stores; the ids of items that got no answer.
+        self, asked: PromptVariant, variant_hash: str, wanted: Sequence[Item], *, must: bool
+    ) -> tuple[int, list[str]]:
+        """Asks as many as the money allows, and stores.
 
         Args:
             asked: the variant as it is asked.
             variant_hash: of the variant that the votes count for.
             must: raise if not one item is answered.
+        Returns:
+            How many of the items were asked, the first ones, and the ids of those that got no
+            answer.
         """
-        answer, seconds = self._timed(asked, [text_item(item) for item in chunk])
-        usd = _usd(self.config, answer)
+        texts = [text_item(item) for item in wanted]
+        reserved = self.purse.reserve(asked, texts)
+        chunk = wanted[: reserved.count]
+        answer, seconds = self._timed(asked, texts[: reserved.count], reserved)
+        usd = self.purse.prices.usd(answer)
         votes: list[dict[str, Any]] = []
         failures: list[dict[str, Any]] = []
         for i, item in enumerate(chunk):
@@ -251,24 +256,30 @@ class _Clerk:
             else:
                 reason = answer.problems.get(item.id, "it gave no usable probabilities")
                 failures.append(row | {"reason": reason})
+        with self.store.transaction() as session:
+            insert_all(session, Vote, votes)
+            insert_all(session, Unanswered, failures)
+            self.purse.book(session, reserved, float(usd.sum()))
         if must and not votes:
             raise AnnotatorError(
                 f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
                 " items; look at its model, columns and label names, then run the command"
                 " again."
             )
-        with self.store.transaction() as session:
-            insert_all(session, Vote, votes)
-            insert_all(session, Unanswered, failures)
-        self.purse.pay(usd)
         self.have |= {(row["item_id"], variant_hash) for row in votes}
         self.progress(len(chunk))
-        return [row["item_id"] for row in failures]
+        return len(chunk), [row["item_id"] for row in failures]
 
-    def _timed(self, variant: PromptVariant, items: Sequence[TextItem]) -> tuple[ClassProbs, float]:
+    def _timed(
+        self, variant: PromptVariant, items: Sequence[TextItem], reserved: Reserved
+    ) -> tuple[ClassProbs, float]:
         """The answer, checked for its shape, and the seconds that each item took."""
         started = time.perf_counter()
-        answer = self.annotator.annotate(variant, items)
+        try:
+            answer = self.annotator.annotate(variant, items)
+        except AnnotatorError as exc:
+            self.purse.book_loss(reserved, self.purse.prices.usd_of_failure(exc))
+            raise
         seconds = (time.perf_counter() - started) / len(items)
         n, k = len(items), len(variant.labels)
         if answer.probs.shape != (n, k):
@@ -277,80 +288,6 @@ class _Clerk:
                 f" to {n} items and {k} labels; it must be ({n}, {k})."
             )
         return answer, seconds
-
-
-class _Purse:
-    """What of ``budget.usd`` may still be spent on answers.
-
-    An answer is expected to cost no more than the dearest so far, so the cap is not passed unless
-    one costs more than every other before it.
-    """
-
-    def __init__(self, config: Config, store: Store, annotator: str) -> None:
-        self.config = config
-        self.cap = config.budget.usd
-        self.spent = money_spent(config, store) if self.cap is not None else 0.0
-        self.dearest = store.vote_costs(config.campaign.name, annotator).dearest_usd
-
-    def affordable(self, variant: PromptVariant, items: Sequence[Any]) -> int:
-        """How many of the items may be asked now, one at least.
-
-        Raises:
-            AnnotatorError: the money is spent.
-        """
-        if self.cap is None:
-            return len(items)
-        dearest = self.dearest
-        if dearest is None:
-            longest = len(variant.prefix) + max(len(variant.suffix(item.text)) for item in items)
-            price = self.config.annotator.usd_per_million_tokens / 1e6
-            dearest = longest / FIRST_CHARS_PER_TOKEN * price
-        left = self.cap - self.spent + 1e-9  # sums of prices are not exact
-        if left <= 1e-8 or dearest > left:
-            raise self.spent_error(dearest)
-        return len(items) if dearest == 0 else min(len(items), int(left / dearest))
-
-    def pay(self, usd: FloatArray) -> None:
-        """Books what was answered."""
-        self.spent += float(usd.sum())
-        self.dearest = max(self.dearest or 0.0, float(usd.max(initial=0.0)))
-
-    def spent_error(self, dearest: float | None = None) -> AnnotatorError:
-        """Says that the money is spent."""
-        next_one = f", and the next answer may cost ${dearest:.2g}" if dearest else ""
-        return AnnotatorError(
-            f"The money is spent: ${self.spent:.2f} of budget.usd = {self.cap:.2f}{next_one};"
-            " raise it to go on. Every vote so far is kept."
-        )
-
-
-def money_spent(config: Config, store: Store) -> float:
-    """US dollars spent on the LLM and on people."""
-    name = config.campaign.name
-    people = len(store.annotations(name)) * config.budget.usd_per_label
-    return store.spent(name).usd + people
-
-
-def _usd(config: Config, answer: ClassProbs) -> FloatArray:
-    """(n,) US dollars for each item, at the campaign file's prices."""
-    section = config.annotator
-    fresh, cached, written = token_prices(section)
-    none = np.zeros(len(answer.tokens), dtype=np.int64)
-    output = none if answer.output_tokens is None else answer.output_tokens
-    hits = none if answer.cached_tokens is None else answer.cached_tokens
-    usd = (answer.tokens - output) * fresh + hits * cached + output * written
-    return np.asarray(usd, dtype=np.float64)
-
-
-def token_prices(section: Any) -> tuple[float, float, float]:
-    """US dollars for one prompt token, for one out of a server's cache, for a written one."""
-    fresh = section.usd_per_million_tokens
-    cached, written = section.usd_per_million_cached_tokens, section.usd_per_million_output_tokens
-    return (
-        fresh / 1e6,
-        (fresh if cached is None else cached) / 1e6,
-        (fresh if written is None else written) / 1e6,
-    )
 
 
 def _usable(probs: FloatArray) -> bool:

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 from loop.adjudicate import Panel, decide_all, latest_per_person, wanted_answers
 from loop.context import Context
 from loop.hidden_checks import known_checks
+from loop.money import account, asked_answers
 from loop.ports import FetchedTask, RawAnnotation, unknown_label
 from loop.store import Annotation, Review, Round, now
 
@@ -54,9 +55,11 @@ def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotat
 def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     """Closes the reviews that have answers enough; how many are still out.
 
-    Reviews that are not closed are told how many answers they want.
+    Reviews that are not closed are told how many answers they want, the most suspect first. Where
+    money does not allow a further answer, a text goes on with the answers that it was asked for.
     """
-    reviews = session.exec(select(Review).where(Review.round_id == round_.id)).all()
+    query_reviews = select(Review).where(Review.round_id == round_.id).order_by(col(Review.rank))
+    reviews = session.exec(query_reviews).all()
     query = select(Annotation).where(
         Annotation.campaign == ctx.name, col(Annotation.superseded_at).is_(None)
     )
@@ -68,17 +71,33 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     known = known_checks(ctx)
     answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
     decisions = decide_all(answered, ctx.config.label_names, panel, known)
+    money = account(ctx.config, ctx.store, session)
+    fit, refused = money.answers_that_fit, 0
     for review in reviews:
-        found = answered[review.item_id]
-        wanted = wanted_answers(found, decisions[review.item_id], panel)
-        if len(latest_per_person(found)) >= wanted:
+        answers = answered[review.item_id]
+        received = len(latest_per_person(answers))
+        wanted = wanted_answers(answers, decisions[review.item_id], panel)
+        committed = max(received, asked_answers(review, panel.first))
+        if fit is not None and wanted > committed:
+            allowed = min(wanted, committed + fit)
+            fit -= allowed - committed
+            refused += allowed < wanted and review.closed_at is None
+            wanted = allowed
+        if received >= wanted:
             review.closed_at = review.closed_at or now()
         else:
             review.closed_at = None
-            review.wanted = wanted
+            # Label Studio may have been told already, so it is never taken back.
+            review.wanted = max(wanted, review.wanted or 0)
             out += 1
-        review.outcome = decisions[review.item_id].how if found else None
+        review.outcome = decisions[review.item_id].how if answers else None
         session.add(review)
+    if refused:
+        ctx.say(
+            f"{refused} text{'s' * (refused > 1)} want{'s' * (refused == 1)} one more answer, which"
+            f" would cost ${money.answer_usd:.2f} each, but {money}: they go on with the answers"
+            " that they have. Raise budget.usd while the round waits for people to ask further."
+        )
     return out
 
 

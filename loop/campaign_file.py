@@ -61,7 +61,7 @@ repair = "soft"               # or keep, weight, drop, relabel, for texts that n
 
 [budget]
 labels = 300                  # texts that may be sent to people
-# usd = 100.0                 # hard cap on LLM and human cost together
+# usd = 100.0                 # hard cap on LLM and human cost together, what is asked included
 # usd_per_label = 0.10        # price of one human answer
 
 [rounds]

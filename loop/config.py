@@ -261,6 +261,10 @@ class LabelStudioSection(Section):
             return self.overlap
         return self.max_overlap or self.overlap + 2
 
+    def checks_for(self, texts: int) -> int:
+        """Hidden checks that go along with so many texts, as far as there are texts for them."""
+        return round(self.check_frac * texts)
+
 
 class RatersSection(Section):
     """Simulated people, for demonstrations and research only."""

@@ -36,7 +36,16 @@ class BusyError(StoreError):
 
 
 class AnnotatorError(LoopError):
-    """The LLM cannot be loaded, or answers badly."""
+    """The LLM cannot be loaded, or answers badly.
+
+    Attributes:
+        tokens: computed, taken out of a cache, and written before it failed, as far as the LLM
+            told; ``computed`` holds the written ones.
+    """
+
+    def __init__(self, sentence: str, *, tokens: tuple[int, int, int] = (0, 0, 0)) -> None:
+        super().__init__(sentence)
+        self.tokens = tokens
 
 
 class ReviewerError(LoopError):

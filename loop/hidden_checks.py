@@ -35,7 +35,7 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
     show nothing but the text, texts whose label the source knows and that train nothing.
     """
     section = ctx.config.label_studio
-    wanted = round(section.check_frac * n)
+    wanted = section.checks_for(n)
     if not wanted:
         return []
     gold = ctx.store.gold(ctx.name)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loop.annotate import calls_limit, money_spent, token_prices
+from loop.annotate import calls_limit
 from loop.config import Config
+from loop.money import TokenPrices, account
 from loop.ports import IntArray, PromptVariant
 from loop.store import Store
 from loop.variants import plan_variants
@@ -93,14 +94,14 @@ def plan_annotation(
         frame = counts([v.suffix("") for v in variants]).mean()
         texts_tokens = calls * float(texts.mean() + frame)
         prefixes = float(counts([v.prefix for v in variants]).sum())
-    fresh, cached_price, written = token_prices(config.annotator)
+    fresh, cached_price, written = TokenPrices.of(config.annotator)
     computed = prefixes + texts_tokens
     uncached = max(computed, calls * prefixes / max(1, len(variants)) + texts_tokens)
     # Only servers charge for what they had in a cache, and for the one token that they write.
     serves = config.annotator.kind == "openai_server"
     written_usd = calls * written if serves else 0.0
     hits_usd = (uncached - computed) * cached_price if serves else 0.0
-    costs = store.vote_costs(name, annotator)
+    times = store.vote_times(name, annotator)
     votes = store.spent(name)
     return Plan(
         texts=len(items),
@@ -111,16 +112,14 @@ def plan_annotation(
         tokens_uncached=round(uncached),
         usd=computed * fresh + hits_usd + written_usd,
         usd_uncached=uncached * fresh + written_usd,
-        seconds=calls * costs.seconds / costs.timed if costs.timed else None,
+        seconds=calls * times.seconds / times.timed if times.timed else None,
         spent_calls=votes.votes,
         spent_tokens=votes.tokens,
         spent_seconds=votes.seconds,
         spent_usd=votes.usd,
         counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
         every_round=config.prompt.refresh == "round" and config.rounds.rounds > 1,
-        cap_usd=None
-        if config.budget.usd is None
-        else max(0.0, config.budget.usd - money_spent(config, store)),
+        cap_usd=account(config, store).left_usd,
     )
 
 

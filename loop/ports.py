@@ -271,6 +271,19 @@ class Annotator(Protocol):
         """
         ...
 
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """The most tokens that ``annotate`` may count for each of n items, asked in this order.
+
+        Returns:
+            (n,) of prompts, computed or out of a cache, and (n,) written, repeated attempts
+            counted in both.
+        Raises:
+            AnnotatorError: as ``annotate``.
+        """
+        ...
+
     def close(self) -> None:
         """Lets go of engine, memory and connections; safe to call twice, and before any question.
 

@@ -57,6 +57,12 @@ class Renamed:
         """As the annotator itself."""
         return self._annotator.annotate(variant, items)
 
+    def most_tokens(
+        self, variant: PromptVariant, items: Sequence[TextItem]
+    ) -> tuple[IntArray, IntArray]:
+        """As the annotator itself."""
+        return self._annotator.most_tokens(variant, items)
+
     def close(self) -> None:
         """As the annotator itself."""
         self._annotator.close()
@@ -87,7 +93,7 @@ def ask_rival(ctx: Context, config: Config, annotator: Annotator) -> None:
     """Takes the votes on the validation sample that are missing.
 
     Raises:
-        AnnotatorError: nothing can be answered, or the money is spent.
+        AnnotatorError: nothing can be answered, or the cap is reached.
     """
     items = _sample(ctx)
     variants = freeze_variants(config, ctx.store, annotator.revision)

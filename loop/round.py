@@ -30,6 +30,7 @@ from loop.held_out import evaluation_items, held_out, unit_hash
 from loop.hidden_checks import draw_checks, known_checks, why_suspect, with_checks
 from loop.intake import import_texts
 from loop.measure import ONCE, measure_round
+from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
 from loop.ports import FloatArray, ReviewTask
 from loop.quality import predictor_metrics, quality_metrics, why_good_enough
 from loop.store import (
@@ -80,19 +81,7 @@ def why_finished(ctx: Context) -> str | None:
         return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
     if enough := why_good_enough(ctx.config, rounds):
         return enough
-    return _why_nothing_to_buy(ctx)
-
-
-def _why_nothing_to_buy(ctx: Context) -> str | None:
-    reviews = ctx.store.reviews(ctx.name)
-    budget = ctx.config.budget
-    if len(reviews) >= budget.labels:
-        return f"the budget of {budget.labels} labels is spent (budget.labels)"
-    if _affordable(ctx) == 0:
-        return f"the budget of ${budget.usd:.2f} is spent (budget.usd)"
-    if len(reviews) >= len(ctx.store.item_ids(ctx.name, "pool")):
-        return "every text of the pool has been sent to people"
-    return None
+    return why_nothing_to_buy(ctx.config, ctx.store)
 
 
 def open_round(ctx: Context) -> Round:
@@ -230,11 +219,9 @@ def choose(ctx: Context, round_: Round) -> bool:
     candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
     validates = round_.number == VALIDATION
     size = round_.config["validate_size"] if validates else ctx.config.rounds.batch_size
-    room = [size, len(candidates), ctx.config.budget.labels - len(sent)]
-    affordable = _affordable(ctx)
-    n = min(room if affordable is None else [*room, affordable])
-    if n <= 0:
-        raise StageError(f"Nothing can be sent: {_why_nothing_to_buy(ctx)}.")
+    n = min(size, len(candidates), texts_that_fit(ctx.config, ctx.store))
+    if not n:
+        raise StageError(f"Nothing can be sent: {why_nothing_to_buy(ctx.config, ctx.store)}.")
     batch = select_batch(
         np.array([scores[item].suspicion for item in ids]),
         candidates,
@@ -265,6 +252,7 @@ def choose(ctx: Context, round_: Round) -> bool:
 
 def push(ctx: Context, round_: Round) -> bool:
     """Sends the outbox to Label Studio; tasks that are already there are adopted."""
+    check_committed(ctx.config, ctx.store)
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.task_id is None]
     items = {i.id: i for i in ctx.store.items(ctx.name, "pool")}
     scores = ctx.store.scores(round_id(round_))
@@ -291,11 +279,14 @@ def push(ctx: Context, round_: Round) -> bool:
     asked = Panel.of(ctx.config.label_studio).first
     with ctx.store.transaction() as session:
         for item_id, task_id in task_ids.items():
-            values = {"task_id": task_id, "sent_at": now(), "assisted": item_id in assisted}
+            values = {
+                "task_id": task_id,
+                "sent_at": now(),
+                "asked": asked,
+                "assisted": item_id in assisted,
+            }
             session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
-            session.exec(
-                update(Review).where(col(Review.item_id) == item_id).values(asked=asked, **values)
-            )
+            session.exec(update(Review).where(col(Review.item_id) == item_id).values(**values))
         return _advance(ctx, round_, "push", session, sent=len(tasks))
 
 
@@ -551,17 +542,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def _affordable(ctx: Context) -> int | None:
-    """Texts that the money still pays for, or None without a limit or a price."""
-    budget = ctx.config.budget
-    if budget.usd is None or not budget.usd_per_label:
-        return None
-    llm_usd = ctx.store.spent(ctx.name).usd
-    per_text = budget.usd_per_label * ctx.config.label_studio.overlap
-    left = budget.usd - llm_usd - per_text * len(ctx.store.reviews(ctx.name))
-    return max(0, int(left / per_text + 1e-9))
 
 
 def _why(review: Review, score_: Score) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loop.config import Config
+from loop.money import account, labels_left, why_nothing_to_buy
 from loop.people import campaign_people, people_lines
 from loop.quality import quality_lines, why_good_enough
 from loop.rivals import MARK
@@ -20,13 +21,13 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     reviews = store.reviews(name)
     current = [r for r in reviews if last is not None and r.round_id == last.id]
     spent_on_llm = store.spent(name)
-    answers = len(store.annotations(name))
+    money = account(config, store)
     measured = [r for r in rounds if r.metrics]
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
     finished = len(done) >= config.rounds.rounds
-    spent = len(reviews) >= config.budget.labels
+    bought = why_nothing_to_buy(config, store)
     enough = why_good_enough(config, rounds)
-    over = last is not None and last.stage == "done" and bool(finished or spent or enough)
+    over = last is not None and last.stage == "done" and bool(finished or bought or enough)
     return {
         "campaign": name,
         "texts": store.item_count(name),
@@ -43,7 +44,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "gold": len(store.gold(name)),
         "budget": {
             "labels": config.budget.labels,
-            "labels_left": config.budget.labels - len(reviews),
+            "labels_left": labels_left(config, store),
             "llm_votes": spent_on_llm.votes,
             "llm_tokens": spent_on_llm.tokens,
             "llm_seconds": spent_on_llm.seconds,
@@ -51,8 +52,9 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "llm_unanswered": sum(
                 len(store.unanswered(name, a)) for a in store.annotators(name) if MARK not in a
             ),
-            "answers": answers,
-            "usd_spent": spent_on_llm.usd + answers * config.budget.usd_per_label,
+            "answers": money.answers,
+            "usd_spent": money.spent_usd,
+            "usd_committed": money.committed_usd,
             "usd": config.budget.usd,
         },
         "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
@@ -69,9 +71,14 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
 def status_lines(status: dict[str, Any]) -> list[str]:
     """The status for people to read."""
     budget, this = status["budget"], status["this_round"]
-    money = f", ${budget['usd_spent']:.2f} spent" if budget["usd_spent"] else ""
+    money = ""
+    if budget["usd_committed"] or budget["usd"] is not None:
+        money = (
+            f", ${budget['usd_spent']:.2f} spent,"
+            f" ${budget['usd_committed']:.2f} with what is not back yet"
+        )
     if budget["usd"] is not None:
-        money += f" of ${budget['usd']:.2f}"
+        money += f", of ${budget['usd']:.2f}"
     people = "simulated raters" if status["simulated_raters"] else "people"
     lines = [
         f"Campaign {status['campaign']}: {status['texts']} texts",

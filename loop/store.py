@@ -49,18 +49,16 @@ class Spent(NamedTuple):
     seconds: float
 
 
-class VoteCosts(NamedTuple):
-    """What one annotator's votes cost.
+class VoteTimes(NamedTuple):
+    """How long one annotator's votes took.
 
     Attributes:
         timed: votes whose time was taken.
         seconds: their time together.
-        dearest_usd: of all votes, None without any.
     """
 
     timed: int
     seconds: float
-    dearest_usd: float | None
 
 
 class CampaignRow(SQLModel, table=True):
@@ -144,6 +142,23 @@ class ContentFree(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now)
 
 
+class LlmCalls(SQLModel, table=True):
+    """LLM calls without answers in the store, and what they cost.
+
+    Calls under way, or interrupted, have no end and count at the most that they may cost; those
+    that ended without an answer to store count at what they did cost. A row goes when the answers
+    are stored.
+    """
+
+    id: int | None = Field(default=None, primary_key=True)
+    campaign: str = Field(foreign_key="campaign.name", index=True)
+    annotator: str
+    calls: int
+    usd: float
+    begun_at: datetime = Field(default_factory=now)
+    ended_at: datetime | None = None
+
+
 class Round(SQLModel, table=True):
     """One round and the stage that comes next in it."""
 
@@ -209,6 +224,7 @@ class HiddenCheck(SQLModel, table=True):
     rank: int
     task_id: str | None = None
     sent_at: datetime | None = None
+    asked: int | None = None
     assisted: bool | None = None
 
 
@@ -463,23 +479,30 @@ class Store:
                     totals(ContentFree).where(ContentFree.campaign == campaign),
                 )
             )
+            lost = session.exec(_calls_usd(campaign).where(col(LlmCalls.ended_at).is_not(None)))
+            lost_usd = lost.one() or 0.0
         usd, tokens, seconds = (
             sum(row[i] or 0 for row in (votes, failed, empty)) for i in (1, 2, 3)
         )
-        return Spent(int(votes[0]), float(usd), int(tokens), float(seconds))
+        return Spent(int(votes[0]), float(usd + lost_usd), int(tokens), float(seconds))
 
-    def vote_costs(self, campaign: str, annotator: str) -> VoteCosts:
-        """What one annotator's votes cost each."""
+    def open_llm_usd(self, campaign: str) -> float:
+        """The most that LLM calls may cost which are under way or were interrupted."""
+        with self.transaction() as session:
+            query = _calls_usd(campaign).where(col(LlmCalls.ended_at).is_(None))
+            return float(session.exec(query).one() or 0.0)
+
+    def vote_times(self, campaign: str, annotator: str) -> VoteTimes:
+        """How long one annotator's votes took."""
         with self.transaction() as session:
             query = (
-                select(func.count(), func.sum(Vote.seconds), func.max(Vote.usd))
+                select(func.count(), func.sum(Vote.seconds))
                 .select_from(Vote)
                 .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator)
+                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
             )
-            _, _, dearest = session.exec(query).one()
-            timed, seconds, _ = session.exec(query.where(Vote.seconds > 0)).one()
-        return VoteCosts(int(timed), float(seconds or 0.0), dearest)
+            timed, seconds = session.exec(query).one()
+        return VoteTimes(int(timed), float(seconds or 0.0))
 
     def variants(self, campaign: str, annotator: str) -> list[Variant]:
         """The frozen prompt variants that are asked now, in order."""
@@ -597,6 +620,10 @@ class Store:
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""
         session.add(Event(campaign=campaign, command=command, what=what, detail=detail))
+
+
+def _calls_usd(campaign: str) -> Any:
+    return select(func.sum(LlmCalls.usd)).where(LlmCalls.campaign == campaign)
 
 
 def insert_all(

@@ -9,6 +9,7 @@ from typing import Any
 
 from loop.agreement import told
 from loop.config import Config
+from loop.money import account
 from loop.people import campaign_people
 from loop.report import write_report
 from loop.report_json import write_rounds
@@ -46,12 +47,12 @@ def campaign_view(config: Config, store: Store) -> ReportView:
     if last is not None:
         for arm in ONCE:
             rows += _maybe(config, last, arm)
-    llm_usd = store.spent(name).usd
+    money = account(config, store)
     answers = store.annotations(name)
-    labels_usd = len(answers) * config.budget.usd_per_label
     budget = [BudgetLine("texts sent to people", len(store.reviews(name)), config.budget.labels)]
-    if config.budget.usd is not None or llm_usd + labels_usd:
-        budget.append(BudgetLine("USD", llm_usd + labels_usd, config.budget.usd))
+    if money.cap_usd is not None or money.committed_usd:
+        budget.append(BudgetLine("USD spent", money.spent_usd, money.cap_usd))
+        budget.append(BudgetLine("USD spent or committed", money.committed_usd, money.cap_usd))
     people = None
     if answers:
         alpha = last.metrics.get("people_alpha") if last else None

@@ -91,6 +91,19 @@ def test_tokens_are_what_usage_says():
     assert answer.output_tokens.tolist() == [1] * 3
 
 
+@pytest.mark.parametrize("names", [NAMES, LONG])
+@pytest.mark.parametrize("dialect", ["vllm", "llama.cpp", "no log-probs"])
+def test_no_answer_costs_more_than_foretold(dialect, names):
+    texts = [*items(12), TextItem("long", "word " * 500), TextItem("odd", "\ufdfa \U0001f600" * 9)]
+    with running(dialect) as server:
+        asking = annotator(server, votes_when_no_logprobs=5)
+        read, written = asking.most_tokens(variant(names), texts)
+        answer = asking.annotate(variant(names), texts)
+    assert answer.tokens.sum() > 0
+    assert (answer.tokens - answer.output_tokens + answer.cached_tokens <= read).all()
+    assert (answer.output_tokens <= written).all()
+
+
 def test_more_labels_than_fit_into_one_request():
     names = [chr(i) for i in (*range(33, 127), *range(161, 256)) if i != 173][:150]
     asked = PromptVariant(0, "t", tuple(map(Label, names)), ())

@@ -1,0 +1,312 @@
+"""What a campaign has bought, what it is committed to, and what it may still spend.
+
+``spent``      what is known to have been bought: the LLM's answers at what they cost, and people's
+               answers at ``budget.usd_per_label``, one for each person and task. A corrected answer
+               is paid once, one that was taken back is not.
+``committed``  ``spent``, and the most that everything may cost that was asked and is not back.
+``cap``        ``budget.usd``.
+
+Whatever spends asks here before it asks anybody, and asks no more than fits. So ``committed`` never
+passes the cap by anything that goldloop does; it can where people give answers that nobody asked
+for, or where the campaign file is changed. ``budget.labels`` is treated alike: a text counts from
+the moment it is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from sqlalchemy import delete, func, update
+from sqlmodel import Session, col, select
+
+from loop.adjudicate import Panel
+from loop.config import AnnotatorSection, Config
+from loop.errors import AnnotatorError, StageError
+from loop.ports import Annotator, ClassProbs, FloatArray, PromptVariant, TextItem
+from loop.store import Annotation, HiddenCheck, Item, LlmCalls, Review, Store, now
+
+ROUNDING_USD = 1e-9  # sums of prices are not exact
+
+
+class TokenPrices(NamedTuple):
+    """US dollars for one token.
+
+    Attributes:
+        fresh: of a prompt.
+        cached: of a prompt, out of a server's cache.
+        written: of an answer.
+    """
+
+    fresh: float
+    cached: float
+    written: float
+
+    @classmethod
+    def of(cls, section: AnnotatorSection) -> TokenPrices:
+        """The campaign file's; cached and written tokens cost as much as others unless it says."""
+        fresh = section.usd_per_million_tokens
+        cached = section.usd_per_million_cached_tokens
+        written = section.usd_per_million_output_tokens
+        return cls(
+            fresh / 1e6,
+            (fresh if cached is None else cached) / 1e6,
+            (fresh if written is None else written) / 1e6,
+        )
+
+    def usd(self, answer: ClassProbs) -> FloatArray:
+        """(n,) US dollars for each item of an answer."""
+        none = np.zeros(len(answer.tokens), dtype=np.int64)
+        written = none if answer.output_tokens is None else answer.output_tokens
+        hits = none if answer.cached_tokens is None else answer.cached_tokens
+        read = (answer.tokens - written) * self.fresh + hits * self.cached
+        return np.asarray(read + written * self.written, dtype=np.float64)
+
+    def usd_of_failure(self, exc: AnnotatorError) -> float:
+        """US dollars for what an annotator used before it failed altogether."""
+        computed, hits, written = exc.tokens
+        return (computed - written) * self.fresh + hits * self.cached + written * self.written
+
+
+@dataclass(frozen=True)
+class Account:
+    """A campaign's money, in US dollars.
+
+    Attributes:
+        llm_usd: bought of the LLM.
+        answers: bought of people.
+        open_answers: asked of people and not back.
+        open_llm_usd: the most that LLM calls cost which are under way or were interrupted, so that
+            nobody knows what they cost.
+        answer_usd: price of one person's answer.
+        cap_usd: ``budget.usd``, or None without a cap.
+    """
+
+    llm_usd: float
+    answers: int
+    open_answers: int
+    open_llm_usd: float
+    answer_usd: float
+    cap_usd: float | None
+
+    @property
+    def spent_usd(self) -> float:
+        """What is known to have been bought."""
+        return self.llm_usd + self.answers * self.answer_usd
+
+    @property
+    def open_usd(self) -> float:
+        """The most that everything may cost that was asked and is not back."""
+        return self.open_llm_usd + self.open_answers * self.answer_usd
+
+    @property
+    def committed_usd(self) -> float:
+        """What is bought, and the most that what is not back may cost."""
+        return self.spent_usd + self.open_usd
+
+    @property
+    def left_usd(self) -> float | None:
+        """What may still be spent, 0 where the cap is passed; None without a cap."""
+        if self.cap_usd is None:
+            return None
+        return max(0.0, self.cap_usd - self.committed_usd)
+
+    @property
+    def answers_that_fit(self) -> int | None:
+        """How many more answers may be asked of people; None for any number."""
+        if self.left_usd is None or not self.answer_usd:
+            return None
+        return int((self.left_usd + ROUNDING_USD) / self.answer_usd)
+
+    def __str__(self) -> str:
+        """One clause, for messages."""
+        return (
+            f"${self.spent_usd:.2f} is spent and ${self.open_usd:.2f} committed to what is not back"
+            f" yet, of budget.usd = {self.cap_usd:.2f}"
+        )
+
+
+def account(config: Config, store: Store, session: Session | None = None) -> Account:
+    """The campaign's money now.
+
+    Args:
+        config: its prices and its cap.
+        store: with the campaign.
+        session: sees what is not committed yet; None opens one.
+    """
+    if session is None:
+        with store.transaction() as own:
+            return account(config, store, own)
+    name = config.campaign.name
+    people = func.count(func.distinct(Annotation.annotator))
+    received = dict(
+        session.exec(
+            select(Annotation.item_id, people)
+            .where(Annotation.campaign == name, col(Annotation.superseded_at).is_(None))
+            .group_by(col(Annotation.item_id))
+        ).all()
+    )
+    asked = _asked(config, session)
+    return Account(
+        llm_usd=store.spent(name).usd,
+        answers=sum(received.values()),
+        open_answers=sum(max(0, n - received.get(task, 0)) for task, n in asked.items()),
+        open_llm_usd=store.open_llm_usd(name),
+        answer_usd=config.budget.usd_per_label,
+        cap_usd=config.budget.usd,
+    )
+
+
+def asked_answers(review: Review | HiddenCheck, first: int) -> int:
+    """How many people were, or will be, asked about one text or hidden check.
+
+    Args:
+        first: people whom a text that is not sent yet will be given to.
+    """
+    further = review.wanted if isinstance(review, Review) else None
+    return max(review.asked or first, further or 0)
+
+
+def _asked(config: Config, session: Session) -> Mapping[str, int]:
+    """Answers asked of people, by the id that a task carries."""
+    ours = Item.campaign == config.campaign.name
+    first = Panel.of(config.label_studio).first
+    reviews = session.exec(select(Review).join(Item).where(ours)).all()
+    checks = session.exec(select(HiddenCheck).join(Item).where(ours)).all()
+    return {r.item_id: asked_answers(r, first) for r in reviews} | {
+        c.id: asked_answers(c, first) for c in checks
+    }
+
+
+# people
+
+
+def labels_left(config: Config, store: Store) -> int:
+    """Texts that ``budget.labels`` still allows to send; 0 where it was lowered since."""
+    return max(0, config.budget.labels - len(store.reviews(config.campaign.name)))
+
+
+def texts_that_fit(config: Config, store: Store) -> int:
+    """How many more texts may be sent to people, hidden checks going along as they should."""
+    labels = labels_left(config, store)
+    answers = account(config, store).answers_that_fit
+    if answers is None:
+        return labels
+    section = config.label_studio
+    tasks = answers // Panel.of(section).first
+    return next(n for n in range(min(labels, tasks), -1, -1) if n + section.checks_for(n) <= tasks)
+
+
+def why_nothing_to_buy(config: Config, store: Store) -> str | None:
+    """Why not one more text can be sent to people, or None."""
+    name, budget = config.campaign.name, config.budget
+    if not labels_left(config, store):
+        return f"the budget of {budget.labels} labels is spent (budget.labels)"
+    if not texts_that_fit(config, store):
+        money = account(config, store)
+        usd = Panel.of(config.label_studio).first * money.answer_usd
+        back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
+        return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
+    if len(store.reviews(name)) >= len(store.item_ids(name, "pool")):
+        return "every text of the pool has been sent to people"
+    return None
+
+
+def check_committed(config: Config, store: Store) -> None:
+    """Looks once more before tasks are sent: the campaign file may have changed since the choice.
+
+    Raises:
+        StageError: what is asked already may cost more than the cap.
+    """
+    money = account(config, store)
+    if money.cap_usd is None or money.committed_usd <= money.cap_usd + ROUNDING_USD:
+        return
+    raise StageError(
+        f"Nothing is sent: {money}, which is ${money.committed_usd - money.cap_usd:.2f} too much."
+        " Raise budget.usd, or restore the prices, label_studio.overlap or rule that the texts were"
+        " chosen under."
+    )
+
+
+# the LLM
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Money that is set aside for one call of an annotator.
+
+    Attributes:
+        count: items that may be asked, the first ones.
+        calls_id: where it is noted in the store, None if it can cost nothing or there is no cap.
+    """
+
+    count: int
+    calls_id: int | None = None
+
+
+class LlmPurse:
+    """Sets money aside before one annotator is asked, and books what its answers cost.
+
+    What is set aside is noted in the store first, so that a process that is killed while it waits
+    for answers stays committed to what they may have cost.
+    """
+
+    def __init__(self, config: Config, store: Store, annotator: Annotator) -> None:
+        self._config, self._store, self._annotator = config, store, annotator
+        self.prices = TokenPrices.of(config.annotator)
+        self._account = account(config, store)
+
+    def reserve(
+        self, variant: PromptVariant, items: Sequence[TextItem], *, least: int = 1
+    ) -> Reserved:
+        """Sets aside the most that the first items may cost, as many as fit.
+
+        Raises:
+            AnnotatorError: fewer than ``least`` fit.
+        """
+        left = self._account.left_usd
+        if left is None or not any(self.prices):
+            return Reserved(len(items))
+        read, written = self._annotator.most_tokens(variant, items)
+        costs = np.cumsum(
+            read * max(self.prices.fresh, self.prices.cached) + written * self.prices.written
+        )
+        count = int(np.searchsorted(costs, left + ROUNDING_USD, side="right"))
+        if count < least:
+            raise AnnotatorError(
+                f"The next {f'{least} LLM answers' if least > 1 else 'LLM answer'} may cost"
+                f" ${costs[least - 1]:.2g}, but {self._account}. Raise budget.usd and run the"
+                " command again; every vote so far is kept."
+            )
+        usd = float(costs[count - 1])
+        if not usd:
+            return Reserved(count)
+        with self._store.transaction() as session:
+            calls = LlmCalls(
+                campaign=self._config.campaign.name,
+                annotator=self._annotator.revision,
+                calls=count,
+                usd=usd,
+            )
+            session.add(calls)
+            session.flush()
+            return Reserved(count, calls.id)
+
+    def book(self, session: Session, reserved: Reserved, usd: float) -> None:
+        """The answers are stored, with what they cost, in the same transaction."""
+        session.exec(delete(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id))
+        self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
+
+    def book_loss(self, reserved: Reserved, usd: float) -> None:
+        """There is no answer to store; what it cost is kept."""
+        with self._store.transaction() as session:
+            if not usd:
+                session.exec(delete(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id))
+            elif reserved.calls_id is not None:
+                values = {"usd": usd, "ended_at": now()}
+                session.exec(
+                    update(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id).values(**values)
+                )
+        self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
