@@ -45,7 +45,6 @@ PRELOADED = (
     "loop.measure",
     "loop.withdraw",
     "sklearn.metrics",
-    "krippendorff",
     "fakes",
 )
 
