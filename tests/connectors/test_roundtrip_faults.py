@@ -44,7 +44,6 @@ PRELOADED = (
     "loop.report",
     "loop.measure",
     "loop.withdraw",
-    "sklearn.metrics",
     "fakes",
 )
 
