@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.ports import FloatArray, IntArray
+from strategies.logistic import fit_logistic, logistic_probs
+from strategies.threads import one_blas_thread
 
 BoolArray = NDArray[np.bool_]
 
@@ -131,6 +132,7 @@ def next_calls(
     return np.asarray(calls[np.lexsort((calls[:, 0], calls[:, 1]))], dtype=np.int64)
 
 
+@one_blas_thread
 def _chances(
     view: FloatArray, taken: BoolArray, rows: IntArray, variants: IntArray
 ) -> tuple[FloatArray, bool]:
@@ -148,13 +150,11 @@ def _chances(
     if len(hit) < SMALLEST_WAVE or hit.all() or not hit.any():
         # Nothing to learn from yet: variants shift the log-odds by about one, it is assumed.
         return doubt, bool(len(hit) >= ENOUGH)
-    from sklearn.linear_model import LogisticRegression
-
     k, m = view.shape[2], view.shape[1]
     x_seen = _features(lead, labels[:, 0], taken, seen_rows, seen_variants, k, m)
     x_open = _features(lead, labels[:, 0], taken, rows, variants, k, m)
-    model: Any = LogisticRegression(C=1.0, max_iter=1000).fit(x_seen, hit)
-    return np.asarray(model.predict_proba(x_open)[:, 1], dtype=np.float64), len(hit) >= ENOUGH
+    beta = fit_logistic(x_seen, hit.astype(np.float64), penalty=1.0)
+    return logistic_probs(beta, x_open), len(hit) >= ENOUGH
 
 
 def _features(

@@ -28,6 +28,7 @@ from loop.ports import (
     no_news,
     no_progress,
 )
+from strategies.threads import one_blas_thread
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class FrozenHeads:
         """Name and settings."""
         return f"frozen(penalty={self.penalty:g}, steps={self.steps})"
 
+    @one_blas_thread
     def probs(
         self,
         train: NDArray[np.float32],

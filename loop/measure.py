@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.adjudicate import latest_per_person
+from loop.alpha import alpha
 from loop.ports import FloatArray, IntArray
 from loop.stability import measure, paired_difference, recovered_share
 from loop.store import Annotation, Item, Round, Run
@@ -74,7 +76,9 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         "per_class_n": np.bincount(truth.y[truth.y >= 0], minlength=k).tolist(),
         "accuracy_from": truth.source,
         "pushed_wrong": _pushed_wrong(ctx, round_),
-        "people_alpha": people_alpha(ctx.store.annotations(ctx.name), labels),
+        "people_alpha": people_alpha(
+            ctx.store.annotations(ctx.name), labels, ordinal=ctx.config.campaign.ordinal
+        ),
     }
 
 
@@ -325,10 +329,16 @@ def _pushed_wrong(ctx: Context, round_: Round) -> dict[str, Any]:
     }
 
 
-def people_alpha(annotations: Sequence[Annotation], labels: Sequence[str]) -> float | None:
-    """Krippendorff's alpha (nominal) among people, or None without two answers to compare."""
-    import krippendorff
+def people_alpha(
+    annotations: Sequence[Annotation], labels: Sequence[str], *, ordinal: bool
+) -> float | None:
+    """Krippendorff's alpha among people, or None without two answers that could differ.
 
+    Args:
+        annotations: all answers; of each person's answers to an item the newest counts.
+        labels: names of the classes.
+        ordinal: whether the classes are in order, so that near ones disagree less than far ones.
+    """
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for annotation in annotations:
         if annotation.label is not None:
@@ -338,7 +348,5 @@ def people_alpha(annotations: Sequence[Annotation], labels: Sequence[str]) -> fl
     for row, answers in enumerate(by_item.values()):
         for answer in latest_per_person(answers):
             counts[row, index[str(answer.label)]] += 1
-    counts = counts[counts.sum(axis=1) >= 2]
-    if not len(counts) or (counts.sum(axis=0) > 0).sum() < 2:
-        return None
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+    agreement = alpha(counts, ordinal=ordinal)
+    return None if math.isnan(agreement) else agreement

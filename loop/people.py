@@ -95,6 +95,7 @@ def campaign_people(config: Config, store: Store) -> list[Person]:
         texts=texts,
         checks=labels_of_checks(store, name),
         adjudicator=config.label_studio.adjudicator,
+        ordinal=config.campaign.ordinal,
     )
 
 
@@ -115,6 +116,7 @@ def people(
     texts: Mapping[str, str],
     checks: Mapping[str, str | None],
     adjudicator: str | None = None,
+    ordinal: bool = False,
 ) -> list[Person]:
     """Judges everybody by their newest answers.
 
@@ -122,6 +124,7 @@ def people(
         texts: item id -> text, to know how long reading takes.
         checks: id of each hidden check -> its known label, or None if it has none any more.
         adjudicator: whose answers settle conflicts; they are compared with nobody.
+        ordinal: whether the labels are in order; alpha then counts how far answers lie apart.
     """
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for a in annotations:
@@ -152,7 +155,7 @@ def people(
             agreement=None if who == adjudicator else Rate.of(agreed[who], shared[who]),
             checks=Rate.of(right[who], asked[who]),
             reliability=reliability.get(who),
-            alpha_without=people_alpha(rest, labels) if len(names) > 2 else None,
+            alpha_without=(people_alpha(rest, labels, ordinal=ordinal) if len(names) > 2 else None),
             median_s=median(times) if times else None,
             fast=fast,
         )

@@ -97,7 +97,7 @@ def campaign_progress(config: Config, store: Store, at: datetime | None = None) 
     return {
         **found,
         "at": at.isoformat(timespec="seconds"),
-        "agreement": people_alpha(answers, store.labels(name)),
+        "agreement": people_alpha(answers, store.labels(name), ordinal=config.campaign.ordinal),
         "conflicts": sum(r.outcome == "conflict" and r.closed_at is None for r in reviews),
         "pace": {
             "answers_per_hour": forecast.per_hour,

@@ -131,7 +131,8 @@ class People:
     """Who answered, and how well they agree.
 
     Attributes:
-        alpha: Krippendorff's alpha (nominal) among people, None without two answers to compare.
+        alpha: Krippendorff's alpha among people, ordinal where the classes are; None without two
+            answers to compare.
         answers: answers given, all rounds together.
         annotators: different people.
         overlap: answers asked for per text.

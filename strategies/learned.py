@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from strategies.calibrate import batch_calibrate, inverse_probability
 from strategies.consistency import flip_rate, jensen_shannon
 from strategies.fuse import fuse_ranks, weighted_auroc
+from strategies.logistic import fit_logistic, logistic_probs
 from strategies.neighbours import disagreement, knn_disagreement, neighbour_evidence
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 from strategies.students import student_disagreement
+from strategies.threads import one_blas_thread
 from strategies.uncertainty import entropy, entropy_calibrated, margin, off_label_mass
 
 PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
@@ -44,6 +46,7 @@ class ErrorPrediction:
     n_gold: int
 
 
+@one_blas_thread
 def error_predictor(
     features: FloatArray,
     wrong: BoolArray,
@@ -242,6 +245,7 @@ def _blind_evidence(pool: Pool) -> FloatArray | None:
     return neighbour_evidence(blind, "class_posterior")
 
 
+@one_blas_thread
 def _posterior(
     pool: Pool,
     evidence: FloatArray | None,
@@ -322,42 +326,16 @@ def _opinions(theta: FloatArray, experts: FloatArray, y_llm: IntArray) -> FloatA
 
 
 def _logistic(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) -> FloatArray:
-    """Penalised logistic regression by Newton's method; probabilities of the rows of ``judge``."""
-    g, f = x.shape
+    """Probabilities of the rows of ``judge`` by a penalised logistic regression."""
     # Two made-up items at the origin hold the intercept: one wrong, one right.
-    x = np.vstack([x, np.zeros((2, f))])
-    x = np.hstack([x, np.ones((g + 2, 1))])
-    y = np.concatenate([y, [1.0, 0.0]])
     made_up = [PSEUDO_GOLD * BASE_ERROR, PSEUDO_GOLD * (1.0 - BASE_ERROR)]
-    weight = np.concatenate([weight, made_up])
-    penalty: FloatArray = np.full(f + 1, PENALTY * (1.0 + PRIOR_GOLD / max(g, 1)))
-    penalty[-1] = 0.0
-    beta: FloatArray = np.zeros(f + 1)
-    rate = float((weight * y).sum() / weight.sum())
-    beta[-1] = np.log(rate / (1.0 - rate))
-    loss = _logistic_loss(beta, x, y, weight, penalty)
-    for _ in range(50):
-        p = _sigmoid(x @ beta)
-        gradient = x.T @ (weight * (p - y)) + penalty * beta
-        curvature = (x * (weight * p * (1.0 - p))[:, None]).T @ x + np.diag(penalty)
-        move = np.linalg.solve(curvature, gradient)
-        scale = 1.0
-        # Halving keeps Newton's method from leaping past the minimum.
-        while _logistic_loss(beta - scale * move, x, y, weight, penalty) > loss and scale > 1e-4:
-            scale /= 2.0
-        beta = beta - scale * move
-        loss = _logistic_loss(beta, x, y, weight, penalty)
-        if np.abs(scale * move).max() < 1e-9:
-            break
-    return _sigmoid(judge @ beta[:-1] + beta[-1])
-
-
-def _logistic_loss(
-    beta: FloatArray, x: FloatArray, y: FloatArray, weight: FloatArray, penalty: FloatArray
-) -> float:
-    logits = x @ beta
-    loss = float((weight * (np.logaddexp(0.0, logits) - y * logits)).sum())
-    return loss + 0.5 * float((penalty * beta**2).sum())
+    beta = fit_logistic(
+        np.vstack([x, np.zeros((2, x.shape[1]))]),
+        np.concatenate([y, [1.0, 0.0]]),
+        PENALTY * (1.0 + PRIOR_GOLD / max(len(x), 1)),
+        weight=np.concatenate([weight, made_up]),
+    )
+    return logistic_probs(beta, judge)
 
 
 def _ridge(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) -> FloatArray:
@@ -381,10 +359,6 @@ def _ridge(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) 
     chosen = RIDGE_GRID[int(np.argmin(losses))] * scale
     beta = design.T @ (vectors @ (turned / (values + chosen)))
     return clip_unit(mean_y + (judge - mean_x) @ beta)
-
-
-def _sigmoid(logits: FloatArray) -> FloatArray:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits)), dtype=np.float64)
 
 
 def _check(features: FloatArray, wrong: BoolArray, rows: IntArray, method: str) -> None:

@@ -6,6 +6,7 @@ a head that never saw the item's own label, nor that of another item with the sa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from strategies.consistency import class_counts, count_entropy
 from strategies.neighbours import same_embedding
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
+from strategies.threads import one_blas_thread
 
 TRAIN_ROWS = 20_000  # a linear head on a few hundred dimensions gains nothing from more rows
 PENALTIES = (0.01, 0.1, 0.3, 1.0, 3.0)
 PENALTY_FOLDS = 3
 BOOTSTRAP_SHAPE = 4.0  # gamma weights: seeds differ, yet keep 80 % of the sample's strength
 STEPS = 40
+CELLS = 8_000_000  # probabilities of all heads that learn at once (32 MB), whatever n and k are
 TRACE = 1e-6  # no class is ever given exactly zero
 
 
@@ -75,6 +78,15 @@ def seed_disagreement(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return count_entropy(counts, min(s, pool.k))
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """What one head learns from: (r,) rows in ascending order, and their (r,) weights."""
+
+    rows: IntArray
+    weight: FloatArray
+
+
+@one_blas_thread
 def out_of_fold_probs(
     embeddings: NDArray[np.float32],
     y: IntArray | FloatArray,
@@ -119,15 +131,17 @@ def out_of_fold_probs(
     features = _standardise(embeddings)
     label, data = target.argmax(axis=1), _Training(features, target, weight)
     penalty = _choose_penalty(data, _stratified_folds(label, group, n_folds, rng), rng)
-    out = np.empty((seeds, n, k))
+    samples, judged = [], []
     for s in range(seeds):
         fold_of = _stratified_folds(label, group, n_folds, rng)
         for fold in range(n_folds):
             rows = _training_rows(data, fold_of != fold, rng)
             boot = weight[rows] * rng.gamma(BOOTSTRAP_SHAPE, size=len(rows))
-            head = _fit_head(features[rows], target[rows], boot, penalty)
-            held_out = np.flatnonzero(fold_of == fold)
-            out[s, held_out] = _softmax(features[held_out] @ head)
+            samples.append(_Sample(rows, boot))
+            judged.append((s, np.flatnonzero(fold_of == fold)))
+    out = np.empty((seeds, n, k))
+    for (s, held_out), head in zip(judged, _fit_heads(data, samples, [penalty]), strict=True):
+        out[s, held_out] = _softmax(features[held_out] @ head[0])
     traced: FloatArray = np.maximum(out, TRACE)
     return np.asarray(traced / traced.sum(axis=2, keepdims=True), dtype=np.float64)
 
@@ -138,61 +152,97 @@ def _second_moment(features: NDArray[np.float32], weight: FloatArray) -> NDArray
     return np.asarray(root.T @ root)  # half the work of two different factors
 
 
-def _fit_head(
-    features: NDArray[np.float32],
-    target: FloatArray,
-    weight: FloatArray,
-    penalty: float,
-    moment: NDArray[np.float32] | None = None,
+def _fit_heads(
+    data: _Training, samples: Sequence[_Sample], penalties: Sequence[float]
 ) -> NDArray[np.float32]:
-    """(d + 1, k) weights of a softmax head; the last feature is the constant, unpenalised.
+    """(samples, penalties, d + 1, k) softmax heads, one of each sample at each penalty.
 
-    Accelerated descent, preconditioned once by an upper bound of the curvature: every step is two
-    matrix products, however many classes there are. ``moment`` is ``_second_moment`` of the same
-    rows, where it is at hand.
+    Heads learn side by side, so that a step is two matrix products for all of them, however many
+    folds, seeds and classes there are. Where samples are drawn from very many rows, they have few
+    rows in common and learn one by one.
     """
-    share = (weight / weight.sum()).astype(np.float32)
-    labels = target.astype(np.float32)
-    present = (share @ labels) > 0
-    ridge = np.full(features.shape[1], penalty, dtype=np.float32)
-    ridge[-1] = 1e-4
-    if moment is None:
-        moment = _second_moment(features, weight)
-    bound = 0.5 * moment.astype(np.float64) + np.diag(ridge)
-    step = np.linalg.inv(bound).astype(np.float32)
-    head = np.zeros((features.shape[1], labels.shape[1]), dtype=np.float32)
+    per_sample = len(penalties) * data.target.shape[1]
+    n_rows = int((data.weight > 0).sum())
+    at_once = 1 if n_rows > TRAIN_ROWS else max(1, CELLS // max(n_rows * per_sample, 1))
+    parts = [samples[i : i + at_once] for i in range(0, len(samples), at_once)]
+    return np.concatenate([_fit_side_by_side(data, part, penalties) for part in parts])
+
+
+def _fit_side_by_side(
+    data: _Training, samples: Sequence[_Sample], penalties: Sequence[float]
+) -> NDArray[np.float32]:
+    """``_fit_heads`` in one go; the last feature is the constant, unpenalised.
+
+    Accelerated descent, preconditioned once by an upper bound of each head's curvature. A head that
+    moves no further is done and leaves the products.
+    """
+    rows = np.unique(np.concatenate([sample.rows for sample in samples]))
+    features = data.features[rows]
+    labels = data.target[rows].astype(np.float32)
+    n, d, k = len(rows), features.shape[1], labels.shape[1]
+    weight = np.zeros((len(samples), n))
+    for i, sample in enumerate(samples):
+        weight[i, np.searchsorted(rows, sample.rows)] = sample.weight
+    share = (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+    step = np.concatenate([_steps(_second_moment(features, w), penalties) for w in weight])
+    # From here on h heads: those of the first sample, then those of the second, ...
+    share = np.repeat(share, len(penalties), axis=0)
+    held = np.tile(np.asarray(penalties, dtype=np.float32), len(samples))
+    prior = share @ labels
+    present = (prior > 0).T
+    heads = np.zeros((d, k, len(share)), dtype=np.float32)
     # Absent classes start, and stay, far below the others; the rest start at their shares.
-    head[-1] = np.log(np.maximum(share @ labels, 1e-9))
-    start = head[-1].copy()
-    ahead, previous, momentum = head.copy(), head, 1.0
+    heads[-1] = np.log(np.maximum(prior, 1e-9)).T
+    fitted = heads.copy()
+    share = np.ascontiguousarray(share.T)
+    learning = np.arange(len(prior))
+    ahead, momentum = heads, 1.0
     for _ in range(STEPS):
-        error = _softmax(features @ ahead) - labels
-        gradient = features.T @ (share[:, None] * error)
-        gradient[:-1] += penalty * ahead[:-1]
-        gradient[:, ~present] = 0.0
-        head = ahead - step @ gradient
+        error = (features @ ahead.reshape(d, -1)).reshape(n, k, -1)
+        error -= error.max(axis=1, keepdims=True)
+        np.exp(error, out=error)
+        error /= error.sum(axis=1, keepdims=True)
+        error -= labels[:, :, None]
+        error *= share[:, None, :]
+        gradient = (features.T @ error.reshape(n, -1)).reshape(d, k, -1)
+        gradient[:-1] += held * ahead[:-1]
+        gradient *= present
+        moved = ahead - (step @ gradient.transpose(2, 0, 1)).transpose(1, 2, 0)
         following = (1.0 + np.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
-        ahead = head + np.float32((momentum - 1.0) / following) * (head - previous)
-        if np.abs(head - previous).max() < 1e-3:
+        ahead = moved + np.float32((momentum - 1.0) / following) * (moved - heads)
+        fitted[:, :, learning] = moved
+        going = np.abs(moved - heads).max(axis=(0, 1)) >= 1e-3
+        heads, momentum = moved, following
+        if not going.any():
             break
-        previous, momentum = head, following
-    head[-1, ~present] = start[~present]
-    return head
+        if not going.all():
+            heads, ahead, present = heads[:, :, going], ahead[:, :, going], present[:, going]
+            share, held, step = share[:, going], held[going], step[going]
+            learning = learning[going]
+    return fitted.transpose(2, 0, 1).reshape(len(samples), len(penalties), d, k)
+
+
+def _steps(moment: NDArray[np.float32], penalties: Sequence[float]) -> NDArray[np.float32]:
+    """(penalties, d + 1, d + 1) inverse of the bound of the curvature at each penalty."""
+    ridge = np.tile(np.asarray(penalties, dtype=np.float32)[:, None], len(moment))
+    ridge[:, -1] = 1e-4
+    bound = 0.5 * moment.astype(np.float64) + ridge[:, :, None] * np.eye(len(moment))
+    return np.linalg.inv(bound).astype(np.float32)
 
 
 def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator) -> float:
     """The penalty of least held-out loss, over a few folds: one fold alone is too noisy."""
-    losses = np.zeros(len(PENALTIES))
+    samples, judged = [], []
     for fold in range(min(PENALTY_FOLDS, int(fold_of.max()) + 1)):
         rows = _training_rows(data, fold_of != fold, rng)
-        judged = _training_rows(data, fold_of == fold, rng, may_be_empty=True)
-        features, target, weight = data.features[rows], data.target[rows], data.weight[rows]
-        moment = _second_moment(features, weight)
-        for i, penalty in enumerate(PENALTIES):
-            head = _fit_head(features, target, weight, penalty, moment)
-            probs = np.maximum(_softmax(data.features[judged] @ head), TRACE)
-            loss = (data.target[judged] * -np.log(probs)).sum(axis=1)
-            losses[i] += float((data.weight[judged] * loss).sum())
+        samples.append(_Sample(rows, data.weight[rows]))
+        judged.append(_training_rows(data, fold_of == fold, rng, may_be_empty=True))
+    losses = np.zeros(len(PENALTIES))
+    for rows, heads in zip(judged, _fit_heads(data, samples, PENALTIES), strict=True):
+        for i, head in enumerate(heads):
+            probs = np.maximum(_softmax(data.features[rows] @ head), TRACE)
+            loss = (data.target[rows] * -np.log(probs)).sum(axis=1)
+            losses[i] += float((data.weight[rows] * loss).sum())
     return PENALTIES[int(np.argmin(losses))]
 
 

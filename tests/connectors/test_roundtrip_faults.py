@@ -43,8 +43,6 @@ PRELOADED = (
     "loop.report",
     "loop.measure",
     "loop.withdraw",
-    "sklearn.metrics",
-    "krippendorff",
     "fakes",
 )
 

@@ -10,9 +10,10 @@ from campaigns import LABELS, make, texts
 
 from loop.errors import LoopError, StageError
 from loop.held_out import evaluation_items
-from loop.measure import truth_of
+from loop.measure import people_alpha, truth_of
 from loop.plateau import measure_plateau
-from loop.round import open_campaign, run_round, why_finished
+from loop.progress import campaign_progress
+from loop.round import open_campaign, run_round, run_stage, why_finished
 from loop.side_runs import side_runs, write_result
 from loop.stability import paired_difference
 from loop.variance import measure_variance
@@ -191,3 +192,35 @@ def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
         rng=np.random.default_rng(0),
     )  # fmt: skip
     assert last["compared"]["previous"]["p_uc"]["value"] == pytest.approx(d.value)
+
+
+def test_people_of_an_ordinal_campaign_are_compared_by_how_far_they_lie_apart(tmp_path):
+    labels = ("low", "mid", "high")
+    rows = texts()
+    for i, row in enumerate(rows):
+        row.gold = row.meta["llm"] = row.meta["llm_2"] = labels[i % 3]
+    found = {}
+    for ordinal in (False, True):
+        folder = tmp_path / str(ordinal)
+        folder.mkdir()
+        ctx = make(
+            folder,
+            rows=rows,
+            raters=False,
+            overlap=2,
+            campaign={"name": "c", "task": "t", "ordinal": ordinal},
+            labels=[{"name": name} for name in labels],
+        )
+        open_campaign(ctx)
+        run_round(ctx)
+        truth = {i.id: i.known_label for i in ctx.store.items("c")}
+        for item_id in ctx.reviewer.open_items(2):
+            ctx.reviewer.answer(item_id, "ann", truth[item_id])
+            near = "mid" if truth[item_id] == "low" else truth[item_id]
+            ctx.reviewer.answer(item_id, "bob", near)
+        run_stage(ctx, "pull")
+        answers = ctx.store.annotations("c")
+        assert len(answers) == 30
+        found[ordinal] = campaign_progress(ctx.config, ctx.store)["agreement"]
+        assert found[ordinal] == people_alpha(answers, labels, ordinal=ordinal)
+    assert 0 < found[False] < found[True] < 1

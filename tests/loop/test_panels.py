@@ -221,6 +221,16 @@ def test_the_poor_annotator_is_flagged_and_nobody_else():
     assert people_lines(list(found.values())) == [f"cid: {DIFFERS}"]
 
 
+def test_where_labels_are_in_order_answers_that_are_near_agree_more():
+    given = crew({"ann": 1.0, "bob": 1.0, "cid": 1.0})
+    for a in given:
+        if a.annotator == "bob" and a.label != "z" and int(a.item_id[1:]) % 3 == 0:
+            a.label = "y" if a.label == "x" else "x"  # the neighbouring label
+    nominal, ordinal = judged(given), judged(given, ordinal=True)
+    assert ordinal["cid"].alpha_without > nominal["cid"].alpha_without + 0.05
+    assert ordinal["bob"].alpha_without == nominal["bob"].alpha_without == 1
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_equal_people_are_not_flagged(seed):
     found = judged(crew({"ann": 0.8, "bob": 0.8, "cid": 0.8}, seed=seed, n=100))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from strategies import students
 from strategies.students import out_of_fold_probs
 
 
@@ -114,15 +115,61 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole():
 def test_the_head_agrees_with_a_reference_solver():
     from sklearn.linear_model import LogisticRegression
 
-    from strategies.students import _fit_head, _softmax, _standardise
+    from strategies.students import _fit_heads, _Sample, _softmax, _standardise, _Training
 
     embeddings, truth, _ = texts()
     features = _standardise(embeddings)
-    head = _fit_head(features, np.eye(3)[truth], np.ones(300), 0.1)
+    data = _Training(features, np.eye(3)[truth], np.ones(300))
+    [[head]] = _fit_heads(data, [_Sample(np.arange(300), np.ones(300))], [0.1])
     reference = LogisticRegression(C=1 / (0.1 * 300), tol=1e-8, max_iter=1000)
     reference.fit(features[:, :-1], truth)
     expected = reference.predict_proba(features[:, :-1])
     np.testing.assert_allclose(_softmax(features @ head), expected, atol=0.02)
+
+
+def test_heads_side_by_side_are_those_that_learn_one_by_one(monkeypatch):
+    """Folds, seeds and penalties share their products, and nothing else."""
+    embeddings, truth, _ = texts()
+    weight = np.random.default_rng(2).uniform(0, 2, 300)
+    weight[:100] = 0.0
+
+    def judged():
+        return out_of_fold_probs(
+            embeddings, truth, weight, 4, seeds=3, rng=np.random.default_rng(1)
+        )
+
+    at_once = []
+    fit = students._fit_side_by_side
+
+    def counting(data, samples, penalties):
+        at_once.append(len(samples))
+        return fit(data, samples, penalties)
+
+    monkeypatch.setattr(students, "_fit_side_by_side", counting)
+    together = judged()
+    assert at_once == [3, 15], "three folds choose the penalty; five folds of three seeds learn"
+    at_once.clear()
+    monkeypatch.setattr(students, "CELLS", 2 * 200 * 4)
+    assert np.abs(judged() - together).max() < 1e-5
+    assert at_once == [1, 1, 1, *[2] * 7, 1], "no more at once than memory is meant for"
+
+
+def test_drawn_rows_learn_one_by_one(monkeypatch):
+    embeddings, truth, _ = texts()
+    at_once = []
+    fit = students._fit_side_by_side
+
+    def counting(data, samples, penalties):
+        at_once.append([len(sample.rows) for sample in samples])
+        return fit(data, samples, penalties)
+
+    monkeypatch.setattr(students, "_fit_side_by_side", counting)
+    monkeypatch.setattr(students, "TRAIN_ROWS", 100)
+    probs = out_of_fold_probs(
+        embeddings, truth, np.ones(300), 3, seeds=1, rng=np.random.default_rng(1)
+    )
+    assert at_once == [[100]] * (3 + 5)
+    assert (probs[0].argmax(axis=1) == truth).mean() > 0.8
 
 
 @pytest.mark.parametrize(
