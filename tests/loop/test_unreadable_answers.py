@@ -26,6 +26,7 @@ from loop.status import campaign_status, status_lines
 from loop.store import Annotation, Event, Store
 from loop.tally import answer_lines, tally, unreadable_line
 from loop.view import campaign_view
+from loop.withdraw import withdraw_unanswered
 from tests.loop.test_round import _no_plots
 
 __all__ = ["_no_plots"]
@@ -374,6 +375,20 @@ def test_a_task_that_can_be_shown_again_is_read(tmp_path):
     studio.put(tasks[1], studio.answer(tasks[1], "good"))
     pull(ctx)
     assert counts(ctx) == {"back": 2, "out": 13}
+    ctx.store.close()
+
+
+def test_a_task_that_cannot_be_shown_is_not_withdrawn_and_hinders_no_other(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path)
+    for task in tasks[:2]:
+        studio.put(task, studio.answer(task, "good"))
+    studio.broken = {tasks[1]}
+    pull(ctx)
+    close_early(ctx, open_round(ctx))
+    run_stage(ctx, "pull")
+    assert withdraw_unanswered(ctx) == 13
+    assert set(studio.tasks) == set(tasks[:2])
+    assert {r.task_id for r in ctx.store.reviews("c")} == {str(t) for t in tasks[:2]}
     ctx.store.close()
 
 

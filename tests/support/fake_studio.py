@@ -112,6 +112,11 @@ class FakeStudio:
             if request.method == "POST":
                 self.views.append({"id": len(self.views) + 1, **json.loads(request.content)})
             return self.views
+        if path == "/api/dm/actions":
+            for task_id in json.loads(request.content)["selectedItems"]["included"]:
+                if not self.tasks[task_id]["answers"]:
+                    del self.tasks[task_id]
+            return {}
         if path == "/api/tasks/":
             return self._listed(params)
         if path.startswith("/api/tasks/"):
