@@ -101,8 +101,9 @@ def answer_lines(reviews: Sequence[Review], answers: Iterable[Annotation]) -> li
         )
     if deleted := [str(r.task_id) for r in reviews if r.outcome == DELETED]:
         lines.append(
-            f"Deleted in Label Studio while waiting for people: {_tasks(deleted)}. Nobody will be"
-            " asked about these texts again."
+            f"Deleted in Label Studio while waiting for people: {_tasks(deleted)}. Restore them"
+            " there, or let the texts be chosen again with `goldloop pull --withdraw` once their"
+            " round is over."
         )
     return lines
 

@@ -1,6 +1,8 @@
 """Answers and tasks that people's tools spoil: counted, named, and never in the way of others."""
 
+import sys
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from sqlmodel import select
 import loop.answers
 from connectors.label_studio import LabelStudioReviewer
 from connectors.label_studio_client import _decoded
+from loop import cli
 from loop.adjudicate import decide, latest_per_person
 from loop.answers import record_answers
 from loop.people import campaign_people, people_table, unreadable_lines
@@ -346,6 +349,40 @@ def test_deleted_tasks_are_noticed_now_and_then_by_themselves(tmp_path, monkeypa
     pull(ctx)
     latest = [p for path, p in studio.asked if path == "/api/tasks/"][len(reads) :]
     assert all("updated_at" in p["query"] for p in latest)
+    ctx.store.close()
+
+
+def test_pull_all_reads_everything_at_once(tmp_path, monkeypatch, capsys):
+    ctx, studio, tasks = waiting(tmp_path)
+    studio.put(tasks[0], studio.answer(tasks[0], "Positive"))
+    del studio.tasks[tasks[1]]
+    monkeypatch.setattr(cli, "at_work", lambda file, command: nullcontext(ctx))
+    said = {}
+    for command in ("pull", "pull --all"):
+        monkeypatch.setattr(sys, "argv", ["goldloop", *command.split()])
+        with suppress(SystemExit):
+            cli.main()
+        said[command] = "".join(capsys.readouterr())
+    for text in said.values():
+        assert "1 unreadable: unknown label 'Positive' 1." in text
+    assert "15 texts sent, 0 back, 14 out, 1 unreadable." in said["pull"]
+    assert "15 texts sent, 0 back, 13 out, 1 unreadable, 1 deleted." in said["pull --all"]
+    assert (
+        f"Deleted in Label Studio while waiting for people: task {tasks[1]}."
+        in (said["pull --all"])
+    )
+    ctx.store.close()
+
+
+def test_texts_of_deleted_tasks_can_be_chosen_again(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path)
+    for task in tasks[1:]:
+        studio.put(task, studio.answer(task, "good"))
+    del studio.tasks[tasks[0]]
+    assert read_all(ctx) == "repair"
+    assert withdraw_unanswered(ctx) == 1
+    assert counts(ctx) == {"back": 14}
+    assert answer_lines(ctx.store.reviews("c"), []) == []
     ctx.store.close()
 
 
