@@ -6,11 +6,15 @@ The SDK's own retries are off for writes, because they repeat imports whose answ
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
 ATTEMPTS = 5
+MOST_UNSERVED = 100  # tasks; a server that fails for more than these has a trouble of its own
 NO_RETRY: Any = {"max_retries": 0}
 
 
@@ -52,6 +57,10 @@ class LostError(ReviewerError):
     def __init__(self, message: str, *, over: bool = False) -> None:
         super().__init__(message)
         self.over = over
+
+
+class UnservedError(LostError):
+    """The server fails to make up an answer, or makes one up that is no JSON."""
 
 
 class RefusedError(ReviewerError):
@@ -94,7 +103,8 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
         if status in (408, 425, 429) or status >= 500 or status == 0:
             # Label Studio's own errors carry its version; those of proxies do not.
             over = isinstance(exc.body, Mapping) and "version" in exc.body
-            raise LostError(f"{where} failed to {doing} ({status}).", over=over) from None
+            kind = UnservedError if status == 500 else LostError
+            raise kind(f"{where} failed to {doing} ({status}).", over=over) from None
         raise RefusedError(message, status) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
         raise LostError(
@@ -113,6 +123,21 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
             f"{where} answered in a form that goldloop does not know when asked to {doing}"
             f" ({type(exc).__name__})."
         ) from None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The tasks of a list.
+
+    Attributes:
+        rows: in the order of their ids, as the server wrote them.
+        unserved: ids of tasks that the server fails to show.
+        at: the server's clock when the reading began, or None where it does not say.
+    """
+
+    rows: list[dict[str, Any]]
+    unserved: tuple[int, ...]
+    at: datetime | None
 
 
 class Client:
@@ -138,6 +163,7 @@ class Client:
         self._timeout_s = timeout_s
         self._transport = transport
         self._sdk: LabelStudio | None = None
+        self._clock: datetime | None = None  # the server's, in its newest answer
 
     @property
     def shown_url(self) -> str:
@@ -197,9 +223,17 @@ class Client:
                 time.sleep(pause_s)
         else:
             raise failure
+        self._clock = _date(answer.headers.get("date"))
         body: Any = None
         if answer.headers.get("content-type", "").startswith("application/json"):
-            body = answer.json()
+            try:
+                body = _decoded(answer.content)
+            except (ValueError, RecursionError) as exc:
+                if answer.status_code == 200:
+                    raise UnservedError(
+                        f"{self.shown_url} answered with something that cannot be read as JSON"
+                        f" ({type(exc).__name__})."
+                    ) from None
         if answer.status_code != 200:
             raise ApiError(status_code=answer.status_code, body=body)
         if body is None:
@@ -255,38 +289,136 @@ class Client:
     ) -> list[dict[str, Any]]:
         """All pages of a task list, in the order of ids.
 
+        Raises:
+            ReviewerError: the server cannot be read.
+        """
+        listing = self.read(project, doing, filters, page_size, **params)
+        if listing.unserved:
+            raise UnservedError(
+                f"Label Studio at {self.shown_url} failed to {doing}: it cannot show"
+                f" {len(listing.unserved)} tasks of project {project}, the first of them"
+                f" {listing.unserved[0]}."
+            )
+        return listing.rows
+
+    def read(
+        self, project: int, doing: str, filters: list[dict[str, Any]], page_size: int, **params: Any
+    ) -> Listing:
+        """All pages of a task list, but for the tasks that the server fails to show.
+
         Where tasks vanish between two pages, others move up and one would be missed: it starts
         again.
+
+        Raises:
+            ReviewerError: the server cannot be read.
         """
         query = {"filters": {"conjunction": "and", "items": filters}, "ordering": ["tasks:id"]}
+        asked = {"project": project, "query": json.dumps(query, separators=(",", ":")), **params}
         for _ in range(ATTEMPTS):
             rows: dict[int, dict[str, Any]] = {}
+            unserved: list[int] = []
             total: int | None = None
+            at: datetime | None = None
             number = 1
             while True:
                 with self.asking(doing):
-                    answer = self.get(
-                        "api/tasks/",
-                        {
-                            "project": project,
-                            "query": json.dumps(query, separators=(",", ":")),
-                            "page": number,
-                            "page_size": page_size,
-                            **params,
-                        },
-                    )
-                    rows |= {int(row["id"]): row for row in answer["tasks"]}
-                    shrunk = total is not None and answer["total"] < total
-                    total = int(answer["total"])
+                    page, now_total = self._page(doing, asked, number, page_size, unserved)
+                    rows |= {int(row["id"]): row for row in page}
+                if number == 1:
+                    at = self._clock
+                shrunk = total is not None and now_total < total
+                total = now_total
                 if shrunk or number * page_size >= total:
                     break
                 number += 1
             if not shrunk:
-                return list(rows.values())
+                return Listing(list(rows.values()), tuple(unserved), at)
         raise ReviewerError(
             f"Tasks kept vanishing from Label Studio's project {project} while it was read;"
             " try again."
         )
+
+    def _page(
+        self, doing: str, asked: Mapping[str, Any], number: int, size: int, unserved: list[int]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """One page, and how many tasks the list has."""
+        where = {"page": number, "page_size": size}
+        try:
+            with self.asking(doing):
+                answer = self.get("api/tasks/", {**asked, **where})
+                return answer["tasks"], int(answer["total"])
+        except UnservedError:
+            # The ids alone: where not even they come, the trouble is not in one task.
+            ids_only = {"fields": "task_only", "include": "id"}
+            with self.asking(doing):
+                answer = self.get("api/tasks/", {**asked, **where, **ids_only})
+                ids, total = [int(row["id"]) for row in answer["tasks"]], int(answer["total"])
+        return self._parts(doing, asked, number, size, ids, unserved), total
+
+    def _parts(
+        self,
+        doing: str,
+        asked: Mapping[str, Any],
+        number: int,
+        size: int,
+        ids: Sequence[int],
+        unserved: list[int],
+    ) -> list[dict[str, Any]]:
+        """The tasks of a page that fails as a whole, in smaller and smaller parts.
+
+        Args:
+            ids: of the tasks on it, in order.
+            unserved: gains the tasks that fail alone.
+        """
+        if size == 1 or len(ids) == 1:
+            unserved += ids
+            if len(unserved) > MOST_UNSERVED:
+                raise ReviewerError(
+                    f"Label Studio at {self.shown_url} fails to show more than {MOST_UNSERVED}"
+                    " tasks (500); its log says why."
+                )
+            return []
+        parts = next(n for n in range(2, size + 1) if size % n == 0)
+        part_size = size // parts
+        rows: list[dict[str, Any]] = []
+        for part in range(parts):
+            its_ids = ids[part * part_size : (part + 1) * part_size]
+            if not its_ids:
+                break
+            its_number = (number - 1) * parts + part + 1
+            where = {"page": its_number, "page_size": part_size}
+            try:
+                with self.asking(doing):
+                    # A task is called unservable only after it has failed several times.
+                    alone = len(its_ids) == 1
+                    rows += self.get("api/tasks/", {**asked, **where}, retry=alone)["tasks"]
+            except UnservedError:
+                rows += self._parts(doing, asked, its_number, part_size, its_ids, unserved)
+        return rows
+
+
+def _decoded(content: bytes) -> Any:
+    """JSON, in which numbers that JSON, floats or 64 bits cannot hold stand as their text."""
+    return json.loads(content, parse_constant=str, parse_float=_float, parse_int=_int)
+
+
+def _float(text: str) -> float | str:
+    value = float(text)
+    return value if math.isfinite(value) else text
+
+
+def _int(text: str) -> int | str:
+    # SQLite rounds what has more than 64 bits, and Python refuses thousands of digits.
+    return int(text) if len(text) < 19 else text
+
+
+def _date(header: str | None) -> datetime | None:
+    """The moment that a Date header names."""
+    try:
+        moment = parsedate_to_datetime(header or "")
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def filter_on(column: str, operator: str, kind: str, value: Any) -> dict[str, Any]:

@@ -261,13 +261,18 @@ def ask(client: Client, wanted: Mapping[str, int]) -> None:
         ReviewerError: the server refuses; calling again is safe.
     """
     for task_id, people in wanted.items():
-        client.write(
-            "PATCH",
-            f"api/tasks/{int(task_id)}/",
-            {"overlap": people, "is_labeled": False},
-            "ask for further answers",
-            repeatable=True,
-        )
+        try:
+            client.write(
+                "PATCH",
+                f"api/tasks/{int(task_id)}/",
+                {"overlap": people, "is_labeled": False},
+                "ask for further answers",
+                repeatable=True,
+            )
+        except RefusedError as exc:
+            if exc.status != 404:
+                raise
+            log.warning("Task %s was deleted in Label Studio; nobody is asked.", task_id)
 
 
 def wait_until(patience_s: float, done: Callable[[], bool]) -> None:

@@ -26,7 +26,14 @@ def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
         batch = list(item_ids[start : start + BATCH_TASKS])
         idle = [
             int(row["id"])
-            for row in _rows(client, project, batch)
+            for row in client.read(
+                project,
+                "look for answers",
+                [filter_on("data.ext_id", "in_list", "String", batch)],
+                PAGE_TASKS,
+                fields="all",
+                include="id,annotations",
+            ).rows  # those that the server cannot show have been answered
             if not row.get("annotations") and not _has_draft(client, int(row["id"]))
         ]
         if not idle:
@@ -60,10 +67,10 @@ def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
 def _rows(client: Client, project: int, item_ids: list[str]) -> list[dict[str, Any]]:
     return client.listed(
         project,
-        "look for answers",
+        "look what is left",
         [filter_on("data.ext_id", "in_list", "String", item_ids)],
-        fields="all",
-        include="id,data,annotations",
+        fields="task_only",
+        include="id,data",
         page_size=PAGE_TASKS,
     )
 

@@ -76,12 +76,20 @@ class Panel:
 
 
 def latest_per_person(annotations: Iterable[Annotation]) -> list[Annotation]:
-    """The newest current answer of each person to one item, skips included."""
+    """The newest current answer of each person to one item, skips included.
+
+    One that nobody can read says nothing, and so takes nothing back.
+    """
     newest: dict[str, Annotation] = {}
     for a in annotations:
-        if a.annotator not in newest or a.updated_at >= newest[a.annotator].updated_at:
+        other = newest.get(a.annotator)
+        if other is None or _standing(a) >= _standing(other):
             newest[a.annotator] = a
     return list(newest.values())
+
+
+def _standing(a: Annotation) -> tuple[bool, str]:
+    return not a.unreadable, a.updated_at
 
 
 def decide(annotations: Sequence[Annotation], adjudicator: str | None = None) -> Decision:

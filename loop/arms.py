@@ -42,23 +42,29 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     if "llm_only" in references:
         arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
     if "random" in references:
-        bought = len(ctx.store.reviews(ctx.name))
-        order = np.random.default_rng([ctx.config.rounds.seed, 5]).permutation(len(items))[:bought]
-        chosen = [items[i] for i in order]
-        # The control pays for the same number of texts and gets answers from the same people.
-        if ctx.raters is not None:
-            labels = ctx.raters.labels_of([text_item(i) for i in chosen])
-        else:
-            labels = [i.known_label for i in chosen]
         y, weight = y_llm.copy(), answered.copy()
-        for i, label in zip(order, labels, strict=True):
-            if label is not None:
-                y[i], weight[i] = index[label], 1.0
+        for i, label in random_control(ctx, items).items():
+            y[i], weight[i] = index[label], 1.0
         arms["random"] = LabelSet(ids, one_hot[y], weight)
     if "all_gold" in references:
         gold = np.array([index[str(i.known_label)] for i in items])
         arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
     return arms
+
+
+def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
+    """Row -> label of the texts that the random control got a label for.
+
+    It pays for the same number of texts as the loop and gets answers from the same people.
+    """
+    bought = len(ctx.store.reviews(ctx.name))
+    order = np.random.default_rng([ctx.config.rounds.seed, 5]).permutation(len(items))[:bought]
+    chosen = [items[i] for i in order]
+    if ctx.raters is not None:
+        labels = ctx.raters.labels_of([text_item(i) for i in chosen])
+    else:
+        labels = [i.known_label for i in chosen]
+    return {int(i): la for i, la in zip(order, labels, strict=True) if la is not None}
 
 
 def loop_labels(ctx: Context, round_: Round) -> LabelSet:

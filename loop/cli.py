@@ -341,12 +341,18 @@ def pull(
             help="Take texts that nobody began back from people, once their round is over.",
         ),
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every answer again, not only what changed.")
+    ] = False,
 ) -> None:
     """Fetch what people answered, and adjudicate once all is back."""
     from loop.round import close_early, open_round, run_stage
+    from loop.tally import answer_lines
     from loop.withdraw import withdraw_unanswered
 
     with at_work(file, "pull") as ctx:
+        if everything:
+            ctx.store.read_anew(ctx.name)
         last = ctx.store.last_round(ctx.name)
         if not withdraw or (last is not None and last.stage == "pull"):
             round_ = run_stage(ctx, "pull")
@@ -354,6 +360,8 @@ def pull(
                 close_early(ctx, open_round(ctx))
                 round_ = run_stage(ctx, "pull")
             say(_waiting(ctx, round_))
+            for line in answer_lines(ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)):
+                say(line)
         if withdraw:
             say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
 
@@ -614,7 +622,7 @@ def people(
     """Say how well each person labels: agreement, hidden checks, time, and what to look at."""
     from loop.assistance import assistance_lines, campaign_assistance
     from loop.config import load
-    from loop.people import campaign_people, people_table
+    from loop.people import campaign_people, people_table, unreadable_lines
 
     config = load(file)
     with open_store(config) as store:
@@ -628,6 +636,8 @@ def people(
         typer.echo(json.dumps(said, indent=2))
         return
     print_table(people_table(found))
+    for line in unreadable_lines(found):
+        typer.echo(line)
     for line in assistance_lines(config.label_studio.assist, helped):
         typer.echo(line)
 
@@ -923,12 +933,13 @@ def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
 def _waiting(ctx: Context, round_: Round) -> str:
     """What is back, and where people label; or what comes next."""
     from loop.round import next_command
+    from loop.tally import tally, tally_line
 
     if round_.stage != "pull":
         return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
     reviews = ctx.store.reviews(ctx.name, round_.id)
-    back = sum(1 for r in reviews if r.closed_at is not None)
-    news = f"Round {round_.number}: {back} of {len(reviews)} texts are back."
+    became = tally(reviews)
+    news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
     login = local_login() if ctx.config.label_studio.url == "local" else None
     who = f" (user {login[1]}, password {login[2]})" if login else ""
     return f"{news} People label at {ctx.reviewer.url()}{who}"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from loop.adjudicate import latest_per_person
 from loop.alpha import alpha
+from loop.arms import random_control
 from loop.ports import FloatArray, IntArray
 from loop.stability import measure, paired_difference, recovered_share
 from loop.store import Annotation, Item, Round, Run
@@ -71,6 +72,9 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         "bought": len(reviews),
         "pool": len(ctx.store.item_ids(ctx.name, "pool")),
         "gold": len(ctx.store.gold(ctx.name)),
+        "random_gold": len(random_control(ctx, ctx.store.items(ctx.name, "pool")))
+        if "random" in predictions
+        else 0,
         "answers": len(ctx.store.annotations(ctx.name)),
         "evaluated": len(evaluated),
         "per_class_n": np.bincount(truth.y[truth.y >= 0], minlength=k).tolist(),

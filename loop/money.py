@@ -27,6 +27,7 @@ from loop.config import AnnotatorSection, Config
 from loop.errors import AnnotatorError, StageError
 from loop.ports import Annotator, ClassProbs, FloatArray, PromptVariant, TextItem
 from loop.store import Annotation, HiddenCheck, Item, LlmCalls, Review, Store, now
+from loop.tally import DELETED
 
 ROUNDING_USD = 1e-9  # sums of prices are not exact
 
@@ -175,7 +176,8 @@ def _asked(config: Config, session: Session) -> Mapping[str, int]:
     first = Panel.of(config.label_studio).first
     reviews = session.exec(select(Review).join(Item).where(ours)).all()
     checks = session.exec(select(HiddenCheck).join(Item).where(ours)).all()
-    return {r.item_id: asked_answers(r, first) for r in reviews} | {
+    there = [r for r in reviews if r.outcome != DELETED]  # nobody can answer a deleted task
+    return {r.item_id: asked_answers(r, first) for r in there} | {
         c.id: asked_answers(c, first) for c in checks
     }
 

@@ -14,6 +14,7 @@ from loop.adjudicate import answer_table, latest_per_person
 from loop.config import Config
 from loop.measure import people_alpha
 from loop.store import Annotation, Store
+from loop.tally import problems_of, unreadable_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,8 @@ class Person:
 
     Attributes:
         answers: newest answers to different texts, whatever they are.
-        labels: those with a usable label.
+        labels: those with a usable label; the rest were skipped, unsure or unreadable.
+        unreadable: why answers could not be used -> how many, for everything but "unsure".
         agreement: with what the others alone decide: their strict majority, or the adjudicator.
         checks: right answers to texts whose label was known before.
         reliability: expected share of right answers under Dawid and Skene's model.
@@ -71,6 +73,7 @@ class Person:
     labels: int
     skipped: int
     unsure: int
+    unreadable: Mapping[str, int]
     agreement: Rate | None
     checks: Rate | None
     reliability: float | None
@@ -152,6 +155,7 @@ def people(
             labels=sum(a.label is not None for a in own),
             skipped=sum(a.skipped for a in own),
             unsure=sum(a.problem == "unsure" for a in own),
+            unreadable=dict(problems_of((), own)),
             agreement=None if who == adjudicator else Rate.of(agreed[who], shared[who]),
             checks=Rate.of(right[who], asked[who]),
             reliability=reliability.get(who),
@@ -291,7 +295,15 @@ def people_table(found: Sequence[Person]) -> Table:
 
     table = Table()
     table.add_column("who")
-    for title in ("answers", "skipped", "unsure", "as the others", "checks right", "reliability"):
+    for title in (
+        "answers",
+        "skipped",
+        "unsure",
+        "unreadable",
+        "as the others",
+        "checks right",
+        "reliability",
+    ):
         table.add_column(title, justify="right")
     table.add_column("seconds", justify="right")
     table.add_column("look at")
@@ -301,6 +313,7 @@ def people_table(found: Sequence[Person]) -> Table:
             str(p.answers),
             str(p.skipped),
             str(p.unsure),
+            str(sum(p.unreadable.values())),
             _shown(p.agreement),
             _shown(p.checks),
             "–" if p.reliability is None else f"{100 * p.reliability:.0f} %",
@@ -314,6 +327,11 @@ def _shown(rate: Rate | None) -> str:
     if rate is None:
         return "–"
     return f"{100 * rate.value:.0f} % ({100 * rate.low:.0f}–{100 * rate.high:.0f}) of {rate.n}"
+
+
+def unreadable_lines(found: Sequence[Person]) -> list[str]:
+    """One line for everybody whose answers could not all be read."""
+    return [f"{p.name}: {unreadable_line(p.unreadable)}." for p in found if p.unreadable]
 
 
 def people_lines(found: Sequence[Person]) -> list[str]:

@@ -324,7 +324,8 @@ class RawAnnotation:
         annotator: who answered, as the server names them.
         label: the chosen class, or None if skipped or unreadable.
         problem: why an answer cannot be used, or None.
-        raw: the server's JSON, untouched.
+        raw: the server's JSON, whatever it is. Numbers that databases cannot hold stand as their
+            text, and what is nested too deeply is one JSON text.
     """
 
     annotation_id: str
@@ -337,7 +338,7 @@ class RawAnnotation:
     lead_time_s: float | None
     updated_at: str
     problem: str | None
-    raw: Mapping[str, Any]
+    raw: Any
 
 
 def unknown_label(label: str | None) -> str:
@@ -356,10 +357,17 @@ class FetchedTask:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What changed since a cursor, and the cursor for the next time."""
+    """What changed since a cursor, and the cursor for the next time.
+
+    Attributes:
+        whole: every task of ours that the server has was read, not only what changed.
+        unserved: ids of changed tasks that the server fails to show.
+    """
 
     tasks: tuple[FetchedTask, ...]
     cursor: str
+    whole: bool = False
+    unserved: tuple[str, ...] = ()
 
 
 class Reviewer(Protocol):

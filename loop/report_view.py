@@ -92,7 +92,7 @@ class ReportRow:
 
     Attributes:
         round: None for references that are trained once.
-        gold_bought: texts sent to people so far.
+        gold_bought: labels that people gave so far; texts that came back without one do not count.
         metrics: by name, see ``METRICS``; None or absent is shown as a dash.
         pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong among
             those sent in this round.

@@ -7,6 +7,7 @@ there are found and kept.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from sqlmodel import Session, col
 
 from loop.adjudicate import Panel, decide_all
 from loop.annotate import calls_limit, take_votes, unanswered_line
-from loop.answers import ask_further, close_answered, record_answers
+from loop.answers import ask_further, close_answered, everything_is_due, take_in
 from loop.arms import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
 from loop.arrays import audited, gold_classes, pool_arrays
 from loop.calibration import summary
@@ -313,16 +314,12 @@ def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
     with ctx.store.transaction() as session:
         row = session.get(CampaignRow, ctx.name)
         cursor = row.pull_cursor if row else None
+    if everything_is_due(ctx):
+        cursor = None
+    started = time.monotonic()
     fetched = ctx.reviewer.fetch(cursor)
     with ctx.store.transaction() as session:
-        for task in fetched.tasks:
-            record_answers(ctx, session, task)
-        session.exec(
-            update(CampaignRow)
-            .where(col(CampaignRow.name) == ctx.name)
-            .values(pull_cursor=fetched.cursor)
-        )
-        session.flush()
+        take_in(ctx, session, fetched, time.monotonic() - started)
         out = close_answered(ctx, session, round_)
         if out:
             return False

@@ -11,6 +11,7 @@ from loop.quality import quality_lines, why_good_enough
 from loop.rivals import MARK
 from loop.round import VALIDATION, next_command
 from loop.store import STAGES, Store
+from loop.tally import Tally, answer_lines, problems_of, tally, tally_line
 
 
 def campaign_status(config: Config, store: Store) -> dict[str, Any]:
@@ -22,25 +23,24 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     current = [r for r in reviews if last is not None and r.round_id == last.id]
     spent_on_llm = store.spent(name)
     money = account(config, store)
+    answers = store.annotations(name)
     measured = [r for r in rounds if r.metrics]
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
     finished = len(done) >= config.rounds.rounds
     bought = why_nothing_to_buy(config, store)
     enough = why_good_enough(config, rounds)
     over = last is not None and last.stage == "done" and bool(finished or bought or enough)
+    in_all = tally(reviews).to_json()
     return {
         "campaign": name,
         "texts": store.item_count(name),
         "round": last.number if last else 0,
         "rounds": config.rounds.rounds,
         "stage": last.stage if last else STAGES[0],
-        "this_round": {
-            "chosen": len(current),
-            "sent": sum(1 for r in current if r.task_id is not None),
-            "back": sum(1 for r in current if r.closed_at is not None),
-        },
-        "sent": sum(1 for r in reviews if r.task_id is not None),
-        "back": sum(1 for r in reviews if r.closed_at is not None),
+        "this_round": tally(current).to_json(),
+        **in_all,
+        "unreadable_answers": dict(problems_of(reviews, answers)),
+        "answers_to_look_at": answer_lines(reviews, answers),
         "gold": len(store.gold(name)),
         "budget": {
             "labels": config.budget.labels,
@@ -79,12 +79,14 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         )
     if budget["usd"] is not None:
         money += f", of ${budget['usd']:.2f}"
+    in_all = Tally(**{key: status[key] for key in this})
     people = "simulated raters" if status["simulated_raters"] else "people"
     lines = [
         f"Campaign {status['campaign']}: {status['texts']} texts",
         f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
-        f" {this['chosen']} chosen, {this['sent']} sent, {this['back']} back from {people}",
-        f"In all: {status['sent']} sent, {status['back']} back, {status['gold']} gold labels",
+        f" {this['chosen']} chosen, {this['sent']} sent to {people}"
+        f" ({tally_line(Tally(**this))})",
+        f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
         f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
         f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
         f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
@@ -104,6 +106,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     lines += quality_lines(status)
     if status["good_enough"]:
         lines.append(f"Finished: {status['good_enough']}")
+    lines += status["answers_to_look_at"]
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
     lines.append(f"Next: {status['next']}")
     return lines

@@ -244,9 +244,14 @@ class Annotation(SQLModel, table=True):
     note: str
     lead_time_s: float | None = None
     problem: str | None = None
-    raw: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    raw: Any = Field(sa_column=Column(JSON, nullable=False))
     fetched_at: datetime = Field(default_factory=now)
     superseded_at: datetime | None = None
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether nobody can tell what the person meant; "unsure" is an answer."""
+        return self.problem is not None and self.problem != "unsure"
 
 
 class Gold(SQLModel, table=True):
@@ -393,6 +398,15 @@ class Store:
                 update(CampaignRow)
                 .where(col(CampaignRow.name) == campaign)
                 .values(project_id=project_id)
+            )
+
+    def read_anew(self, campaign: str) -> None:
+        """Forgets how far people's answers were read: the next pull reads them all."""
+        with self.transaction() as session:
+            session.exec(
+                update(CampaignRow)
+                .where(col(CampaignRow.name) == campaign)
+                .values(pull_cursor=None)
             )
 
     def item_count(self, campaign: str) -> int:
@@ -617,6 +631,14 @@ class Store:
             )
             return list(session.exec(query).all())
 
+    def last_event(self, campaign: str, command: str, what: str) -> Event | None:
+        """The newest line of the audit trail about one thing."""
+        with self.transaction() as session:
+            query = select(Event).where(
+                Event.campaign == campaign, Event.command == command, Event.what == what
+            )
+            return session.exec(query.order_by(col(Event.id).desc()).limit(1)).first()
+
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""
         session.add(Event(campaign=campaign, command=command, what=what, detail=detail))
@@ -660,7 +682,12 @@ def _read_anew(session: Session, campaign: str, labels: Sequence[str]) -> None:
 
 def _engine(url: str) -> Engine:
     def as_json(value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
+            text = json.dumps(value, allow_nan=False)
+        return text
 
     engine = create_engine(url, json_serializer=as_json)
     if engine.dialect.name == "sqlite":

@@ -164,7 +164,12 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
     found = metrics["arms"].get(arm, {})
     own = arm == "loop"
     k = len(config.label_names)
-    bought = {"llm_only": 0, "all_gold": metrics.get("pool", 0)}.get(arm, metrics["bought"])
+    bought = {
+        "loop": metrics.get("gold", metrics["bought"]),
+        "random": metrics.get("random_gold", metrics["bought"]),
+        "llm_only": 0,
+        "all_gold": metrics.get("pool", 0),
+    }[arm]
     return ReportRow(
         arm=arm,
         round=None if arm in ONCE else round_.number,

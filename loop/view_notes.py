@@ -10,6 +10,7 @@ from loop.config import Config
 from loop.quality import quality_lines
 from loop.report_view import COLUMNS, ReportRow, difference, verdict
 from loop.store import Round, Store
+from loop.tally import answer_lines, tally, tally_line
 
 COMPARED_WITH = {
     "previous": "the round before",
@@ -24,16 +25,21 @@ def campaign_notes(
 ) -> tuple[str, ...]:
     """What a reader must know beside the table, the newest round's comparisons among it."""
     notes = []
-    open_texts = [r for r in store.reviews(config.campaign.name) if r.closed_at is None]
-    if open_texts:
-        notes.append(f"{len(open_texts)} texts are still with people.")
-    outcomes = [r.outcome for r in store.reviews(config.campaign.name)]
+    reviews = store.reviews(config.campaign.name)
+    became = tally(reviews)
+    if became.out:
+        notes.append(f"{became.out} texts are still with people.")
+    if became.sent > became.back:
+        notes.append(f"Of {became.sent} texts sent to people: {tally_line(became)}.")
+    notes += answer_lines(reviews, store.annotations(config.campaign.name))
+    outcomes = [r.outcome for r in reviews]
     without = sum(o in ("conflict", "skipped", "unsure", "unreadable") for o in outcomes)
     if without:
         notes.append(
             f"{without} texts came back without a gold label"
             f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
-            f" {outcomes.count('unsure')} unsure); `goldloop codebook` shows them."
+            f" {outcomes.count('unsure')} unsure, {outcomes.count('unreadable')} unreadable);"
+            " `goldloop codebook` shows them."
         )
     notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
     calibration = (last.metrics.get("calibration") if last else None) or {}

@@ -150,7 +150,7 @@ def test_a_campaign_on_real_parts(server, tmp_path):
     out = finish(tmp_path, "run")
     assert "Round 2" in out
     status = json.loads(finish(tmp_path, "status", "--json"))
-    assert (status["stage"], status["sent"], status["back"]) == ("done", 20, 20)
+    assert (status["stage"], status["sent"], status["out"]) == ("done", 20, 0)
     store = Store(f"sqlite:///{tmp_path / NAME}.db")
     check_nothing_lost_nothing_doubled(server, store, NAME)
     rounds = store.rounds(NAME)

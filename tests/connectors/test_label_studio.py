@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from malformed import FIELDS, RESULTS, SURROGATES
 
 from connectors import label_studio_server
 from connectors.label_studio import LabelStudioReviewer
@@ -248,6 +249,54 @@ def test_strange_answers_are_kept_with_the_reason(make, api):
     assert read[4].note == "two\nlines"
 
 
+def test_whatever_the_server_accepts_stops_no_reading(make, api):
+    """Shapes that Label Studio takes are judged alone; what it then cannot show is named."""
+    reviewer = make(labels=[Label("good"), Label("bad")])
+    reviewer.open_project(None)
+    fields = {
+        name: ({"result": choice_result("good"), **change}, problem)
+        for name, (change, problem) in FIELDS.items()
+        if change.keys() == {"lead_time"}  # the server sets or corrects the other fields
+    }
+    shapes = {name: ({"result": result}, p) for name, (result, p) in RESULTS.items()} | fields
+    poison = {name: ({"result": result}, p) for name, (result, p) in SURROGATES.items()}
+    sent = reviewer.send(tasks(len(shapes) + len(poison) + 2))
+    ids = [sent[item] for item in sorted(sent)]
+    whole = ids[-2:]
+    for task in whole:
+        annotate(api, task, choice_result("bad"))
+    accepted = {}
+    for task, (name, (body, problem)) in zip(ids, (shapes | poison).items(), strict=False):
+        answer = api.post(
+            f"/api/tasks/{task}/annotations/",
+            content=json.dumps(body),
+            headers={"content-type": "application/json"},
+        )
+        if answer.status_code == 201:
+            accepted[task] = (name, problem)
+    fetched = reviewer.fetch(None)
+    print("accepted:", sorted(name for name, _ in accepted.values()), "unserved:", fetched.unserved)
+    read = {t.task_id: t.annotations for t in fetched.tasks}
+    assert len(read) + len(fetched.unserved) == len(ids)
+    assert [a.label for task in whole for a in read[task]] == ["bad", "bad"]
+    shown = accepted.keys() & read.keys()
+    assert len(shown) >= 10
+    for task in shown:
+        name, problem = accepted[task]
+        (one,) = read[task]
+        assert one.label == (None if problem else "good"), name
+        assert (one.problem or "").startswith(problem or ""), name
+    again = reviewer.fetch(fetched.cursor)  # reading on from there works as well
+    assert set(again.unserved) <= set(fetched.unserved)
+
+
+def test_the_server_says_its_time(make):
+    reviewer = make()
+    reviewer.open_project(None)
+    reviewer.fetch(None)
+    assert reviewer._client._clock is not None
+
+
 def test_only_what_changed_is_read_again(make, api, monkeypatch):
     monkeypatch.setattr("connectors.label_studio_pull.CURSOR_OVERLAP_S", 0.0)
     reviewer = make()
@@ -256,6 +305,7 @@ def test_only_what_changed_is_read_again(make, api, monkeypatch):
     start = reviewer.fetch(None)
     assert len(start.tasks) == 6
     assert {t.annotations for t in start.tasks} == {()}
+    assert start.whole
     assert reviewer.fetch(start.cursor) == type(start)((), start.cursor)
 
     kept = annotate(api, sent["item-00002"], choice_result("$price"))

@@ -299,7 +299,7 @@ def test_the_page_shows_where_the_round_stands(site):
     assert 'http-equiv="refresh"' in page.text
     assert page.headers["cache-control"] == "no-store"
     found = site.http.get("/progress.json", headers=bearer).json()
-    assert found["this_round"] == {"chosen": 15, "sent": 15, "back": 4}
+    assert found["this_round"].items() >= {"chosen": 15, "sent": 15, "back": 4, "out": 11}.items()
     assert found["pace"]["answers_out"] == 11
     assert [p["name"] for p in found["people"]] == ["<script>alert(1)</script>"]
 

@@ -100,7 +100,7 @@ class FileReviewer:
             for item_id, task in data["tasks"].items()
             if task["at"] >= since
         ]
-        return Fetched(tuple(tasks), str(data["clock"]))
+        return Fetched(tuple(tasks), str(data["clock"]), whole=cursor is None)
 
     def ask(self, wanted):
         data = self._load()

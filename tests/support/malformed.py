@@ -1,0 +1,127 @@
+"""Answers as no labelling page sends them, each with what is to be read from it."""
+
+from connectors.label_studio_page import FROM_NAME, choice_result
+
+ELSEWHERE = "answer from another page"
+NOTE = {"from_name": "note", "to_name": "text", "type": "textarea"}
+
+
+def part(value, **more):
+    known = {"from_name": FROM_NAME, "to_name": "text", "type": "choices", "value": value}
+    return known | more
+
+
+def chose(choices):
+    return [part({"choices": choices})]
+
+
+def noted(value, label="good"):
+    return [*choice_result(label), {**NOTE, "value": value}]
+
+
+def nested(depth):
+    whole = []
+    for _ in range(depth):
+        whole = [whole]
+    return whole
+
+
+RESULTS = {
+    # name: (result, the problem; None where "good" is read all the same)
+    "null result": (None, "empty result"),
+    "empty result": ([], "empty result"),
+    "bare string": ("good", "result that is no list"),
+    "number for a result": (7, "result that is no list"),
+    "true for a result": (True, "result that is no list"),
+    "object for a result": ({"choices": ["good"]}, "result that is no list"),
+    "parts that are no objects": (["good", 7, None, [1]], "empty result"),
+    "no value": ([{"from_name": FROM_NAME, "type": "choices"}], "empty result"),
+    "null value": ([part(None)], "empty result"),
+    "string for a value": ([part("good")], "choices that are no list"),
+    "list for a value": ([part(["good"])], "choices that are no list"),
+    "number for a value": ([part(7)], "choices that are no list"),
+    "null choices": (chose(None), "empty result"),
+    "no choices": (chose([]), "empty result"),
+    "choices that are a string": (chose("good"), "choices that are no list"),
+    "choices that are a number": (chose(7), "choices that are no list"),
+    "choices that are an object": (chose({"good": True}), "choices that are no list"),
+    "a choice that is a number": (chose([7]), "choice that is no text"),
+    "a choice that is null": (chose([None]), "choice that is no text"),
+    "a choice that is a list": (chose([["good"]]), "choice that is no text"),
+    "a choice that is an object": (chose([{"value": "good"}]), "choice that is no text"),
+    "two choices": (chose(["good", "bad"]), "several choices"),
+    "the same choice twice": (chose(["good", "good"]), "several choices"),
+    "a good part and a bad one": ([*chose(["good"]), part("bad")], "choices that are no list"),
+    "other spelling": (chose(["Good"]), "unknown label 'Good'"),
+    "empty choice": (chose([""]), "unknown label ''"),
+    "NUL in a choice": (chose(["good\0"]), "unknown label 'good\\x00'"),
+    "another tag": ([part({"choices": ["good"]}, from_name="x\0")], ELSEWHERE),
+    "a tag that is a list": ([part({"choices": ["good"]}, from_name=["x"])], ELSEWHERE),
+    "only a note": ([{**NOTE, "value": {"text": ["hm"]}}], "empty result"),
+    "unsure": (chose(["Unsure / none fits"]), "unsure"),
+    "nested surprises": (nested(300), "nested too deeply"),
+    "a note that is a number": (noted({"text": 7}), None),
+    "a note that is a string": (noted({"text": "hm"}), None),
+    "a note without an object": (noted("hm"), None),
+    "a note of lists": (noted({"text": [["a"], None, {"b": 1}, "c"]}), None),
+    "NUL in a note": (noted({"text": ["before\0after"]}), None),
+    "a long note": (noted({"text": ["x" * 200_000]}), None),
+}
+"""Results that the fake server and, but for ``SURROGATES``, a real one are given."""
+
+SURROGATES = {
+    "half a pair in a note": (noted({"text": ["half \ud800"]}), None),
+    "half a pair in a choice": (chose(["good\udc00"]), "unknown label 'good\\udc00'"),
+}
+
+FIELDS = {
+    # name: (what replaces fields of the answer, the problem)
+    "no id": ({"id": None}, "no number of its own"),
+    "an id in words": ({"id": "seven"}, "no number of its own"),
+    "an id that is a list": ({"id": [7]}, "no number of its own"),
+    "a negative id": ({"id": -7}, "no number of its own"),
+    "true for an id": ({"id": True}, "no number of its own"),
+    "a huge id": ({"id": 10**40}, "no number of its own"),
+    "an id in digits": ({"id": "123456"}, None),
+    "nobody": ({"completed_by": None}, None),
+    "a user object": ({"completed_by": {"id": 1, "email": "a"}}, None),
+    "an empty user object": ({"completed_by": {}}, "unknown person"),
+    "a person in words": ({"completed_by": "ann"}, "unknown person"),
+    "a list of people": ({"completed_by": [1, 2]}, "unknown person"),
+    "a huge person": ({"completed_by": 10**40}, "unknown person"),
+    "a person that is half a number": ({"completed_by": 1.5}, "unknown person"),
+    "time taken in words": ({"lead_time": "long"}, None),
+    "time taken as a list": ({"lead_time": [1]}, None),
+    "a negative time taken": ({"lead_time": -3}, None),
+    "a huge time taken": ({"lead_time": 10**400}, None),
+    "a change in words": ({"updated_at": "yesterday"}, None),
+    "no time of change": ({"updated_at": None}, None),
+    "a number for a change": ({"updated_at": 7}, None),
+    "an impossible change": ({"updated_at": "0001-01-01T00:00:00+14:00"}, None),
+    "a change in NUL": ({"updated_at": "\0"}, None),
+    "cancelled in words": ({"was_cancelled": "no"}, "neither skipped nor answered"),
+    "cancelled by an object": ({"was_cancelled": {}}, "neither skipped nor answered"),
+}
+
+WHOLE = {
+    # name: (the whole answer, the problem)
+    "null": (None, "no JSON object"),
+    "true": (True, "no JSON object"),
+    "a number": (7, "no JSON object"),
+    "a string": ("good", "no JSON object"),
+    "NUL": ("\0", "no JSON object"),
+    "a list": ([{"id": 1}], "no JSON object"),
+    "an empty object": ({}, "no number of its own"),
+    "not a number": (b'{"id": 9, "lead_time": NaN, "x": -Infinity}', "empty result"),
+    "beyond all numbers": (b'{"id": 9, "completed_by": 1, "x": 1e999}', "empty result"),
+    "digits without end": (b'{"id": ' + b"1" * 6000 + b"}", "no number of its own"),
+}
+
+
+def answer_shapes(valid):
+    """Name -> (answer, problem), for one valid answer of Ann that chose "good"."""
+    shapes = {
+        name: (valid | {"result": r}, p) for name, (r, p) in {**RESULTS, **SURROGATES}.items()
+    }
+    shapes |= {name: (valid | fields, problem) for name, (fields, problem) in FIELDS.items()}
+    return shapes | WHOLE
