@@ -403,11 +403,12 @@ class Config(Section):
     @property
     def store_url(self) -> str:
         """Where the store is; SQLite beside the campaign file unless told otherwise."""
-        url = self.store.url or f"sqlite:///{self.campaign.name}.db"
-        prefix = "sqlite:///"
-        if url.startswith(prefix) and not url.startswith(prefix + "/"):
-            return f"{prefix}{self._folder.resolve() / url.removeprefix(prefix)}"
-        return url
+        from sqlalchemy import make_url
+
+        url = make_url(self.store.url or f"sqlite:///{self.campaign.name}.db")
+        if url.get_backend_name() == "sqlite":
+            url = url.set(database=str(self._folder.resolve() / str(url.database)))
+        return url.render_as_string(hide_password=False)
 
     @property
     def source(self) -> str:

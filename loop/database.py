@@ -86,7 +86,14 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
             " the size of files is reached, or the disk fails. What was stored before is whole;"
             " make room, then run the same command again to go on."
         )
-    if getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+    code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreError(
+            f"The store at {where} cannot be opened: {reason}. See that it may be read; where the"
+            " folder cannot be written, copy the store with the files -wal and -shm beside it to"
+            " a folder that can."
+        )
+    if code == sqlite3.SQLITE_NOTADB:
         return StoreError(
             f"The store at {where} cannot be opened: {reason}. Move that file away, or name"
             " another one as store.url."

@@ -20,7 +20,7 @@ def small_disk(folder, kib):
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        _run("umount", "-l", folder)
 
 
 def enlarge(folder, kib):
@@ -36,7 +36,7 @@ def read_only_disk(folder):
         _run("mount", "-o", "remount,ro,bind", folder)
         yield
     finally:
-        subprocess.run(["umount", "-l", folder], check=True)
+        _run("umount", "-l", folder)
 
 
 @contextmanager

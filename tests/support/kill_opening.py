@@ -116,9 +116,8 @@ def sweep(url, schema, step):
         ended = child(lambda n=n: open_killed(url, n))()
         if ended == 0:
             return {"points": (n - 1) // step, "stuck": stuck}
-        if ended != -signal.SIGKILL or child(lambda: go_on(url, begun))() != 0:
-            stuck.append(n)
-        elif folder is not None and list(folder.glob("*partial*")):
+        opens = ended == -signal.SIGKILL and child(lambda: go_on(url, begun))() == 0
+        if not opens or (folder is not None and list(folder.glob("*partial*"))):
             stuck.append(n)
         n += step
 
