@@ -13,14 +13,15 @@ import os
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loop import __version__
-from loop.errors import LoopError
+from loop.errors import LoopError, NoStoreError
 from loop.parts import (
     at_work,
     build_annotator,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from loop.config import Config
     from loop.context import Context
     from loop.side_runs import StudentKind
-    from loop.store import Round
+    from loop.store import Round, Store
 
 app = typer.Typer(
     name="goldloop",
@@ -373,6 +374,13 @@ def train(file: File = CAMPAIGN) -> None:
 
 
 @app.command()
+def upgrade(file: File = CAMPAIGN) -> None:
+    """Bring a store of an earlier goldloop up to date; a copy of it is kept beside it."""
+    with at_work(file, "upgrade"):
+        say("The store is up to date.")
+
+
+@app.command()
 def status(
     file: File = CAMPAIGN,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -382,7 +390,7 @@ def status(
     from loop.status import campaign_status, status_lines
 
     config = load(file)
-    with open_store(config) as store:
+    with open_store(config, read_only=True) as store:
         found = campaign_status(config, store)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(status_lines(found)))
 
@@ -390,29 +398,37 @@ def status(
 @app.command()
 def report(
     file: File = CAMPAIGN,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files.", show_default="runs")
+    ] = None,
 ) -> None:
     """Write report.html and rounds.json, and print the table."""
     from loop.config import load
     from loop.view import campaign_view, write_outputs
 
     config = load(file)
-    with open_store(config) as store:
-        path = write_outputs(config, store)
+    with open_store(config, read_only=True) as store:
         print_rounds(campaign_view(config, store))
+        path = write_outputs(config, store, out)
     say(f"Report: {path}")
 
 
 @app.command()
-def codebook(file: File = CAMPAIGN) -> None:
+def codebook(
+    file: File = CAMPAIGN,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the file.", show_default="runs")
+    ] = None,
+) -> None:
     """Write codebook.md: examples of each label, where people differ, and what no label fits."""
     from loop.codebook import codebook as drawn
     from loop.config import load
     from loop.report_json import write_whole
 
     config = load(file)
-    with open_store(config) as store:
+    with open_store(config, read_only=True) as store:
         text = drawn(config, store)
-    path = config.out / "codebook.md"
+    path = (out or config.out) / "codebook.md"
     write_whole(path, text)
     typer.echo(str(path))
 
@@ -495,7 +511,7 @@ def export(
     from loop.export import final_labels
 
     config = load(file)
-    with open_store(config) as store:
+    with open_store(config, read_only=True) as store:
         rows = final_labels(config, store)
     write_labels(rows, out)
     say(f"Wrote {len(rows)} labels to {out}.")
@@ -625,7 +641,7 @@ def people(
     from loop.people import campaign_people, people_table, unreadable_lines
 
     config = load(file)
-    with open_store(config) as store:
+    with open_store(config, read_only=True) as store:
         found = campaign_people(config, store)
         helped = campaign_assistance(config, store)
     if as_json:
@@ -875,9 +891,7 @@ def _stage(file: Path, stage: str) -> None:
 def _print_plan(file: Path, *, prompts: bool = False) -> None:
     """Calls, tokens, time and money, or the prompts; on a throw-away store before the first run."""
     from loop.config import load
-    from loop.intake import import_texts
     from loop.plan import plan_annotation, plan_lines, prompt_lines
-    from loop.store import Store
 
     config = load(file)
     count = None
@@ -885,20 +899,32 @@ def _print_plan(file: Path, *, prompts: bool = False) -> None:
         from connectors.token_counts import token_counter
 
         count = token_counter(config.annotator.model)
-    with open_store(config) as store:
-        used = store
-        if not store.item_count(config.campaign.name):
-            used = Store("sqlite:///:memory:")
-            used.open_campaign(config.campaign.name, config.label_names)
-            import_texts(config, used, load_campaign_texts(config))
+    with _texts_in_a_store(config) as store:
         revision = build_annotator(config).revision
         if prompts:
-            lines = prompt_lines(config, used, revision)
+            lines = prompt_lines(config, store, revision)
         else:
-            lines = plan_lines(plan_annotation(config, used, revision, count=count))
-        if used is not store:
-            used.close()
+            lines = plan_lines(plan_annotation(config, store, revision, count=count))
     typer.echo("\n".join(lines))
+
+
+@contextmanager
+def _texts_in_a_store(config: Config) -> Iterator[Store]:
+    """The campaign's store to read from, or a throw-away one before its texts are imported."""
+    from loop.intake import import_texts
+    from loop.store import Store
+
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(open_store(config, read_only=True))
+            begun = store.item_count(config.campaign.name) > 0
+        except NoStoreError:
+            begun = False
+        if not begun:
+            store = stack.enter_context(closing(Store("sqlite:///:memory:")))
+            store.open_campaign(config.campaign.name, config.label_names)
+            import_texts(config, store, load_campaign_texts(config))
+        yield store
 
 
 def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:

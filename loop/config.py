@@ -285,6 +285,34 @@ class StoreSection(Section):
     url: str | None = None
     folder: str = "runs"
 
+    @field_validator("url")
+    @classmethod
+    def _outlives_the_process(cls, url: str | None) -> str | None:
+        """Refuses what cannot keep a campaign: databases in memory, and of other kinds."""
+        if url is None:
+            return None
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            parsed = make_url(url)
+            kind = parsed.get_backend_name()
+        except ArgumentError:
+            kind = ""
+        if kind not in ("sqlite", "postgresql"):
+            raise ValueError(
+                "must be a URL of an SQLite or PostgreSQL database, such as sqlite:///campaign.db"
+                " or postgresql+psycopg://user@host/database"
+            )
+        if kind == "sqlite":
+            file = parsed.database or ""
+            if not file or file == ":memory:" or file.startswith("file:") or parsed.host:
+                raise ValueError(
+                    f"{url!r} names no file, so that the campaign would be lost when the command"
+                    " ends; name one, such as sqlite:///campaign.db, or leave store.url out"
+                )
+        return url
+
 
 class Config(Section):
     """A whole campaign file."""
@@ -379,11 +407,12 @@ class Config(Section):
     @property
     def store_url(self) -> str:
         """Where the store is; SQLite beside the campaign file unless told otherwise."""
-        url = self.store.url or f"sqlite:///{self.campaign.name}.db"
-        prefix = "sqlite:///"
-        if url.startswith(prefix) and not url.startswith(prefix + "/"):
-            return f"{prefix}{self._folder.resolve() / url.removeprefix(prefix)}"
-        return url
+        from sqlalchemy import make_url
+
+        url = make_url(self.store.url or f"sqlite:///{self.campaign.name}.db")
+        if url.get_backend_name() == "sqlite":
+            url = url.set(database=str(self._folder.resolve() / str(url.database)))
+        return url.render_as_string(hide_password=False)
 
     @property
     def source(self) -> str:

@@ -4,6 +4,7 @@
     ├── ConfigError          the campaign file is wrong
     ├── DataError            the texts, labels or votes are wrong
     ├── StoreError           the store cannot be opened, or holds another campaign
+    │   ├── NoStoreError     there is no store yet to read from
     │   └── BusyError        another process is writing to this campaign
     ├── AnnotatorError       the LLM cannot be loaded, or answers badly
     ├── ReviewerError        Label Studio is down, refuses the token, or answers badly
@@ -29,6 +30,10 @@ class DataError(LoopError):
 
 class StoreError(LoopError):
     """The store cannot be opened, or holds something else."""
+
+
+class NoStoreError(StoreError):
+    """There is no store yet to read from."""
 
 
 class BusyError(StoreError):

@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_store(config: Config) -> Iterator[Store]:
+def open_store(config: Config, *, read_only: bool = False) -> Iterator[Store]:
     """The campaign's store, closed at the end.
 
+    Args:
+        read_only: the store is neither created nor upgraded, and may lie where nothing can be
+            written.
+
     Raises:
+        NoStoreError: ``read_only``, and there is no store yet.
         StoreError: it cannot be opened, or the campaign was begun with other labels.
     """
     from loop.store import Store
 
-    store = Store(config.store_url)
+    store = Store(config.store_url, read_only=read_only, say=say)
     try:
         store.check_labels(config.campaign.name, config.label_names)
         yield store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -113,8 +114,12 @@ def write_whole(path: Path, content: str) -> None:
         partial.write_text(content, encoding="utf-8", errors="replace")
         partial.replace(path)
     except OSError as exc:
-        partial.unlink(missing_ok=True)
-        raise LoopError(f"{path} cannot be written: {exc.strerror or exc}.") from exc
+        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this as well
+            partial.unlink(missing_ok=True)
+        raise LoopError(
+            f"{path} cannot be written: {exc.strerror or exc}. Mend that, or name another folder"
+            " where the command takes --out."
+        ) from exc
 
 
 def _plain(found: Any) -> Any:

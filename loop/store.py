@@ -6,19 +6,18 @@ Votes and annotations are append-only. A stage writes its results and the round'
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Column, Engine, event, func, insert, update
-from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import Field, Session, SQLModel, UniqueConstraint, col, create_engine, select
+from sqlalchemy import JSON, Column, func, insert, update
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Field, Session, SQLModel, UniqueConstraint, col, select
 
-from loop.errors import StoreError
+from loop.database import open_database, store_failure
+from loop.errors import StageError, StoreError
 from loop.ports import unknown_label
 
 STAGES = (
@@ -306,28 +305,42 @@ class Store:
 
     Args:
         url: SQLAlchemy URL, ``sqlite:////path/to.db`` or ``postgresql+psycopg://…``.
+        read_only: nothing is created, upgraded or written.
+        say: told one line of news, such as where the copy made before an upgrade lies.
+
+    Attributes:
+        fence: called at the beginning of every transaction; raises where nothing may be written
+            any longer (see ``loop.lock``).
 
     Raises:
+        NoStoreError: ``read_only``, and there is no store yet.
         StoreError: the database cannot be opened or migrated.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
         self.url = url
-        try:
-            if url.startswith("sqlite:///"):
-                Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self.engine = _engine(url)
-            _migrate(self.engine)
-        except (SQLAlchemyError, OSError, ImportError) as exc:
-            where = self.engine.url.render_as_string() if hasattr(self, "engine") else "given URL"
-            reason = str(getattr(exc, "orig", None) or exc).splitlines()[0]
-            raise StoreError(f"The store at {where} cannot be opened: {reason}.") from exc
+        self.fence: Callable[[Session], None] = lambda _session: None
+        self.engine = open_database(url, read_only=read_only, say=say)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or leaves no trace."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            yield session
+        """A session that commits at the end, or leaves no trace.
+
+        Raises:
+            StoreError: the database cannot be read or written.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                self.fence(session)
+                yield session
+        except DBAPIError as exc:
+            raise store_failure(exc, self.engine.url.render_as_string()) from exc
 
     def close(self) -> None:
         """Lets go of every connection."""
@@ -443,11 +456,21 @@ class Store:
             return list(session.exec(query).all())
 
     def advance(self, session: Session, round_: Round, stage: str) -> None:
-        """Moves a round to its next stage, in the caller's transaction."""
+        """Moves a round to its next stage, in the caller's transaction.
+
+        Raises:
+            StageError: the stored round is no longer at the stage of ``round_``.
+        """
         values: dict[str, Any] = {"stage": stage}
         if stage == "done":
             values["closed_at"] = now()
-        session.exec(update(Round).where(col(Round.id) == round_.id).values(**values))
+        here = col(Round.id) == round_.id, col(Round.stage) == round_.stage
+        if session.exec(update(Round).where(*here).values(**values)).rowcount != 1:
+            raise StageError(
+                f"Round {round_.number} is no longer at stage {round_.stage!r}: another process"
+                " has moved it on. Nothing was stored; run the same command again to go on from"
+                " where it is."
+            )
         round_.stage = stage
 
     # votes
@@ -678,50 +701,3 @@ def _read_anew(session: Session, campaign: str, labels: Sequence[str]) -> None:
             )
             .values(label=label, problem=None)
         )
-
-
-def _engine(url: str) -> Engine:
-    def as_json(value: Any) -> str:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
-            text = json.dumps(value, allow_nan=False)
-        return text
-
-    engine = create_engine(url, json_serializer=as_json)
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _pragmas(connection: Any, _record: Any) -> None:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-            cursor.execute("PRAGMA foreign_keys=ON")
-            cursor.execute("PRAGMA busy_timeout=30000")
-            cursor.close()
-
-    return engine
-
-
-def _migrate(engine: Engine) -> None:
-    """Brings the database to the newest schema; nothing happens if it is there already."""
-    from alembic import command
-    from alembic.config import Config as AlembicConfig
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = AlembicConfig()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-        scripts = ScriptDirectory.from_config(config)
-        if current == scripts.get_current_head():
-            return
-        if current is not None and current not in {s.revision for s in scripts.walk_revisions()}:
-            raise StoreError(
-                f"The store was written by a newer goldloop (schema {current}); upgrade goldloop."
-            )
-        connection.rollback()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

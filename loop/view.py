@@ -89,12 +89,18 @@ def campaign_view(config: Config, store: Store) -> ReportView:
     )
 
 
-def write_outputs(config: Config, store: Store) -> Path:
-    """Writes ``report.html`` and ``rounds.json``; returns the report's path."""
+def write_outputs(config: Config, store: Store, folder: Path | None = None) -> Path:
+    """Writes ``report.html`` and ``rounds.json``, to the campaign's folder if none is given.
+
+    Returns:
+        The report's path.
+    Raises:
+        LoopError: a file cannot be written.
+    """
     view = campaign_view(config, store)
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_rounds(view, config.out / "rounds.json")
-    path = config.out / "report.html"
+    folder = folder or config.out
+    write_rounds(view, folder / "rounds.json")
+    path = folder / "report.html"
     write_report(view, path)
     return path
 

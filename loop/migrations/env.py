@@ -1,4 +1,4 @@
-"""Alembic's entry: runs inside the connection that ``loop.store`` hands over."""
+"""Alembic's entry: runs inside the transaction that ``loop.database`` began and commits."""
 
 from __future__ import annotations
 
@@ -11,4 +11,3 @@ connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True)
 with context.begin_transaction():
     context.run_migrations()
-connection.commit()

@@ -42,6 +42,36 @@ def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     assert config.store_url == f"sqlite:///{tmp_path / 'c.db'}"
 
 
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_the_store_is_relative_to_the_file_however_it_is_spelt(tmp_path, monkeypatch, scheme):
+    path = write(tmp_path, GOOD + f'[store]\nurl = "{scheme}:///deep/s.db"\n')
+    monkeypatch.chdir("/")
+    assert load(path).store_url == f"{scheme}:///{tmp_path / 'deep' / 's.db'}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///:memory:?cache=shared",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "sqlite+pysqlite://",
+        "sqlite://c.db",
+    ],
+)
+def test_a_store_that_would_be_lost_is_refused(tmp_path, url):
+    with pytest.raises(ConfigError, match="would be lost when the command ends; name one"):
+        load(write(tmp_path, GOOD + f'[store]\nurl = "{url}"\n'))
+
+
+@pytest.mark.parametrize("url", ["", "c.db", "mysql://h/d", "postgres://h/d", "Sqlite:///c.db"])
+def test_a_store_of_another_kind_is_refused(tmp_path, url):
+    with pytest.raises(ConfigError, match="SQLite or PostgreSQL database, such as"):
+        load(write(tmp_path, GOOD + f'[store]\nurl = "{url}"\n'))
+
+
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [

@@ -5,7 +5,7 @@ import pytest
 from sqlmodel import SQLModel
 
 from loop import store as store_module
-from loop.errors import StoreError
+from loop.errors import StageError, StoreError
 from loop.store import Item, Round, Store, insert_all
 
 
@@ -86,6 +86,25 @@ def test_rounds_advance_with_their_data(store):
     assert last is not None
     assert last.stage == "done"
     assert last.closed_at is not None
+
+
+def test_a_round_that_another_process_moved_on_is_not_moved_again(store):
+    with store.transaction() as session:
+        round_ = Round(campaign="c", number=1, stage="annotate", seed=0, config={}, versions={})
+        session.add(round_)
+    mine, theirs = store.last_round("c"), store.last_round("c")
+    with store.transaction() as session:
+        store.advance(session, theirs, "score")
+
+    def stale():
+        with store.transaction() as session:
+            insert_all(session, Item, [item(1)])
+            store.advance(session, mine, "score")
+
+    with pytest.raises(StageError, match="no longer at stage 'annotate'"):
+        stale()
+    assert store.items("c") == []
+    assert store.last_round("c").stage == "score"
 
 
 def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):

@@ -1,0 +1,330 @@
+"""Opens the store's database: the engine, its file, and the schema that it is brought up to.
+
+Creating and upgrading happen in one transaction that begins before the version is read, so that a
+process killed at any statement leaves the database as it was, and processes that open it at the
+same time wait for each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import SQLModel
+
+from loop.errors import NoStoreError, StoreError
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
+
+BUSY_S = 30.0
+"""How long one process waits for another one's transaction."""
+SCHEMA_KEY = 0x676F6C64
+"""PostgreSQL's advisory lock on the schema."""
+VERSION_TABLE = "alembic_version"
+
+
+def database_file(url: URL) -> Path | None:
+    """The file of an SQLite database, symlinks followed; None in memory and for PostgreSQL."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    return Path(url.database).resolve()
+
+
+def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> Engine:
+    """An engine on a database that has the present schema.
+
+    Args:
+        read_only: nothing is created, upgraded or written.
+        say: told where the copy lies that is made before an upgrade.
+
+    Raises:
+        NoStoreError: ``read_only``, and there is no store yet.
+        StoreError: the database cannot be opened, or has a schema that cannot be used.
+    """
+    parsed = make_url(url)
+    file = database_file(parsed)
+    if file is not None:
+        parsed = parsed.set(database=str(file))
+    where = parsed.render_as_string()
+    try:
+        if file is not None and read_only and not file.exists():
+            raise _no_store(where)
+        if file is not None and not read_only:
+            _make_file(file)
+        engine = _engine(parsed, file, read_only=read_only)
+    except (OSError, ImportError) as exc:
+        raise StoreError(f"The store at {where} cannot be opened: {exc}.") from exc
+    try:
+        if read_only:
+            _check(engine)
+        else:
+            _bring_up_to_date(engine, file, say)
+    except BaseException as exc:
+        engine.dispose()
+        if isinstance(exc, DBAPIError):
+            raise store_failure(exc, where) from exc
+        raise
+    return engine
+
+
+def store_failure(exc: DBAPIError, where: str) -> StoreError:
+    """What a database error means for the campaign, and what to do, in one sentence."""
+    reason = str(exc.orig).splitlines()[0] if str(exc.orig) else type(exc.orig).__name__
+    if _is_out_of_room(exc.orig):
+        return StoreError(
+            f"The store at {where} could not be written ({reason}): the disk is full, a limit on"
+            " the size of files is reached, or the disk fails. What was stored before is whole;"
+            " make room, then run the same command again to go on."
+        )
+    code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreError(
+            f"The store at {where} cannot be opened: {reason}. See that it may be read; where the"
+            " folder cannot be written, copy the store with the files -wal and -shm beside it to"
+            " a folder that can."
+        )
+    if code == sqlite3.SQLITE_NOTADB:
+        return StoreError(
+            f"The store at {where} cannot be opened: {reason}. Move that file away, or name"
+            " another one as store.url."
+        )
+    return StoreError(
+        f"The store at {where} cannot be used: {reason}. What was stored before is whole; mend the"
+        " cause, then run the same command again."
+    )
+
+
+def _is_out_of_room(error: BaseException | None) -> bool:
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return getattr(error, "sqlstate", None) == "53100"
+
+
+def _no_store(where: str) -> NoStoreError:
+    return NoStoreError(f"There is no store at {where} yet; `goldloop run` makes it.")
+
+
+# the engine
+
+
+def _make_file(file: Path) -> None:
+    """An empty file, which is an empty database, for its owner alone.
+
+    SQLite gives the files that it keeps beside a database the permissions of the database.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+
+
+def _engine(url: URL, file: Path | None, *, read_only: bool) -> Engine:
+    def as_json(value: Any) -> str:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
+            text = json.dumps(value, allow_nan=False)
+        return text
+
+    engine = create_engine(url, json_serializer=as_json, hide_parameters=True)
+    if engine.dialect.name != "sqlite":
+        return engine.execution_options(postgresql_readonly=True) if read_only else engine
+    if file is not None and read_only and (uri := _read_only_uri(file)):
+
+        @event.listens_for(engine, "do_connect")
+        def _as_uri(_dialect: Any, _record: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+            args[:] = [uri]
+            kwargs["uri"] = True
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: sqlite3.Connection, _record: Any) -> None:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute(f"PRAGMA busy_timeout={int(BUSY_S * 1000)}")
+            if read_only:
+                cursor.execute("PRAGMA query_only=ON")
+                return
+            _use_wal(cursor)
+            cursor.execute("PRAGMA synchronous=FULL")
+            cursor.execute("PRAGMA foreign_keys=ON")
+
+    return engine
+
+
+def _read_only_uri(file: Path) -> str | None:
+    """How SQLite opens a file that cannot be written, or None for one that can.
+
+    Beside a file that can be written SQLite may keep the log that it reads with, and clears it
+    away afterwards. Without a log, what cannot be written does not change either (``immutable``).
+    """
+    if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
+        return None
+    log = file.with_name(f"{file.name}-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "mode=ro&immutable=1"
+    return f"file:{quote(str(file))}?{mode}"
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Turns on the write-ahead log, which stays on.
+
+    Processes that turn it on at the same moment refuse each other whatever ``busy_timeout`` says.
+    """
+    deadline = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            busy = exc.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not busy or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
+# the schema
+
+
+def _scripts() -> tuple[AlembicConfig, tuple[str, ...]]:
+    """Alembic's settings, and every schema that it knows, oldest first."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = ScriptDirectory.from_config(config).walk_revisions()
+    return config, tuple(script.revision for script in scripts)[::-1]
+
+
+def _version(connection: Connection) -> str | None:
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check(engine: Engine) -> None:
+    """Looks whether the database can be read as it is.
+
+    Raises:
+        StoreError: it has another schema than the present one.
+    """
+    _, schemas = _scripts()
+    with engine.connect() as connection:
+        version = _version(connection)
+    where = engine.url.render_as_string()
+    if version is None:
+        raise _no_store(where)
+    _refuse_newer(version, schemas, where)
+    if version != schemas[-1]:
+        raise StoreError(
+            f"The store at {where} was written by an earlier goldloop (schema {version}; this"
+            f" version reads {schemas[-1]}); run `goldloop upgrade`."
+        )
+
+
+def _refuse_newer(version: str | None, schemas: tuple[str, ...], where: str) -> None:
+    if version is not None and version not in schemas:
+        raise StoreError(
+            f"The store at {where} was written by a newer goldloop (schema {version}); upgrade"
+            " goldloop."
+        )
+
+
+def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], None]) -> None:
+    """Creates or upgrades the schema in one transaction; nothing happens if it is the newest."""
+    from alembic import command
+
+    config, schemas = _scripts()
+    with engine.connect() as connection:
+        if _version(connection) == schemas[-1]:
+            return
+    where = engine.url.render_as_string()
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            # The driver would begin a transaction at the first INSERT only, after most of the work.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": SCHEMA_KEY})
+        version = _version(connection)
+        _refuse_newer(version, schemas, where)
+        if version == schemas[-1]:
+            return
+        if file is not None and _is_half_made(connection):
+            _empty(connection)
+            version = None
+        if version is None:
+            _refuse_foreign(connection, where)
+        elif file is not None:
+            say(f"Upgrading the store; a copy of it as it was is {_keep_copy(file, version)}.")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _tables(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names())
+
+
+def _is_half_made(connection: Connection) -> bool:
+    """Whether an early goldloop was killed while it created this file: our tables, no rows.
+
+    Its tables came one by one, each in a transaction of its own.
+    """
+    tables = _tables(connection)
+    ours = {*SQLModel.metadata.tables, VERSION_TABLE, "variant_before"}
+    return (
+        bool(tables)
+        and all(name in ours or name.startswith("_alembic_tmp_") for name in tables)
+        and not any(
+            connection.exec_driver_sql(f'SELECT 1 FROM "{name}" LIMIT 1').first()  # noqa: S608
+            for name in tables - {VERSION_TABLE}
+        )
+    )
+
+
+def _empty(connection: Connection) -> None:
+    # In one transaction, and with no rows, the order does not matter to foreign keys.
+    for name in _tables(connection):
+        connection.exec_driver_sql(f'DROP TABLE "{name}"')
+
+
+def _refuse_foreign(connection: Connection, where: str) -> None:
+    if taken := sorted(_tables(connection) & set(SQLModel.metadata.tables)):
+        raise StoreError(
+            f"The database at {where} has tables that goldloop did not make ({', '.join(taken)});"
+            " name an empty database as store.url."
+        )
+
+
+def _keep_copy(file: Path, version: str) -> Path:
+    """Copies an SQLite database as it was before the transaction under way; the copy's path.
+
+    Raises:
+        StoreError: the copy cannot be written.
+    """
+    copy = file.with_name(f"{file.name}.schema-{version}")
+    partial = copy.with_name(f"{copy.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(partial)) as new:
+            old.backup(new)
+        partial.replace(copy)
+    except (OSError, sqlite3.Error) as exc:
+        partial.unlink(missing_ok=True)
+        raise StoreError(
+            f"The store {file} must be upgraded, but a copy of it cannot be kept as {copy} ({exc});"
+            f" make room for {file.stat().st_size / 1e6:,.1f} MB there, then run the same command"
+            " again."
+        ) from exc
+    return copy
