@@ -13,6 +13,7 @@ import numpy as np
 
 from loop.annotate import text_item
 from loop.context import Context
+from loop.items import unit_hash
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 from loop.store import Item, Round, Run, round_id
 from loop.votes import read_votes, widened
@@ -55,16 +56,18 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
 def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
     """Row -> label of the texts that the random control got a label for.
 
-    It pays for the same number of texts as the loop and gets answers from the same people.
+    It pays for the same number of texts as the loop and gets answers from the same people. The
+    order is by hash, so that it keeps what it bought when texts are added to the pool.
     """
     bought = len(ctx.store.reviews(ctx.name))
-    order = np.random.default_rng([ctx.config.rounds.seed, 5]).permutation(len(items))[:bought]
+    order = sorted(range(len(items)), key=lambda i: unit_hash(ctx.seed, "control", items[i].id))
+    order = order[:bought]
     chosen = [items[i] for i in order]
     if ctx.raters is not None:
         labels = ctx.raters.labels_of([text_item(i) for i in chosen])
     else:
         labels = [i.known_label for i in chosen]
-    return {int(i): la for i, la in zip(order, labels, strict=True) if la is not None}
+    return {i: la for i, la in zip(order, labels, strict=True) if la is not None}
 
 
 def loop_labels(ctx: Context, round_: Round) -> LabelSet:
@@ -141,13 +144,26 @@ def seeds_of(ctx: Context, round_: Round) -> list[int]:
 
 
 def last_models(ctx: Context, round_: Round) -> dict[int, Path]:
-    """Seed -> the model that it became in the last round that trained it, for a warm start."""
+    """Seed -> the model that it became in the last round that trained it, for a warm start.
+
+    A seed whose model is not there is left out, which is said.
+    """
     if not ctx.config.student.warm_start:
         return {}
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     runs = sorted(ctx.store.runs(ctx.name), key=lambda r: numbers[r.round_id])
     earlier = [r for r in runs if r.arm == "loop" and numbers[r.round_id] < round_.number]
-    return {r.seed: ctx.config.out / r.model_path for r in earlier if r.model_path}
+    if not earlier:
+        return {}
+    models = {r.seed: ctx.config.out / r.model_path for r in earlier if r.model_path}
+    models = {seed: folder for seed, folder in models.items() if folder.is_dir()}
+    if fresh := [str(seed) for seed in seeds_of(ctx, round_) if seed not in models]:
+        ctx.say(
+            f"No model of an earlier round is there for seed{'s' * (len(fresh) > 1)}"
+            f" {', '.join(fresh)}, so student.warm_start has nothing to go on from:"
+            f" {'they start' if len(fresh) > 1 else 'it starts'} from the pretrained encoder."
+        )
+    return models
 
 
 def _dev_items(ctx: Context) -> list[Item]:

@@ -928,12 +928,20 @@ def _texts_in_a_store(config: Config) -> Iterator[Store]:
 
 
 def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
-    from loop.round import close_early, open_campaign, open_round, run_round, why_finished
+    from loop.round import (
+        close_early,
+        open_campaign,
+        open_round,
+        run_round,
+        take_in_new_texts,
+        why_finished,
+    )
     from loop.view import campaign_view
 
     open_campaign(ctx)
     finished, told = 0, ""
     while rounds is None or finished < rounds:
+        take_in_new_texts(ctx)
         if reason := why_finished(ctx):
             say(f"The campaign is finished: {reason}.")
             break

@@ -43,6 +43,8 @@ class Context:
         self.parts = parts
         self.show = show
         self.say = say
+        self.texts_read_before: int | None = None
+        """Number of the round before which the texts' source was last read."""
 
     def close(self) -> None:
         """Lets go of the LLM's engine or connections, if they were opened."""
@@ -53,6 +55,16 @@ class Context:
     def name(self) -> str:
         """The campaign's name."""
         return self.config.campaign.name
+
+    @cached_property
+    def seed(self) -> int:
+        """The seed that the campaign was begun with.
+
+        Whatever must stay the same in every round hangs on it: which texts are held out, which
+        split a text is in, whom the random control buys.
+        """
+        rounds = self.store.rounds(self.name)
+        return rounds[0].seed if rounds else self.config.rounds.seed
 
     @cached_property
     def annotator(self) -> Annotator:

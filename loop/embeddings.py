@@ -1,10 +1,13 @@
-"""Embeddings of a campaign's texts, computed once."""
+"""Embeddings of a campaign's texts, each text embedded once per encoder."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,23 +18,65 @@ from loop.store import Item
 if TYPE_CHECKING:
     from loop.context import Context
 
+Vectors = NDArray[np.float32]
 
-def embeddings(ctx: Context, items: Sequence[Item]) -> NDArray[np.float32]:
-    """(n, d) embeddings, kept in a file per encoder and set of texts.
+
+def embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
+    """(n, d) embeddings of n items, kept in one file per encoder.
+
+    Texts that have come since the file was written are added to it. A file that is damaged is
+    computed anew, and one that cannot be written is done without; both are said.
 
     Raises:
         StudentError: the encoder cannot be loaded.
     """
-    key = hashlib.sha256(json.dumps([ctx.student.revision, *[i.id for i in items]]).encode())
-    path = ctx.config.out / "cache" / f"embeddings-{key.hexdigest()[:16]}.npy"
-    if path.exists():
-        cached: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        if len(cached) == len(items):
-            return cached
-    with ctx.show("Embedding the texts", len(items)) as progress:
-        found = ctx.student.embed([i.text for i in items], progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, found, allow_pickle=False)
-    partial.replace(path)
-    return found
+    key = hashlib.sha256(ctx.student.revision.encode()).hexdigest()[:16]
+    path = ctx.config.out / "cache" / f"embeddings-{key}.npz"
+    ids, vectors = _kept(ctx, path)
+    row = {item_id: i for i, item_id in enumerate(ids)}
+    missing = [item for item in items if item.id not in row]
+    if missing:
+        with ctx.show("Embedding the texts", len(missing)) as progress:
+            new = ctx.student.embed([item.text for item in missing], progress)
+        row |= {item.id: len(ids) + i for i, item in enumerate(missing)}
+        vectors = np.concatenate([vectors, new]) if len(ids) else new
+        _keep(ctx, path, list(row), vectors)
+    return vectors[[row[item.id] for item in items]]
+
+
+def _kept(ctx: Context, path: Path) -> tuple[list[str], Vectors]:
+    """Item ids and their embeddings in the file; nothing where there is no sound one."""
+    nothing: tuple[list[str], Vectors] = ([], np.empty((0, 0), dtype=np.float32))
+    if not path.exists():
+        return nothing
+    try:
+        # a zip file carries a checksum of each array
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            ids, vectors = arrays["ids"].astype(str).tolist(), arrays["embeddings"]
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        problem = "it is damaged"
+    else:
+        if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype != np.float32:
+            problem = f"it holds {vectors.dtype} of shape {vectors.shape} for {len(ids)} texts"
+        elif not np.isfinite(vectors).all():
+            problem = "not every number in it is finite"
+        else:
+            return ids, vectors
+    ctx.say(f"The embeddings kept in {path} cannot be used: {problem}. They are computed anew.")
+    return nothing
+
+
+def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, ids=np.array(ids, dtype="S"), embeddings=vectors)
+        partial.replace(path)
+    except OSError as exc:
+        with suppress(OSError):
+            partial.unlink()
+        ctx.say(
+            f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
+            " without; they are computed anew when they are needed next."
+        )

@@ -32,6 +32,8 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
     for item in store.items(name, "pool"):
+        if item.id not in scores:  # it has come since, and has no label yet
+            continue
         score, record = scores[item.id], mended.get(item.id)
         label, source, round_number = score.llm_label, "llm", scored[-1].number
         confidence, how = score.llm_confidence, "llm"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from loop.context import Context
+from loop.items import unit_hash as hashed
 from loop.store import Item
 
 EVALUATED_FRAC = 0.2
@@ -25,13 +24,17 @@ def held_out(ctx: Context) -> set[str]:
     """Audit items that measure accuracy and so teach nothing, where no test text has a known label.
 
     Of a large audit only so many that they are ``EVALUATED_FRAC`` of all texts sent; which ones
-    hangs on their ids alone, so that it is the same in every round.
+    depends on their ids and on the audit of the round that sent them alone, so that it is the same
+    in every round.
     """
     if _has_gold_test(ctx):
         return set()
-    share = min(1.0, EVALUATED_FRAC / max(ctx.config.rounds.audit_frac, 1e-9))
-    audited = (r.item_id for r in ctx.store.reviews(ctx.name) if r.reason == "audit")
-    return {i for i in audited if unit_hash(ctx, "held out", i) < share}
+    share = {
+        r.id: min(1.0, EVALUATED_FRAC / max(r.config["rounds"]["audit_frac"], 1e-9))
+        for r in ctx.store.rounds(ctx.name)
+    }
+    audited = (r for r in ctx.store.reviews(ctx.name) if r.reason == "audit")
+    return {r.item_id for r in audited if unit_hash(ctx, "held out", r.item_id) < share[r.round_id]}
 
 
 def _has_gold_test(ctx: Context) -> bool:
@@ -39,6 +42,5 @@ def _has_gold_test(ctx: Context) -> bool:
 
 
 def unit_hash(ctx: Context, purpose: str, item_id: str) -> float:
-    """A number in [0, 1) that hangs on the campaign's seed, the purpose and the item alone."""
-    text = f"{ctx.config.rounds.seed}\0{purpose}\0{item_id}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+    """A number in [0, 1) that depends only on the campaign's first seed, purpose and item."""
+    return hashed(ctx.seed, purpose, item_id)

@@ -14,6 +14,12 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def unit_hash(seed: int, purpose: str, item: str) -> float:
+    """A number in [0, 1) that depends only on the seed, the purpose and the item's id."""
+    digest = hashlib.sha256(f"{seed}\0{purpose}\0{item}".encode()).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
 def item_id(campaign: str, text: str) -> str:
     """20 hex digits of SHA-256 over campaign, NUL and the normalised text.
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from loop.adjudicate import latest_per_person
 from loop.alpha import alpha
-from loop.arms import random_control
+from loop.arms import random_control, seeds_of
+from loop.changes import incomparable
 from loop.ports import FloatArray, IntArray
 from loop.stability import measure, paired_difference, recovered_share
 from loop.store import Annotation, Item, Round, Run
@@ -39,10 +40,11 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
     truth = truth_of(ctx, evaluated)
     labels = ctx.config.label_names
     k, seed = len(labels), (round_.seed, round_.number)
+    seeds = seeds_of(ctx, round_)
     predictions = {
-        arm: found
+        arm: np.array(list(by_seed.values()), dtype=np.int64)
         for arm in ("loop", "llm_only", "random", "all_gold")
-        if (found := _predictions(runs, round_, arm, len(evaluated))) is not None
+        if (by_seed := _predictions(runs, round_, arm, len(evaluated), seeds))
     }
     arms = {arm: _measured(found, truth, k, seed) for arm, found in predictions.items()}
     compared = {
@@ -50,10 +52,14 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
         for arm, found in predictions.items()
         if arm != "loop"
     }
-    if (previous := _previous(ctx, runs, round_, truth)) is not None:
-        n = previous.shape[1]
-        shared = truth if n == len(evaluated) else truth.first(n)
-        compared["previous"] = _differences(previous, predictions["loop"][:, :n], shared, k, seed)
+    before, apart = _round_before(ctx, round_), []
+    if before is not None:
+        apart = incomparable(before.config, round_.config)
+        pair = None if apart else _same_seeds(ctx, runs, before, round_, truth)
+        if pair is not None:
+            n = pair[0].shape[1]
+            shared = truth if n == len(evaluated) else truth.first(n)
+            compared["previous"] = _differences(*pair, shared, k, seed)
     gaps = {}
     if {"loop", "llm_only", "all_gold"} <= set(predictions):
         gaps = _differences(predictions["llm_only"], predictions["all_gold"], truth, k, seed)
@@ -61,6 +67,8 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
     return {
         "arms": arms,
         "compared": compared,
+        "not_comparable": apart,
+        "tests": int(truth.stable.sum()),
         "frozen": _frozen(ctx, round_, evaluated, predictions["loop"], truth),
         "confusion": {
             arm: _confusion(predictions[arm], truth, k)
@@ -86,34 +94,48 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
     }
 
 
-def _predictions(runs: Sequence[Run], round_: Round, arm: str, n: int) -> IntArray | None:
-    """(s, n) predictions of an arm's newest complete set of seeds."""
+def _predictions(
+    runs: Sequence[Run], round_: Round, arm: str, n: int, seeds: Sequence[int] | None = None
+) -> dict[int, list[int]]:
+    """Seed -> (n,) predictions, of an arm's newest set of seeds; of the seeds named alone."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        if run.arm == arm and (run.round_id == round_.id or arm in ONCE):
+        wanted = seeds is None or run.seed in seeds
+        if wanted and run.arm == arm and (run.round_id == round_.id or arm in ONCE):
             groups[run.label_set].append(run)
     usable = [g for g in groups.values() if all(len(r.predictions) == n for r in g)]
     if not usable:
-        return None
+        return {}
     newest = max(usable, key=lambda group: max(r.id or 0 for r in group))
-    return np.array([r.predictions for r in sorted(newest, key=lambda r: r.seed)], dtype=np.int64)
+    return {r.seed: r.predictions for r in sorted(newest, key=lambda r: r.seed)}
 
 
-def _previous(ctx: Context, runs: Sequence[Run], round_: Round, truth: Truth) -> IntArray | None:
-    """(s, n') predictions of the round before, on the first n' of the same items, or None.
-
-    Where accuracy comes from the audit, the items grow from round to round: what can be compared
-    are the test items, which come first.
-    """
+def _round_before(ctx: Context, round_: Round) -> Round | None:
+    """The last measured round before this one."""
     before = [r for r in ctx.store.rounds(ctx.name) if r.metrics and r.number < round_.number]
-    if not before:
+    return before[-1] if before else None
+
+
+def _same_seeds(
+    ctx: Context, runs: Sequence[Run], before: Round, round_: Round, truth: Truth
+) -> tuple[IntArray, IntArray] | None:
+    """(s, n') predictions of the round before and of this one, by the seeds that both have.
+
+    They are of the first n' of the evaluated items: the test items, which come first, as far as
+    both rounds have them, and the others if they are the same. None where nothing is shared, or
+    fewer than two seeds, which could not disagree.
+    """
+    metrics, n, tests = before.metrics, len(truth.y), int(truth.stable.sum())
+    had = metrics["evaluated"]
+    had_tests = metrics.get("tests", tests if metrics["accuracy_from"] == "audit" else had)
+    shared = n if (had, had_tests) == (n, tests) else min(had_tests, tests)
+    then = _predictions(runs, before, "loop", had)
+    now = _predictions(runs, round_, "loop", n, seeds_of(ctx, round_))
+    common = sorted(then.keys() & now.keys())
+    if not shared or len(common) < 2:
         return None
-    same = _predictions(runs, before[-1], "loop", len(truth.y))
-    tests = int(truth.stable.sum())
-    if same is not None or truth.source != "audit" or not tests:
-        return same
-    shorter = _predictions(runs, before[-1], "loop", before[-1].metrics["evaluated"])
-    return None if shorter is None else shorter[:, :tests]
+    a, b = (np.array([side[s][:shared] for s in common], dtype=np.int64) for side in (then, now))
+    return a, b
 
 
 @dataclass(frozen=True)
@@ -133,8 +155,10 @@ class Truth:
     source: str | None
 
     def first(self, n: int) -> Truth:
-        """The first n items, with nothing known of what is right."""
-        return Truth(np.full(n, -1), self.stable[:n], self.weight[:n], None)
+        """The first n items, with what the tests know of them."""
+        y = self.y[:n] if self.source == "test" else np.full(n, -1)
+        source = self.source if (y >= 0).any() else None
+        return Truth(y, self.stable[:n], self.weight[:n], source)
 
 
 def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:

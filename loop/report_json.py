@@ -54,6 +54,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                 "confusion": [list(line) for line in row.confusion],
                 "label_quality": _plain(row.label_quality),
                 "predictor": _plain(row.predictor),
+                "not_comparable": list(row.not_comparable),
                 "recovered": {
                     key: {
                         "share": _number(r.share),

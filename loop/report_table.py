@@ -19,11 +19,13 @@ def terminal_table(view: ReportView) -> Table:
 
     people = " · the people are simulated" if view.simulated else ""
     over = "texts" if view.over == "items" else "texts and seeds"
+    marked = any(row.not_comparable for row in view.rows)
     table = Table(
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
         caption=(
             f"times 100; below each value its 95 % interval over test {over};"
             " ± is the spread over the seeds"
+            + ("; † is not comparable with the rounds above" if marked else "")
         ),
         title_justify="left",
         caption_justify="left",

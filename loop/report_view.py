@@ -36,6 +36,8 @@ METRICS = (
 )
 REASONS = {"suspect": "suspects", "audit": "random audit", "check": "checks", "overlap": "overlap"}
 MISSING = "–"
+NOT_COMPARABLE = "†"
+"""Marks a round that is not to be compared with those before it."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class ReportRow:
         confusion: share of the test texts by true class and label, mean over the seeds.
         label_quality: of the round, as ``loop.quality`` gives it; JSON.
         predictor: likewise.
+        not_comparable: keys of the campaign file that changed since the round before and keep the
+            two from being compared.
     """
 
     arm: Arm
@@ -115,12 +119,14 @@ class ReportRow:
     confusion: tuple[tuple[float, ...], ...] = ()
     label_quality: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
+    not_comparable: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """What the row is called in tables."""
         if self.arm == "loop":
-            return MISSING if self.round is None else f"Round {self.round}"
+            mark = NOT_COMPARABLE if self.not_comparable else ""
+            return MISSING if self.round is None else f"Round {self.round}{mark}"
         if self.arm == "random" and self.round is not None:
             return f"Random, round {self.round}"
         return ARM_NAMES[self.arm]

@@ -21,7 +21,7 @@ from loop.errors import StageError
 from loop.frozen import FrozenStudent
 from loop.held_out import evaluation_items
 from loop.measure import Truth, truth_of
-from loop.ports import Draws, FloatArray, IntArray, SeedResult, Student, TrainingSet
+from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.report_json import write_whole
 from loop.store import Item, Round
 from loop.votes import read_votes, widened
@@ -63,7 +63,7 @@ class SideRuns:
             Run -> (number of evaluated texts,) classes.
         """
         ctx = self.ctx
-        found = _Kept(self._path(y, weight, draws))
+        found = _Kept(self._path(y, weight, draws), ctx.say, len(self.evaluated), y.shape[1])
         missing = [name for name in draws if name not in found.predictions]
         if missing:
             numbers = {i: name for i, name in enumerate(draws) if name in set(missing)}
@@ -99,13 +99,31 @@ class SideRuns:
 
 
 class _Kept:
-    """Predictions in a file that is written anew after every run."""
+    """Predictions in a file that is written anew after every run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        say: told where the file is damaged; then nothing counts as kept.
+        n: texts that each run classifies.
+        k: classes.
+    """
+
+    def __init__(self, path: Path, say: News, n: int, k: int) -> None:
         self._path = path
-        self.predictions: dict[str, list[int]] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        )
+        self.predictions: dict[str, list[int]] = {}
+        if not path.exists():
+            return
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            sound = all(
+                len(classes) == n and all(type(c) is int and 0 <= c < k for c in classes)
+                for classes in kept.values()
+            )
+        except (OSError, ValueError, TypeError, AttributeError):
+            sound = False
+        if sound:
+            self.predictions = kept
+            return
+        say(f"The predictions kept in {path} are damaged. Their students are trained again.")
 
     def add(self, name: str, classes: IntArray) -> None:
         self.predictions[name] = [int(c) for c in classes]

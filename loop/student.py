@@ -317,10 +317,19 @@ class EncoderStudent:
             )
 
     def _fits(self, path: Path, labels: Sequence[str], say: News) -> bool:
-        """Whether a saved model is of this encoder and has these classes in this order."""
+        """Whether a saved model is whole, of this encoder, with these classes in this order."""
         from loop.inference import read_record
+        from loop.predict import load_whole
 
-        record = read_record(path)
+        try:
+            record = read_record(path)
+            load_whole(path)
+        except StudentError:
+            say(
+                f"The model in {path} is missing or damaged; its seed starts from the pretrained"
+                " weights."
+            )
+            return False
         encoder = str(record.get("student")).rsplit("/", 1)[0]
         if encoder == self.revision.rsplit("/", 1)[0] and record.get("labels") == list(labels):
             return True

@@ -68,7 +68,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         task=config.campaign.task,
         labels=config.label_names,
         rows=tuple(rows),
-        seeds=config.student.seeds,
+        seeds=last.metrics["arms"]["loop"]["seeds"] if last else config.student.seeds,
         simulated=config.raters.kind != "people",
         evaluated=last.metrics["evaluated"] if last else None,
         accuracy_from=last.metrics["accuracy_from"] if last else None,
@@ -214,4 +214,5 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         confusion=_matrix((metrics.get("confusion") or {}).get(arm), k),
         label_quality=(metrics.get("label_quality") or {}) if own else {},
         predictor=(metrics.get("predictor") or {}) if own else {},
+        not_comparable=tuple(metrics.get("not_comparable") or ()) if own else (),
     )

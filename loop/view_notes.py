@@ -51,6 +51,12 @@ def campaign_notes(
             "The random control buys the same number of texts, drawn at random, and gets answers"
             " from the same people; its labels are otherwise the LLM's."
         )
+    notes += [
+        f"{row.name} is not comparable with the rounds before it, because the campaign file has"
+        f" changed: {', '.join(row.not_comparable)}."
+        for row in rows
+        if row.not_comparable
+    ]
     for row in [row for row in rows if row.arm == "loop"][-1:]:
         notes += _comparisons(row)
     if last is not None:

@@ -89,7 +89,8 @@ def test_a_label_may_come_at_any_stage(tmp_path, stage, number):
     assert [line[:14] for line in said] == ["New label: odd"]
     finish(after)
     open_campaign(after)
-    assert len(said) == 1 + sum("no LLM answer" in line for line in said)
+    known = ("no LLM answer", "are not comparable, because of labels.name")
+    assert len(said) == 1 + sum(any(part in line for part in known) for line in said)
 
     rounds = after.store.rounds("c")
     assert [r.stage for r in rounds] == ["done", "done"]

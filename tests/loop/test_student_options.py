@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -261,6 +262,33 @@ def test_a_model_of_other_labels_or_another_encoder_is_no_start(tiny, tmp_path):
     fit(other, train, texts, start={0: kept}, say=said.append)
     assert len(said) == 2
     assert all("another encoder or other labels; its seed starts from" in line for line in said)
+
+
+@pytest.mark.parametrize("damage", ["gone", "no record", "no weights", "cut", "zeros"])
+def test_a_model_that_is_damaged_is_no_start(tiny, tmp_path, damage):
+    texts, y = make_texts(40)
+    train = training_set(texts, y)
+    kept = tmp_path / "kept"
+    student = tiny_student(tiny, epochs=1)
+    fit(student, train, [], keep={0: kept})
+    weights = kept / "model.safetensors"
+    if damage == "gone":
+        shutil.rmtree(kept)
+    elif damage == "no record":
+        (kept / "goldloop.json").write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        weights.write_bytes(bytes(weights.stat().st_size))
+    said = []
+    cold = fit(student, train, texts)[0].probs
+    found = fit(student, train, texts, start={0: kept}, say=said.append)[0].probs
+    assert np.array_equal(found, cold)
+    assert said == [
+        f"The model in {kept} is missing or damaged; its seed starts from the pretrained weights."
+    ]
 
 
 # all of it in processes
