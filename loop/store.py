@@ -635,7 +635,7 @@ def _engine(url: str) -> Engine:
     def as_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
-    engine = create_engine(url, json_serializer=as_json)
+    engine = create_engine(url, json_serializer=as_json, hide_parameters=True)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
