@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.files import replacing
 from loop.store import Item
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def embeddings(ctx: Context, items: Sequence[Item]) -> NDArray[np.float32]:
     with ctx.show("Embedding the texts", len(items)) as progress:
         found = ctx.student.embed([i.text for i in items], progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, found, allow_pickle=False)
-    partial.replace(path)
+    with replacing(path) as file:
+        np.save(file, found, allow_pickle=False)
     return found
