@@ -251,8 +251,10 @@ def _package(exc: BaseException) -> LoopError:
 
 def _program(exc: BaseException) -> LoopError:
     command = getattr(exc, "cmd", None)
-    first = command[0] if isinstance(command, list | tuple) and command else "a program"
-    return MachineError(f"{first} failed ({type(exc).__name__}). See what it printed, {AGAIN}.")
+    name = f" ({command[0]})" if isinstance(command, list | tuple) and command else ""
+    return MachineError(
+        f"Another program{name} failed ({type(exc).__name__}). See what it printed, {AGAIN}."
+    )
 
 
 def _weights(exc: BaseException) -> LoopError:
