@@ -10,7 +10,6 @@ piece: it is prepared beside its place and then renamed.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -27,11 +26,12 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from loop.errors import FetchError
+from loop.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +80,15 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def _exclusive(target: Path) -> Iterator[None]:
     """Holds the right to create ``target``; removes what a killed holder left half-done."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = (target.parent / f".{target.name}.lock").open("w")
-    except OSError as exc:
-        raise FetchError(
-            f"The cache folder {target.parent} cannot be written ({exc.strerror});"
-            " set GOLDLOOP_CACHE to a folder that can."
-        ) from exc
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # freed when the process ends, however it ends
+    with ExitStack() as held:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(target.parent / f".{target.name}.lock"))
+        except OSError as exc:
+            raise FetchError(
+                f"The cache folder {target.parent} cannot be written ({exc.strerror});"
+                " set GOLDLOOP_CACHE to a folder that can."
+            ) from exc
         for leftover in target.parent.glob(f".{target.name}.part-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield

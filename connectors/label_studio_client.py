@@ -199,7 +199,7 @@ class Client:
             )
             weakref.finalize(self, http.close)
             with self.asking("read the token"):
-                self._sdk = LabelStudio(  # type: ignore[no-untyped-call]
+                self._sdk = LabelStudio(
                     base_url=self.url, api_key=self._token, httpx_client=http, max_retries=2
                 )
         return self._sdk

@@ -16,7 +16,6 @@ Posix only: it relies on ``fork`` and ``flock``.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from connectors.assets import cache_dir
 from loop.errors import FetchError, ReviewerError
+from loop.files import locked, remove_leftovers, replacing_folder, write_whole
 from loop.ports import Show, show_nothing
 
 if TYPE_CHECKING:
@@ -385,13 +385,10 @@ def _template(python: Path, version: str, progress: Say, timeout_s: float) -> Pa
 
 
 def _copy(template: Path, data: Path) -> None:
-    half = data.with_name("data.part")
-    shutil.rmtree(half, ignore_errors=True)
-    shutil.copytree(template, half)
-    half.chmod(0o700)
-    if data.exists():  # left by a start that never made its database
-        shutil.rmtree(data)
-    half.rename(data)
+    remove_leftovers(data)
+    with replacing_folder(data) as half:  # data may be left by a start that made no database
+        shutil.copytree(template, half, dirs_exist_ok=True)
+        half.chmod(0o700)
 
 
 # starting
@@ -607,17 +604,7 @@ def _private(folder: Path) -> None:
 def _lock(
     folder: Path, name: str = "lock", meanwhile: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Holds a lock file; ``meanwhile`` is called twice a second while somebody else holds it."""
-    with (folder / name).open("a") as file:  # the lock goes with the file, so with the process
-        while meanwhile is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                meanwhile()
-                time.sleep(0.5)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / name, meanwhile):
         yield
 
 
@@ -632,12 +619,4 @@ def _read(folder: Path, name: str = "server.json") -> dict[str, Any]:
 
 
 def _write(folder: Path, state: dict[str, Any], name: str = "server.json") -> None:
-    half = folder / f"{name}.part"
-    with suppress(FileNotFoundError):
-        half.unlink()
-    fd = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w") as file:
-        json.dump(state, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    half.replace(folder / name)
+    write_whole(folder / name, json.dumps(state, indent=1))

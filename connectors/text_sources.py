@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from connectors.text_values import (
     DATASETS_MISSING,
@@ -20,6 +21,8 @@ from connectors.text_values import (
     suggestion,
 )
 
+BATCH = 1024  # rows of a Parquet file or data set that are in memory besides the texts
+KEPT = 20  # rows that a problem remembers by number
 MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
 
 
@@ -31,7 +34,7 @@ class Problem:
         level: an ``error`` keeps the source from being used, a ``note`` does not.
         kind: a short name, such as ``missing_column``.
         message: one sentence that says what to do.
-        rows: the lines or rows concerned, all of them.
+        rows: the lines or rows concerned, the first 20 of them.
     """
 
     level: Literal["error", "note"]
@@ -46,12 +49,21 @@ class Raw:
 
     Attributes:
         unit: ``line`` or ``row``, what numbers count.
-        records: (number, values by column).
+        records: (number, values by column), to be read once.
+        skipped: columns that were not wanted.
     """
 
     columns: tuple[str, ...]
     unit: str
-    records: list[tuple[int, dict[str, Any]]]
+    records: Iterable[tuple[int, dict[str, Any]]]
+    skipped: frozenset[str] = frozenset()
+
+
+class Wanted(Protocol):
+    """Says whether a column is to be read; plain ones hold no lists, objects or bytes."""
+
+    def __call__(self, name: str, plain: bool, /) -> bool:
+        """Whether to read the column of that name."""
 
 
 class Found:
@@ -63,11 +75,13 @@ class Found:
 
     def error(self, kind: str, message: str, rows: Iterable[int] = ()) -> None:
         """Notes what keeps the source from being used; the message goes on after its name."""
-        self.problems.append(Problem("error", kind, f"{self.source} {message}.", tuple(rows)))
+        kept = tuple(islice(rows, KEPT))
+        self.problems.append(Problem("error", kind, f"{self.source} {message}.", kept))
 
     def note(self, kind: str, message: str, rows: Iterable[int] = ()) -> None:
         """Notes what is worth knowing."""
-        self.problems.append(Problem("note", kind, f"{self.source} {message}.", tuple(rows)))
+        kept = tuple(islice(rows, KEPT))
+        self.problems.append(Problem("note", kind, f"{self.source} {message}.", kept))
 
     def has(self, *kinds: str) -> bool:
         """Whether a problem of one of the kinds was found."""
@@ -78,10 +92,11 @@ class Found:
         return tuple(sorted(self.problems, key=lambda p: p.level != "error"))
 
 
-def read_raw(
-    source: str, kind: str, hf_split: str, wanted: list[str] | None, found: Found
-) -> Raw | None:
-    """The source's records, or None with the reason among the problems."""
+def read_raw(source: str, kind: str, hf_split: str, wanted: Wanted, found: Found) -> Raw | None:
+    """The source's records, or None with the reason among the problems.
+
+    Of Parquet files and data sets only the wanted columns are read, and a batch of rows at a time.
+    """
     if source.startswith("hf:"):
         return _read_hf(source.removeprefix("hf:"), hf_split, wanted, found)
     path = Path(source)
@@ -249,25 +264,44 @@ def _read_json(text: str, found: Found) -> Raw | None:
     return Raw(tuple(columns), unit, records)
 
 
-def _read_parquet(path: Path, wanted: list[str] | None, found: Found) -> Raw | None:
+def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def unreadable(exc: Exception) -> None:
+        reason = (str(exc).splitlines() or [type(exc).__name__])[0].rstrip(".")
+        found.error("unreadable", f"is not a readable Parquet file: {reason}; write it again")
+
+    broken = (pa.ArrowException, OSError, UnicodeDecodeError)
     try:
         file = pq.ParquetFile(path)
-        names = tuple(file.schema_arrow.names)
-        table = file.read([n for n in names if wanted is None or n in wanted])
-        class_names = _class_names_in_metadata(file.schema_arrow.metadata or {})
-        records = table.to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as exc:
-        reason = str(exc).splitlines()[0].rstrip(".")
-        found.error("unreadable", f"is not a readable Parquet file: {reason}; write it again")
+        schema = file.schema_arrow
+    except broken as exc:
+        unreadable(exc)
         return None
-    _name_classes(records, class_names)
-    return Raw(names, "row", list(enumerate(records, start=1)))
+    columns = [field.name for field in schema if wanted(field.name, _is_plain(field.type))]
+    class_names = _class_names_in_metadata(schema.metadata or {})
+
+    def records() -> Iterator[dict[str, Any]]:
+        try:
+            for batch in file.iter_batches(BATCH, columns=columns) if columns else ():
+                yield from batch.to_pylist()
+        except broken as exc:
+            unreadable(exc)
+
+    skipped = frozenset(schema.names) - set(columns)
+    return Raw(tuple(schema.names), "row", _numbered(records(), class_names), skipped)
 
 
-def _read_hf(name: str, split: str, wanted: list[str] | None, found: Found) -> Raw | None:
+def _is_plain(kind: Any) -> bool:
+    """Whether an Arrow type holds no lists, objects or bytes."""
+    import pyarrow as pa
+
+    bytes_ = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return not (pa.types.is_nested(kind) or any(is_kind(kind) for is_kind in bytes_))
+
+
+def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
     """A folder saved by ``datasets``, or a data set of the Hub."""
     saved = Path(name)
     if saved.is_dir() and not any(
@@ -279,6 +313,14 @@ def _read_hf(name: str, split: str, wanted: list[str] | None, found: Found) -> R
             " save_to_disk",
         )
         return None
+
+    def unreadable(exc: Exception) -> None:
+        first = (str(exc).splitlines() or [""])[0].rstrip(".")
+        reason = f"{type(exc).__name__}: {first}" if first else type(exc).__name__
+        found.error(
+            "unreadable", f"cannot be loaded as a data set ({reason}); check name and network"
+        )
+
     try:
         import datasets
     except ImportError:
@@ -301,19 +343,25 @@ def _read_hf(name: str, split: str, wanted: list[str] | None, found: Found) -> R
                 return None
             data = data[split]
         columns = tuple(data.column_names)
-        if wanted is not None:
-            data = data.select_columns([c for c in columns if c in wanted])
-        records = data.to_list()
+        schema = data.features.arrow_schema
+        taken = [c for c in columns if wanted(c, _is_plain(schema.field(c).type))]
+        data = data.select_columns(taken)
     except Exception as exc:  # datasets lets errors of its many readers and of the network through
-        first = (str(exc).splitlines() or [""])[0].rstrip(".")
-        reason = f"{type(exc).__name__}: {first}" if first else type(exc).__name__
-        found.error(
-            "unreadable", f"cannot be loaded as a data set ({reason}); check name and network"
-        )
+        unreadable(exc)
         return None
-    features = getattr(data, "features", None) or {}
-    _name_classes(records, {c: f.names for c, f in features.items() if hasattr(f, "names")})
-    return Raw(columns, "row", list(enumerate(records, start=1)))
+
+    def records() -> Iterator[dict[str, Any]]:
+        try:
+            for start in range(0, len(data), BATCH) if data.column_names else ():
+                batch = data[start : start + BATCH]
+                rows = zip(*batch.values(), strict=True)
+                yield from (dict(zip(batch, row, strict=True)) for row in rows)
+        except Exception as exc:  # likewise
+            unreadable(exc)
+
+    class_names = {c: f.names for c, f in data.features.items() if hasattr(f, "names")}
+    skipped = frozenset(columns) - set(taken)
+    return Raw(columns, "row", _numbered(records(), class_names), skipped)
 
 
 def _class_names_in_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
@@ -329,10 +377,13 @@ def _class_names_in_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, list[
         return {}
 
 
-def _name_classes(records: list[dict[str, Any]], class_names: Mapping[str, Sequence[str]]) -> None:
-    """Turns class numbers into their names, in place; -1 is the format's word for unknown."""
-    for column, names in class_names.items():
-        for record in records:
+def _numbered(
+    records: Iterable[dict[str, Any]], class_names: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows from 1, with class numbers as their names; -1 is the format's word for unknown."""
+    for number, record in enumerate(records, start=1):
+        for column, names in class_names.items():
             value = record.get(column)
             if isinstance(value, int):
                 record[column] = names[value] if 0 <= value < len(names) else None
+        yield number, record

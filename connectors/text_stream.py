@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from connectors.text_sources import MAX_FIELD_BYTES, csv_delimiter
 from connectors.text_values import SUFFIXES, as_text, clean_text, escape_cell, plain, suggestion
-from connectors.text_writers import replacing
 from loop.errors import DataError
+from loop.files import SHARED, as_text_file, replacing
 from loop.items import normalise
 
 TEXT_SUFFIXES = (".txt", ".text")
@@ -333,12 +333,12 @@ def writing(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterat
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
+        with replacing(path, mode=SHARED) as file:
             if kind == "csv":
-                opened = _csv_writer(partial, stream, added, tabs=path.suffix.lower() == ".tsv")
+                opened = _csv_writer(file, stream, added, tabs=path.suffix.lower() == ".tsv")
             else:
                 writer = {"jsonl": _json_writer, "parquet": _parquet_writer}[kind]
-                opened = writer(partial, stream, added)
+                opened = writer(file, stream, added)
             with opened as write:
                 yield write
     except OSError as exc:
@@ -363,11 +363,11 @@ def _cell(value: Any) -> str:
 
 @contextmanager
 def _csv_writer(
-    path: Path, stream: TextStream, added: Mapping[str, type], *, tabs: bool
+    file: IO[bytes], stream: TextStream, added: Mapping[str, type], *, tabs: bool
 ) -> Iterator[Write]:
     names = [*stream.columns, *added]
     delimiter = "\t" if tabs else ","
-    with path.open("w", encoding="utf-8", newline="") as handle:
+    with as_text_file(file, newline="") as handle:
         writer = csv.writer(handle, delimiter=delimiter, lineterminator="\r\n")
         writer.writerow([escape_cell(name) for name in names])
 
@@ -378,8 +378,10 @@ def _csv_writer(
 
 
 @contextmanager
-def _json_writer(path: Path, _stream: TextStream, _added: Mapping[str, type]) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8", newline="\n") as handle:
+def _json_writer(
+    file: IO[bytes], _stream: TextStream, _added: Mapping[str, type]
+) -> Iterator[Write]:
+    with as_text_file(file) as handle:
 
         def write(rows: Sequence[Mapping[str, Any]]) -> None:
             for row in rows:
@@ -389,7 +391,9 @@ def _json_writer(path: Path, _stream: TextStream, _added: Mapping[str, type]) ->
 
 
 @contextmanager
-def _parquet_writer(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterator[Write]:
+def _parquet_writer(
+    file: IO[bytes], stream: TextStream, added: Mapping[str, type]
+) -> Iterator[Write]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -405,7 +409,7 @@ def _parquet_writer(path: Path, stream: TextStream, added: Mapping[str, type]) -
             return found
         return json.dumps(plain(found), ensure_ascii=False)
 
-    with pq.ParquetWriter(path, own) as writer:
+    with pq.ParquetWriter(file, own) as writer:
 
         def write(rows: Sequence[Mapping[str, Any]]) -> None:
             arrays = [pa.array([value(r, f.name) for r in rows], f.type) for f in own]

@@ -22,6 +22,7 @@ SUFFIXES = {
     ".pq": "parquet",
 }
 SHOWN = 5  # examples named in one message
+NESTED = (list, tuple, dict, set, bytes)  # what is no single value
 DATASETS_MISSING = (
     "Hugging Face data sets need the package 'datasets'; install it with"
     " `pip install 'goldloop[datasets]'`."
@@ -106,6 +107,18 @@ def some_of(unit: str, numbers: Sequence[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:SHOWN])
     more = ", …" if len(numbers) > SHOWN else ""
     return f"{unit}{'' if len(numbers) == 1 else 's'} {shown}{more}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas, the first twenty of them."""
+    all_names = [name if len(name) <= 60 else excerpt(name) for name in names]
+    more = f" and {len(all_names) - 20:,} more" if len(all_names) > 20 else ""
+    return ", ".join(all_names[:20]) + more
+
+
+def shown(label: str | None) -> str:
+    """A label, quoted; of a long one the beginning."""
+    return repr(label) if label is None or len(label) <= 60 else excerpt(label)
 
 
 def excerpt(text: str) -> str:

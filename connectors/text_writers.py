@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from connectors.text_values import DATASETS_MISSING, FORMATS, SUFFIXES, Format, escape_cell, plain
 from loop.errors import DataError
+from loop.files import SHARED, replacing, replacing_folder, replacing_text
 
 
 def write_labels(
@@ -67,29 +65,6 @@ def _format_to_write(path: Path, format_: str | None) -> str:
     return kind
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place on success and vanishes on failure."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        if partial.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            if path.exists():
-                path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-
-
 def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
     def cell(value: Any) -> str:
         if value is None:
@@ -100,14 +75,14 @@ def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> N
             return json.dumps(value, ensure_ascii=False)
         return repr(value)
 
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as handle:
+    with replacing_text(path, mode=SHARED, newline="") as handle:
         writer = csv.writer(handle, lineterminator="\r\n")  # else a lone \r is not quoted
         writer.writerow([escape_cell(name) for name in names])
         writer.writerows([cell(record.get(name)) for name in names] for record in records)
 
 
 def _write_jsonl(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as handle:
+    with replacing_text(path, mode=SHARED) as handle:
         for record in records:
             ordered = {name: record.get(name) for name in names}
             handle.write(json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n")
@@ -133,8 +108,8 @@ def _write_parquet(records: list[dict[str, Any]], names: list[str], path: Path) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with replacing(path) as partial:
-        pq.write_table(pa.table(_arrow_columns(records, names)), partial)
+    with replacing(path, mode=SHARED) as file:
+        pq.write_table(pa.table(_arrow_columns(records, names)), file)
 
 
 def _write_hf(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
@@ -145,5 +120,5 @@ def _write_hf(records: list[dict[str, Any]], names: list[str], path: Path) -> No
     if path.exists() and not (path / "state.json").is_file():
         raise DataError(f"{path} exists and is no saved data set; name another folder.")
     data = {name: array.to_pylist() for name, array in _arrow_columns(records, names).items()}
-    with replacing(path) as partial:
+    with replacing_folder(path) as partial:
         datasets.Dataset.from_dict(data).save_to_disk(str(partial))

@@ -6,20 +6,24 @@ Reading finds everything that is wrong in one pass: :func:`find_problems` lists 
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from connectors.text_sources import Found, Problem, Raw, read_raw
+from connectors.text_sources import Found, Problem, Raw, Wanted, read_raw
 from connectors.text_values import (
+    NESTED,
     SHOWN,
     Format,
     as_text,
     clean_text,
     counted,
     excerpt,
+    listed,
     plain,
+    shown,
     some_of,
     suggestion,
 )
@@ -29,7 +33,7 @@ from loop.items import normalise
 LONG_TEXT_CHARS = 20_000  # far beyond what an encoder of 512 tokens reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextRow:
     """One text of the source.
 
@@ -76,7 +80,8 @@ def read_texts(
     gold_column: str | None = None,
     split_column: str | None = None,
     hf_split: str = "train",
-    meta_columns: Sequence[str] | Literal["all"] | None = "all",
+    meta_columns: Sequence[str] | Literal["all", "plain"] | None = "all",
+    named: Sequence[str] = (),
     labels: Sequence[str] | None = None,
     long_text_chars: int = LONG_TEXT_CHARS,
 ) -> Table:
@@ -91,36 +96,44 @@ def read_texts(
             by ``datasets``, or ``hf:NAME`` (``hf:NAME#CONFIG`` for a named configuration).
         format: ``auto`` goes by the file name.
         hf_split: which split of a data set to read.
-        meta_columns: other columns to keep; None keeps none.
+        meta_columns: other columns to keep; None keeps none, "plain" those without lists, objects
+            or bytes, which can be very large, and those that are ``named``.
+        named: see ``meta_columns``; those that the source lacks are not told.
         labels: the campaign's classes; gold labels are checked against them if given.
         long_text_chars: texts longer than this get a note.
     """
     found = Found(source)
-    if meta_columns == "all":
-        wanted = None
-    else:
-        named = (text_column, gold_column, split_column, *(meta_columns or ()))
-        wanted = [name for name in dict.fromkeys(named) if name is not None]
+    given = {"text": text_column, "gold": gold_column, "split": split_column}
+    chosen = () if isinstance(meta_columns, str) else tuple(meta_columns or ())
+
+    def wanted(name: str, plain: bool, /) -> bool:
+        if name in given.values() or name in chosen:
+            return True
+        return meta_columns == "all" or (meta_columns == "plain" and (plain or name in named))
+
     raw = read_raw(source, format, hf_split, wanted, found)
     if raw is None:
         return Table((), (), found.sorted())
-    given = {"text": text_column, "gold": gold_column, "split": split_column}
-    kept = list(raw.columns) if meta_columns == "all" else list(meta_columns or ())
     asked = {
         **{role: name for role, name in given.items() if name},
-        **{f"meta {c}": c for c in kept},
+        **{f"meta {c}": c for c in chosen},
     }
     _check_columns(asked, raw.columns, found)
-    if not raw.records:
-        if not found.has("empty_file", "not_json", "ragged"):
-            found.error("empty_file", "holds no rows; name a source with at least two texts")
-        return Table(raw.columns, (), found.sorted())
     if text_column not in raw.columns:
         text_column = ""  # gold labels are still checked
-    meta = [c for c in kept if c not in given.values()]
-    rows = _rows(raw, text_column, gold_column, split_column, meta, found)
+    meta = [
+        c
+        for c in (raw.columns if isinstance(meta_columns, str) else chosen)
+        if c not in given.values() and c not in raw.skipped
+    ]
+    rows, wrong = _rows(raw, text_column, gold_column, split_column, meta, wanted, found)
+    if not rows:
+        told = ("empty_file", "not_json", "ragged", "unreadable", "missing_column")
+        if not found.has(*told):
+            found.error("empty_file", "holds no rows; name a source with at least two texts")
+        return Table(raw.columns, (), found.sorted())
     if text_column:
-        _check_texts(rows, raw.unit, long_text_chars, found)
+        _check_texts(rows, wrong, raw.unit, long_text_chars, found)
     if gold_column in raw.columns:
         _check_gold(rows, raw.unit, gold_column, labels, found)
     unique = _merge(rows, raw.unit, found) if text_column else ()
@@ -162,7 +175,7 @@ def source_columns(
         DataError: the source cannot be read at all.
     """
     found = Found(source)
-    raw = read_raw(source, format, hf_split, None, found)
+    raw = read_raw(source, format, hf_split, lambda _name, _plain: True, found)
     if raw is None:
         raise DataError("\n".join(problem.message for problem in found.sorted()))
     return raw.columns
@@ -176,7 +189,7 @@ def _check_columns(given: Mapping[str, str | None], columns: Sequence[str], foun
         found.error(
             "missing_column",
             f"has no column {name!r};{suggestion(name, columns)} available:"
-            f" {', '.join(columns)}; set {setting}",
+            f" {listed(columns)}; set {setting}",
         )
 
 
@@ -186,8 +199,10 @@ def _rows(
     gold_column: str | None,
     split_column: str | None,
     meta_columns: Sequence[str],
+    wanted: Wanted,
     found: Found,
-) -> list[TextRow]:
+) -> tuple[list[TextRow], set[int]]:
+    """The rows, and the numbers of those with a cell of a type that cannot be read."""
     rows: list[TextRow] = []
     wrong: dict[str, list[int]] = {}
     repaired: list[int] = []
@@ -199,7 +214,7 @@ def _rows(
             record: dict[str, Any] = record,
         ) -> str:
             value = record.get(column) if column else None
-            if isinstance(value, list | tuple | dict | set | bytes):
+            if isinstance(value, NESTED):
                 wrong.setdefault(column or "", []).append(number)
                 return ""
             return as_text(value)
@@ -210,7 +225,8 @@ def _rows(
             repaired.append(number)
         gold = clean_text(cell(gold_column)).strip() or None
         split = clean_text(cell(split_column)).strip() or None
-        meta = {c: plain(record.get(c)) for c in meta_columns}
+        values = ((c, record.get(c)) for c in meta_columns)
+        meta = {c: plain(v) for c, v in values if wanted(c, not isinstance(v, NESTED))}
         rows.append(TextRow(clean, gold, split, meta, number))
     for column, numbers in wrong.items():
         found.error(
@@ -226,11 +242,12 @@ def _rows(
             f" ({some_of(raw.unit, repaired)}), which were removed or replaced by \ufffd",
             repaired,
         )
-    return rows
+    return rows, {number for numbers in wrong.values() for number in numbers}
 
 
-def _check_texts(rows: Sequence[TextRow], unit: str, long_text_chars: int, found: Found) -> None:
-    wrong = {n for p in found.problems if p.kind == "wrong_type" for n in p.rows}
+def _check_texts(
+    rows: Sequence[TextRow], wrong: set[int], unit: str, long_text_chars: int, found: Found
+) -> None:
     empty = [row.line for row in rows if not normalise(row.text) and row.line not in wrong]
     if empty:
         found.error(
@@ -270,29 +287,41 @@ def _check_gold(
         only = next(iter(counts))
         found.error(
             "one_class",
-            f"has only one class, {only!r}, in column {gold_column!r}; with one class nothing can"
-            " be learned or measured, so add texts of the others or leave texts.gold_column out",
+            f"has only one class, {shown(only)}, in column {gold_column!r}; with one class nothing"
+            " can be learned or measured, so add texts of the others or leave texts.gold_column"
+            " out",
         )
     if labels is None:
         return
-    for label in sorted(set(counts) - set(labels)):
-        lines = [row.line for row in rows if row.gold == label]
+    unknown = sorted(set(counts) - set(labels))
+    lines: dict[str, list[int]] = {label: [] for label in unknown[:SHOWN]}
+    for row in rows:
+        if row.gold in lines:
+            lines[row.gold].append(row.line)
+    for label, numbers in lines.items():
         found.error(
             "unknown_label",
-            f"has the unknown label {label!r} in column {gold_column!r}"
-            f" {counted(len(lines), 'time')} ({some_of(unit, lines)});{suggestion(label, labels)}"
-            f" allowed: {', '.join(labels)}; mend the column, or add the label to [[labels]]",
-            lines,
+            f"has the unknown label {shown(label)} in column {gold_column!r}"
+            f" {counted(len(numbers), 'time')} ({some_of(unit, numbers)});"
+            f"{suggestion(label[:100], labels)} allowed: {listed(labels)}; mend the column, or add"
+            " the label to [[labels]]",
+            numbers,
+        )
+    if more := len(unknown) - len(lines):
+        found.error(
+            "unknown_label",
+            f"has {more:,} more unknown labels in column {gold_column!r}; if it is not the column"
+            " with the labels, set texts.gold_column",
         )
 
 
 def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, ...]:
     """One row per normalised text; conflicting gold is an error, other duplicates a note."""
-    groups: dict[str, list[TextRow]] = {}
+    groups: dict[bytes, list[TextRow]] = {}
     for row in rows:
-        key = normalise(row.text)
-        if key:
-            groups.setdefault(key, []).append(row)
+        if key := normalise(row.text):  # its hash, lest every text is in memory twice
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            groups.setdefault(digest, []).append(row)
     merged: list[TextRow] = []
     copies: list[int] = []
     across: list[int] = []
@@ -315,14 +344,15 @@ def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, .
         merged.append(TextRow(first.text, gold, split, first.meta, first.line))
         copies += [row.line for row in group[1:]]
     if conflicts:
-        shown = "; ".join(
-            f"{unit} {a.line} says {a.gold!r}, {unit} {b.line} says {b.gold!r} ({excerpt(a.text)})"
+        examples = "; ".join(
+            f"{unit} {a.line} says {shown(a.gold)}, {unit} {b.line} says {shown(b.gold)}"
+            f" ({excerpt(a.text)})"
             for a, b in conflicts[:SHOWN]
         )
         more = f"; and {len(conflicts) - SHOWN} more" if len(conflicts) > SHOWN else ""
         found.error(
             "conflicting_gold",
-            f"gives {counted(len(conflicts), 'text')} two different gold labels: {shown}{more};"
+            f"gives {counted(len(conflicts), 'text')} two different gold labels: {examples}{more};"
             " decide for one",
             [n for a, b in conflicts for n in (a.line, b.line)],
         )

@@ -12,6 +12,7 @@ import numpy as np
 
 from loop.bench_sets import BenchData
 from loop.errors import DataError
+from loop.files import replacing
 from loop.frozen import FrozenHeads
 from loop.ports import FloatArray, IntArray, SeedResult, Student, TrainingSet
 
@@ -108,9 +109,8 @@ class KeptPredictions:
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
         found = self.learner.predict(data, y, weight, seeds)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, found.astype(np.int16), allow_pickle=False)
-        partial.replace(path)
+        with replacing(path) as file:
+            np.save(file, found.astype(np.int16), allow_pickle=False)
         return found
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.files import SHARED, replacing, replacing_text, write_whole
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -388,10 +390,9 @@ def write_results(result: BenchResult, folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("results.json", "results.txt", "results.svg")]
-    paths[0].write_text(
-        json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    with paths[1].open("w", encoding="utf-8") as file:
+    content = json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n"
+    write_whole(paths[0], content, mode=SHARED)
+    with replacing_text(paths[1], mode=SHARED) as file:
         console = Console(file=file, width=160)
         for table in tables(result):
             console.print(table)
@@ -440,7 +441,8 @@ def plot(result: BenchResult, path: Path) -> None:
     figure.legend(
         list(lines.values()), list(lines), loc="outside lower center", ncols=5, fontsize=7
     )
-    figure.savefig(path, metadata={"Date": None})
+    with replacing(path, mode=SHARED) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
 def _percent(value: float | None) -> str:

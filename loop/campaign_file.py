@@ -106,7 +106,8 @@ assist = "blind"              # "prefill" shows the LLM label, "why" says why a 
 kind = "people"               # "gold" and "recorded" simulate people, for research only
 
 [store]
-# url = "sqlite:///campaign.db"        # or postgresql+psycopg://…
+# url = "sqlite:///campaign.db"        # or postgresql+psycopg://user@host/database, whose password
+                              # is in PGPASSWORD or ~/.pgpass: no address here may hold a secret
 # folder = "runs"             # models, caches, rounds.json and report.html
 """
 

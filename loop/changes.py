@@ -18,8 +18,8 @@ from sqlmodel import col
 from loop.config import Config
 from loop.context import Context
 from loop.errors import ConfigError, StoreError
+from loop.files import write_whole
 from loop.intake import check_fit
-from loop.report_json import write_whole
 from loop.store import Round, Variant
 
 When = Literal["at once", "next round", "between rounds", "never"]

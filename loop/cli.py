@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from loop import __version__
-from loop.errors import LoopError, NoStoreError
+from loop.addresses import hidden, secret_in
+from loop.errors import LoopError, NoStoreError, Stopped, foreign
 from loop.parts import (
     at_work,
     build_annotator,
@@ -42,8 +45,27 @@ if TYPE_CHECKING:
     from loop.side_runs import StudentKind
     from loop.store import Round, Store
 
+USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
+
+
+class Commands(TyperGroup):
+    """All commands; what a library raises in one of them leaves it as a ``LoopError``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except Exception as exc:
+            if isinstance(exc, (LoopError, typer.Exit, typer.Abort, USAGE)):
+                raise
+            raise foreign(exc) from exc
+        return result
+
+
 app = typer.Typer(
     name="goldloop",
+    cls=Commands,
     help="Spend human labels where they repair an LLM-labelled text data set most.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -61,20 +83,54 @@ _debug = False
 
 
 def main() -> None:
-    """Entry point: one sentence on stderr and exit code 1 for every expected error."""
+    """Entry point: one sentence on stderr and exit code 1 for every error; 2 for wrong usage."""
     # Threads that spin while they wait for each other take whole cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        with _stoppable():
+            app()
     except LoopError as exc:
         if _debug:
             raise
-        for line in str(exc).splitlines():
-            typer.echo(f"Error: {line}", err=True)
+        _tell([f"Error: {hidden(line)}" for line in str(exc).splitlines()])
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. Run the same command again to go on.", err=True)
-        sys.exit(130)
+    except Stopped as exc:
+        if _debug:
+            raise
+        _tell(["Stopped. Run the same command again to go on."])
+        sys.exit(128 + exc.signal)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and a request to end become ``Stopped``, which typer does not swallow."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells may ask
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(lines: list[str]) -> None:
+    """Last words on stderr, which may be closed or full like stdout."""
+    with suppress(OSError, ValueError):
+        for line in lines:
+            typer.echo(line, err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # else Python itself tries again at its end, and complains
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show_version(wanted: bool) -> None:
@@ -113,7 +169,8 @@ def init(
 ) -> None:
     """Write a commented campaign file; asks for what the flags leave open."""
     from loop.campaign_file import render
-    from loop.config import load
+    from loop.config import read
+    from loop.files import SHARED, write_whole
 
     if file.exists() and not force:
         raise LoopError(f"{file} exists already; give --force to overwrite it.")
@@ -151,14 +208,8 @@ def init(
         gold_column=gold_column,
         labels=[(n.strip(), d.strip()) for n, _, d in (line.partition(":") for line in labels)],
     )
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    try:
-        load(partial)
-    except LoopError as exc:
-        partial.unlink()
-        raise LoopError(str(exc).replace(str(partial), str(file))) from exc
-    partial.replace(file)
+    read(text, file)
+    write_whole(file, text, mode=SHARED)
     say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
 
 
@@ -169,7 +220,7 @@ def check(file: File = CAMPAIGN) -> None:
     from loop.config import line_of, load
 
     config = load(file)
-    problems = find_problems(**texts_arguments(config))
+    problems = find_problems(**texts_arguments(config) | {"meta_columns": None})
     raw = file.read_text(encoding="utf-8")
     at = line_of(raw, ("texts", "source")) or 1
     for problem in problems:
@@ -423,7 +474,7 @@ def codebook(
     """Write codebook.md: examples of each label, where people differ, and what no label fits."""
     from loop.codebook import codebook as drawn
     from loop.config import load
-    from loop.report_json import write_whole
+    from loop.files import write_whole
 
     config = load(file)
     with open_store(config, read_only=True) as store:
@@ -472,8 +523,8 @@ def plateau(
     as_json: AsJson = False,
 ) -> None:
     """Say whether more LLM labels would help, from learning curves of the last round's labels."""
+    from loop.files import write_whole
     from loop.plateau import METRICS, CurveMetric, measure_plateau
-    from loop.report_json import write_whole
     from loop.report_plots import curves_plot, standalone
     from loop.side_runs import side_runs, write_result
     from loop.view import campaign_view, write_outputs
@@ -590,6 +641,7 @@ def demo(
     """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
     from connectors.hutto import write_demo_texts
     from loop.demo import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
+    from loop.files import SHARED, write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "goldloop.toml"
@@ -597,7 +649,7 @@ def demo(
     started = time.monotonic()
     if not file.exists():
         write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
-        file.write_text(campaign_text(by_hand=by_hand), encoding="utf-8")
+        write_whole(file, campaign_text(by_hand=by_hand), mode=SHARED)
     else:
         say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
     with at_work(file, "demo") as ctx:
@@ -685,6 +737,10 @@ def serve(
     from loop.puller import Puller
     from loop.serve_tokens import Tokens, load_state, save_state, state_file
 
+    if public_url and (secret := secret_in(public_url)):
+        raise LoopError(
+            f"--public-url holds {secret}; goldloop has tokens of its own, so leave it out."
+        )
     config = load(file)
     blind = config.label_studio.assist == "blind"
     with open_store(config) as store:
@@ -715,6 +771,7 @@ def serve(
                 student=student,
                 progress=lambda: campaign_progress(config, store) | puller.to_json(),
                 result=lambda label: [] if blind else choice_result(label),
+                hosts=server.own_hosts(host, public_url),
             )
         )
 
@@ -798,7 +855,7 @@ def bench(
     else:
         rows = load_texts(
             str(source), on_note=say, text_column=text_column, gold_column=label,
-            split_column=split_column,
+            split_column=split_column, meta_columns="plain",
         )  # fmt: skip
         data = data_from_rows(source.stem, rows, columns, model.embed)
     with bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:

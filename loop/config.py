@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -23,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from loop.addresses import hidden, secret_in
 from loop.errors import ConfigError
 from loop.ports import Demonstration, Label, PromptTemplate
 
@@ -32,10 +36,44 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
+@dataclass(frozen=True)
+class NoSecret:
+    """Refuses an address that holds a password or key, and says where that belongs instead."""
+
+    instead: str
+
+    def __call__(self, given: Any) -> Any:
+        """The value as it is given."""
+        if isinstance(given, str) and (secret := secret_in(given)):
+            raise ValueError(
+                f"the address holds {secret}, which would go into the store and the report; take"
+                f" it out and {self.instead}"
+            )
+        return given
+
+
+def _names_a_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            "this must be the name of an environment variable (capital letters, digits and _), such"
+            " as LABEL_STUDIO_API_KEY; the secret itself belongs into that variable"
+        )
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_names_a_variable)]
+Place = Annotated[
+    str,
+    BeforeValidator(
+        NoSecret("use the settings of the service itself, for Hugging Face the variable HF_TOKEN")
+    ),
+]
+
+
 class Section(BaseModel):
     """A table of the campaign file; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Campaign(Section):
@@ -56,7 +94,7 @@ class LabelSection(Section):
 class Texts(Section):
     """Where the texts come from, and which columns mean what."""
 
-    source: Text
+    source: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)]
     format: Literal["auto", "csv", "jsonl", "parquet", "hf"] = "auto"
     text_column: str = "text"
     gold_column: str | None = None
@@ -77,7 +115,7 @@ class AnnotatorSection(Section):
     """What labels the texts first."""
 
     kind: Literal["local_lm", "recorded", "openai_server", "vllm"] = "local_lm"
-    model: str = "smollm2-135m"
+    model: Place = "smollm2-135m"
     columns: tuple[str, ...] = ()
     prob_columns: tuple[str, ...] | None = None
     batch_size: int = Field(16, ge=1)
@@ -85,8 +123,20 @@ class AnnotatorSection(Section):
     usd_per_million_tokens: float = Field(0.0, ge=0.0)
     usd_per_million_cached_tokens: float | None = Field(None, ge=0.0)
     usd_per_million_output_tokens: float | None = Field(None, ge=0.0)
-    base_url: Annotated[str, StringConstraints(pattern=r"^https?://.+$")] | None = None
-    api_key_env: str = "OPENAI_API_KEY"
+    base_url: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^https?://.+$"),
+            BeforeValidator(
+                NoSecret(
+                    "put the key into the environment variable that annotator.api_key_env names"
+                    " (OPENAI_API_KEY)"
+                )
+            ),
+        ]
+        | None
+    ) = None
+    api_key_env: Variable = "OPENAI_API_KEY"
     concurrency: int = Field(8, ge=1)
     chat: bool = False
     votes_when_no_logprobs: int = Field(0, ge=0)
@@ -201,7 +251,9 @@ class Rounds(Section):
 class StudentSection(Section):
     """The classifier that is retrained each round."""
 
-    encoder: Text = "roberta-base"
+    encoder: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)] = (
+        "roberta-base"
+    )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(16, ge=1)
     lr: float = Field(2e-5, gt=0.0)
@@ -230,8 +282,17 @@ class StudentSection(Section):
 class LabelStudioSection(Section):
     """Where people label."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^(local|https?://.+)$")] = "local"
-    token_env: str = "LABEL_STUDIO_API_KEY"
+    url: Annotated[
+        str,
+        StringConstraints(pattern=r"^(local|https?://.+)$"),
+        BeforeValidator(
+            NoSecret(
+                "put an access token into the environment variable that label_studio.token_env"
+                " names (LABEL_STUDIO_API_KEY)"
+            )
+        ),
+    ] = "local"
+    token_env: Variable = "LABEL_STUDIO_API_KEY"
     assist: Literal["blind", "prefill", "why"] = "blind"
     assist_share: Fraction = 1.0
     note: bool = True
@@ -282,8 +343,19 @@ class RatersSection(Section):
 class StoreSection(Section):
     """Where everything is kept."""
 
-    url: str | None = None
-    folder: str = "runs"
+    url: (
+        Annotated[
+            str,
+            BeforeValidator(
+                NoSecret(
+                    "put the password into the environment variable PGPASSWORD or into ~/.pgpass,"
+                    " where PostgreSQL's own clients look for it"
+                )
+            ),
+        ]
+        | None
+    ) = None
+    folder: Place = "runs"
 
     @field_validator("url")
     @classmethod
@@ -441,6 +513,15 @@ def load(path: Path) -> Config:
         ) from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} cannot be read: {exc}.") from exc
+    return read(text, path)
+
+
+def read(text: str, path: Path) -> Config:
+    """Checks what stands, or shall stand, in the campaign file ``path``.
+
+    Raises:
+        ConfigError: see :func:`load`.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -500,7 +581,7 @@ def _sentence(error: Any, text: str) -> str:
     if kind == "value_error":
         return f"{at}{f'{name}: ' if name else ''}{message}."
     given = error.get("input")
-    return f"{at}{name} = {given!r}: {message}."
+    return f"{at}{name} = {hidden(repr(given))}: {message}."
 
 
 def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel] | None:

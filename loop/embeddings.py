@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.files import replacing
 from loop.store import Item
 
 if TYPE_CHECKING:
@@ -67,15 +66,11 @@ def _kept(ctx: Context, path: Path) -> tuple[list[str], Vectors]:
 
 
 def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, ids=np.array(ids, dtype="S"), embeddings=vectors)
-        partial.replace(path)
     except OSError as exc:
-        with suppress(OSError):
-            partial.unlink()
         ctx.say(
             f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
             " without; they are computed anew when they are needed next."

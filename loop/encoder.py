@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +19,7 @@ import transformers
 from safetensors import SafetensorError
 
 from loop.errors import StudentError
+from loop.files import replacing_folder
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
 RECORD = "goldloop.json"
@@ -240,31 +239,21 @@ def save_model(
     Raises:
         StudentError: disk full, or not writable.
     """
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        with quiet():
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-        text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
-        (part / RECORD).write_text(text + "\n", encoding="utf-8")
-        add(part)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
+        with replacing_folder(folder) as part:
+            with quiet():
+                model.save_pretrained(part)
+                tokenizer.save_pretrained(part)
+            text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
+            (part / RECORD).write_text(text + "\n", encoding="utf-8")
+            add(part)
     except (OSError, SafetensorError) as exc:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise StudentError(
             f"The model cannot be saved to {folder}: {reason}; nothing was left there. Free some "
             "space or choose another output folder, then run again."
         ) from exc
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

@@ -33,6 +33,7 @@ from loop.arms import LabelSet, fit_seeds, label_set_of, last_models, loop_label
 from loop.context import Context
 from loop.encoder import RECORD, load_classifier, load_tokenizer, save_model
 from loop.errors import StageError, StudentError
+from loop.files import remove_leftovers
 from loop.held_out import evaluation_items
 from loop.inference import predict
 from loop.measure import truth_of
@@ -127,7 +128,7 @@ def make_final_model(
     if not force and (record := _record(folder)).get("key") == key and _whole(folder, record):
         choice = _choice_in(record)
         return Made(folder, choice, (f"{folder} is up to date: {choice.name}, {choice.why}.",))
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     work = ctx.config.out / "models" / f"final-{label_set}"
     news: list[str] = []
     seeds = _seed_models(ctx, round_, labels, label_set, evaluated, work, news)
@@ -188,12 +189,6 @@ def _whole(folder: Path, record: dict[str, Any]) -> bool:
         except (OSError, SafetensorError):
             return False
     return True
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes half-written copies that a killed process left beside the folder."""
-    for left in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _key(label_set: str, dev: Sequence[str], keep_seeds: bool) -> str:

@@ -80,6 +80,12 @@ def texts_arguments(config: Config) -> dict[str, Any]:
         "gold_column": texts.gold_column,
         "split_column": texts.split_column,
         "hf_split": texts.hf_split,
+        "meta_columns": "plain",
+        "named": (
+            *config.annotator.columns,
+            *(config.annotator.prob_columns or ()),
+            *filter(None, [config.raters.ratings_column]),
+        ),
         "labels": config.label_names,
     }
 

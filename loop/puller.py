@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loop.context import Context
-from loop.errors import BusyError, LoopError
+from loop.errors import BusyError, foreign
 from loop.store import Round
 
 log = logging.getLogger(__name__)
@@ -92,11 +92,9 @@ class Puller:
                 self._failed(str(exc))
                 self._stopping.wait(self._debounce_s)
                 self._hinted.set()
-            except LoopError as exc:
-                self._failed(str(exc))
             except Exception as exc:  # the server must live on; the next poll tries again
-                log.exception("pulling failed")
-                self._failed(f"Pulling failed: {type(exc).__name__}.")
+                log.debug("pulling failed", exc_info=True)
+                self._failed(str(foreign(exc)))
             else:
                 self.failure = None
                 self.last_pull = datetime.now(UTC)

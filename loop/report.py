@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loop import report_plots
-from loop.report_json import write_whole
+from loop.files import write_whole
 from loop.report_view import (
     ARM_NAMES,
     ARMS,

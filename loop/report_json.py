@@ -1,16 +1,14 @@
-"""``rounds.json``: the report's view as JSON, and files that are written whole or not at all."""
+"""``rounds.json``: the report's view as JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loop.errors import LoopError
+from loop.files import write_whole
 from loop.report_view import METRICS, LlmLabels, Metric, ReportView, verdict
 
 
@@ -105,22 +103,6 @@ def write_rounds(view: ReportView, path: Path) -> None:
     write_whole(
         path, json.dumps(rounds_json(view), indent=2, ensure_ascii=False, default=str) + "\n"
     )
-
-
-def write_whole(path: Path, content: str) -> None:
-    """All or nothing: a reader never sees half a report."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(content, encoding="utf-8", errors="replace")
-        partial.replace(path)
-    except OSError as exc:
-        with contextlib.suppress(OSError):  # a disk that cannot be written refuses this as well
-            partial.unlink(missing_ok=True)
-        raise LoopError(
-            f"{path} cannot be written: {exc.strerror or exc}. Mend that, or name another folder"
-            " where the command takes --out."
-        ) from exc
 
 
 def _plain(found: Any) -> Any:

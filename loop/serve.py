@@ -7,9 +7,11 @@ with the writer's lock held. That thread also looks by itself now and then.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
+import logging
 import secrets
 import socket
 import threading
@@ -19,21 +21,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
 
 from loop.current_student import CurrentStudent
-from loop.errors import LoopError
+from loop.errors import LoopError, foreign
+from loop.serve_limits import (
+    MAX_HEAD_BYTES,
+    QUIET_S,
+    LimitedProtocol,
+    is_own_host,
+    seldom_logged,
+)
 from loop.serve_tokens import TOKEN_HEADER, Tokens
 
 MAX_HINT_BYTES = 64 * 1024  # our webhooks carry no payload
 MAX_PREDICT_BYTES = 16 * 2**20
 MAX_TASKS = 10_000
 MAX_LOGIN_BYTES = 4096
+BODY_S = 30.0  # in which a body must have come
+END_S = 5  # that requests get to end in, when the server is stopped
 REFRESH_S = 15
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Served:
         progress: all that the page shows.
         result: a label as Label Studio's answer; empty in blind campaigns, where nobody shall see
             what the student thinks.
+        hosts: names under which the server is reached, besides localhost and numbers.
     """
 
     tokens: Tokens
@@ -56,6 +71,7 @@ class Served:
     student: CurrentStudent
     progress: Callable[[], Mapping[str, Any]]
     result: Callable[[str], list[dict[str, Any]]]
+    hosts: frozenset[str] = frozenset()
 
 
 class _RefusedError(Exception):
@@ -70,15 +86,21 @@ def _same(given: str, wanted: str) -> bool:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, never more of it than the limit."""
+    """The body, never more of it than the limit, and never waited for without end."""
     stated = request.headers.get("content-length", "0")
-    if not stated.isdecimal() or int(stated) > limit:
+    if not stated.isdecimal() or len(stated) > 12 or int(stated) > limit:
         raise _RefusedError(413, f"more than {limit} bytes")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise _RefusedError(413, f"more than {limit} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _RefusedError(413, f"more than {limit} bytes")
+    except TimeoutError:
+        raise _RefusedError(408, f"the body did not come within {BODY_S:.0f} s") from None
+    except ClientDisconnect:
+        raise _RefusedError(400, "the body broke off") from None
     return bytes(body)
 
 
@@ -134,7 +156,8 @@ def make_app(served: Served) -> FastAPI:
 
     @app.exception_handler(_RefusedError)
     async def refused(_request: Request, exc: _RefusedError) -> JSONResponse:
-        return JSONResponse({"detail": exc.reason}, exc.status)
+        end = {"Connection": "close"} if exc.status in (408, 413) else None
+        return JSONResponse({"detail": exc.reason}, exc.status, end)
 
     @app.exception_handler(LoopError)
     async def failed(_request: Request, exc: LoopError) -> JSONResponse:
@@ -146,7 +169,17 @@ def make_app(served: Served) -> FastAPI:
     ) -> Response:
         nonce = secrets.token_urlsafe(16)
         request.state.nonce = nonce
-        response = await call_next(request)
+        response: Response
+        try:
+            if is_own_host(request.headers.get("host", ""), served.hosts):
+                response = await call_next(request)
+            else:
+                detail = "this server does not go by that name; give it as --public-url"
+                response = JSONResponse({"detail": detail}, 421)
+        except Exception as exc:  # the server must live on
+            log.error("%s", foreign(exc))
+            log.debug("a request failed", exc_info=True)
+            response = JSONResponse({"detail": "goldloop failed; its terminal says why"}, 500)
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self';"
             " base-uri 'none'; frame-ancestors 'none'"
@@ -280,6 +313,12 @@ def listen(host: str, port: int, last: int | None) -> socket.socket:
     )
 
 
+def own_hosts(host: str, public_url: str | None) -> frozenset[str]:
+    """Names under which a server is reached that listens at ``host``."""
+    names = {host, urlsplit(public_url or "").hostname or "", socket.gethostname()}
+    return frozenset(name.lower() for name in names if name)
+
+
 def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serves until interrupted.
 
@@ -288,7 +327,19 @@ def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None
     """
     import uvicorn
 
-    settings = uvicorn.Config(app, access_log=False, log_level="warning", server_header=False)
+    settings = uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=QUIET_S,
+        timeout_graceful_shutdown=END_S,
+        access_log=False,
+        log_config=None,  # warnings and errors go to stderr, as Python does it by itself
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+    )
     server = uvicorn.Server(settings)
 
     def when_ready() -> None:
@@ -298,4 +349,5 @@ def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None
             on_ready()
 
     threading.Thread(target=when_ready, name="ready", daemon=True).start()
-    server.run(sockets=[listener])
+    with seldom_logged(__name__, "uvicorn.error", "asyncio"):
+        server.run(sockets=[listener])

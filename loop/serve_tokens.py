@@ -10,7 +10,6 @@ import base64
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 
 from loop.config import Config
 from loop.errors import StoreError
+from loop.files import write_whole
 from loop.store import Store
 
 TOKEN_HEADER = "X-Goldloop-Token"  # noqa: S105 - the name of a header
@@ -93,11 +93,5 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def save_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Writes the file whole, for its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{os.getpid()}.part")
-    half.unlink(missing_ok=True)
-    handle = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(state, file)
-    half.replace(path)
+    write_whole(path, json.dumps(state))
     return state

@@ -18,11 +18,11 @@ import numpy as np
 from loop.context import Context
 from loop.embeddings import embeddings
 from loop.errors import StageError
+from loop.files import write_whole
 from loop.frozen import FrozenStudent
 from loop.held_out import evaluation_items
 from loop.measure import Truth, truth_of
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
-from loop.report_json import write_whole
 from loop.store import Item, Round
 from loop.votes import read_votes, widened
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loop.addresses import without_secrets
 from loop.agreement import told
 from loop.config import Config
 from loop.money import account
@@ -83,7 +84,8 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         notes=campaign_notes(config, store, rows, last),
         provenance={
             "versions": last.versions if last else {},
-            "config": last.config if last else config.model_dump(mode="json"),
+            # Rounds of older versions may hold addresses with passwords.
+            "config": without_secrets(last.config if last else config.model_dump(mode="json")),
         },
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "strategies": {"strategies"},
-    "connectors": {"connectors", "loop.ports", "loop.errors", "loop.items"},
+    "connectors": {"connectors", "loop.ports", "loop.errors", "loop.files", "loop.items"},
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -418,3 +420,100 @@ def test_a_folder_that_is_no_data_set_is_not_overwritten(tmp_path: Path) -> None
     with pytest.raises(DataError, match="is a folder"):
         write_labels(RECORDS, tmp_path / "mine", format="csv")
     assert (tmp_path / "mine" / "precious").exists()
+
+
+# what is large, or wrong all over
+
+
+def test_a_wrong_gold_column_gives_five_examples(tmp_path: Path) -> None:
+    n = 16_000
+    source = put(tmp_path, "text,gold\n" + "".join(f"text {i},label {i}\n" for i in range(n)))
+    started = time.monotonic()
+    found = find_problems(source, gold_column="gold", labels=LABELS)
+    assert time.monotonic() - started < 20  # each label looked through all rows before
+    assert len(found) == 6
+    assert [p.kind for p in found] == ["unknown_label"] * 6
+    assert "15,995 more unknown labels" in found[-1].message
+    assert "set texts.gold_column" in found[-1].message
+    texts = find_problems(source, gold_column="text", labels=LABELS)
+    assert sum(len(p.message) for p in texts) < 4000
+
+
+def test_no_problem_grows_with_the_file(tmp_path: Path) -> None:
+    rows = "".join(f",\n{'x' * 500} {i},{'long label ' * 50}{i}\n" for i in range(3000))
+    columns = ",".join(f"column number {i}" for i in range(3000))
+    sources = [
+        put(tmp_path, "text,gold\n" + rows, "a.csv"),
+        put(tmp_path, columns + "\n" + ",".join("0" * 3000) + "\n", "b.csv"),
+        put(tmp_path, "text,gold\n" + "same,a\nsame,b\n" + "a,b,c\n" * 3000, "c.csv"),
+        put(tmp_path, "{\n" * 3000, "d.jsonl"),
+    ]
+    for source in sources:
+        found = find_problems(source, gold_column="gold", labels=LABELS)
+        assert found
+        assert sum(len(p.message) for p in found) < 4000
+        assert max(len(p.rows) for p in found) <= 20
+
+
+MEASURE = """
+import resource, sys
+from connectors.texts import load_texts, find_problems
+load_texts(sys.argv[1], gold_column="gold")
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[3] == "check":
+    assert not find_problems(sys.argv[2], gold_column="gold", meta_columns=None)
+else:
+    assert len(load_texts(sys.argv[2], gold_column="gold", meta_columns="plain")) == 40_000
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
+"""
+
+
+@pytest.mark.parametrize("job", ["check", "import"])
+def test_columns_that_nobody_needs_cost_no_memory(tmp_path: Path, job: str) -> None:
+    """40,000 short texts beside 640 MB of vectors and bytes in one Parquet file."""
+    n = 40_000
+    schema = pa.schema(
+        [("text", pa.string()), ("gold", pa.string()), ("v", pa.list_(pa.float32())),
+         ("blob", pa.binary()), ("m", pa.int64())]
+    )  # fmt: skip
+    big, small = tmp_path / "big.parquet", tmp_path / "small.parquet"
+    with pq.ParquetWriter(big, schema, compression="zstd", use_dictionary=False) as writer:
+        for start in range(0, n, 4000):
+            rows = range(start, start + 4000)
+            vector = pa.array([[0.5] * 2000] * 4000, pa.list_(pa.float32()))
+            columns = [
+                pa.array([f"text number {i}" for i in rows]),
+                pa.array([["no", "yes"][i % 2] for i in rows]),
+                vector,
+                pa.array([b"\0" * 8000] * 4000, pa.binary()),
+                pa.array(rows, pa.int64()),
+            ]
+            writer.write_table(pa.table(columns, schema=schema))
+    pq.write_table(pa.table({"text": ["a", "b"], "gold": ["no", "yes"]}), small)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, small, big, job],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert int(done.stdout) < 120  # MB
+
+
+def test_named_columns_are_kept_whatever_they_hold(tmp_path: Path) -> None:
+    table = {"text": ["a", "b"], "r": [["x"], []], "v": [[0.5], [0.25]], "n": [1, 2]}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    lines = [json.dumps({k: v[i] for k, v in table.items()}) for i in range(2)]
+    for source in (str(tmp_path / "t.parquet"), put(tmp_path, "\n".join(lines), "t.jsonl")):
+        rows = load_texts(source, meta_columns="plain", named=["r", "absent"])
+        assert [row.meta for row in rows] == [{"r": ["x"], "n": 1}, {"r": [], "n": 2}]
+
+
+def test_a_parquet_file_that_breaks_in_the_middle_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    texts = [f"text number {i} {i * 7919}" for i in range(60_000)]
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", row_group_size=20_000)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = b"\xff" * 2000
+    path.write_bytes(data)
+    found = problems(str(path))
+    assert "unreadable" in found
+    assert "empty_file" not in found

@@ -1,0 +1,260 @@
+"""Whatever goes wrong is one sentence that says what to do; tracebacks are for --debug alone."""
+
+import builtins
+import errno
+import importlib
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy.exc
+
+from loop import cli
+from loop.errors import LoopError, Stopped, UnforeseenError, foreign
+from loop.store import Store
+from tests.loop.test_cli import goldloop, good_rows, write_campaign, write_texts
+
+ROOT = Path(__file__).parents[2]
+
+# Modules whose every public exception must be known: what goldloop calls at work.
+MODULES = (
+    "sqlalchemy.exc",
+    "sqlite3",
+    "psycopg",
+    "httpx",
+    "httpcore",
+    "pyarrow",
+    "csv",
+    "zlib",
+    "zipfile",
+    "tarfile",
+    "subprocess",
+    "socket",
+    "ssl",
+    "urllib.error",
+    "http.client",
+    "safetensors",
+    "label_studio_sdk.core.api_error",
+    "huggingface_hub.errors",
+)
+# Raised for wrong calls of the library, not by the world outside.
+FAULTS = {"zipfile.LargeZipFile", "sqlite3.Warning", "psycopg.Warning", "psycopg.Rollback"}
+
+
+def made(cls):
+    """An instance, without its constructor's demands."""
+    exc = cls.__new__(cls)
+    if isinstance(exc, sqlalchemy.exc.StatementError):
+        sqlalchemy.exc.StatementError.__init__(exc, "message", "select", {}, sqlite3.Error("said"))
+    exc.args = ("what the library says",)
+    return exc
+
+
+def exceptions():
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for attribute, cls in sorted(vars(module).items()):
+            if not (isinstance(cls, type) and issubclass(cls, Exception)) or attribute[0] == "_":
+                continue
+            if issubclass(cls, Warning) or f"{name}.{attribute}" in FAULTS:
+                continue
+            if name == "huggingface_hub.errors" and not issubclass(cls, OSError):
+                continue  # wrong calls
+            if cls.__module__ == "builtins" and not issubclass(cls, OSError | MemoryError):
+                continue
+            yield f"{name}.{attribute}", cls
+    for attribute, cls in sorted(vars(builtins).items()):
+        if isinstance(cls, type) and issubclass(
+            cls, OSError | MemoryError | RecursionError | OverflowError | UnicodeError | ImportError
+        ):
+            yield f"builtins.{attribute}", cls
+
+
+def is_sentence(text):
+    assert text[0].isupper() or text.startswith("goldloop"), text
+    assert text.endswith("."), text
+    assert "\n" not in text
+    return True
+
+
+def test_every_exception_of_a_library_is_known():
+    told = {name: foreign(made(cls)) for name, cls in exceptions()}
+    assert len(told) > 150
+    assert [name for name, error in told.items() if isinstance(error, UnforeseenError)] == []
+    assert all(isinstance(error, LoopError) and is_sentence(str(error)) for error in told.values())
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("ENOSPC", "no room left"),
+        ("EDQUOT", "no room left"),
+        ("EACCES", "may not read or write"),
+        ("EROFS", "only be read"),
+        ("EMFILE", "ulimit -n"),
+        ("ENOMEM", "too little memory"),
+        ("EPIPE", "has ended"),
+        ("ENOENT", "is not there"),
+        ("ECONNREFUSED", "cannot be reached"),
+        ("EIO", "Input/output error"),
+    ],
+)
+def test_the_system_says_what_is_the_matter(number, expected):
+    code = getattr(errno, number)
+    told = str(foreign(OSError(code, os.strerror(code), "/a/file")))
+    assert expected in told
+    assert is_sentence(told)
+
+
+def test_memory_is_known_by_what_is_said_where_no_class_tells():
+    assert "memory" in str(foreign(RuntimeError("[enforce fail] can't allocate memory: 1 GB")))
+
+
+def test_parameters_of_sql_stay_out_of_every_message(store_url):
+    store = Store(store_url)
+    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught, store.transaction() as session:
+        session.connection().execute(
+            sqlalchemy.text("insert into item (id) values (:a)"), {"a": "a text that is private"}
+        )
+    store.close()
+    assert "parameters hidden" in str(caught.value)
+    assert "private" not in str(foreign(caught.value))
+
+
+# through the command line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_debug", False)
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    return lambda *args: goldloop(monkeypatch, capsys, *args)
+
+
+RAISED = {
+    "sqlalchemy": sqlalchemy.exc.OperationalError(
+        "insert", {"a": "PRIVATE"}, sqlite3.OperationalError("database or disk is full")
+    ),
+    "no room": OSError(errno.ENOSPC, "No space left on device"),
+    "pipe": BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "memory": MemoryError(),
+    "recursion": RecursionError("maximum recursion depth exceeded"),
+    "overflow": OverflowError("Python int too large to convert to C long"),
+    "value": ValueError("shapes (3,) and (4,)"),
+    "key": KeyError("x"),
+    "exit in a library": EOFError(),
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+def test_nothing_reaches_the_user_as_a_traceback(run, monkeypatch, name):
+    def fail(*_args, **_options):
+        raise RAISED[name]
+
+    monkeypatch.setattr("loop.status.campaign_status", fail)
+    code, out, err = run("status")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("Error: ")
+    assert "Traceback" not in err
+    assert "PRIVATE" not in err
+    with pytest.raises(LoopError) as caught:
+        run("--debug", "status")
+    assert caught.value.__cause__ is RAISED[name]
+
+
+def test_what_nobody_foresaw_asks_for_a_report(run, monkeypatch):
+    def fail(*_args, **_options):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("loop.status.campaign_status", fail)
+    code, _, err = run("status")
+    assert code == 1
+    assert re.fullmatch(
+        r"Error: goldloop met .*ZeroDivisionError: division by zero.*report.*--debug.*\n", err
+    )
+
+
+def test_usage_errors_keep_their_code_and_their_words(run):
+    code, _, err = run("status", "--fiel", "x")
+    assert code == 2
+    assert "No such option" in err
+    code, _, err = run("plateau", "--metric", "f2")
+    assert code == 2
+    assert "'f2' is neither of" in err
+    assert run()[0] == 2
+    assert run("--version")[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    monkeypatch.setattr(signal, "getsignal", lambda _number: before)  # whatever started the tests
+
+    def stopped(*_args, **_options):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr("loop.status.campaign_status", stopped)
+    code, out, err = run("status")
+    assert (code, out) == (128 + number, "")
+    assert err == "Stopped. Run the same command again to go on.\n"
+    with pytest.raises(Stopped):
+        run("--debug", "status")
+
+
+def shell(command, folder):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "GOLDLOOP": f"{sys.executable} -m loop.cli",
+    }
+    return subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("$GOLDLOOP status >/dev/full", "no room left"),
+        ("{ sleep 3; $GOLDLOOP status; } | true", "has ended"),
+    ],
+)
+def test_streams_that_take_nothing_more(tmp_path, command, expected):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    done = shell(command, tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    (tmp_path / "wait.py").write_text(
+        "import signal, sys, time, loop.cli, loop.status\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def wait(*a, **k):\n    print('now', flush=True)\n    time.sleep(60)\n"
+        "loop.status.campaign_status = wait\n"
+        "sys.argv = ['goldloop', 'status']\nloop.cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "wait.py"], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == "Stopped. Run the same command again to go on.\n"
