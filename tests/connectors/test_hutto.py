@@ -109,6 +109,7 @@ def test_oversized_members_and_archives_are_refused(
         (tar_of({"other": b""}), "no plain file"),
         (tar_of({INNER: tar_of({})})[:200], "not a readable archive"),
     ],
+    ids=["empty", "no gzip", "no tar", "no archive within", "other file", "cut short"],
 )
 def test_broken_archives_give_one_sentence(tmp_path: Path, data: bytes, says: str) -> None:
     path = tmp_path / "x.tar.gz"
