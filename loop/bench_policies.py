@@ -26,6 +26,8 @@ class Policy:
         signals: fused by rank; those that the data cannot give are left out.
         learn_weights: whether later rounds weigh the signals by what they found before.
         audit_frac: share of every batch that is drawn at random, inside the budget.
+        spread_audit: whether that share is spread over the texts.
+        guard: whether a batch is all drawn at random where the last one's suspects were no better.
         repair: what becomes of the items that no human saw.
         same_text: cosine from which two texts of a batch count as the same.
         min_class_frac: share of the suspects that every predicted class gets at least.
@@ -38,6 +40,8 @@ class Policy:
     signals: tuple[str, ...] = ()
     learn_weights: bool = False
     audit_frac: float = 0.0
+    spread_audit: bool = False
+    guard: bool = False
     repair: Mode = "keep"
     same_text: float | None = None
     min_class_frac: float = 0.0
@@ -74,7 +78,7 @@ def predictor_ranker(method: Literal["logistic", "ridge"]) -> Ranker:
 
 
 FUSED = ("entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement")
-DEFAULT = Policy(("entropy",), audit_frac=0.5, repair="soft")
+DEFAULT = Policy(("learned_error",), audit_frac=0.5, spread_audit=True, guard=True, repair="soft")
 
 POLICIES: dict[str, Policy] = {
     "goldloop": DEFAULT,
@@ -82,14 +86,17 @@ POLICIES: dict[str, Policy] = {
     "goldloop-calibrated": replace(DEFAULT, signals=("entropy_calibrated",)),
     "goldloop-fusion": replace(DEFAULT, signals=FUSED),
     "goldloop-learned-weights": replace(DEFAULT, signals=FUSED, learn_weights=True),
-    "goldloop-learned": replace(DEFAULT, signals=("learned_error",)),
+    "goldloop-entropy": replace(DEFAULT, signals=("entropy",)),
+    "goldloop-uniform": replace(DEFAULT, spread_audit=False),
+    "goldloop-no-guard": replace(DEFAULT, guard=False),
+    "goldloop-before": Policy(("entropy",), audit_frac=0.5, repair="soft"),
     "goldloop-benefit": replace(DEFAULT, signals=("expected_benefit",)),
     "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
     "goldloop-spread": replace(DEFAULT, same_text=0.9),
     "goldloop-relabel": replace(DEFAULT, repair="relabel"),
     "goldloop-weight": replace(DEFAULT, repair="weight"),
     "goldloop-drop": replace(DEFAULT, repair="drop"),
-    "entropy-repair": replace(DEFAULT, audit_frac=0.0),
+    "entropy-repair": Policy(("entropy",), repair="soft"),
     "repair-only": Policy(("random",), repair="soft"),
     "learned-repair": Policy(("learned_error",), audit_frac=0.2, repair="soft"),
     "learned": Policy(("learned_error",)),

@@ -11,9 +11,11 @@ import numpy as np
 from loop.bench_policies import Policy
 from loop.bench_sets import BenchData
 from loop.ports import FloatArray, IntArray
+from loop.quality import suspect_metrics
 
 if TYPE_CHECKING:
     from strategies.pool import Pool
+    from strategies.select import Batch
 
 OOF_SEEDS = 2  # students that judge the pool; the final student has its own number of seeds
 
@@ -71,16 +73,24 @@ def replay(
     pi = np.ones(n)
     seen: list[tuple[dict[str, FloatArray], IntArray]] = []
     order: list[IntArray] = []
-    rounds = min(rounds, budget)
+    rounds, cover = min(rounds, budget), False
     for number in range(rounds):
         size = budget * (number + 1) // rounds - budget * number // rounds
         rng = np.random.default_rng([*seed, number])
         pool = _pool(data, gold, pi, policy, shared, rng)
         candidates = np.flatnonzero(gold < 0)
-        rows, chance, signals = _choose(data, pool, policy, candidates, size, seen, shared, rng)
+        batch, suspicion, signals = _choose(
+            data, pool, policy, candidates, size, seen, shared, rng, cover=cover
+        )
+        rows = batch.rows
         seen.append(({name: values[rows] for name, values in signals.items()}, rows))
-        gold[rows], pi[rows] = data.gold[rows], chance
+        gold[rows], pi[rows] = data.gold[rows], batch.inclusion_prob
         order.append(rows)
+        if policy.guard:
+            wrong = data.gold[rows] != data.y_llm[rows]
+            cover = (
+                suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])["next"] == "coverage"
+            )
     rng = np.random.default_rng([*seed, rounds])
     kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
     if policy.only_gold:
@@ -148,17 +158,21 @@ def _choose(
     seen: Sequence[tuple[dict[str, FloatArray], IntArray]],
     shared: Shared,
     rng: np.random.Generator,
-) -> tuple[IntArray, FloatArray, dict[str, FloatArray]]:
-    """Rows to buy, the probability that each had, and the signals of all items."""
+    *,
+    cover: bool,
+) -> tuple[Batch, FloatArray, dict[str, FloatArray]]:
+    """What to buy, and the suspicion and the signals of all items."""
     from strategies import STRATEGIES
+    from strategies.components import SPREAD_OVER, leading_components
     from strategies.fuse import fuse_ranks, learn_weights
-    from strategies.select import select_batch
+    from strategies.select import Batch, select_batch
 
     if policy.ranker is not None:
         rows = np.asarray(policy.ranker(pool, candidates, size, rng), dtype=np.int64)
         if len(np.unique(rows)) != size or not np.isin(rows, candidates).all():
             raise ValueError(f"a ranker must return {size} distinct candidates, not {rows}")
-        return rows, np.ones(size), {}
+        batch = Batch(rows, np.full(size, "suspect"), np.ones(size), np.zeros(size))
+        return batch, np.zeros(pool.n), {}
     first = not (pool.gold >= 0).any()
     signals: dict[str, FloatArray] = {}
     for name in usable(policy.signals, data):
@@ -176,6 +190,7 @@ def _choose(
         chance = None if pool.inclusion_prob is None else pool.inclusion_prob[bought]
         weights = learn_weights(past, wrong, chance)
     suspicion = fuse_ranks(signals, weights)
+    about = leading_components(data.embeddings, SPREAD_OVER) if policy.spread_audit else None
     batch = select_batch(
         suspicion,
         candidates,
@@ -186,8 +201,10 @@ def _choose(
         min_class_frac=policy.min_class_frac,
         embeddings=pool.embeddings,
         same_text=policy.same_text,
+        about=about,
+        cover=cover,
     )
-    return batch.rows, batch.inclusion_prob, signals
+    return batch, suspicion, signals
 
 
 def usable(signals: Iterable[str], data: BenchData) -> tuple[str, ...]:

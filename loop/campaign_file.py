@@ -54,9 +54,10 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
 # label = "…"
 
 [strategy]
-# entropy, entropy_calibrated, margin, flip_rate, vote_entropy, knn_disagreement,
-# student_disagreement, random, …: ranks are fused; learned_error learns from gold so far
-signals = ["entropy"]         # with repair = "keep", learned_error finds more errors
+# learned_error: all that speaks against the label in use, and what gold so far has taught;
+# label_doubt, votes_against, knn_disagreement, student_disagreement: one of these each;
+# entropy, margin, flip_rate, vote_entropy, random, …: several are fused by rank
+signals = ["learned_error"]
 repair = "soft"               # or keep, weight, drop, relabel, for texts that no human saw
 
 [budget]
@@ -68,6 +69,7 @@ labels = 300                  # texts that may be sent to people
 rounds = 3
 batch_size = 100              # texts per round
 audit_frac = 0.5              # share drawn at random: keeps estimates honest, teaches repair best
+# audit = "spread"            # spread over all kinds of texts; "uniform" is a plain random sample
 # stop_below = 0.05           # stop once at most this share of the labels is still wrong, surely
 # seed = 0
 

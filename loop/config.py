@@ -212,7 +212,7 @@ class Prompt(Section):
 class Strategy(Section):
     """How suspicion is scored, and what is done about items that no human saw."""
 
-    signals: tuple[str, ...] = ("entropy",)
+    signals: tuple[str, ...] = ("learned_error",)
     repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "soft"
 
     @field_validator("signals")
@@ -244,6 +244,7 @@ class Rounds(Section):
     rounds: int = Field(3, ge=1)
     batch_size: int = Field(100, ge=1)
     audit_frac: Fraction = 0.5
+    audit: Literal["spread", "uniform"] = "spread"
     stop_below: float | None = Field(None, gt=0.0, lt=1.0)
     seed: int = Field(0, ge=0)
 

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from loop.config import Config
 from loop.ports import FloatArray, IntArray
 from loop.store import Round
-from strategies.estimate import TooFewRandomError, label_quality
+from strategies.estimate import TooFewRandomError, label_quality, rate_ratio
 from strategies.fuse import weighted_auroc
 from strategies.learned import class_posterior
 from strategies.pool import Pool
 
 BINS = 5
 BOOTSTRAP = 500
+MIN_COMPARED = 3
+"""Suspects, and random texts, that the next batch is decided by; a random batch does no harm."""
 STOP_RISK = 0.05
 """Chance of stopping too early that is shared out among all planned rounds."""
 
@@ -151,8 +153,81 @@ def _auroc(
     return {"auroc": {"value": value, "low": float(low), "high": float(high)}}
 
 
+def suspect_metrics(
+    reason: Sequence[str], wrong: NDArray[np.bool_], suspicion: FloatArray
+) -> dict[str, Any]:
+    """Whether a round's suspects were wrong more often than its random texts, as JSON.
+
+    A round without suspects, all of whose texts were drawn at random, compares the quarter of them
+    that it held most suspect with the others.
+
+    Args:
+        reason: (b,) why each text was sent: suspect, audit or coverage.
+        wrong: (b,) whether people found the label in use wrong.
+        suspicion: (b,) as of when the batch was chosen.
+
+    Returns:
+        ``suspects`` and ``random``, each ``wrong`` of ``n``; ``tried``, whether suspects were sent;
+        ``ratio`` of the two shares with a 95 % interval, None where either group has fewer than
+        ``MIN_COMPARED`` texts or no label was wrong; ``next``: ``coverage`` where the suspects were
+        not wrong more often, so that the next round's whole batch is drawn at random, else
+        ``suspects``.
+    """
+    suspect = np.array([r == "suspect" for r in reason], dtype=bool)
+    others = np.array([r in ("audit", "coverage") for r in reason], dtype=bool)
+    tried = bool(suspect.any())
+    if not tried:
+        rows = np.flatnonzero(others)
+        suspect[rows[np.argsort(-suspicion[rows], kind="stable")[: len(rows) // 4]]] = True
+        others &= ~suspect
+    counts = [(int(wrong[group].sum()), int(group.sum())) for group in (suspect, others)]
+    out: dict[str, Any] = {
+        name: {"wrong": w, "n": n}
+        for name, (w, n) in zip(("suspects", "random"), counts, strict=True)
+    }
+    out |= {"tried": tried, "ratio": None, "next": "suspects"}
+    if min(n for _, n in counts) < MIN_COMPARED or not any(w for w, _ in counts):
+        return out
+    ratio = rate_ratio(*counts[0], *counts[1])
+    more = counts[0][0] * counts[1][1] > counts[1][0] * counts[0][1]
+    return out | {"ratio": asdict(ratio), "next": "suspects" if more else "coverage"}
+
+
+def covers_next(rounds: Sequence[Round]) -> bool:
+    """Whether the newest measured round found that suspects are not worth asking about."""
+    measured = [r for r in rounds if r.metrics]
+    newest = measured[-1].metrics.get("suspects") if measured else None
+    return (newest or {}).get("next") == "coverage"
+
+
+def suspect_line(found: Mapping[str, Any]) -> str | None:
+    """What ``suspect_metrics`` say, and what follows from it, in a sentence or two."""
+    ratio = found.get("ratio")
+    if not ratio:
+        return None
+    shares = [
+        f"{100 * found[g]['wrong'] / found[g]['n']:.0f} % of {found[g]['n']}"
+        for g in ("suspects", "random")
+    ]
+    named = ("texts sent as suspects", "drawn at random")
+    if not found["tried"]:
+        named = ("texts that goldloop held most suspect", "other texts, all drawn at random")
+    line = (
+        f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
+        f" {ratio['value']:.1f} times as often ({ratio['low']:.1f} to {ratio['high']:.1f})"
+    )
+    if found["next"] == "coverage":
+        return (
+            f"{line}. goldloop cannot tell here which labels are wrong, so the next round's whole"
+            " batch is drawn at random, spread over all kinds of texts"
+        )
+    if ratio["low"] <= 1.0:
+        return f"{line}. So small a batch may show this by chance; suspects are sent again"
+    return line
+
+
 def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What a round's ``label_quality`` and ``predictor`` say, in sentences."""
+    """What a round's ``label_quality``, ``predictor`` and ``suspects`` say, in sentences."""
     lines = []
     quality, foreseen = metrics.get("label_quality") or {}, metrics.get("predictor") or {}
     if "accuracy" in quality:
@@ -169,4 +244,6 @@ def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
             f" ({100 * auroc['low']:.1f} to {100 * auroc['high']:.1f}) by a predictor that had"
             f" learned from {foreseen['learned_from']} earlier labels of people"
         )
+    if line := suspect_line(metrics.get("suspects") or {}):
+        lines.append(line)
     return lines

@@ -34,7 +34,13 @@ METRICS = (
     "macro_f1_sd",
     "reliable_accuracy",
 )
-REASONS = {"suspect": "suspects", "audit": "random audit", "check": "checks", "overlap": "overlap"}
+REASONS = {
+    "suspect": "suspects",
+    "audit": "random audit",
+    "coverage": "drawn at random instead of suspects",
+    "check": "checks",
+    "overlap": "overlap",
+}
 MISSING = "–"
 NOT_COMPARABLE = "†"
 """Marks a round that is not to be compared with those before it."""

@@ -34,6 +34,7 @@ from loop.changes import (
     seeds_line,
 )
 from loop.context import Context
+from loop.embeddings import embeddings
 from loop.errors import DataError, StageError
 from loop.held_out import evaluation_items, held_out, unit_hash
 from loop.hidden_checks import draw_checks, known_checks, why_suspect, with_checks
@@ -41,7 +42,13 @@ from loop.intake import import_new_texts, import_texts
 from loop.measure import ONCE, measure_round
 from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
 from loop.ports import FloatArray, ReviewTask
-from loop.quality import predictor_metrics, quality_metrics, why_good_enough
+from loop.quality import (
+    covers_next,
+    predictor_metrics,
+    quality_metrics,
+    suspect_metrics,
+    why_good_enough,
+)
 from loop.store import (
     STAGES,
     Annotation,
@@ -58,6 +65,7 @@ from loop.store import (
 )
 from loop.variants import freeze_variants
 from strategies import STRATEGIES
+from strategies.components import SPREAD_OVER, leading_components
 from strategies.fuse import fuse_ranks
 from strategies.repair import repair
 from strategies.select import select_batch
@@ -286,12 +294,18 @@ def choose(ctx: Context, round_: Round) -> bool:
     n = min(size, len(candidates), texts_that_fit(ctx.config, ctx.store))
     if not n:
         raise StageError(f"Nothing can be sent: {why_nothing_to_buy(ctx.config, ctx.store)}.")
+    cover = not validates and covers_next(ctx.store.rounds(ctx.name))
+    about = None
+    if ctx.config.rounds.audit == "spread" and not validates:
+        about = leading_components(embeddings(ctx, ctx.store.items(ctx.name, "pool")), SPREAD_OVER)
     batch = select_batch(
         np.array([scores[item].suspicion for item in ids]),
         candidates,
         n,
         audit_frac=1.0 if validates else ctx.config.rounds.audit_frac,
         rng=np.random.default_rng([round_.seed, round_.number, 3]),
+        about=about,
+        cover=cover,
     )
     rows = [
         {
@@ -301,17 +315,19 @@ def choose(ctx: Context, round_: Round) -> bool:
             "rank": rank,
             "suspicion": scores[ids[row]].suspicion,
             "inclusion_prob": float(prob),
-            "audit_prob": float(batch.audit_prob),
+            "audit_prob": float(audit_prob),
         }
-        for rank, (row, reason, prob) in enumerate(
-            zip(batch.rows, batch.reason, batch.inclusion_prob, strict=True)
+        for rank, (row, reason, prob, audit_prob) in enumerate(
+            zip(batch.rows, batch.reason, batch.inclusion_prob, batch.audit_prob, strict=True)
         )
     ]
     checks = draw_checks(ctx, round_, n)
     with ctx.store.transaction() as session:
         insert_all(session, Review, rows)
         insert_all(session, HiddenCheck, checks)
-        return _advance(ctx, round_, "select", session, chosen=n, checks=len(checks))
+        return _advance(
+            ctx, round_, "select", session, chosen=n, checks=len(checks), coverage=cover
+        )
 
 
 def push(ctx: Context, round_: Round) -> bool:
@@ -553,6 +569,14 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
             np.array([scores[i.id].suspicion for i in before.items]),
         )
     }
+    sent = [
+        (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], scores[item.id].suspicion)
+        for i, item in enumerate(before.items)
+        if item.id in mine and gold[i] >= 0
+    ]
+    if sent:
+        reasons, wrong, suspicion = zip(*sent, strict=True)
+        found["suspects"] = suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
     if learns:
         found["predictor"] = predictor_metrics(
             before.pool,
@@ -607,6 +631,8 @@ def versions() -> dict[str, str]:
 def _why(review: Review, score_: Score) -> str:
     if review.reason == "audit":
         return "Drawn at random, to measure the LLM."
+    if review.reason == "coverage":
+        return "Drawn at random, to learn about all kinds of texts."
     return why_suspect(score_)
 
 

@@ -61,6 +61,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "good_enough": enough,
         "label_quality": measured[-1].metrics.get("label_quality") if measured else None,
         "predictor": measured[-1].metrics.get("predictor") if measured else None,
+        "suspects": measured[-1].metrics.get("suspects") if measured else None,
         "measured_round": measured[-1].number if measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from strategies.benefit import expected_benefit
-from strategies.consistency import flip_rate, jensen_shannon, vote_entropy
+from strategies.consistency import flip_rate, jensen_shannon, vote_entropy, votes_against
 from strategies.learned import learned_error
 from strategies.neighbours import knn_disagreement, knn_label_std, unsure_neighbours
 from strategies.pool import FloatArray, Pool
@@ -20,6 +20,7 @@ from strategies.uncertainty import (
     class_rarity,
     entropy,
     entropy_calibrated,
+    label_doubt,
     least_confidence,
     margin,
     off_label_mass,
@@ -34,11 +35,13 @@ Strategy = Callable[[Pool, np.random.Generator], FloatArray]
 STRATEGIES: dict[str, Strategy] = {
     "entropy": entropy,
     "entropy_calibrated": entropy_calibrated,
+    "label_doubt": label_doubt,
     "margin": margin,
     "least_confidence": least_confidence,
     "off_label_mass": off_label_mass,
     "class_rarity": class_rarity,
     "flip_rate": flip_rate,
+    "votes_against": votes_against,
     "vote_entropy": vote_entropy,
     "jensen_shannon": jensen_shannon,
     "knn_disagreement": knn_disagreement,
@@ -54,11 +57,13 @@ STRATEGIES: dict[str, Strategy] = {
 NEEDS: dict[str, frozenset[str]] = {
     "entropy": frozenset(),
     "entropy_calibrated": frozenset(),
+    "label_doubt": frozenset(),
     "margin": frozenset(),
     "least_confidence": frozenset(),
     "off_label_mass": frozenset({"off_label_mass"}),
     "class_rarity": frozenset(),
     "flip_rate": frozenset({"votes"}),
+    "votes_against": frozenset({"votes"}),
     "vote_entropy": frozenset({"votes"}),
     "jensen_shannon": frozenset({"votes"}),
     "knn_disagreement": frozenset({"embeddings"}),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.pool import FloatArray, IntArray, Pool, clip_unit
+from strategies.calibrate import batch_calibrate
+from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 
 
 def flip_rate(pool: Pool, rng: np.random.Generator) -> FloatArray:
@@ -29,6 +30,32 @@ def flip_rate(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """
     counts = _vote_counts(pool, "flip_rate")
     return clip_unit(1.0 - counts.max(axis=1) / counts.sum(axis=1))
+
+
+def votes_against(pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """Share of the calibrated votes for another class than the label in use.
+
+    ``flip_rate`` counts raw votes among themselves: prompts that all prefer one class never flip,
+    although calibration, which removes what they prefer, tells their answers apart.
+
+    Args:
+        pool: uses ``probs``, ``class_prior`` and ``y_llm``.
+        rng: unused; part of the contract.
+
+    Returns:
+        (n,) in [0, 1]; 0 where every vote is for the label.
+
+    Raises:
+        ValueError: the pool has one prompt variant only.
+    """
+    _check_variants(pool, "votes_against")
+    if not pool.n:
+        return np.zeros(0)
+    calibrated = batch_calibrate(pool.probs, pool.class_prior)
+    taken: BoolArray = np.asarray(np.isfinite(calibrated).all(axis=2))
+    said = np.where(taken[:, :, None], calibrated, 0.0).argmax(axis=2)
+    against = taken & (said != pool.y_llm[:, None])
+    return clip_unit(against.sum(axis=1) / taken.sum(axis=1))
 
 
 def vote_entropy(pool: Pool, rng: np.random.Generator) -> FloatArray:

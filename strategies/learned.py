@@ -10,14 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.calibrate import batch_calibrate, inverse_probability
-from strategies.consistency import flip_rate, jensen_shannon
+from strategies.consistency import flip_rate, jensen_shannon, votes_against
 from strategies.fuse import fuse_ranks, weighted_auroc
 from strategies.logistic import fit_logistic, logistic_probs
 from strategies.neighbours import disagreement, knn_disagreement, neighbour_evidence
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 from strategies.students import student_disagreement
 from strategies.threads import one_blas_thread
-from strategies.uncertainty import entropy, entropy_calibrated, margin, off_label_mass
+from strategies.uncertainty import (
+    entropy,
+    entropy_calibrated,
+    label_doubt,
+    margin,
+    off_label_mass,
+)
 
 PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
 BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
@@ -25,7 +31,7 @@ PSEUDO_GOLD = 2.0
 PENALTY = 4.0
 MAX_WEIGHT_RATIO = 10.0
 COMPONENTS = 16
-OPINION_PENALTY = 3.0
+OPINION_PENALTY = 3.0  # of a slope or bias off its assumed value, squared, in gold labels
 RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
 
 
@@ -172,12 +178,11 @@ def gold_free_signals(pool: Pool) -> dict[str, FloatArray]:
 
 
 def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
-    """Suspicion learned from the gold labels so far, on top of all signals that the pool allows.
+    """Suspicion that the label in use is wrong, from all signals and from the gold labels so far.
 
-    It is how much a gold label would help by ``class_posterior``: the mean of the
-    probability that the LLM's label is wrong and the probability that the likeliest class, which
-    repair would put in its place, is wrong too. While gold is scarce it leans on the fused ranks of
-    calibrated entropy, flips, neighbours and students: g gold labels count for g^2 / (g^2 + 50^2).
+    Without gold it is the fused ranks of what speaks against the label: its calibrated
+    probability, other votes, neighbours and out-of-fold students. With gold P(label wrong) by
+    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 50).
 
     Args:
         pool: uses everything it has; an item's own gold never enters its own score.
@@ -187,22 +192,22 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
         (n,) in [0, 1].
     """
     evidence = _blind_evidence(pool)
-    signals = {"entropy_calibrated": entropy_calibrated(pool, rng)}
+    signals = {"label_doubt": label_doubt(pool, rng)}
     if pool.probs.shape[1] > 1:
-        signals["flip_rate"] = flip_rate(pool, rng)
+        signals["votes_against"] = votes_against(pool, rng)
     if evidence is not None:
         signals["knn_disagreement"] = disagreement(evidence, pool.y_llm)
     if pool.p_student is not None:
         signals["student_disagreement"] = student_disagreement(pool, rng)
-    fused = fuse_ranks(signals)
+    against = fuse_ranks(signals)
     g = int((pool.gold >= 0).sum())
     if not g:
-        return fused
+        return against
     posterior = _posterior(pool, evidence, rng=rng)
-    wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
-    benefit = 0.5 * wrong + 0.5 * (1.0 - posterior.max(axis=1))
-    trust = g**2 / (g**2 + PRIOR_GOLD**2)
-    return clip_unit(trust * benefit + (1.0 - trust) * fused)
+    p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
+    # Values, not ranks: an item's own gold moves the others' P(wrong), and so its rank.
+    trust = g / (g + PRIOR_GOLD)
+    return clip_unit(trust * p_wrong + (1.0 - trust) * against)
 
 
 def class_posterior(

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from strategies.pool import FloatArray, IntArray
 
+MOST_COMPARED = 4000  # candidates that are compared with one another, or 20 for each item drawn
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -20,15 +22,15 @@ class Batch:
 
     Attributes:
         rows: (b,) positions in the pool.
-        reason: (b,) 'suspect' or 'audit'.
-        inclusion_prob: (b,) in (0, 1], probability of being in this batch for either reason.
-        audit_prob: probability of each candidate of being an audit item; 0 without an audit.
+        reason: (b,) 'suspect', 'audit' or 'coverage'.
+        inclusion_prob: (b,) in (0, 1], probability of being in this batch for any reason.
+        audit_prob: (b,) in [0, 1], probability of being an audit item; 0 without an audit.
     """
 
     rows: IntArray
     reason: NDArray[np.str_]
     inclusion_prob: FloatArray
-    audit_prob: float
+    audit_prob: FloatArray
 
 
 def select_batch(
@@ -42,13 +44,17 @@ def select_batch(
     min_class_frac: float = 0.0,
     embeddings: NDArray[np.float32] | None = None,
     same_text: float | None = None,
+    about: FloatArray | None = None,
+    cover: bool = False,
 ) -> Batch:
-    """Draws a uniform audit from the candidates, then takes the most suspect of the rest.
+    """Draws a random audit from the candidates, then takes the most suspect of the rest.
 
-    ``round(audit_frac * n)`` audit items (at least one where ``audit_frac`` > 0 and n > 1) come
-    first, so that whether an item is audited never depends on its suspicion. Class quotas and the
-    spread over near-identical texts only change the fixed order in which suspects are taken; the
-    inclusion probabilities follow from that order and stay exact.
+    ``round(audit_frac * n)`` items are audited (at least one where ``audit_frac`` > 0 and n > 1).
+    How many of them come from the top of the order, where the suspects are, is settled first, and
+    the audit is then drawn from the top and from the rest apart: so every probability is known
+    exactly, however the two draws are made. With ``about`` they are spread over the texts. Class
+    quotas and the spread over near-identical texts only change the fixed order in which suspects
+    are taken; the inclusion probabilities follow from that order and stay exact.
 
     Args:
         suspicion: (pool,) higher = more suspect. A strategy that draws random numbers makes the
@@ -63,6 +69,9 @@ def select_batch(
         embeddings: (pool, d), needed by ``same_text``.
         same_text: cosine from which two texts count as the same; of such texts only the most
             suspect is taken as long as others are left. An audit item may still resemble one.
+        about: (pool, c) what each text is about; the random items then lie far apart in this
+            space, see ``spread_sample``. None draws them independently of it.
+        cover: draws the whole batch at random: 'coverage' items in the place of suspects.
 
     Returns:
         The batch. Ties are in random order; without the two options the probability of tied items
@@ -74,11 +83,23 @@ def select_batch(
     """
     _check(suspicion, candidates, n, audit_frac)
     if n == 0:
-        return Batch(candidates[:0].astype(np.int64), np.zeros(0, "U7"), np.zeros(0), 0.0)
+        return Batch(candidates[:0].astype(np.int64), np.zeros(0, "U8"), np.zeros(0), np.zeros(0))
     total = len(candidates)
     n_audit = round(audit_frac * n)
     if audit_frac > 0 and n > 1:
         n_audit = max(n_audit, 1)
+
+    def draw(places: IntArray, size: int) -> IntArray:
+        """``size`` of the places, each equally likely."""
+        if about is None:
+            return rng.choice(places, size, replace=False)
+        return places[spread_sample(about[ranked[places]], size, rng)]
+
+    if cover:
+        ranked = candidates.astype(np.int64)
+        chosen = rng.permutation(draw(np.arange(total), n))
+        place, reason = _interleave(chosen[n_audit:], chosen[:n_audit], rng, "coverage")
+        return Batch(ranked[place], reason, np.full(n, n / total), np.full(n, n_audit / total))
     score = suspicion[candidates]
     order = np.lexsort((rng.random(total), -score))
     ranked, score = candidates[order].astype(np.int64), score[order]
@@ -94,43 +115,119 @@ def select_batch(
         )
         rest = np.setdiff1d(np.arange(total), front, assume_unique=True)
         ranked = ranked[np.concatenate([front, rest])]
-    pi = inclusion_by_rank(total, n_audit=n_audit, n_suspect=n - n_audit)
+    design = audit_design(total, n_audit=n_audit, n_suspect=n - n_audit)
+    pi, audit_prob = design.inclusion_prob, design.audit_prob
     if plain:
-        pi = _mean_over_ties(pi, score)
-    audit = rng.choice(total, n_audit, replace=False)
-    is_audit = np.zeros(total, dtype=bool)
-    is_audit[audit] = True
-    suspects = np.flatnonzero(~is_audit)[: n - n_audit]
-    place, reason = _interleave(suspects, audit, rng)
-    return Batch(ranked[place], reason, pi[place], n_audit / total)
+        pi, audit_prob = _mean_over_ties(pi, score), _mean_over_ties(audit_prob, score)
+    at_top = design.fewest + int(rng.random() < design.one_more)
+    top, below = np.split(np.arange(total), [n - n_audit + at_top])
+    audit = np.concatenate([draw(top, at_top), draw(below, n_audit - at_top)])
+    suspects = np.setdiff1d(top, audit, assume_unique=True)
+    place, reason = _interleave(suspects, rng.permutation(audit), rng, "suspect")
+    return Batch(ranked[place], reason, pi[place], audit_prob[place])
 
 
-def inclusion_by_rank(total: int, *, n_audit: int, n_suspect: int) -> FloatArray:
-    """Probability of being chosen, by place in the fixed order of suspicion.
+@dataclass(frozen=True)
+class AuditDesign:
+    """How an audit is shared out between the suspects' end of the order and the rest.
 
-    An item with r candidates ahead of it is audited with probability n_audit / total. Otherwise it
-    is taken if fewer than n_suspect of those r are left after the audit, that is if more than
-    r - n_suspect of them were audited, which is a hypergeometric count.
+    Attributes:
+        fewest: audit items from the top; the top is the suspects and these.
+        one_more: probability of one audit item more from the top, and so of a top larger by one.
+        inclusion_prob: (total,) by place in the order, of being audited or a suspect.
+        audit_prob: (total,) of being audited: equal at the top, and nearly so elsewhere.
+    """
+
+    fewest: int
+    one_more: float
+    inclusion_prob: FloatArray
+    audit_prob: FloatArray
+
+
+def audit_design(total: int, *, n_audit: int, n_suspect: int) -> AuditDesign:
+    """The audit of a batch whose suspects are the first of the order that are not audited.
+
+    The top of the order is audited with the probability n_audit / total like a uniform sample
+    would. As the number of its audit items is a whole one, it is one of two neighbouring numbers,
+    drawn so that this holds exactly. Given the number, either part is a sample of fixed size.
 
     Args:
         total: number of candidates.
-        n_audit: items drawn uniformly, without replacement, before the suspects.
+        n_audit: items drawn at random.
         n_suspect: items taken from the top of what is left.
 
     Returns:
-        (total,) in [0, 1], falling; sums to ``n_audit + n_suspect``.
+        The design. ``inclusion_prob`` sums to ``n_audit + n_suspect``, ``audit_prob`` to
+        ``n_audit``.
     """
-    from scipy.stats import hypergeom
+    share = n_audit / total
+    if not n_suspect:
+        return AuditDesign(0, 0.0, np.full(total, share), np.full(total, share))
+    fewest = n_audit * n_suspect // (total - n_audit)
+    top = n_suspect + fewest
+    few, many = fewest / top, (fewest + 1) / (top + 1)
+    one_more = (share - few) / (many - few) if top < total else 0.0
+    # Whatever lies below the top, with the smaller and with the larger one.
+    below = [
+        (n_audit - fewest - more) / (total - top - more) if total > top + more else 0.0
+        for more in (0, 1)
+    ]
+    audit = np.full(total, (1.0 - one_more) * below[0] + one_more * below[1])
+    audit[:top] = share
+    pi = audit.copy()
+    pi[:top] = 1.0
+    if top < total:  # the item that belongs to the larger top alone
+        audit[top] = (1.0 - one_more) * below[0] + one_more * many
+        pi[top] = (1.0 - one_more) * below[0] + one_more
+    return AuditDesign(fewest, one_more, pi, audit)
 
-    audited = n_audit / total
-    pi = np.full(total, audited)
-    pi[:n_suspect] = 1.0
-    # Beyond n_suspect + n_audit places no audit can make room.
-    r = np.arange(n_suspect, min(total, n_suspect + n_audit))
-    if len(r) and n_audit < total:
-        room = hypergeom.sf(r - n_suspect, total - 1, r, n_audit)
-        pi[r] = audited + (1.0 - audited) * room
-    return np.clip(pi, 0.0, 1.0)
+
+def spread_sample(about: FloatArray, n: int, rng: np.random.Generator) -> IntArray:
+    """Rows that lie far apart, each chosen with the probability n / len(about) exactly.
+
+    The local pivotal method: a random row that is still undecided and the nearest other one settle
+    which of them takes over the other's chance. Where one is chosen its neighbours are therefore
+    not. Of very many rows a plain random sample of ``MOST_COMPARED``, or 20 n, is compared.
+
+    Args:
+        about: (t, c) places of the rows.
+        n: at most t.
+        rng: source of all chance.
+
+    Returns:
+        (n,) distinct rows, in no order of meaning.
+    Source: Grafström, Lundström and Schelin 2012, Spatially balanced sampling through the pivotal
+        method, Biometrics 68 (LPM2).
+    """
+    rows: IntArray = np.arange(len(about))
+    most = max(MOST_COMPARED, 20 * n)
+    if len(rows) > most:
+        rows = np.sort(rng.choice(len(rows), most, replace=False))
+    full = len(rows)
+    # Chances in whole units of 1/full: no rounding error can leave a row half chosen.
+    chance = np.full(full, n, dtype=np.int64)
+    places = np.array(about[rows], dtype=np.float64)
+    undecided: IntArray = np.arange(full)
+    left = full if 0 < n < full else 0
+    while left > 1:
+        i = int(rng.integers(left))
+        distance = np.square(places[:left] - places[i]).sum(axis=1)
+        distance[i] = np.inf
+        j = int(distance.argmin())
+        a, b = undecided[i], undecided[j]
+        both = int(chance[a] + chance[b])
+        if both < full:
+            taker, giver = (a, b) if rng.integers(both) < chance[a] else (b, a)
+            chance[taker], chance[giver] = both, 0
+        else:
+            first = rng.integers(2 * full - both) < full - chance[b]
+            taker, giver = (a, b) if first else (b, a)
+            chance[taker], chance[giver] = full, both - full
+        for place in sorted((i, j), reverse=True):  # the last undecided row fills the gap
+            if chance[undecided[place]] in (0, full):
+                left -= 1
+                undecided[place], places[place] = undecided[left], places[left]
+    return np.asarray(rows[chance == full] if n else rows[:0], dtype=np.int64)
 
 
 def _mean_over_ties(pi: FloatArray, score: FloatArray) -> FloatArray:
@@ -141,17 +238,17 @@ def _mean_over_ties(pi: FloatArray, score: FloatArray) -> FloatArray:
 
 
 def _interleave(
-    suspects: IntArray, audit: IntArray, rng: np.random.Generator
+    others: IntArray, audit: IntArray, rng: np.random.Generator, why: str
 ) -> tuple[IntArray, NDArray[np.str_]]:
     """Places of both in one order, the audit items one per stretch of equal length."""
-    b, a = len(suspects) + len(audit), len(audit)
-    reason = np.full(b, "suspect", dtype="U7")
+    b, a = len(others) + len(audit), len(audit)
+    reason = np.full(b, why, dtype="U8")
     if a:
         edges = np.arange(a + 1) * b // a
         reason[edges[:-1] + rng.integers(np.diff(edges))] = "audit"
     place = np.empty(b, dtype=np.int64)
-    place[reason == "suspect"] = suspects
-    place[reason == "audit"] = rng.permutation(audit)
+    place[reason == why] = others
+    place[reason == "audit"] = audit
     return place, reason
 
 

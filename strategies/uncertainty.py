@@ -39,6 +39,26 @@ def entropy_calibrated(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return normalised_entropy(np.nanmean(calibrated, axis=1))
 
 
+def label_doubt(pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """Suspicion from the probability that the label in use has after batch calibration.
+
+    Unlike an entropy it never speaks of answers other than the label: where the raw answers all
+    favour one class and calibration gives the item another, it is that other one that is doubted.
+
+    Args:
+        pool: uses ``probs``, ``class_prior`` and ``y_llm``.
+        rng: unused; part of the contract.
+
+    Returns:
+        (n,) in [0, 1]: one minus that probability.
+    Source: Lewis and Gale 1994, of the label that is in use; Zhou et al. 2024 for the calibration.
+    """
+    if not pool.n:
+        return np.zeros(0)
+    calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
+    return clip_unit(1.0 - calibrated[np.arange(pool.n), pool.y_llm])
+
+
 def margin(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """Suspicion from the gap between the two likeliest classes.
 

@@ -54,7 +54,8 @@ ABLATIONS = (
     "learned-repair",
     "goldloop-calibrated",
     "goldloop-spread",
-    "goldloop-learned",
+    "goldloop-entropy",
+    "goldloop-uniform",
 )
 SINGLE = ("entropy", "entropy_calibrated", "knn_disagreement", "student_disagreement",
           "seed_disagreement", "learned", "off_label_mass")  # fmt: skip

@@ -75,6 +75,7 @@ EDITS = {
     "rounds.rounds": 3,
     "rounds.batch_size": 10,
     "rounds.audit_frac": 0.4,
+    "rounds.audit": "uniform",
     "rounds.stop_below": 0.001,
     "rounds.seed": 1,
     "student.encoder": "e",

@@ -5,9 +5,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from campaigns import make, texts
+from campaigns import LABELS, make, texts
 
-from loop.quality import predictor_metrics, quality_lines, quality_metrics, why_good_enough
+import loop.round as stages
+from loop.quality import (
+    covers_next,
+    predictor_metrics,
+    quality_lines,
+    quality_metrics,
+    suspect_metrics,
+    why_good_enough,
+)
 from loop.report_json import rounds_json
 from loop.round import open_campaign, run_round, why_finished
 from loop.status import campaign_status, status_lines
@@ -186,3 +194,99 @@ def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teach
     assert all(labels[i].source == "gold" for i in audits - out)
     # What measures has not even reached the posterior of its own text.
     assert all(labels[i].source != "gold" for i in out)
+
+
+def sent(suspects, wrong_suspects, others, wrong_others, reason="audit"):
+    """Why each text of a batch was sent and which labels were wrong; the suspects come first."""
+    why = ["suspect"] * suspects + [reason] * others
+    wrong = np.zeros(len(why), bool)
+    wrong[:wrong_suspects] = True
+    wrong[suspects : suspects + wrong_others] = True
+    return why, wrong, np.linspace(1, 0, len(why))
+
+
+@pytest.mark.parametrize(
+    ("batch", "next_", "told"),
+    [
+        ((30, 20, 30, 6), "suspects", "67 % of 30 texts sent as suspects"),
+        ((30, 9, 30, 8), "suspects", "may show this by chance"),
+        ((30, 4, 30, 12), "coverage", "0.4 times as often"),
+        ((30, 6, 30, 6), "coverage", "whole batch is drawn at random"),
+        ((30, 0, 30, 0), "suspects", None),
+        ((30, 2, 2, 2), "suspects", None),
+        ((30, 2, 0, 0), "suspects", None),
+    ],
+)
+def test_suspects_are_sent_again_only_where_they_were_wrong_more_often(batch, next_, told):
+    found = suspect_metrics(*sent(*batch))
+    assert found["next"] == next_
+    assert found["suspects"] == {"wrong": batch[1], "n": batch[0]}
+    lines = quality_lines({"suspects": found})
+    assert (told in lines[0]) if told else not lines
+    if told:
+        assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+
+
+def test_a_round_of_random_texts_says_whether_suspects_are_worth_another_try():
+    why, wrong, suspicion = sent(0, 0, 60, 12, reason="coverage")
+    found = suspect_metrics(why, wrong, suspicion)  # the wrong ones were the most suspect
+    assert not found["tried"]
+    assert found["suspects"] == {"wrong": 12, "n": 15}
+    assert found["next"] == "suspects"
+    assert "held most suspect" in quality_lines({"suspects": found})[0]
+    assert suspect_metrics(why, wrong, -suspicion)["next"] == "coverage"
+
+
+def test_the_newest_measured_round_decides():
+    rounds = [
+        SimpleNamespace(metrics={"suspects": {"next": "suspects"}}),
+        SimpleNamespace(metrics={"suspects": {"next": "coverage"}}),
+        SimpleNamespace(metrics={}),
+    ]
+    assert covers_next(rounds)
+    assert not covers_next(rounds[:1])
+    assert not covers_next([SimpleNamespace(metrics={"label_quality": {}})])
+    assert not covers_next([])
+
+
+def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkeypatch):
+    ctx = make(
+        tmp_path,
+        strategy={"signals": ["margin"]},
+        budget={"labels": 60},
+        rounds={"rounds": 3, "batch_size": 20, "audit_frac": 0.5},
+    )
+
+    def worst(pool, rng):
+        """Suspects exactly the labels that are right."""
+        truth = [LABELS.index(i.known_label) for i in ctx.store.items("c", "pool")]
+        return (np.array(truth) == pool.y_llm).astype(float)
+
+    monkeypatch.setattr(stages, "STRATEGIES", {"margin": worst})
+    run_round(ctx)
+    first = ctx.store.rounds("c")[0]
+    assert first.metrics["suspects"]["suspects"] == {"wrong": 0, "n": 10}
+    assert first.metrics["suspects"]["next"] == "coverage"
+    line = [
+        line for line in status_lines(campaign_status(ctx.config, ctx.store)) if "drawn" in line
+    ]
+    assert "cannot tell here which labels are wrong" in line[0]
+    assert any(
+        "whole batch is drawn at random" in n for n in campaign_view(ctx.config, ctx.store).notes
+    )
+    for stage in ("annotate", "score", "select"):
+        stages.run_stage(ctx, stage)
+    second = {r.item_id: r for r in ctx.store.reviews("c") if r.round_id != first.id}
+    assert sorted(r.reason for r in second.values()) == ["audit"] * 10 + ["coverage"] * 10
+    left = len(ctx.store.item_ids("c", "pool")) - 20
+    assert {r.inclusion_prob for r in second.values()} == {20 / left}
+    assert {r.audit_prob for r in second.values()} == {10 / left}
+    # the same decision again, after everything of the round is forgotten but what was measured
+    with ctx.store.transaction() as session:
+        for review in second.values():
+            session.delete(session.merge(review))
+        round_ = session.merge(ctx.store.rounds("c")[1])
+        round_.stage = "select"
+    stages.run_stage(ctx, "select")
+    again = {r.item_id: r.reason for r in ctx.store.reviews("c") if r.round_id != first.id}
+    assert again == {item: r.reason for item, r in second.items()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from strategies.estimate import label_quality, weighted_confusion
+from strategies.estimate import label_quality, rate_ratio, weighted_confusion
 from strategies.select import select_batch
 
 N, K = 3000, 3
@@ -202,3 +202,14 @@ def test_the_weighted_confusion_is_that_of_the_pool_on_average():
     naive = np.zeros((K, K))
     np.add.at(naive, (gold[gold >= 0], y[gold >= 0]), 1 / (gold >= 0).sum())
     assert np.abs(naive - expected).max() > 0.05, "suspects alone would mislead"
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.4, 0.2), (0.25, 0.25), (0.15, 0.3)])
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says(a, b):
+    rng = np.random.default_rng(0)
+    held, drawn = [], 1000
+    for hits, other in zip(rng.binomial(60, a, drawn), rng.binomial(60, b, drawn), strict=True):
+        found = rate_ratio(int(hits), 60, int(other), 60)
+        held.append(found.low <= a / b <= found.high)
+    assert 0.93 <= np.mean(held) <= 0.985
+    assert rate_ratio(0, 30, 0, 30).value == 1.0

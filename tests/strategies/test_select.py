@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.select import inclusion_by_rank, select_batch
+from strategies.select import audit_design, select_batch, spread_sample
 
 
 @st.composite
@@ -26,12 +26,22 @@ def problems(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(problem=problems(), quota=st.booleans(), spread=st.booleans())
-def test_a_batch_holds_exactly_n_distinct_candidates_with_honest_fields(problem, quota, spread):
+@given(
+    problem=problems(),
+    quota=st.booleans(),
+    spread=st.booleans(),
+    near=st.booleans(),
+    cover=st.booleans(),
+)
+def test_a_batch_holds_exactly_n_distinct_candidates_with_honest_fields(
+    problem, quota, spread, near, cover
+):
     batch = select_batch(
         **problem,
         min_class_frac=0.2 if quota else 0.0,
         same_text=0.99 if spread else None,
+        about=problem["embeddings"].astype(np.float64) if near else None,
+        cover=cover,
     )
     n, total = problem["n"], len(problem["candidates"])
     assert len(batch.rows) == len(set(batch.rows)) == n
@@ -41,8 +51,12 @@ def test_a_batch_holds_exactly_n_distinct_candidates_with_honest_fields(problem,
     if problem["audit_frac"] > 0 and n > 1:
         n_audit = max(n_audit, 1)
     assert (batch.reason == "audit").sum() == n_audit
-    assert batch.audit_prob == pytest.approx(n_audit / total)
+    assert set(batch.reason) <= {"audit", "coverage" if cover else "suspect"}
     assert (batch.inclusion_prob >= batch.audit_prob - 1e-12).all()
+    assert ((batch.audit_prob > 0) == (n_audit > 0)).all()
+    if n and cover:
+        assert batch.audit_prob == pytest.approx(n_audit / total)
+        assert batch.inclusion_prob == pytest.approx(n / total)
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,14 +87,18 @@ def test_permuting_the_pool_permutes_the_suspects(problem, quota, spread, seed):
     assert again.inclusion_prob.tolist() == batch.inclusion_prob.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(total=st.integers(1, 80), data=st.data())
-def test_inclusion_probabilities_fall_and_sum_to_the_batch(total, data):
+def test_the_probabilities_of_a_design_sum_to_its_numbers(total, data):
     n_audit = data.draw(st.integers(0, total))
     n_suspect = data.draw(st.integers(0, total - n_audit))
-    pi = inclusion_by_rank(total, n_audit=n_audit, n_suspect=n_suspect)
-    assert pi.sum() == pytest.approx(n_audit + n_suspect)
-    assert (np.diff(pi) <= 1e-12).all()
+    design = audit_design(total, n_audit=n_audit, n_suspect=n_suspect)
+    assert design.inclusion_prob.sum() == pytest.approx(n_audit + n_suspect)
+    assert design.audit_prob.sum() == pytest.approx(n_audit)
+    assert (design.inclusion_prob[:n_suspect] == 1.0).all()
+    assert (design.inclusion_prob <= 1 + 1e-12).all()
+    assert (design.audit_prob[:n_suspect] == pytest.approx(n_audit / total)) or not n_suspect
+    assert 0 <= design.one_more <= 1
 
 
 DESIGNS = {
@@ -97,25 +115,83 @@ DESIGNS = {
         "embeddings": np.eye(9, dtype=np.float32)[np.arange(25) // 3],
         "same_text": 0.99,
     },
+    "far apart": {
+        "suspicion": np.arange(25.0),
+        "about": np.random.default_rng(1).normal(size=(25, 2)),
+    },
+    "far apart, the same places": {
+        "suspicion": np.zeros(25),
+        "about": np.repeat(np.eye(5), 5, axis=0),
+    },
+    "coverage": {"suspicion": np.arange(25.0), "cover": True},
+    "coverage, far apart": {
+        "suspicion": np.arange(25.0),
+        "about": np.random.default_rng(2).normal(size=(25, 2)) ** 3,
+        "cover": True,
+    },
 }
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_the_stated_probabilities_are_the_frequencies(design):
     rng = np.random.default_rng(5)
-    draws = 6000
+    draws = 1200 if "about" in DESIGNS[design] else 3000
     candidates = np.arange(24)
-    seen, stated, audited = np.zeros(25), np.zeros(25), np.zeros(25)
+    seen, stated, audited, audit_stated = np.zeros((4, 25))
     for _ in range(draws):
         batch = select_batch(
             candidates=candidates, n=10, audit_frac=0.3, rng=rng, **DESIGNS[design]
         )
         seen[batch.rows] += 1
         stated[batch.rows] = batch.inclusion_prob
+        audit_stated[batch.rows] = batch.audit_prob
         audited[batch.rows[batch.reason == "audit"]] += 1
-    noise = np.sqrt(stated * (1 - stated) / draws)
-    assert (np.abs(seen / draws - stated) <= 4.5 * noise + 1e-12).all()
-    assert (np.abs(audited[:24] / draws - 3 / 24) < 4.5 * np.sqrt(0.11 / draws)).all()
+    for counted, told in ((seen, stated), (audited, audit_stated)):
+        noise = np.sqrt(told * (1 - told) / draws)
+        assert (np.abs(counted / draws - told) <= 4.5 * noise + 1e-12).all()
+    assert np.abs(audit_stated[:24] - 3 / 24).max() < 0.02  # every text about as likely
+
+
+@settings(max_examples=8, deadline=None)
+@given(total=st.integers(2, 9), data=st.data(), seed=st.integers(0, 999))
+def test_a_spread_sample_takes_every_row_equally_often(total, data, seed):
+    n = data.draw(st.integers(1, total))
+    rng = np.random.default_rng(seed)
+    about = rng.normal(size=(total, 2)) ** 3
+    draws = 500
+    seen = np.zeros(total)
+    for _ in range(draws):
+        rows = spread_sample(about, n, rng)
+        assert len(set(rows)) == n
+        seen[rows] += 1
+    share = n / total
+    assert np.abs(seen / draws - share).max() <= 4.9 * np.sqrt(share * (1 - share) / draws) + 1e-12
+
+
+def test_a_spread_sample_of_very_many_takes_every_row_equally_often(monkeypatch):
+    monkeypatch.setattr("strategies.select.MOST_COMPARED", 10)
+    rng = np.random.default_rng(0)
+    about = rng.normal(size=(60, 2))
+    seen = np.zeros(60)
+    for _ in range(2000):
+        rows = spread_sample(about, 1, rng)
+        assert len(rows) == 1
+        seen[rows] += 1
+    assert np.abs(seen / 2000 - 1 / 60).max() < 5 * np.sqrt(1 / 60 / 2000)
+
+
+def test_a_spread_sample_knows_a_smooth_mean_better_than_a_plain_one():
+    rng = np.random.default_rng(0)
+    about = rng.normal(size=(300, 2))
+    smooth = np.tanh(about[:, 0]) + 0.2 * rng.normal(size=300)
+    drawn = np.array(
+        [
+            (smooth[spread_sample(about, 40, rng)].mean(), rng.choice(smooth, 40).mean())
+            for _ in range(100)
+        ]
+    )
+    assert np.abs(drawn.mean(axis=0) - smooth.mean()).max() < 0.04
+    assert drawn[:, 0].std() < 0.7 * drawn[:, 1].std()
 
 
 def test_weighting_by_the_stated_probability_recovers_the_pool_mean():
