@@ -82,7 +82,7 @@ lock:
 	echo '$(TORCH)' >.venv-lock/constraints.txt
 	$(UV_LOCK) --no-emit-package torch -c .venv-lock/constraints.txt --extra dev --extra bench pyproject.toml -o requirements-dev.lock
 	$(UV_LOCK) --no-emit-package torch -c .venv-lock/constraints.txt -c requirements-dev.lock --extra datasets --extra postgres --extra serve pyproject.toml -o requirements.lock
-	echo "label-studio==$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' connectors/label_studio_server.py)" | $(UV_LOCK) - -o connectors/label_studio.lock
+	echo "label-studio==$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' connectors/label_studio/server.py)" | $(UV_LOCK) - -o connectors/label_studio/requirements.lock
 
 clean:
 	rm -rf $(VENV) .venv-newest .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo demo-by-hand

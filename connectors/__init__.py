@@ -1,1 +1,1 @@
-"""The outside world: one file per system, each implementing a port of ``loop.ports``."""
+"""The outside world: one folder per kind of system, each behind a port of ``loop.ports``."""

@@ -22,12 +22,14 @@ import numpy as np
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from loop.adjudicate import Panel
-from loop.config import AnnotatorSection, Config
+from loop.campaign.config import AnnotatorSection, Config
+from loop.campaign.panel import Panel
+from loop.campaign.store import Store
+from loop.campaign.tables import Annotation, HiddenCheck, Item, LlmCalls, Review, now
 from loop.errors import AnnotatorError, StageError
-from loop.ports import Annotator, ClassProbs, FloatArray, PromptVariant, TextItem
-from loop.store import Annotation, HiddenCheck, Item, LlmCalls, Review, Store, now
-from loop.tally import DELETED
+from loop.people.tally import DELETED
+from loop.ports import Annotator, ClassProbs, FloatArray, TextItem
+from loop.prompt import PromptVariant
 
 ROUNDING_USD = 1e-9  # sums of prices are not exact
 

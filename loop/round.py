@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from typing import Any
 
@@ -19,38 +18,12 @@ import numpy as np
 from sqlalchemy import update
 from sqlmodel import Session, col
 
-from loop.adjudicate import Panel, decide_all
-from loop.annotate import calls_limit, take_votes, unanswered_line
-from loop.answers import ask_further, close_answered, everything_is_due, take_in
-from loop.arms import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
-from loop.arrays import audited, gold_classes, pool_arrays
-from loop.calibration import summary
-from loop.changes import (
-    change_lines,
-    changes,
-    check_changes,
-    claim_folder,
-    refuse_to_begin_anew,
-    seeds_line,
-)
-from loop.context import Context
-from loop.embeddings import embeddings
-from loop.errors import DataError, StageError
-from loop.held_out import evaluation_items, held_out, unit_hash
-from loop.hidden_checks import draw_checks, known_checks, why_suspect, with_checks
-from loop.intake import import_new_texts, import_texts
-from loop.measure import ONCE, measure_round
-from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
-from loop.ports import FloatArray, ReviewTask
-from loop.quality import (
-    covers_next,
-    predictor_metrics,
-    quality_metrics,
-    suspect_metrics,
-    why_good_enough,
-)
-from loop.store import (
+from loop.campaign.context import Context
+from loop.campaign.panel import Panel
+from loop.campaign.store import insert_all
+from loop.campaign.tables import (
     STAGES,
+    VALIDATION,
     Annotation,
     CampaignRow,
     Gold,
@@ -59,131 +32,42 @@ from loop.store import (
     Round,
     Score,
     TrainingLabel,
-    insert_all,
     now,
     round_id,
 )
-from loop.variants import freeze_variants
+from loop.errors import StageError
+from loop.llm.ask import calls_limit, take_votes, unanswered_line
+from loop.llm.calibration import summary
+from loop.llm.prompts import freeze_variants
+from loop.measure.held_out import evaluation_items, held_out
+from loop.measure.llm_quality import (
+    covers_next,
+    predictor_metrics,
+    quality_metrics,
+    suspect_metrics,
+)
+from loop.measure.round_metrics import ONCE, measure_round
+from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
+from loop.next_round import next_command, open_campaign, open_round
+from loop.people.answers import ask_further, close_answered, everything_is_due, take_in
+from loop.people.gold import decide_all
+from loop.people.review_tasks import (
+    draw_checks,
+    is_assisted,
+    known_checks,
+    why_sent,
+    with_checks,
+)
+from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays
+from loop.ports import FloatArray, ReviewTask
+from loop.training_sets import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
 from strategies import STRATEGIES
-from strategies.components import SPREAD_OVER, leading_components
 from strategies.fuse import fuse_ranks
 from strategies.repair import repair
 from strategies.select import select_batch
+from strategies.signals.components import SPREAD_OVER, leading_components
 
 NEXT = dict(pairwise(STAGES))
-VALIDATION = 0
-"""Number of the round that only measures the LLM: a random sample, no training."""
-
-
-def open_campaign(ctx: Context) -> None:
-    """Makes the campaign's row and imports its texts, once; says what has changed since.
-
-    Raises:
-        ConfigError: the campaign file was edited in a way that the campaign cannot take up.
-        StoreError: the campaign has other labels, or its folder belongs to another campaign.
-    """
-    refuse_to_begin_anew(ctx)
-    if new := ctx.store.open_campaign(ctx.name, ctx.config.label_names):
-        ctx.say(
-            f"New label{'s' * (len(new) > 1)}: {', '.join(new)}. People can choose"
-            f" {'them' if len(new) > 1 else 'it'} from the next push or pull on, also to correct"
-            " earlier answers; the next round asks the LLM about every text anew."
-        )
-    if ctx.store.item_count(ctx.name) == 0:
-        count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
-        ctx.say(f"Imported {count} texts.")
-    claim_folder(ctx)
-    check_changes(ctx)
-
-
-def take_in_new_texts(ctx: Context) -> None:
-    """Between two rounds, imports what the source has new, and says it.
-
-    A source that cannot be read is done without, as long as the file names the same one.
-
-    Raises:
-        DataError: the source that the file names now cannot be read, or is of other texts.
-        ConfigError: the new texts do not go with the campaign file.
-    """
-    last = ctx.store.last_round(ctx.name)
-    if last is None or last.stage != "done" or ctx.texts_read_before == last.number + 1:
-        return
-    if _rounds_done(ctx) >= ctx.config.rounds.rounds:
-        return
-    changed = changes(last.config, ctx.config.model_dump(mode="json"))
-    try:
-        rows = ctx.parts.texts()
-    except DataError as exc:
-        if any(key.startswith("texts.") for key in changed):
-            raise
-        ctx.say(
-            f"The texts' source cannot be read now, so that no new texts are imported and the"
-            f" campaign goes on with those that it has: {exc}"
-        )
-    else:
-        for line in import_new_texts(ctx.config, ctx.store, rows, seed=ctx.seed):
-            ctx.say(line)
-    ctx.texts_read_before = last.number + 1
-
-
-def why_finished(ctx: Context) -> str | None:
-    """Why no further round can be opened, or None."""
-    rounds = ctx.store.rounds(ctx.name)
-    done = [r for r in rounds if r.stage == "done"]
-    if len(done) < len(rounds):
-        return None
-    if _rounds_done(ctx) >= ctx.config.rounds.rounds:
-        return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
-    if enough := why_good_enough(ctx.config, rounds):
-        return enough
-    return why_nothing_to_buy(ctx.config, ctx.store)
-
-
-def _rounds_done(ctx: Context) -> int:
-    rounds = ctx.store.rounds(ctx.name)
-    return sum(r.stage == "done" and r.number != VALIDATION for r in rounds)
-
-
-def open_round(ctx: Context) -> Round:
-    """The unfinished round, or a new one.
-
-    Raises:
-        StageError: the campaign is finished.
-    """
-    last = ctx.store.last_round(ctx.name)
-    if last is not None and last.stage != "done":
-        return last
-    take_in_new_texts(ctx)
-    if reason := why_finished(ctx):
-        raise StageError(f"The campaign is finished: {reason}. See `goldloop report`.")
-    return new_round(ctx, last.number + 1 if last else 1)
-
-
-def new_round(ctx: Context, number: int, **settings: Any) -> Round:
-    """Opens a round; the settings are kept with the campaign file as run.
-
-    Says what has changed in the file since the round before.
-    """
-    config = ctx.config.model_dump(mode="json")
-    if (last := ctx.store.last_round(ctx.name)) is not None:
-        for line in change_lines(changes(last.config, config), f"round {last.number}"):
-            ctx.say(line)
-        seeds = [ctx.config.rounds.seed + i for i in range(ctx.config.student.seeds)]
-        told = seeds_line(last, seeds, last.config["student"]["seeds"])
-        if told and last.number != VALIDATION:
-            ctx.say(told)
-    with ctx.store.transaction() as session:
-        round_ = Round(
-            campaign=ctx.name,
-            number=number,
-            stage=STAGES[0],
-            seed=ctx.config.rounds.seed,
-            config=config | settings,
-            versions=versions(),
-        )
-        session.add(round_)
-        ctx.store.log(session, ctx.name, "round", "opened", number=number)
-    return round_
 
 
 def run_round(ctx: Context) -> Round:
@@ -217,13 +101,6 @@ def run_stage(ctx: Context, stage: str) -> Round:
         if not RUN[round_.stage](ctx, round_):
             break
     return round_
-
-
-def next_command(round_: Round | None) -> str:
-    """What to type next."""
-    stage = round_.stage if round_ else "annotate"
-    command = {"adjudicate": "pull", "repair": "train", "measure": "train", "done": "run"}
-    return f"`goldloop {command.get(stage, stage)}`"
 
 
 # stages
@@ -297,7 +174,9 @@ def choose(ctx: Context, round_: Round) -> bool:
     cover = not validates and covers_next(ctx.store.rounds(ctx.name))
     about = None
     if ctx.config.rounds.audit == "spread" and not validates:
-        about = leading_components(embeddings(ctx, ctx.store.items(ctx.name, "pool")), SPREAD_OVER)
+        about = leading_components(
+            item_embeddings(ctx, ctx.store.items(ctx.name, "pool")), SPREAD_OVER
+        )
     batch = select_batch(
         np.array([scores[item].suspicion for item in ids]),
         candidates,
@@ -343,14 +222,14 @@ def push(ctx: Context, round_: Round) -> bool:
             text=items[r.item_id].text,
             round_number=round_.number,
             rank=r.rank,
-            why=_why(r, scores[r.item_id]),
+            why=why_sent(r, scores[r.item_id]),
             llm_label=scores[r.item_id].llm_label,
             llm_confidence=scores[r.item_id].llm_confidence,
         )
         for r in waiting
     ]
     tasks = [
-        replace(task, assisted=_assisted(ctx, task.item_id))
+        replace(task, assisted=is_assisted(ctx, task.item_id))
         for task in with_checks(ctx, round_, tasks, scores)
     ]
     with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
@@ -528,7 +407,7 @@ def train(ctx: Context, round_: Round) -> bool:
 
 def measure(ctx: Context, round_: Round) -> bool:
     """Computes the round's metrics and writes rounds.json and report.html."""
-    from loop.view import write_outputs
+    from loop.report.collect import write_outputs
 
     metrics = measure_round(ctx, round_, evaluation_items(ctx))
     metrics["calibration"] = _calibration(ctx, round_)
@@ -616,37 +495,19 @@ def _advance(
     return True
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    found = {}
-    names = ("goldloop", "torch", "transformers", "numpy", "faiss-cpu", "label-studio-sdk")
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def _why(review: Review, score_: Score) -> str:
-    if review.reason == "audit":
-        return "Drawn at random, to measure the LLM."
-    if review.reason == "coverage":
-        return "Drawn at random, to learn about all kinds of texts."
-    return why_suspect(score_)
-
-
-def _assisted(ctx: Context, item_id: str) -> bool:
-    """Whether the page helps with this item; the same whenever asked."""
-    section = ctx.config.label_studio
-    if section.assist == "blind":
-        return False
-    return unit_hash(ctx, "assist", item_id) < section.assist_share
-
-
 def _open_project(ctx: Context) -> str:
     known = ctx.store.project_id(ctx.name)
     project_id = ctx.reviewer.open_project(known)
     if project_id != known:
         ctx.store.set_project(ctx.name, project_id)
     return project_id
+
+
+def pull_answers(ctx: Context) -> Round | None:
+    """Pulls and adjudicates where a round waits for people; None where none does."""
+    from loop.round import run_stage
+
+    last = ctx.store.last_round(ctx.name)
+    if last is None or last.stage not in ("pull", "adjudicate"):
+        return None
+    return run_stage(ctx, "pull")

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from strategies.benefit import expected_benefit
-from strategies.consistency import flip_rate, jensen_shannon, vote_entropy, votes_against
-from strategies.learned import learned_error
-from strategies.neighbours import knn_disagreement, knn_label_std, unsure_neighbours
 from strategies.pool import FloatArray, Pool
-from strategies.students import seed_disagreement, student_disagreement
-from strategies.uncertainty import (
+from strategies.signals.benefit import expected_benefit
+from strategies.signals.consistency import flip_rate, jensen_shannon, vote_entropy, votes_against
+from strategies.signals.learned_error import learned_error
+from strategies.signals.neighbours import knn_disagreement, knn_label_std, unsure_neighbours
+from strategies.signals.students import seed_disagreement, student_disagreement
+from strategies.signals.uncertainty import (
     class_rarity,
     entropy,
     entropy_calibrated,
@@ -27,7 +27,7 @@ from strategies.uncertainty import (
     random,
 )
 
-__all__ = ["NEEDS", "STRATEGIES", "Pool", "Strategy"]
+__all__ = ["STRATEGIES", "Pool", "Strategy"]
 
 Strategy = Callable[[Pool, np.random.Generator], FloatArray]
 """``(pool, rng) -> suspicion (n,)``; finite, higher = more suspect."""
@@ -53,28 +53,3 @@ STRATEGIES: dict[str, Strategy] = {
     "learned_error": learned_error,
     "random": random,
 }
-
-NEEDS: dict[str, frozenset[str]] = {
-    "entropy": frozenset(),
-    "entropy_calibrated": frozenset(),
-    "label_doubt": frozenset(),
-    "margin": frozenset(),
-    "least_confidence": frozenset(),
-    "off_label_mass": frozenset({"off_label_mass"}),
-    "class_rarity": frozenset(),
-    "flip_rate": frozenset({"votes"}),
-    "votes_against": frozenset({"votes"}),
-    "vote_entropy": frozenset({"votes"}),
-    "jensen_shannon": frozenset({"votes"}),
-    "knn_disagreement": frozenset({"embeddings"}),
-    "knn_label_std": frozenset({"embeddings", "ordinal"}),
-    "unsure_neighbours": frozenset({"embeddings"}),
-    "student_disagreement": frozenset({"p_student"}),
-    "seed_disagreement": frozenset({"p_student"}),
-    "expected_benefit": frozenset({"embeddings"}),
-    "learned_error": frozenset({"embeddings", "p_student"}),
-    "random": frozenset(),
-}
-"""What each strategy cannot do without: 'votes' (two or more prompt variants), 'embeddings',
-'p_student', 'off_label_mass', 'ordinal' (ordered classes). ``learned_error`` would run on less,
-but it is with these that it is worth having."""

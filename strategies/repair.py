@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.calibrate import prior_from_gold
-from strategies.learned import PRIOR_GOLD, class_posterior
 from strategies.pool import FloatArray, IntArray, Pool
-from strategies.students import out_of_fold_probs
+from strategies.signals.learned_error import PRIOR_GOLD, class_posterior
+from strategies.signals.students import out_of_fold_probs
 
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
 MODES = ("keep", "soft", "weight", "drop", "relabel")

@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from connectors import label_studio_server
-from connectors.hutto import write_demo_texts
-from loop.store import Store
+from connectors.downloads.hutto import write_demo_texts
+from connectors.label_studio import server as label_studio_server
+from loop.campaign.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -99,7 +99,7 @@ def make(folder, name):
 
 def goldloop(folder, *args, **more):
     return subprocess.Popen(
-        [sys.executable, "-m", "loop.cli", *args],
+        [sys.executable, "-m", "loop.cli.__main__", *args],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
@@ -128,7 +128,7 @@ def tasks(server, project):
 
 def check_nothing_lost_nothing_doubled(server, store, name):
     with store.transaction() as session:
-        from loop.store import CampaignRow
+        from loop.campaign.tables import CampaignRow
 
         project = session.get(CampaignRow, name).project_id
     found = tasks(server, project)
@@ -174,13 +174,13 @@ def test_a_campaign_on_real_parts(server, tmp_path):
 
 DIE_AFTER_IMPORT = """
 import os, signal, sys
-from connectors.label_studio import LabelStudioReviewer
+from connectors.label_studio.reviewer import LabelStudioReviewer
 send = LabelStudioReviewer.send
 def dying(self, *args, **more):
     send(self, *args, **more)
     os.kill(os.getpid(), signal.SIGKILL)
 LabelStudioReviewer.send = dying
-from loop.cli import main
+from loop.cli.__main__ import main
 sys.argv = ["goldloop", "run"]
 main()
 """

@@ -1,56 +1,111 @@
-"""Imports point one way: cli -> everything, round -> strategies and ports, connectors -> ports."""
+"""Imports point down only: every room stands on a floor, and imports nothing above it.
 
-import ast
+Imports inside functions and under ``TYPE_CHECKING`` count like all others, because a reader has to
+follow them too; see ``import_floors``.
+"""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import import_floors
+
 ROOT = Path(__file__).parent.parent
-ALLOWED = {
-    "strategies": {"strategies"},
-    "connectors": {"connectors", "loop.ports", "loop.errors", "loop.files", "loop.items"},
+MAX_FLOORS = 12
+FLOORS = (
+    ("loop.cli",),
+    ("loop.deliver", "loop.serve"),
+    ("loop.round", "loop.studies"),
+    ("loop.report", "loop.bench"),
+    ("loop.next_round",),
+    ("loop.measure",),
+    ("loop.pool_arrays", "loop.training_sets"),
+    ("loop.llm", "loop.people"),
+    ("loop.money",),
+    ("loop.student", "loop.campaign"),
+    ("loop.ports", "loop.files", "loop.chance"),
+    ("loop.errors", "loop.prompt", "loop.addresses", "loop", "strategies"),
+)
+"""From the top down. Rooms on the same floor do not import each other."""
+
+FOR_CONNECTORS = {
+    "connectors",
+    "loop.ports",
+    "loop.prompt",
+    "loop.errors",
+    "loop.files",
+    "loop.addresses",
 }
+HEIGHT = {room: len(FLOORS) - row for row, floor in enumerate(FLOORS) for room in floor}
+ARROWS = import_floors.arrows()
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def of_room(*rooms):
+    return {m: targets for m, targets in ARROWS.items() if import_floors.room_of(m) in rooms}
 
 
-def ours(name):
-    return name.split(".")[0] in ("loop", "connectors", "strategies")
+def test_every_room_stands_on_a_floor():
+    rooms = {import_floors.room_of(module) for module in ARROWS}
+    assert rooms - set(HEIGHT) - {"connectors", "goldloop"} == set()
+    assert len(FLOORS) <= MAX_FLOORS
 
 
-@pytest.mark.parametrize("room", ["strategies", "connectors"])
-def test_rooms_import_only_what_they_may(room):
-    for path in (ROOT / room).glob("*.py"):
-        for name in filter(ours, imports(path)):
-            if name in ("loop", "connectors", "strategies"):
-                continue
-            assert any(name == a or name.startswith(f"{a}.") for a in ALLOWED[room]), (path, name)
+def test_rooms_import_only_what_lies_below():
+    for module, targets in ARROWS.items():
+        room = import_floors.room_of(module)
+        if room in ("loop.cli", "connectors", "goldloop"):
+            continue
+        for target in targets:
+            below = import_floors.room_of(target)
+            assert below == room or HEIGHT.get(below, MAX_FLOORS) < HEIGHT[room], (module, target)
 
 
-def test_only_the_command_line_builds_connectors():
-    for path in (ROOT / "loop").rglob("*.py"):
-        if path.name not in ("cli.py", "parts.py"):
-            assert not [n for n in imports(path) if n.split(".")[0] == "connectors"], path
+def test_connectors_know_ports_and_errors_only():
+    for module, targets in of_room("connectors").items():
+        for target in targets:
+            assert import_floors.room_of(target) in FOR_CONNECTORS, (module, target)
 
 
-def test_only_the_command_line_uses_what_builds_them():
-    for path in (ROOT / "loop").rglob("*.py"):
-        if path.name != "cli.py":
-            assert not {"loop.parts", "loop.cli"} & set(imports(path)), path
+def test_strategies_know_nothing_of_ours():
+    for module, targets in of_room("strategies").items():
+        assert {import_floors.room_of(target) for target in targets} <= {"strategies"}, module
+
+
+def test_only_the_command_line_knows_connectors():
+    for module, targets in ARROWS.items():
+        if import_floors.room_of(module) not in ("connectors", "loop.cli"):
+            assert not [t for t in targets if t.split(".")[0] == "connectors"], module
+
+
+def test_no_circle_and_no_long_chain():
+    assert import_floors.back_arrows(ARROWS) == []
+    assert len(import_floors.longest_chain(ARROWS)) <= MAX_FLOORS
+    assert len(import_floors.longest_chain(import_floors.between_rooms(ARROWS))) <= MAX_FLOORS
+
+
+@pytest.mark.parametrize(
+    ("files", "back", "chain"),
+    [
+        ({"a": "import loop.b", "b": ""}, 0, 2),
+        ({"a": "from loop import b", "b": "def f():\n    from loop.c import x", "c": ""}, 0, 3),
+        ({"a": "import loop.b", "b": "if TYPE_CHECKING:\n    from loop.a import T"}, 1, 2),
+        ({"a": "import loop.b, loop.c", "b": "import loop.c", "c": "import loop.a"}, 1, 3),
+    ],
+)
+def test_floors_are_counted_right(tmp_path, files, back, chain):
+    (tmp_path / "loop").mkdir()
+    for name, text in files.items():
+        (tmp_path / "loop" / f"{name}.py").write_text(text)
+    graph = import_floors.arrows(tmp_path)
+    assert len(import_floors.back_arrows(graph)) == back
+    assert len(import_floors.longest_chain(graph)) == chain
 
 
 def test_help_needs_no_heavy_library():
     code = (
-        "import sys; import loop.cli, strategies, connectors;"
+        "import sys; import loop.cli.__main__, strategies, connectors;"
         "heavy = {'torch', 'transformers', 'faiss', 'sklearn', 'pandas', 'label_studio_sdk',"
         " 'sqlmodel', 'matplotlib', 'pyarrow'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"

@@ -33,18 +33,25 @@ import bench_data
 import numpy as np
 from bench_cascade import at_random, cascade
 
-from connectors.assets import cache_dir
-from connectors.local_lm import LocalLM
-from loop.cascade import flipped
-from loop.ports import Demonstration, Label, PromptVariant, TextItem
-from loop.variants import draw_demonstrations
-from loop.votes import mean_vote
-from strategies import NEEDS, STRATEGIES
-from strategies.calibrate import batch_calibrate, prior_from_gold
+from connectors.downloads.packages import cache_dir
+from connectors.llm.local_lm import LocalLM
+from loop.llm.cascade import flipped
+from loop.llm.prompts import draw_demonstrations
+from loop.llm.votes import mean_vote
+from loop.ports import TextItem
+from loop.prompt import Demonstration, Label, PromptVariant
+from strategies import STRATEGIES
+from strategies.calibrate import (
+    batch_calibrate,
+    calibration_error,
+    fit_scaling,
+    prior_from_gold,
+    reliability,
+)
 from strategies.fuse import fuse_ranks, weighted_auroc
+from strategies.needs import NEEDS
 from strategies.pool import Pool
-from strategies.scaling import calibration_error, fit_scaling, reliability
-from strategies.students import out_of_fold_probs
+from strategies.signals.students import out_of_fold_probs
 
 NAMES = ("toxic", "sst5", "ecommerce")
 TEXTS, PROMPTS, SHOTS, CHUNK = 500, 5, 3, 64

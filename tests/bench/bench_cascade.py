@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from loop.cascade import flipped, next_calls
-from loop.votes import mean_vote
+from loop.llm.cascade import flipped, next_calls
+from loop.llm.votes import mean_vote
 from strategies.calibrate import batch_calibrate
 
 SETTINGS = ("0shot", "2shot", "4shot", "8shot", "0shot_system_prompt")

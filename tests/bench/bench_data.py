@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from connectors.assets import cache_dir, minilm_dir
-from loop.bench_sets import BenchData
+from connectors.downloads.models import minilm_dir
+from connectors.downloads.packages import cache_dir
+from loop.bench.data_sets import BenchData
 from strategies.calibrate import batch_calibrate
 
 BABE_GPT35 = tuple(
@@ -159,7 +160,7 @@ def read_texts(source: Source, data: Path | None) -> Texts | None:
 def _demo_frame() -> Any:
     import pandas as pd
 
-    from connectors import hutto
+    from connectors.downloads import hutto
 
     rows = hutto.load("tweets")
     frame = pd.DataFrame(
@@ -186,9 +187,10 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
     path = folder / f"{source.name}.npz"
     if path.exists():
         return path
-    from connectors.local_lm import LocalLM
-    from loop.ports import Demonstration, Label, PromptVariant, TextItem
-    from loop.variants import draw_demonstrations
+    from connectors.llm.local_lm import LocalLM
+    from loop.llm.prompts import draw_demonstrations
+    from loop.ports import TextItem
+    from loop.prompt import Demonstration, Label, PromptVariant
 
     shortest = sorted((Demonstration(t, y) for t, y in texts.aside), key=lambda d: len(d.text))
     sets = draw_demonstrations(

@@ -21,11 +21,12 @@ from typing import Any
 
 import httpx
 
-from connectors import label_studio_server
-from connectors.label_studio import LabelStudioReviewer
-from connectors.label_studio_page import choice_result
-from connectors.label_studio_push import BATCH_TASKS
-from loop.ports import Label, ReviewTask
+from connectors.label_studio import server as label_studio_server
+from connectors.label_studio.page import choice_result
+from connectors.label_studio.push import BATCH_TASKS
+from connectors.label_studio.reviewer import LabelStudioReviewer
+from loop.ports import ReviewTask
+from loop.prompt import Label
 
 LABELS = [Label("positive"), Label("negative")]
 TEXT = "The room was clean, the staff were kind, and breakfast was better than expected. " * 3

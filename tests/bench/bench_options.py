@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from connectors.assets import minilm_dir
+from connectors.downloads.models import minilm_dir
+from loop.measure.stability import measure, paired_difference
 from loop.ports import KnownTexts, TrainingSet
-from loop.stability import measure, paired_difference
-from loop.student import EncoderStudent
+from loop.student.encoder_student import EncoderStudent
 
 METRICS = ("accuracy", "macro_f1", "alpha_k")
 OPTIONS = {

@@ -21,10 +21,12 @@ import argparse
 import numpy as np
 from scipy.stats import t
 
-from connectors.hutto import LABELS, HuttoText, load, mean_label, rating_label
-from loop.adjudicate import Panel, Rule, decide_all, wanted_answers
-from loop.people import Person, people
-from loop.store import Annotation
+from connectors.downloads.hutto import LABELS, HuttoText, load, mean_label, rating_label
+from loop.campaign.panel import Panel, Rule
+from loop.campaign.tables import Annotation
+from loop.people.gold import decide_all, wanted_answers
+from loop.people.person import Person
+from loop.people.scorecards import people
 
 EXPERT = 5
 STRAYS = (0.0, 0.1, 0.4)

@@ -55,12 +55,12 @@ def texts_and_classes(data: Path | None, n: int) -> tuple[list[str], np.ndarray]
 
 def make_model(folder: Path, texts: list[str], y: np.ndarray, seeds: int) -> None:
     """A final model whose own weights are a soup, so that no seed's answers can be shared."""
-    from connectors.assets import minilm_dir
-    from loop.encoder import load_tokenizer, save_model
-    from loop.final_model import KIND
-    from loop.model_weights import average
+    from connectors.downloads.models import minilm_dir
+    from loop.deliver.final_model import KIND
+    from loop.deliver.saved_models import average
     from loop.ports import TrainingSet
-    from loop.student import EncoderStudent
+    from loop.student.encoder_files import load_tokenizer, save_model
+    from loop.student.encoder_student import EncoderStudent
 
     places = {seed: folder / "seeds" / f"seed-{seed}" for seed in range(seeds)}
     student = EncoderStudent(minilm_dir(), epochs=1, lr=1e-4)
@@ -148,7 +148,7 @@ def main() -> None:
         labels["pipeline"] = answer["labels"]
         for name, extra in (("fast", ["--fast"]), ("stability", [])):
             out = work / f"{name}.jsonl"
-            command = [sys.executable, "-m", "loop.cli", "predict", str(tables[name])]
+            command = [sys.executable, "-m", "loop.cli.__main__", "predict", str(tables[name])]
             wall, cpu, _ = timed([*command, "--model", str(model), "--out", str(out), *extra])
             rows = [json.loads(line) for line in out.read_text().splitlines()]
             note(name, len(rows), wall, cpu)

@@ -27,14 +27,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.bench.error_predictor import build_features, error_predictor, gold_free_signals
 from strategies import STRATEGIES
 from strategies.fuse import fuse_ranks
-from strategies.learned import build_features, error_predictor, gold_free_signals
-from strategies.neighbours import K_NEIGHBOURS, SPARE, nearest, unit_rows
 from strategies.pool import Pool
 from strategies.repair import repair
 from strategies.select import select_batch
-from strategies.students import out_of_fold_probs
+from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, nearest, unit_rows
+from strategies.signals.students import out_of_fold_probs
 
 CLASSES, VARIANTS, DIMENSIONS, SEEDS, TOPICS = 5, 5, 384, 5, 2000
 COPIES, GOLD = 0.02, 0.02

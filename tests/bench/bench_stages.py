@@ -24,12 +24,13 @@ import numpy as np
 from bench_scoring import CLASSES, VARIANTS, made_up_embeddings, pool_of
 from numpy.typing import NDArray
 
-from connectors.recorded import RecordedAnnotator
+from connectors.llm.recorded import RecordedAnnotator
+from loop import next_round
 from loop import round as stages
-from loop.config import Config
-from loop.context import Context, Parts
+from loop.campaign.config import Config
+from loop.campaign.context import Context, Parts
+from loop.campaign.store import Store
 from loop.ports import Progress, no_progress
-from loop.store import Store
 
 LABELS = tuple(f"class {c}" for c in range(CLASSES))
 TIMED = ("select_batch", "fuse_ranks")
@@ -101,7 +102,8 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
 
         return call
 
-    from strategies import STRATEGIES, students
+    from strategies import STRATEGIES
+    from strategies.signals import students
 
     out_of_fold = timed(students.out_of_fold_probs)
     with (
@@ -121,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ctx = campaign(Path(folder), given.items)
         work: dict[str, Callable[[], object]] = {
-            "import": lambda: stages.open_campaign(ctx),
+            "import": lambda: next_round.open_campaign(ctx),
             **{
                 name: lambda name=name: stages.run_stage(ctx, name)  # type: ignore[misc]
                 for name in ("annotate", "score", "select")

@@ -32,14 +32,15 @@ import bench_data
 import numpy as np
 from rich.console import Console
 
-from loop.bench import BenchResult, run_bench
-from loop.bench_learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
-from loop.bench_peers import peers
-from loop.bench_policies import POLICIES
-from loop.bench_tables import (
+from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
+from loop.bench.peers import peers
+from loop.bench.policies import POLICIES
+from loop.bench.run import run_bench
+from loop.bench.tables import (
     NAMES,
     REFERENCES,
     SHOWN,
+    BenchResult,
     median_recovered,
     reference_table,
     share_table,
@@ -157,8 +158,8 @@ def student(args: argparse.Namespace) -> Learner:
     """Heads on cached embeddings, or a fine-tuned encoder whose predictions are kept."""
     if args.student == "frozen":
         return FrozenLearner()
-    from connectors.assets import minilm_dir
-    from loop.student import EncoderStudent
+    from connectors.downloads.models import minilm_dir
+    from loop.student.encoder_student import EncoderStudent
 
     encoder = minilm_dir() if args.encoder == "minilm" else args.encoder
     fine_tuned = EncoderStudent(encoder, lr=args.lr, max_tokens=args.max_tokens)

@@ -37,9 +37,9 @@ from typing import Any
 import numpy as np
 from machine import matrix_rate, peak_memory
 
-from connectors.assets import minilm_dir, mpnet_dir
-from loop.seed_workers import cores
-from loop.stability import measure, paired_difference
+from connectors.downloads.models import minilm_dir, mpnet_dir
+from loop.measure.stability import measure, paired_difference
+from loop.student.seed_workers import cores
 
 SIDES = ("ours", "trainer", "plain")
 METRICS = ("accuracy", "macro_f1", "alpha_k")
@@ -76,13 +76,13 @@ def read_data(
 
 def ours(args: argparse.Namespace, data: Any) -> list[np.ndarray]:
     """(n, k) probabilities per seed."""
-    import loop.training
+    import loop.student.train_seed
     from loop.ports import TrainingSet
-    from loop.student import EncoderStudent
+    from loop.student.encoder_student import EncoderStudent
 
     texts, y, test_texts, _, names = data
     if args.unsorted:
-        loop.training.GROUP_BATCHES = 1  # of this process: workers would not hear of it
+        loop.student.train_seed.GROUP_BATCHES = 1  # of this process: workers would not hear of it
         args.workers = 1
     student = EncoderStudent(
         args.encoder,

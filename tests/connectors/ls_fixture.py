@@ -2,7 +2,7 @@
 
 import pytest
 
-from connectors import label_studio_server
+from connectors.label_studio import server as label_studio_server
 
 
 @pytest.fixture(scope="session")

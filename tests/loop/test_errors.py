@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy.exc
 
-from loop import cli
+from loop.campaign.store import Store
+from loop.cli import __main__ as cli
 from loop.errors import LoopError, Stopped, UnforeseenError, foreign
-from loop.store import Store
-from tests.loop.test_cli import goldloop, good_rows, write_campaign, write_texts
+from tests.loop.cli.test_main import goldloop, good_rows, write_campaign, write_texts
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +159,7 @@ def test_nothing_reaches_the_user_as_a_traceback(run, monkeypatch, name):
     def fail(*_args, **_options):
         raise RAISED[name]
 
-    monkeypatch.setattr("loop.status.campaign_status", fail)
+    monkeypatch.setattr("loop.report.status.campaign_status", fail)
     code, out, err = run("status")
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
@@ -175,7 +175,7 @@ def test_what_nobody_foresaw_asks_for_a_report(run, monkeypatch):
     def fail(*_args, **_options):
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("loop.status.campaign_status", fail)
+    monkeypatch.setattr("loop.report.status.campaign_status", fail)
     code, _, err = run("status")
     assert code == 1
     assert re.fullmatch(
@@ -203,7 +203,7 @@ def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
         os.kill(os.getpid(), number)
         time.sleep(5)
 
-    monkeypatch.setattr("loop.status.campaign_status", stopped)
+    monkeypatch.setattr("loop.report.status.campaign_status", stopped)
     code, out, err = run("status")
     assert (code, out) == (128 + number, "")
     assert err == "Stopped. Run the same command again to go on.\n"
@@ -214,7 +214,7 @@ def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
 def shell(command, folder):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
-        "GOLDLOOP": f"{sys.executable} -m loop.cli",
+        "GOLDLOOP": f"{sys.executable} -m loop.cli.__main__",
     }
     return subprocess.run(
         ["/bin/sh", "-c", command],
@@ -243,10 +243,10 @@ def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
     write_texts(tmp_path, good_rows())
     write_campaign(tmp_path)
     (tmp_path / "wait.py").write_text(
-        "import signal, sys, time, loop.cli, loop.status\n"
+        "import signal, sys, time, loop.cli.__main__, loop.report.status\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*a, **k):\n    print('now', flush=True)\n    time.sleep(60)\n"
-        "loop.status.campaign_status = wait\n"
+        "loop.report.status.campaign_status = wait\n"
         "sys.argv = ['goldloop', 'status']\nloop.cli.main()\n"
     )
     process = subprocess.Popen(

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from connectors.assets import _exclusive
-from connectors.label_studio_server import _lock, _write
-from connectors.text_stream import TextStream, writing
-from connectors.text_writers import write_labels
-from loop.embeddings import embeddings
+from connectors.downloads.packages import one_at_a_time
+from connectors.label_studio.server import _lock, _write
+from connectors.texts.stream import TextStream, writing
+from connectors.texts.write import write_labels
 from loop.errors import LoopError
 from loop.files import (
     SHARED,
@@ -23,8 +22,9 @@ from loop.files import (
     replacing_text,
     write_whole,
 )
+from loop.pool_arrays import item_embeddings
 from loop.round import run_round
-from loop.serve_tokens import save_state
+from loop.serve.tokens import save_state
 from tests.support.campaigns import make
 
 ROOT = Path(__file__).parents[2]
@@ -170,14 +170,14 @@ def test_links_laid_in_the_way_of_embeddings_are_not_followed(tmp_path):
     items = ctx.store.items("c", "pool")
     for other in (tmp_path / "runs" / "cache").glob("embeddings-*.npy"):
         other.unlink()
-    found = embeddings(ctx, items)
+    found = item_embeddings(ctx, items)
     (cache,) = (tmp_path / "runs" / "cache").glob("embeddings-*.npy")
     assert mode(cache) == 0o600
     cache.unlink()
     victim = tmp_path / "victim"
     victim.write_text(VICTIM)
     _lay(cache.with_suffix(".partial.npy"), tmp_path)
-    assert np.array_equal(embeddings(ctx, items), found)
+    assert np.array_equal(item_embeddings(ctx, items), found)
     assert np.array_equal(np.load(cache), found)
     assert victim.read_text() == VICTIM
 
@@ -187,14 +187,14 @@ def test_links_laid_in_the_way_of_a_lock_are_not_followed(tmp_path, lock):
     victim = tmp_path / "victim"
     victim.write_text(VICTIM)
     (tmp_path / lock).symlink_to(victim)
-    taken = _exclusive(tmp_path / "model") if lock.startswith(".") else _lock(tmp_path)
+    taken = one_at_a_time(tmp_path / "model") if lock.startswith(".") else _lock(tmp_path)
     with pytest.raises((LoopError, OSError)), taken:
         pass
     assert victim.read_text() == VICTIM
 
 
 def test_report_rounds_and_caches_are_for_their_owner_alone(tmp_path, umask):
-    from loop.view import write_outputs
+    from loop.report.collect import write_outputs
 
     ctx = make(tmp_path)
     run_round(ctx)

@@ -6,18 +6,19 @@ from campaigns import make, texts
 from sqlmodel import select
 
 import loop.round
-from loop.annotate import take_votes
+from loop.campaign.tables import LlmCalls
 from loop.errors import AnnotatorError, StageError
+from loop.llm.ask import take_votes
+from loop.llm.prompts import freeze_variants
 from loop.money import account, labels_left, texts_that_fit
+from loop.next_round import open_campaign, why_finished
+from loop.people.answers import withdraw_unanswered
 from loop.ports import ClassProbs, no_progress
-from loop.rivals import Renamed, ask_rival
-from loop.round import close_early, open_campaign, run_round, run_stage, why_finished
-from loop.status import campaign_status, status_lines
-from loop.store import LlmCalls
-from loop.validate import open_validation
-from loop.variants import freeze_variants
-from loop.view import campaign_view
-from loop.withdraw import withdraw_unanswered
+from loop.report.collect import campaign_view
+from loop.report.status import campaign_status, status_lines
+from loop.round import close_early, run_round, run_stage
+from loop.studies.rivals import Renamed, ask_rival
+from loop.studies.validate import open_validation
 
 ONE_ROUND = {"batch_size": 6, "rounds": 3, "audit_frac": 0.0}
 

@@ -17,19 +17,20 @@ from hypothesis.stateful import (
     rule,
 )
 
-import loop.annotate
+import loop.llm.ask
 import loop.round
-from loop.annotate import retry_unanswered
+from loop.campaign.store import Store
 from loop.errors import AnnotatorError, LoopError
+from loop.llm.ask import retry_unanswered
+from loop.llm.prompts import stored_variants
 from loop.money import account
+from loop.next_round import open_campaign
+from loop.people.answers import withdraw_unanswered
 from loop.ports import ClassProbs
-from loop.rivals import Renamed, ask_rival
-from loop.round import close_early, open_campaign, run_round, run_stage
-from loop.status import campaign_status
-from loop.store import Store
-from loop.validate import open_validation
-from loop.variants import stored_variants
-from loop.withdraw import withdraw_unanswered
+from loop.report.status import campaign_status
+from loop.round import close_early, run_round, run_stage
+from loop.studies.rivals import Renamed, ask_rival
+from loop.studies.validate import open_validation
 
 PRICE_USD, TOKEN_USD = 0.1, 0.001
 CENT = 1e-6  # sums of floats
@@ -96,9 +97,9 @@ class Campaign(RuleBasedStateMachine):
         self.folder = TemporaryDirectory(prefix="goldloop-money-")
         self.kills = Kills()
         self.llm = BillingLLM(self.kills)
-        self.before = dict(loop.round.RUN), loop.annotate.CHUNK
+        self.before = dict(loop.round.RUN), loop.llm.ask.CHUNK
         loop.round.RUN.update({s: skipped(s) for s in ("repair", "train", "measure")})
-        loop.annotate.CHUNK = 4
+        loop.llm.ask.CHUNK = 4
         if Campaign.template is None:
             Campaign.template = TemporaryDirectory(prefix="goldloop-money-")
             Store(f"sqlite:///{Campaign.template.name}/c.db").close()
@@ -108,7 +109,7 @@ class Campaign(RuleBasedStateMachine):
         if hasattr(self, "ctx"):
             self.ctx.store.close()
         loop.round.RUN.update(self.before[0])
-        loop.annotate.CHUNK = self.before[1]
+        loop.llm.ask.CHUNK = self.before[1]
         self.folder.cleanup()
 
     @initialize(

@@ -5,16 +5,17 @@ import json
 import pytest
 from campaigns import LABELS, make, texts
 
-from connectors.recorded import RecordedAnnotator
-from loop.annotate import retry_unanswered
+from connectors.llm.recorded import RecordedAnnotator
+from loop.campaign.tables import STAGES
+from loop.cli.build import open_store
 from loop.errors import StoreError
-from loop.parts import open_store
+from loop.llm.ask import retry_unanswered
+from loop.llm.prompts import stored_variants
+from loop.next_round import open_campaign, open_round, why_finished
 from loop.ports import no_progress, show_nothing
-from loop.progress import campaign_progress
-from loop.round import RUN, open_campaign, open_round, run_stage, why_finished
-from loop.store import STAGES
-from loop.variants import stored_variants
-from loop.view import write_outputs
+from loop.report.collect import write_outputs
+from loop.round import RUN, run_stage
+from loop.serve.progress import campaign_progress
 from tests.loop.test_round import _no_plots
 
 __all__ = ["_no_plots"]

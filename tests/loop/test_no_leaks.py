@@ -5,11 +5,12 @@ import pytest
 from campaigns import make, texts
 
 import loop.round as stages
-from loop.round import open_campaign, run_round, why_finished
+from loop.next_round import open_campaign, why_finished
+from loop.round import run_round
 from strategies import STRATEGIES
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
-from strategies.students import out_of_fold_probs
+from strategies.signals.students import out_of_fold_probs
 
 
 @pytest.mark.parametrize("signals", [["entropy"], ["knn_disagreement", "learned_error"]])

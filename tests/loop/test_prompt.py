@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loop.ports import Demonstration, Label, PromptTemplate, PromptVariant
+from loop.prompt import Demonstration, Label, PromptTemplate, PromptVariant
 
 LABELS = (Label("bad", "worse than good"), Label("so so"), Label("good", "better"))
 SHOWN = (Demonstration("nice", "good"), Demonstration("meh", "so so"))

@@ -4,27 +4,21 @@ import pytest
 from campaigns import make, texts
 from fakes import CentroidStudent
 
-from loop.context import Parts
+from loop.campaign.context import Parts
+from loop.campaign.store import Store
+from loop.campaign.tables import STAGES, Vote
+from loop.deliver.export import final_labels
 from loop.errors import ConfigError, StageError
-from loop.export import final_labels
-from loop.round import (
-    RUN,
-    close_early,
-    open_campaign,
-    open_round,
-    run_round,
-    run_stage,
-    why_finished,
-)
-from loop.status import campaign_status, status_lines
-from loop.store import STAGES, Store, Vote
+from loop.next_round import open_campaign, open_round, why_finished
+from loop.report.status import campaign_status, status_lines
+from loop.round import RUN, close_early, run_round, run_stage
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_plots():
     """Plots cost a second a round and have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report_plots.course_plot", lambda *_: "")
+        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
         yield
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from loop import cli
 from loop.addresses import hidden, secret_in
-from loop.config import Config, NoSecret, Section, _names_a_variable, read
+from loop.campaign.config import Config, NoSecret, Section, _names_a_variable, read
+from loop.cli import __main__ as cli
 from loop.errors import ConfigError
+from loop.report.collect import write_outputs
 from loop.round import run_round
-from loop.view import write_outputs
-from tests.loop.test_cli import goldloop, good_rows, write_campaign, write_texts
+from tests.loop.cli.test_main import goldloop, good_rows, write_campaign, write_texts
 from tests.support.campaigns import make
 
 SECRET = "hunter2-Kz9pQ"

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from strategies import NEEDS, STRATEGIES
+from strategies import STRATEGIES
+from strategies.needs import NEEDS
 from strategies.pool import Pool
 
 N, M, K, D = 150, 3, 4, 12

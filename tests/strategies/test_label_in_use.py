@@ -11,7 +11,7 @@ from strategies import STRATEGIES
 from strategies.calibrate import batch_calibrate
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
-from strategies.students import out_of_fold_probs
+from strategies.signals.students import out_of_fold_probs
 
 
 def biased_pool(n=600, seed=0, embeddings=False):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from strategies.learned import class_posterior
 from strategies.pool import Pool
 from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
-from strategies.students import out_of_fold_probs
+from strategies.signals.learned_error import class_posterior
+from strategies.signals.students import out_of_fold_probs
 
 
 def confused_pool(seed=0, n=1200, gold=250, shares=(0.45, 0.45, 0.1)):

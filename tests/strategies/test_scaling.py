@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.scaling import (
+from strategies.calibrate import (
     Bin,
     brier,
     brier_harm_p_value,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from strategies.temperature import fit_temperature, log_losses, with_temperature
+from strategies.calibrate import fit_temperature, log_losses, with_temperature
 
 
 def drawn(n, sharpness, seed=0):

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from loop import frozen
-from strategies import learned, students
+from loop.bench import error_predictor
+from loop.student import frozen_student as frozen
+from strategies.signals import learned_error as learned
+from strategies.signals import students
 from strategies.threads import one_blas_thread
 
 
@@ -57,7 +59,7 @@ def test_students_and_the_predictor_take_one_thread(two_threads, monkeypatch, na
     if name == "out_of_fold_probs":
         students.out_of_fold_probs(x, y, np.ones(60), 2, seeds=1, rng=rng)
     elif name == "error_predictor":
-        learned.error_predictor(x.astype(float), y[:20] == 1, np.arange(20), rng=rng)
+        error_predictor.error_predictor(x.astype(float), y[:20] == 1, np.arange(20), rng=rng)
     else:
         frozen.FrozenHeads().probs(x, np.eye(2)[y], np.ones(60), x, [0])
     assert seen

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 from fakes import CentroidStudent, FakeRaters, FileReviewer
 
-from connectors.recorded import RecordedAnnotator
-from loop.config import Config
-from loop.context import Context, Parts
-from loop.store import Store
+from connectors.llm.recorded import RecordedAnnotator
+from loop.campaign.config import Config
+from loop.campaign.context import Context, Parts
+from loop.campaign.store import Store
 
 LABELS = ("bad", "good")
 WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}

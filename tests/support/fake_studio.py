@@ -11,7 +11,7 @@ from email.utils import format_datetime
 
 import httpx
 
-from connectors.label_studio_page import choice_result
+from connectors.label_studio.page import choice_result
 
 USERS = [
     {"id": 1, "email": "ann@x.org"},

@@ -25,7 +25,7 @@ def texts(n=24):
 
 
 def config_of(folder):
-    from loop.config import Config
+    from loop.campaign.config import Config
 
     config = Config.model_validate(
         {
@@ -54,18 +54,21 @@ def run(folder, url, token, campaign_id, die, hurry):
     """
     from fakes import CentroidStudent
 
-    import loop.report_plots
-    from connectors import label_studio, label_studio_pull, label_studio_push
-    from connectors.label_studio import LabelStudioReviewer
-    from connectors.recorded import RecordedAnnotator
-    from loop.context import Context, Parts
+    import loop.report.plots
+    from connectors.label_studio import pull as label_studio_pull
+    from connectors.label_studio import push as label_studio_push
+    from connectors.label_studio import reviewer as label_studio
+    from connectors.label_studio.reviewer import LabelStudioReviewer
+    from connectors.llm.recorded import RecordedAnnotator
+    from loop.campaign.context import Context, Parts
+    from loop.campaign.lock import writer
+    from loop.campaign.store import Store
     from loop.errors import LoopError
-    from loop.lock import writer
-    from loop.round import RUN, close_early, open_campaign, run_round, run_stage, why_finished
-    from loop.store import Store
-    from loop.withdraw import withdraw_unanswered
+    from loop.next_round import open_campaign, why_finished
+    from loop.people.answers import withdraw_unanswered
+    from loop.round import RUN, close_early, run_round, run_stage
 
-    loop.report_plots.course_plot = lambda *_: ""
+    loop.report.plots.course_plot = lambda *_: ""
     label_studio_pull.PAGE_TASKS = 4  # several pages even for few tasks
     label_studio_push.BATCH_TASKS = 3
     config = config_of(folder)

@@ -3,10 +3,10 @@
 from campaigns import texts
 from fakes import CentroidStudent, FileReviewer
 
-from connectors.recorded import RecordedAnnotator
-from loop.config import load
-from loop.context import Context, Parts
-from loop.store import Store
+from connectors.llm.recorded import RecordedAnnotator
+from loop.campaign.config import load
+from loop.campaign.context import Context, Parts
+from loop.campaign.store import Store
 
 PEOPLE = 2
 

@@ -1,7 +1,7 @@
 """Opens a store in processes that are killed at one point after another, or that start together.
 
 A process of its own, because it forks: ``python kill_opening.py MODE URL SCHEMA STEP``. A point is
-an SQL statement, a commit, or a line of ``loop.database``. Prints one line of JSON.
+an SQL statement, a commit, or a line of ``loop.campaign.database``. Prints one line of JSON.
 """
 
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 from alembic import command
 from sqlalchemy import Engine, create_engine, event, text
 
-from loop import database
-from loop.store import Store
+from loop.campaign import database
+from loop.campaign.store import Store
 
 CAMPAIGN = (
     "insert into campaign (name, uid, created_at, labels)"

@@ -1,6 +1,6 @@
 """Answers as no labelling page sends them, each with what is to be read from it."""
 
-from connectors.label_studio_page import FROM_NAME, choice_result
+from connectors.label_studio.page import FROM_NAME, choice_result
 
 ELSEWHERE = "answer from another page"
 NOTE = {"from_name": "note", "to_name": "text", "type": "textarea"}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from loop.ports import TrainingSet
-from loop.student import EncoderStudent
+from loop.student.encoder_student import EncoderStudent
 
 LABELS = ("good", "bad", "ugly")
 WORDS = {

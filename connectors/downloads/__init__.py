@@ -1,0 +1,1 @@
+"""What goldloop fetches: packages, models, the demo's data."""

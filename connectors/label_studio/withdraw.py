@@ -1,0 +1,81 @@
+"""Taking tasks back that nobody has begun to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from connectors.label_studio.client import Client, filter_on
+
+BATCH_TASKS = 200  # small, so that little time passes between the server's look and its deletion
+PAGE_TASKS = 1_000
+
+
+def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
+    """Removes tasks without an answer, a skip or a draft.
+
+    The server itself looks for answers once more in the request that deletes, so an answer that
+    comes after our own look keeps its task. Who has a removed task open is told that it is gone.
+
+    Returns:
+        items that are on the server no more.
+    Raises:
+        ReviewerError: the server refuses; calling again is safe.
+    """
+    for start in range(0, len(item_ids), BATCH_TASKS):
+        batch = list(item_ids[start : start + BATCH_TASKS])
+        idle = [
+            int(row["id"])
+            for row in client.read(
+                project,
+                "look for answers",
+                [filter_on("data.ext_id", "in_list", "String", batch)],
+                PAGE_TASKS,
+                fields="all",
+                include="id,annotations",
+            ).rows  # those that the server cannot show have been answered
+            if not row.get("annotations") and not _has_draft(client, int(row["id"]))
+        ]
+        if not idle:
+            continue
+        body = {
+            "filters": {
+                "conjunction": "and",
+                "items": [
+                    filter_on("data.ext_id", "in_list", "String", batch),
+                    filter_on("total_annotations", "equal", "Number", 0),
+                    filter_on("cancelled_annotations", "equal", "Number", 0),
+                ],
+            },
+            "selectedItems": {"all": False, "included": idle},
+        }
+        client.write(
+            "POST",
+            f"api/dm/actions?id=delete_tasks&project={project}",
+            body,
+            "withdraw tasks",
+            repeatable=True,  # what is deleted already is not found again
+        )
+    there = {
+        str(row["data"]["ext_id"])
+        for start in range(0, len(item_ids), BATCH_TASKS)
+        for row in _rows(client, project, list(item_ids[start : start + BATCH_TASKS]))
+    }
+    return set(item_ids) - there
+
+
+def _rows(client: Client, project: int, item_ids: list[str]) -> list[dict[str, Any]]:
+    return client.listed(
+        project,
+        "look what is left",
+        [filter_on("data.ext_id", "in_list", "String", item_ids)],
+        fields="task_only",
+        include="id,data",
+        page_size=PAGE_TASKS,
+    )
+
+
+def _has_draft(client: Client, task_id: int) -> bool:
+    """Asked for each task: task lists name the drafts of their reader alone."""
+    with client.asking("look for drafts"):
+        return bool(client.get(f"api/tasks/{task_id}/drafts", {}))

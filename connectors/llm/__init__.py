@@ -1,0 +1,1 @@
+"""LLMs as annotators: in this process, on a server, or recorded."""

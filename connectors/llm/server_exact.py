@@ -1,0 +1,253 @@
+"""Servers that give the log-probability of every label's tokens: vLLM and llama.cpp."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from connectors.llm.label_trie import LabelTrie
+from connectors.llm.prompt_text import answer_tokens
+from connectors.llm.server_http import GarbledError, Http, UnansweredError, Usage, count_of
+from connectors.llm.server_ways import Plan, choices_of, log_prob_of
+from loop.errors import AnnotatorError
+from loop.ports import FloatArray
+
+ASKED_AT_ONCE = 128  # vLLM's limit on logprob_token_ids
+LISTED = 64  # llama.cpp: likeliest tokens to list at first
+BIAS = 40.0  # llama.cpp: lifts what is likelier than exp(-40) above all else
+ENDS = (
+    *("\n" * n for n in range(1, 5)),
+    *("\r\n", "\r\n\r\n", "\n ", "\n  ", "\n    ", "\n\t", " \n", " \n\n"),
+    *("</s>", "<eos>", "<end_of_turn>", "<turn|>"),
+    *(f"<|{name}|>" for name in ("im_end", "endoftext", "eot_id", "end_of_text", "end", "return")),
+)
+
+
+@dataclass
+class Tokens(ABC):
+    """Servers that tokenise for us: the label trie is built here."""
+
+    http: Http
+    model: str
+    chat: bool
+    _ends: tuple[int, ...] | None = field(default=None, init=False)
+
+    @abstractmethod
+    def tokens(self, text: str, *, bare: bool = False) -> list[int]:
+        """Token ids; ``bare`` without what stands before a whole prompt."""
+
+    def trie(self, plan: Plan) -> LabelTrie:
+        """The answers as they follow the prompt, and what ends them."""
+        labels = answer_tokens(plan.variant, self.tokens, chat=self.chat)
+        whole = any(len(ids) > 1 for ids in labels)
+        return LabelTrie(labels, self.ends(labels) if whole else ())
+
+    def ends(self, labels: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """Tokens that end an answer: line breaks, and the end marks of common models."""
+        if self._ends is None:
+            before = self.tokens("a", bare=True)
+            found = {
+                after[-1]
+                for after in (self.tokens("a" + end, bare=True) for end in ENDS)
+                if after[:-1] == before
+            }
+            self._ends = tuple(sorted(found))
+        used = {token for label in labels for token in label}
+        ends = tuple(token for token in self._ends if token not in used)
+        if not ends:
+            raise AnnotatorError(
+                "The model's tokenizer has no token for the end of a line, so that labels of"
+                " several tokens cannot be scored; use the label form 'ids'."
+            )
+        return ends
+
+
+@dataclass
+class Vllm(Tokens):
+    """vLLM: log-probabilities of the tokens asked for, over the whole vocabulary."""
+
+    exact: bool = True
+    means: str = "log-probabilities of exactly the labels' tokens (vLLM)"
+
+    def tokens(self, text: str, *, bare: bool = False) -> list[int]:
+        """Asks ``/tokenize``."""
+        body = {"model": self.model, "prompt": text, "add_special_tokens": not bare}
+        return self.http.post("/tokenize", body, token_list)
+
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """A prompt for every node, and a token for every prompt."""
+        prompts = plan.known_trie.prompts(ASKED_AT_ONCE)
+        return prompts, prompts
+
+    def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
+        """(k,) log-masses, node by node of the trie."""
+        trie = plan.known_trie
+        prompt: str | list[int] = plan.prompt(text)
+        if self.chat:
+            body = {"model": self.model, "messages": plan.messages(text)}
+            prompt = self.http.post("/tokenize", body, token_list)
+        root, *rest = trie.nodes
+        found, tokens = self._log_probs([prompt], root.asked, usage)
+        answers = [found[0]]
+        if rest:
+            if isinstance(prompt, str):
+                prompt = tokens or self.tokens(prompt)
+            wanted = tuple(sorted({token for node in rest for token in node.asked}))
+            paths = [[*prompt, *node.path] for node in rest]
+            found, _ = self._log_probs(paths, wanted, usage)
+            answers += found
+        return trie.log_masses(
+            [
+                np.array([answer[token] for token in node.asked])
+                for node, answer in zip(trie.nodes, answers, strict=True)
+            ]
+        )
+
+    def _log_probs(
+        self, prompts: Sequence[str | list[int]], ids: Sequence[int], usage: Usage
+    ) -> tuple[list[dict[int, float]], list[int] | None]:
+        """For each prompt the log-probability of each id as the next token.
+
+        Also the tokens of the first prompt, where the server gives them.
+        """
+        found: list[dict[int, float]] = [{} for _ in prompts]
+        tokens: list[int] | None = None
+
+        def read(answer: Mapping[str, Any]) -> tuple[list[dict[int, float]], object]:
+            choices = choices_of(answer, len(prompts))
+            return [_by_token_id(c, part) for c in choices], choices[0].get("prompt_token_ids")
+
+        for start in range(0, len(ids), ASKED_AT_ONCE):
+            part = list(ids[start : start + ASKED_AT_ONCE])
+            body = {
+                "model": self.model,
+                "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
+                "max_tokens": 1,
+                "temperature": 0,
+                "logprobs": 1,
+                "logprob_token_ids": part,
+                "return_tokens_as_token_ids": True,
+                "return_token_ids": True,
+            }
+            values, given = self.http.post("/v1/completions", body, read, usage, len(prompts))
+            for known, new in zip(found, values, strict=True):
+                known.update(new)
+            if isinstance(given, list) and all(isinstance(token, int) for token in given):
+                tokens = given
+        return found, tokens
+
+
+@dataclass
+class LlamaCpp(Tokens):
+    """llama.cpp: its native list of likeliest tokens, and a second look at those not in it."""
+
+    exact: bool = True
+    means: str = "its list of likeliest tokens, and biased lists for the others (llama.cpp)"
+
+    def tokens(self, text: str, *, bare: bool = False) -> list[int]:
+        """Asks ``/tokenize``."""
+        return self._tokens(text, add_special=not bare, parse_special=bare)
+
+    def _tokens(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return self.http.post("/tokenize", body, token_list)
+
+    def most_asked(self, plan: Plan) -> tuple[int, int]:
+        """Each node twice, the second time under a bias, and a token each time."""
+        prompts = 2 * len(plan.known_trie.nodes)
+        return prompts, prompts
+
+    def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
+        """(k,) log-masses, node by node of the trie."""
+        trie = plan.known_trie
+        if self.chat:
+            body = {"messages": plan.messages(text)}
+            wrapped = self.http.post("/apply-template", body, lambda a: str(a["prompt"]))
+            prompt = self._tokens(wrapped, add_special=False, parse_special=True)
+        else:
+            prompt = self.tokens(plan.prompt(text))
+        answers = []
+        for node in trie.nodes:
+            found = self._log_probs([*prompt, *node.path], node.asked, usage)
+            answers.append(np.array([found[token] for token in node.asked]))
+        return trie.log_masses(answers)
+
+    def _log_probs(self, prompt: list[int], ids: Sequence[int], usage: Usage) -> dict[int, float]:
+        """Log-probability of each id as the next token.
+
+        Tokens that are not among the likeliest are asked for again with a bias that puts them
+        there, together with the likeliest of all: the ratios tell what they were without it.
+        """
+        body = {"prompt": prompt, "n_predict": 1, "cache_prompt": True}
+        plain = {"n_probs": LISTED, "temperature": -1, "post_sampling_probs": False}
+        found, tokens = self.http.post("/completion", body | plain, _native_list)
+        usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
+        likeliest = max(found, key=lambda token: found[token])
+        hidden = [token for token in ids if token not in found]
+        if hidden:
+            raised = [likeliest, *hidden]
+            biased = {
+                "n_probs": len(raised),
+                "temperature": 1,
+                "samplers": ["temperature"],
+                "repeat_penalty": 1,
+                "logit_bias": [[token, BIAS] for token in raised],
+                "post_sampling_probs": True,
+            }
+            again, tokens = self.http.post("/completion", body | biased, _biased_list)
+            usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
+            if likeliest not in again:
+                raise UnansweredError("The server does not heed logit_bias.")
+            for token in hidden:
+                below = again.get(token, -BIAS) - again[likeliest]
+                found[token] = found[likeliest] + min(0.0, below)
+        return found
+
+
+def _by_token_id(choice: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]:
+    listed = choice["logprobs"]["top_logprobs"][0]
+    missing = [token for token in ids if f"token_id:{token}" not in listed]
+    if missing:
+        raise GarbledError(
+            f"it left out {len(missing)} of {len(ids)} log-probabilities that were asked for"
+        )
+    return {token: log_prob_of(listed[f"token_id:{token}"]) for token in ids}
+
+
+def _native_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
+    listed = answer["completion_probabilities"][0]["top_logprobs"]
+    found = {int(entry["id"]): log_prob_of(entry["logprob"]) for entry in listed}
+    return found, _fresh_tokens(answer)
+
+
+def _biased_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
+    """Likewise under a bias, where probabilities are given instead of their logarithms."""
+    listed = answer["completion_probabilities"][0]["top_probs"]
+    found = {
+        int(entry["id"]): math.log(entry["prob"]) if entry["prob"] > 0 else -BIAS
+        for entry in listed
+    }
+    return found, _fresh_tokens(answer)
+
+
+def _fresh_tokens(answer: Mapping[str, Any]) -> int:
+    timings = answer.get("timings")
+    fresh = timings.get("prompt_n") if isinstance(timings, Mapping) else None
+    return count_of(answer.get("tokens_evaluated") if fresh is None else fresh)
+
+
+def token_list(answer: Mapping[str, Any]) -> list[int]:
+    """What ``/tokenize`` answers.
+
+    Raises:
+        GarbledError: no list of tokens.
+    """
+    tokens = answer["tokens"]
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise GarbledError("it gave no list of tokens")
+    return tokens

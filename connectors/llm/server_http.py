@@ -1,0 +1,327 @@
+"""Questions to a server over HTTP: tried again where that helps, keys kept out of every message."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import math
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from connectors.llm.prompt_text import one_line
+from loop.errors import AnnotatorError
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not waited for
+T = TypeVar("T")
+
+
+@dataclass
+class Usage:
+    """What one item took, failed attempts included."""
+
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def add(self, usage: object, prompts: int = 1) -> None:
+        """Counts an answer's ``usage``; what is missing or no number counts nothing.
+
+        vLLM states the cached tokens of the last prompt only. The prompts of a request share all
+        but their last few tokens, so each has as many.
+        """
+        if not isinstance(usage, Mapping):
+            return
+        details = usage.get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
+        prompt, hits = count_of(usage.get("prompt_tokens")), count_of(cached)
+        self.prompt += prompt
+        self.cached += hits * prompts if hits * prompts <= prompt else hits
+        self.output += count_of(usage.get("completion_tokens"))
+
+    @property
+    def computed(self) -> int:
+        """Tokens that were not in a cache."""
+        return max(0, self.prompt - self.cached) + self.output
+
+
+class GarbledError(Exception):
+    """An answer that cannot be used; another attempt may do better."""
+
+
+class UnansweredError(Exception):
+    """An item gets no answer; ``down`` if the server rather than the item seems to be why."""
+
+    def __init__(self, reason: str, *, down: bool = False) -> None:
+        super().__init__(reason)
+        self.down = down
+
+
+class StoppedError(UnansweredError):
+    """Nobody asked, because the others stopped."""
+
+
+class IncompleteError(UnansweredError):
+    """The server lists too few tokens for this item."""
+
+
+class RejectedError(UnansweredError):
+    """The server says no, and would say it again."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Http:
+    """Posts, waits and posts again. Safe to use from many threads."""
+
+    REFUSED = frozenset({401, 402, 403, 404})
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str,
+        *,
+        timeout_s: float,
+        max_attempts: int,
+        backoff_s: float,
+        concurrency: int,
+        transport: httpx.BaseTransport | None,
+    ) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except (httpx.InvalidURL, TypeError) as exc:
+            raise AnnotatorError("annotator.base_url is not an address.") from exc
+        if url.scheme not in ("http", "https") or not url.host:
+            raise AnnotatorError("annotator.base_url must begin with http:// or https://.")
+        if url.userinfo or url.query:
+            raise AnnotatorError(
+                "annotator.base_url holds a password or a query; put the key into the environment"
+                f" variable {api_key_env}."
+            )
+        given = str(url).rstrip("/")
+        self._interface = given if url.path.strip("/") else f"{given}/v1"
+        self.shown = self._root = given.removesuffix("/v1")
+        self.stop = threading.Event()
+        self._key_env = api_key_env
+        self.max_attempts = max_attempts
+        self._backoff_s = backoff_s
+        self._timeout_s = timeout_s
+        key = os.environ.get(api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise AnnotatorError(f"The key in {api_key_env} holds characters that no key has.")
+        self._redacted: Callable[[str], str] = lambda text: text.replace(key, "…") if key else text
+
+        def client() -> httpx.Client:
+            return httpx.Client(
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
+                limits=httpx.Limits(
+                    max_connections=concurrency, max_keepalive_connections=concurrency
+                ),
+                transport=transport,
+            )
+
+        self._new_client = client
+        self._open_client()
+        self._lock = threading.Lock()
+        self._wait_until = 0.0
+        self._last_success = time.monotonic()
+
+    def begin(self) -> None:
+        """Forgets that it was closed or stopped, and how long nothing succeeded."""
+        if self._client.is_closed:
+            self._open_client()
+        self.stop.clear()
+        self._last_success = time.monotonic()
+
+    def _open_client(self) -> None:
+        self._client = self._new_client()
+        weakref.finalize(self, self._client.close)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+    @staticmethod
+    def as_is(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The whole answer."""
+        return answer
+
+    def maybe(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        read: Callable[[Mapping[str, Any]], T],
+        *,
+        refusable: bool = False,
+    ) -> T | None:
+        """Like ``post``; None where the server has no such thing, or refuses it to us.
+
+        Args:
+            refusable: raise where the key is refused.
+        """
+        try:
+            return self._call(method, path, body, read, None, 1)
+        except RejectedError as exc:
+            if refusable and exc.status in (401, 402, 403):
+                raise
+            return None
+        except UnansweredError as exc:
+            if exc.down:
+                raise
+            return None
+
+    def post(
+        self,
+        path: str,
+        body: object,
+        read: Callable[[Mapping[str, Any]], T],
+        usage: Usage | None = None,
+        prompts: int = 1,
+    ) -> T:
+        """What ``read`` makes of the answer.
+
+        Raises:
+            RejectedError: the server refuses this request and would refuse it again.
+            UnansweredError: no usable answer after the last attempt.
+        """
+        return self._call("POST", path, body, read, usage, prompts)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        read: Callable[[Mapping[str, Any]], T],
+        usage: Usage | None,
+        prompts: int,
+    ) -> T:
+        own = path.startswith("/v1/")
+        url = self._interface + path.removeprefix("/v1") if own else self._root + path
+        attempt = 0
+        pauses = 0
+        while True:
+            attempt += 1
+            wait_s: float | None = None
+            down = True
+            try:
+                self._pause(0.0)
+                response = self._client.request(method, url, json=body)
+            except httpx.TimeoutException:
+                problem = f"did not answer within {self._timeout_s:g} s"
+            except httpx.HTTPError as exc:
+                problem = f"cannot be reached ({self._redacted(str(exc)) or type(exc).__name__})"
+            else:
+                status = response.status_code
+                if status == 200:
+                    try:
+                        found = self._read(response, read, usage, prompts)
+                    except GarbledError as exc:
+                        problem, down = f"answered with garbage: {exc}", False
+                    else:
+                        self._last_success = time.monotonic()
+                        return found
+                elif status in (408, 409, 425, 429) or status >= 500:
+                    problem = f"answered {status}{self._message(response)}"
+                    if status == 501 or "insufficient_quota" in response.text:
+                        raise RejectedError(
+                            402 if status == 429 else 501, f"{self.shown} {problem}."
+                        )
+                    wait_s = _retry_after_s(response)
+                    if wait_s is not None and wait_s > LONGEST_WAIT_S:
+                        raise AnnotatorError(
+                            f"{self.shown} asks to wait {wait_s:.0f} s before the next question;"
+                            " run the command again then. Every vote so far is kept."
+                        )
+                    idle_s = time.monotonic() - self._last_success
+                    if status == 429 and idle_s < LONGEST_WAIT_S / 2:
+                        attempt -= 1  # told to wait is not failed
+                else:
+                    raise RejectedError(status, self._refusal(response))
+            if attempt >= self.max_attempts:
+                raise UnansweredError(f"{self.shown} {problem}.", down=down)
+            if wait_s is not None:
+                with self._lock:  # for all threads: the limit is the server's, not the request's
+                    self._wait_until = max(self._wait_until, time.monotonic() + wait_s)
+            pauses += 1
+            log.debug("%s %s; trying again", path, problem)
+            backoff_s = min(30.0, self._backoff_s * 2 ** min(pauses - 1, 10))
+            self._pause(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+
+    def _pause(self, seconds: float) -> None:
+        """Waits, and as long as the server asked everybody to wait; less when stopping."""
+        self.stop.wait(seconds)
+        while (left := self._wait_until - time.monotonic()) > 0 and not self.stop.is_set():
+            self.stop.wait(left)
+        if self.stop.is_set():
+            raise StoppedError(f"{self.shown} was not asked any more.")
+
+    def _read(
+        self,
+        response: httpx.Response,
+        read: Callable[[Mapping[str, Any]], T],
+        usage: Usage | None,
+        prompts: int,
+    ) -> T:
+        try:
+            answer = response.json()
+        except ValueError as exc:
+            raise GarbledError("it is no JSON, or cut off") from exc
+        if not isinstance(answer, dict):
+            raise GarbledError("it is no JSON object")
+        if usage is not None:
+            usage.add(answer.get("usage"), prompts)
+        try:
+            return read(answer)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+            raise GarbledError("log-probabilities, tokens or choices are missing") from exc
+
+    def _message(self, response: httpx.Response) -> str:
+        """The server's own words in brackets, if it has any."""
+        try:
+            error = response.json()["error"]
+            said = str(error["message"] if isinstance(error, dict) else error)
+        except (ValueError, KeyError, TypeError):
+            return ""
+        return f" ({one_line(self._redacted(said))[:300].rstrip('.')})"
+
+    def _refusal(self, response: httpx.Response) -> str:
+        status = response.status_code
+        if status in (401, 403):  # such answers may quote the key, so they are not quoted
+            return (
+                f"{self.shown} refuses access ({status});"
+                f" set the environment variable {self._key_env} to a valid key."
+            )
+        return f"{self.shown} refused the question: {status}{self._message(response)}."
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Seconds that the server asks to wait, from a number or a date; None if it does not."""
+    value = response.headers.get("retry-after", "").strip()
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError):
+            return None
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def count_of(value: object) -> int:
+    """A number of tokens; what is none counts 0."""
+    return value if type(value) is int and value > 0 else 0

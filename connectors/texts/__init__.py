@@ -1,0 +1,1 @@
+"""Texts in and labels out: CSV, JSONL, Parquet, Hugging Face data sets."""

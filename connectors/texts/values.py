@@ -1,0 +1,127 @@
+"""Cells and values of tables: cleaned, made plain, escaped, and named in sentences."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from loop.ports import normalise
+
+Format = Literal["auto", "csv", "jsonl", "parquet", "hf"]
+FORMATS = ("csv", "jsonl", "parquet", "hf")
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+SHOWN = 5  # examples named in one message
+NESTED = (list, tuple, dict, set, bytes)  # what is no single value
+DATASETS_MISSING = (
+    "Hugging Face data sets need the package 'datasets'; install it with"
+    " `pip install 'goldloop[datasets]'`."
+)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clean_text(text: str) -> str:
+    """Without NUL, which databases refuse, and lone surrogates, which UTF-8 does."""
+    return _SURROGATE.sub("\ufffd", text.replace("\0", ""))
+
+
+def as_text(value: Any) -> str:
+    """Numbers become strings, None and NaN nothing; 1.0 is 1, as a column of integers with gaps."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's terms."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean_text(str(k)): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return plain(value.tolist())
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    return clean_text(str(value))
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def escape_cell(cell: str) -> str:
+    """The cell with a leading apostrophe if a spreadsheet would run it as a formula.
+
+    Cells that already look escaped get one apostrophe more, so that :func:`unescape_cell` gives
+    every cell back exactly.
+    """
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unescape_cell(cell: str) -> str:
+    """What :func:`escape_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`` did you mean 'x'?`` with a leading space, or nothing."""
+    names = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
+    return f" did you mean {names[close[0]]!r}?" if close else ""
+
+
+def counted(n: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def some_of(unit: str, numbers: Sequence[int]) -> str:
+    """``line 3``, ``lines 3, 4, 5, 6, 7, …``."""
+    shown = ", ".join(str(n) for n in numbers[:SHOWN])
+    more = ", …" if len(numbers) > SHOWN else ""
+    return f"{unit}{'' if len(numbers) == 1 else 's'} {shown}{more}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas, the first twenty of them."""
+    all_names = [name if len(name) <= 60 else excerpt(name) for name in names]
+    more = f" and {len(all_names) - 20:,} more" if len(all_names) > 20 else ""
+    return ", ".join(all_names[:20]) + more
+
+
+def shown(label: str | None) -> str:
+    """A label, quoted; of a long one the beginning."""
+    return repr(label) if label is None or len(label) <= 60 else excerpt(label)
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text, quoted, on one line."""
+    text = normalise(text)
+    return repr(text if len(text) <= 40 else f"{text[:39]}…")

@@ -1,0 +1,124 @@
+"""Labels out: CSV, JSONL, Parquet and Hugging Face data sets, written whole or not at all.
+
+CSV cells that a spreadsheet would run as a formula (they begin with ``=``, ``+``, ``-``, ``@``,
+a tab or a line break) are written with a leading apostrophe; ``values.unescape_cell`` takes it
+off again. Numbers, JSONL, Parquet and data sets are written as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from connectors.texts.values import DATASETS_MISSING, FORMATS, SUFFIXES, Format, escape_cell, plain
+from loop.errors import DataError
+from loop.files import SHARED, replacing, replacing_folder, replacing_text
+
+
+def write_labels(
+    rows: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    format: Format | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """Writes records as CSV, JSONL, Parquet or a Hugging Face ``save_to_disk`` folder, atomically.
+
+    CSV cells with lists or objects hold JSON, None is an empty cell, and cells that begin like a
+    formula get a leading apostrophe (see :func:`escape_cell`).
+
+    Args:
+        path: ``.csv``, ``.jsonl``, ``.parquet``; a name without an extension is a folder (hf).
+        format: overrides the extension.
+        columns: names and order; by default the keys in the order in which they first appear.
+    Raises:
+        DataError: unknown extension, no permission, or ``datasets`` is not installed.
+    """
+    path = Path(path)
+    kind = _format_to_write(path, format)
+    records = [{str(k): plain(v) for k, v in row.items()} for row in rows]
+    names = list(columns or dict.fromkeys(name for record in records for name in record))
+    write = {"csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet, "hf": _write_hf}
+    try:
+        if path.is_dir() and kind != "hf":
+            raise DataError(f"{path} is a folder; name a file in it, such as {path}/labels.csv.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write[kind](records, names, path)
+    except OSError as exc:
+        reason = exc.strerror or exc
+        raise DataError(f"{path} cannot be written: {reason}; name another place.") from exc
+
+
+def _format_to_write(path: Path, format_: str | None) -> str:
+    suffix = path.suffix.lower()
+    kind = format_ or "auto"
+    if kind == "auto":
+        kind = {"": "hf", ".tsv": "", ".json": ""}.get(suffix, SUFFIXES.get(suffix, ""))
+    if kind not in FORMATS:
+        raise DataError(
+            f"Cannot tell the format of {path.name!r} from its extension {suffix!r};"
+            " use .csv, .jsonl, .parquet, or no extension for a folder that `datasets` loads."
+        )
+    return kind
+
+
+def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, str):
+            return escape_cell(value)
+        if isinstance(value, bool | list | dict):
+            return json.dumps(value, ensure_ascii=False)
+        return repr(value)
+
+    with replacing_text(path, mode=SHARED, newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\r\n")  # else a lone \r is not quoted
+        writer.writerow([escape_cell(name) for name in names])
+        writer.writerows([cell(record.get(name)) for name in names] for record in records)
+
+
+def _write_jsonl(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    with replacing_text(path, mode=SHARED) as handle:
+        for record in records:
+            ordered = {name: record.get(name) for name in names}
+            handle.write(json.dumps(ordered, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _arrow_columns(records: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """One Arrow array per column; columns of mixed types become JSON strings."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name in names:
+        values = [record.get(name) for record in records]
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            arrays[name] = pa.array(
+                [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+            )
+    return arrays
+
+
+def _write_parquet(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with replacing(path, mode=SHARED) as file:
+        pq.write_table(pa.table(_arrow_columns(records, names)), file)
+
+
+def _write_hf(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    try:
+        import datasets
+    except ImportError as exc:
+        raise DataError(DATASETS_MISSING) from exc
+    if path.exists() and not (path / "state.json").is_file():
+        raise DataError(f"{path} exists and is no saved data set; name another folder.")
+    data = {name: array.to_pylist() for name, array in _arrow_columns(records, names).items()}
+    with replacing_folder(path) as partial:
+        datasets.Dataset.from_dict(data).save_to_disk(str(partial))

@@ -1,0 +1,1 @@
+"""Strategies replayed side by side at equal budget."""

@@ -1,0 +1,123 @@
+"""The students that the benchmark judges label sets by."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from loop.bench.data_sets import BenchData
+from loop.errors import DataError
+from loop.files import replacing
+from loop.ports import FloatArray, IntArray, SeedResult, Student, TrainingSet
+from loop.student.frozen_student import FrozenHeads
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """The student of the benchmark."""
+
+    @property
+    def revision(self) -> str:
+        """What it is, for the record."""
+        ...
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """(s, number of test texts) classes, from training on the pool's rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenLearner:
+    """The frozen student: heads on the data's own embeddings."""
+
+    heads: FrozenHeads = field(default_factory=FrozenHeads)
+
+    @property
+    def revision(self) -> str:
+        """The heads'."""
+        return self.heads.revision
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        probs = self.heads.probs(data.embeddings, y, weight, data.test_embeddings, seeds)
+        return np.asarray(probs.argmax(axis=2), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class EncoderLearner:
+    """Fine-tunes an encoder through the ``Student`` port."""
+
+    student: Student
+
+    @property
+    def revision(self) -> str:
+        """The encoder's."""
+        return self.student.revision
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        if not data.texts or not data.test_texts:
+            raise DataError(f"{data.name} has no texts, and the student {self.revision} reads them")
+        found: dict[int, SeedResult] = {}
+
+        def keep(result: SeedResult) -> None:
+            found[result.seed] = result
+
+        train = TrainingSet(data.texts, y, weight)
+        self.student.fit(train, data.test_texts, data.labels, seeds, keep={}, on_seed=keep)
+        return np.stack([found[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """A learner whose predictions are kept in a folder, so that a run broken off can go on.
+
+    Attributes:
+        folder: one file per label set, named by everything that the predictions depend on.
+    """
+
+    learner: Learner
+    folder: Path
+
+    @property
+    def revision(self) -> str:
+        """The learner's."""
+        return self.learner.revision
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        digest = hashlib.sha256(repr((self.revision, data.labels, list(seeds))).encode())
+        for text in (*data.texts, "", *data.test_texts):
+            digest.update(text.encode() + b"\0")
+        for array in (y, weight, data.embeddings, data.test_embeddings):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        path = self.folder / f"{data.name}-{digest.hexdigest()[:20]}.npy"
+        if path.exists():
+            return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
+        found = self.learner.predict(data, y, weight, seeds)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.save(file, found.astype(np.int16), allow_pickle=False)
+        return found
+
+
+def as_learner(student: Learner | Student | None) -> Learner:
+    """The benchmark's student: heads on embeddings, or an encoder behind the ``Student`` port."""
+    if student is None:
+        return FrozenLearner()
+    if isinstance(student, Learner):
+        return student
+    return EncoderLearner(student)

@@ -1,0 +1,226 @@
+"""One campaign played with the hidden gold as the people's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loop.bench.data_sets import BenchData
+from loop.bench.policies import Policy
+from loop.measure.llm_quality import suspect_metrics
+from loop.ports import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from strategies.pool import Pool
+    from strategies.select import Batch
+
+OOF_SEEDS = 2  # students that judge the pool; the final student has its own number of seeds
+
+
+@dataclass(frozen=True)
+class Bought:
+    """What a policy did with its budget.
+
+    Attributes:
+        rows: gold labels bought, in the order of buying.
+        y: (n, k) training labels.
+        weight: (n,) training weights.
+    """
+
+    rows: IntArray
+    y: FloatArray
+    weight: FloatArray
+
+
+@dataclass
+class Shared:
+    """What the first round of every policy has in common, computed once a repetition."""
+
+    p_student: FloatArray | None = None
+    signals: dict[str, FloatArray] = field(default_factory=dict)
+
+
+def replay(
+    data: BenchData,
+    policy: Policy,
+    budget: int,
+    *,
+    rounds: int,
+    seed: Sequence[int],
+    shared: Shared | None = None,
+) -> Bought:
+    """Plays one campaign, with the hidden gold as the people's answers.
+
+    Args:
+        data: the pool; ``data.gold`` is read only for rows that were chosen.
+        budget: gold labels to buy, all of them.
+        rounds: the budget is spread over these as evenly as it can be.
+        seed: of everything random in it.
+
+    Returns:
+        Exactly ``budget`` distinct rows, and what the student learns from.
+    """
+    from strategies.repair import balanced, repair
+
+    n = len(data.gold)
+    if not 0 < budget <= n:
+        raise ValueError(f"budget must be in 1..{n}, not {budget}")
+    shared = shared or Shared()
+    gold = np.full(n, -1, dtype=np.int64)
+    pi = np.ones(n)
+    seen: list[tuple[dict[str, FloatArray], IntArray]] = []
+    order: list[IntArray] = []
+    rounds, cover = min(rounds, budget), False
+    for number in range(rounds):
+        size = budget * (number + 1) // rounds - budget * number // rounds
+        rng = np.random.default_rng([*seed, number])
+        pool = _pool(data, gold, pi, policy, shared, rng)
+        candidates = np.flatnonzero(gold < 0)
+        batch, suspicion, signals = _choose(
+            data, pool, policy, candidates, size, seen, shared, rng, cover=cover
+        )
+        rows = batch.rows
+        seen.append(({name: values[rows] for name, values in signals.items()}, rows))
+        gold[rows], pi[rows] = data.gold[rows], batch.inclusion_prob
+        order.append(rows)
+        if policy.guard:
+            wrong = data.gold[rows] != data.y_llm[rows]
+            cover = (
+                suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])["next"] == "coverage"
+            )
+    rng = np.random.default_rng([*seed, rounds])
+    kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
+    if policy.only_gold:
+        y, weight = kept, (gold >= 0).astype(np.float64)
+    elif policy.balance:
+        y, weight = balanced(kept, kept, 1.0)
+        weight[gold >= 0] = 1.0
+    elif policy.repair == "keep":
+        y, weight = kept, np.ones(n)
+    else:
+        pool = _pool(data, gold, pi, replace(policy, signals=("learned_error",)), shared, rng)
+        mended = repair(pool, policy.repair, rng=rng)
+        y, weight = mended.y, mended.weight
+    return Bought(np.concatenate(order), y, weight)
+
+
+def _pool(
+    data: BenchData,
+    gold: IntArray,
+    pi: FloatArray,
+    policy: Policy,
+    shared: Shared,
+    rng: np.random.Generator,
+) -> Pool:
+    """The pool as a round sees it: gold only where it was bought."""
+    from strategies.needs import NEEDS
+    from strategies.pool import Pool
+    from strategies.signals.students import out_of_fold_probs
+
+    wanted = policy.ranker is not None or any("p_student" in NEEDS[name] for name in policy.signals)
+    p_student = None
+    if wanted:
+        fresh = not (gold >= 0).any()
+        p_student = shared.p_student if fresh else None
+        if p_student is None:
+            p_student = out_of_fold_probs(
+                data.embeddings,
+                np.where(gold >= 0, gold, data.y_llm),
+                np.ones(len(gold)),
+                data.k,
+                seeds=OOF_SEEDS,
+                rng=rng if not fresh else np.random.default_rng(len(gold)),
+            )
+        if fresh:
+            shared.p_student = p_student
+    return Pool(
+        probs=data.probs,
+        y_llm=data.y_llm,
+        gold=gold.copy(),
+        embeddings=data.embeddings,
+        p_student=p_student,
+        off_label_mass=data.off_label_mass,
+        class_prior=data.class_prior,
+        ordinal=data.ordinal,
+        inclusion_prob=pi.copy() if (gold >= 0).any() else None,
+    )
+
+
+def _choose(
+    data: BenchData,
+    pool: Pool,
+    policy: Policy,
+    candidates: IntArray,
+    size: int,
+    seen: Sequence[tuple[dict[str, FloatArray], IntArray]],
+    shared: Shared,
+    rng: np.random.Generator,
+    *,
+    cover: bool,
+) -> tuple[Batch, FloatArray, dict[str, FloatArray]]:
+    """What to buy, and the suspicion and the signals of all items."""
+    from strategies import STRATEGIES
+    from strategies.fuse import fuse_ranks, learn_weights
+    from strategies.select import Batch, select_batch
+    from strategies.signals.components import SPREAD_OVER, leading_components
+
+    if policy.ranker is not None:
+        rows = np.asarray(policy.ranker(pool, candidates, size, rng), dtype=np.int64)
+        if len(np.unique(rows)) != size or not np.isin(rows, candidates).all():
+            raise ValueError(f"a ranker must return {size} distinct candidates, not {rows}")
+        batch = Batch(rows, np.full(size, "suspect"), np.ones(size), np.zeros(size))
+        return batch, np.zeros(pool.n), {}
+    first = not (pool.gold >= 0).any()
+    signals: dict[str, FloatArray] = {}
+    for name in usable(policy.signals, data):
+        if first and name in shared.signals:
+            signals[name] = shared.signals[name]
+            continue
+        signals[name] = STRATEGIES[name](pool, rng)
+        if first and name != "random":
+            shared.signals[name] = signals[name]
+    weights = None
+    if seen and policy.learn_weights:
+        bought = np.concatenate([rows for _, rows in seen])
+        past = {name: np.concatenate([held[name] for held, _ in seen]) for name in signals}
+        wrong = pool.gold[bought] != pool.y_llm[bought]
+        chance = None if pool.inclusion_prob is None else pool.inclusion_prob[bought]
+        weights = learn_weights(past, wrong, chance)
+    suspicion = fuse_ranks(signals, weights)
+    about = leading_components(data.embeddings, SPREAD_OVER) if policy.spread_audit else None
+    batch = select_batch(
+        suspicion,
+        candidates,
+        size,
+        audit_frac=policy.audit_frac,
+        rng=rng,
+        y_llm=pool.y_llm,
+        min_class_frac=policy.min_class_frac,
+        embeddings=pool.embeddings,
+        same_text=policy.same_text,
+        about=about,
+        cover=cover,
+    )
+    return batch, suspicion, signals
+
+
+def usable(signals: Iterable[str], data: BenchData) -> tuple[str, ...]:
+    """Those of the signals that the data can give; 'random' if it can give none."""
+    from strategies.needs import NEEDS
+
+    has = available(data)
+    return tuple(name for name in signals if NEEDS[name] <= has) or ("random",)
+
+
+def available(data: BenchData) -> frozenset[str]:
+    """What the data set has of what strategies and policies may need."""
+    has = {"embeddings", "p_student"}
+    has |= {"votes"} if data.probs.shape[1] > 1 else set()
+    has |= {"ordinal"} if data.ordinal else set()
+    mass = data.off_label_mass
+    if mass is not None and np.isfinite(mass).any(axis=1).all():
+        has |= {"off_label_mass"}
+    return frozenset(has)

@@ -1,0 +1,1 @@
+"""A campaign: its file, its texts, its store."""

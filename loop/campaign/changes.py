@@ -1,0 +1,425 @@
+"""What happens when the campaign file of a campaign that has begun is edited.
+
+Every key has a policy: it is taken up, and said, or refused before anything is spent. The file as
+each round ran with it is kept with the round; the present file is compared with that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel
+from sqlalchemy import delete, update
+from sqlmodel import col
+
+from loop.campaign.config import Config
+from loop.campaign.context import Context
+from loop.campaign.import_texts import check_fit
+from loop.campaign.tables import Round, Variant
+from loop.errors import ConfigError, StoreError
+from loop.files import write_whole
+
+When = Literal["at once", "next round", "between rounds", "never"]
+Compared = Literal["yes", "common seeds", "no"]
+
+WHEN: dict[When, str] = {
+    "at once": "taken up by the next stage",
+    "next round": "taken up by the next round",
+    "between rounds": "taken up by the next round; refused from the LLM's labels to a round's end",
+    "never": "refused",
+}
+COMPARED: dict[Compared, str] = {
+    "yes": "yes",
+    "common seeds": "over the seeds that both have",
+    "no": "no",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an edit of a key does.
+
+    Attributes:
+        when: it is taken up.
+        compared: whether rounds before and after it can be compared.
+        why: one sentence for the reader of the table, or empty.
+    """
+
+    when: When
+    compared: Compared = "yes"
+    why: str = ""
+
+
+_AT_ONCE = Policy("at once")
+_STUDENT = Policy("at once", "no", "Other students are trained.")
+_ANNOTATOR = Policy(
+    "between rounds", "no", "Every text is asked anew, and paid for anew, if the answers differ."
+)
+_PROMPT = Policy("never", "no", "The stored answers are to the old prompt.")
+_DRAWN_PROMPT = Policy(
+    "never",
+    "no",
+    'The stored answers are to the old prompts. With prompt.refresh = "round" the next round'
+    " takes it up.",
+)
+_SOURCE = Policy(
+    "next round",
+    "yes",
+    "New texts are added, texts that are gone stay. Refused where hardly a text of the campaign is"
+    " in the source.",
+)
+
+POLICIES: dict[str, Policy] = {
+    "campaign.name": Policy(
+        "never", why="It would begin anew. A new campaign needs a store.folder of its own."
+    ),
+    "campaign.task": _PROMPT,
+    "campaign.ordinal": _AT_ONCE,
+    "labels.name": Policy(
+        "next round", "no", "New labels at the end are taken up; all other edits are refused."
+    ),
+    "labels.description": Policy(
+        "at once", why="People see it; the LLM's prompts stay until they are drawn anew."
+    ),
+    "texts.source": _SOURCE,
+    "texts.format": _SOURCE,
+    "texts.text_column": _SOURCE,
+    "texts.gold_column": Policy(
+        "next round", "no", "Known labels are read anew, and accuracy is measured by them."
+    ),
+    "texts.split_column": Policy(
+        "next round",
+        why="It decides for new texts. Refused where it names another split for a text that is in.",
+    ),
+    "texts.hf_split": _SOURCE,
+    "texts.test_frac": Policy(
+        "next round", why="It decides for new texts; those that are in keep their split."
+    ),
+    "texts.dev_items": Policy("never", why="The examples were set apart when the campaign began."),
+    "annotator.kind": _ANNOTATOR,
+    "annotator.model": _ANNOTATOR,
+    "annotator.columns": _ANNOTATOR,
+    "annotator.prob_columns": _ANNOTATOR,
+    "annotator.batch_size": _AT_ONCE,
+    "annotator.max_text_tokens": _ANNOTATOR,
+    "annotator.usd_per_million_tokens": _AT_ONCE,
+    "annotator.usd_per_million_cached_tokens": _AT_ONCE,
+    "annotator.usd_per_million_output_tokens": _AT_ONCE,
+    "annotator.base_url": _AT_ONCE,
+    "annotator.api_key_env": _AT_ONCE,
+    "annotator.concurrency": _AT_ONCE,
+    "annotator.chat": _ANNOTATOR,
+    "annotator.votes_when_no_logprobs": _ANNOTATOR,
+    "annotator.gpu_memory_utilization": _AT_ONCE,
+    "prompt.shots": _DRAWN_PROMPT,
+    "prompt.variants": _DRAWN_PROMPT,
+    "prompt.calls_per_item": Policy("next round", "no", "Labels come from more or fewer answers."),
+    "prompt.label_form": _PROMPT,
+    "prompt.calibrate": Policy("between rounds", "no", "The answers are read in another way."),
+    "prompt.class_prior": Policy("between rounds", "no", "The answers are read in another way."),
+    "prompt.demonstrations": _DRAWN_PROMPT,
+    "prompt.refresh": Policy("next round", "no", '"round" pays for every text anew each round.'),
+    "prompt.instruction": _PROMPT,
+    "prompt.item": _PROMPT,
+    "strategy.signals": _AT_ONCE,
+    "strategy.repair": Policy("at once", "no", "Students learn otherwise repaired labels."),
+    "budget.labels": _AT_ONCE,
+    "budget.usd": _AT_ONCE,
+    "budget.usd_per_label": _AT_ONCE,
+    "rounds.rounds": _AT_ONCE,
+    "rounds.batch_size": _AT_ONCE,
+    "rounds.audit_frac": _AT_ONCE,
+    "rounds.audit": _AT_ONCE,
+    "rounds.stop_below": _AT_ONCE,
+    "rounds.seed": Policy(
+        "next round", "common seeds", "Splits, checks and held-out texts keep the first seed."
+    ),
+    "student.encoder": _STUDENT,
+    "student.epochs": _STUDENT,
+    "student.batch_size": _STUDENT,
+    "student.lr": _STUDENT,
+    "student.weight_decay": _STUDENT,
+    "student.warmup_frac": _STUDENT,
+    "student.max_tokens": _STUDENT,
+    "student.long_texts": _STUDENT,
+    "student.class_weights": _STUDENT,
+    "student.checkpoint": _STUDENT,
+    "student.seeds": Policy(
+        "at once", "common seeds", "p_uc and reliable accuracy fall as seeds are added."
+    ),
+    "student.keep_seeds": _AT_ONCE,
+    "student.warm_start": _STUDENT,
+    "student.device": _AT_ONCE,
+    "student.precision": _STUDENT,
+    "student.references": _AT_ONCE,
+    "label_studio.url": Policy(
+        "at once", why="Refused where the server does not have the campaign's project."
+    ),
+    "label_studio.token_env": _AT_ONCE,
+    "label_studio.assist": _AT_ONCE,
+    "label_studio.assist_share": _AT_ONCE,
+    "label_studio.note": _AT_ONCE,
+    "label_studio.overlap": _AT_ONCE,
+    "label_studio.rule": Policy("at once", why="Earlier answers are decided by it, too."),
+    "label_studio.early_stop": _AT_ONCE,
+    "label_studio.max_overlap": _AT_ONCE,
+    "label_studio.adjudicator": _AT_ONCE,
+    "label_studio.check_frac": _AT_ONCE,
+    "raters.kind": Policy("never", why="Answers of people and of simulated people do not mix."),
+    "raters.ratings_column": _AT_ONCE,
+    "store.url": Policy(
+        "never",
+        why="It would begin anew. A store that holds the campaign, such as a copy, is taken up.",
+    ),
+    "store.folder": Policy("at once", why="Models and caches of earlier rounds stay behind."),
+}
+
+SENT_TO_PEOPLE = ("raters.kind",)
+"""Refused only once texts were sent to people; other keys once the LLM has answered."""
+
+
+def campaign_keys(model: type[BaseModel] = Config) -> Iterator[str]:
+    """Every key of the campaign file, as ``section.key``."""
+    for section, field in model.model_fields.items():
+        kind = next(
+            t
+            for t in (field.annotation, *get_args(field.annotation))
+            if isinstance(t, type) and issubclass(t, BaseModel)
+        )
+        yield from (f"{section}.{name}" for name in kind.model_fields)
+
+
+def policy_table() -> str:
+    """The policies as a Markdown table, for ``docs/campaign_file.md``."""
+    lines = ["| key | an edit is | rounds before and after compare | |", "|---|---|---|---|"]
+    for key, policy in POLICIES.items():
+        compared = "" if policy.when == "never" else COMPARED[policy.compared]
+        lines.append(f"| `{key}` | {WHEN[policy.when]} | {compared} | {policy.why} |")
+    return "\n".join(lines) + "\n"
+
+
+# what has changed
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value before, value after) of all keys that differ between two dumped files.
+
+    A key that the older file does not know yet has its default.
+    """
+    old, new = _flat(before), _flat(after)
+    had, has = (side["labels.description"] for side in (old, new))
+    other = set(had) ^ set(has)
+    for side in (had, has):  # a new label's description is no edit of an old one's
+        for name in other:
+            side.pop(name, None)
+    return {
+        key: (old.get(key, _default(key)), value)
+        for key, value in new.items()
+        if value != old.get(key, _default(key))
+    }
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for section, keys in json.loads(json.dumps(config)).items():
+        if isinstance(keys, dict):
+            values |= {f"{section}.{key}": value for key, value in keys.items()}
+    labels = list(config["labels"])
+    values["labels.name"] = [label["name"] for label in labels]
+    return values | {"labels.description": {la["name"]: la["description"] for la in labels}}
+
+
+def _default(key: str) -> Any:
+    section, name = key.split(".")
+    model = Config.model_fields[section].annotation
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return None
+    return json.loads(
+        json.dumps(model.model_fields[name].get_default(call_default_factory=True), default=str)
+    )
+
+
+def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Keys whose change keeps two rounds' students from being compared."""
+    return [key for key in changes(before, after) if POLICIES[key].compared == "no"]
+
+
+# what is done about it
+
+
+def check_changes(ctx: Context) -> None:
+    """Refuses what the campaign cannot take up; takes up the rest in an unfinished round.
+
+    Writes the file's new values into the unfinished round and says them. What waits for the next
+    round is said when that is opened.
+
+    Raises:
+        ConfigError: a key was changed that must not be, or not now, or does not go with the texts.
+        ReviewerError: the new Label Studio does not have the campaign's project.
+    """
+    last = ctx.store.last_round(ctx.name)
+    changed = changes(last.config, ctx.config.model_dump(mode="json")) if last else {}
+    if last is None or not changed:
+        return
+    asked = ctx.store.spent(ctx.name).votes > 0
+    sent = bool(ctx.store.reviews(ctx.name))
+    for key in changed:
+        _refuse(ctx, last, key, changed[key], sent if key in SENT_TO_PEOPLE else asked)
+    project = ctx.store.project_id(ctx.name)
+    if "label_studio.url" in changed and project is not None:
+        ctx.reviewer.open_project(project)
+    if last.stage in ("done", "measure"):
+        return
+    now = {
+        key: values
+        for key, values in changed.items()
+        if not _waits(ctx.config, key, asked)
+        and (POLICIES[key].when == "at once" or not asked or last.stage == "annotate")
+    }
+    if not now:
+        return
+    if now.keys() & {"student.references", "rounds.batch_size", "budget.labels"}:
+        check_fit(ctx.config, ctx.store)
+    config = json.loads(json.dumps(last.config))
+    for key, (_, value) in now.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    with ctx.store.transaction() as session:
+        session.exec(update(Round).where(col(Round.id) == last.id).values(config=config))
+        if not asked:  # the frozen prompts have no answers: they are drawn anew
+            session.exec(delete(Variant).where(col(Variant.campaign) == ctx.name))
+        ctx.store.log(session, ctx.name, "round", "campaign file changed", changed=sorted(now))
+    for line in change_lines(now, f"round {last.number} was opened"):
+        ctx.say(line)
+
+
+def _waits(config: Config, key: str, asked: bool) -> bool:
+    """Whether a key counts from the next round on, however early in a round it changes."""
+    # A round keeps the labels that it was opened with: they tell which prompt its votes answered.
+    if key == "rounds.seed" or key.startswith(("texts.", "labels.")):
+        return True
+    return asked and _redrawn(config, key)
+
+
+def _redrawn(config: Config, key: str) -> bool:
+    return POLICIES[key] is _DRAWN_PROMPT and config.prompt.refresh == "round"
+
+
+def _refuse(ctx: Context, last: Round, key: str, values: tuple[Any, Any], begun: bool) -> None:
+    policy, (was, value) = POLICIES[key], values
+    if not begun or key in ("campaign.name", "store.url") or _redrawn(ctx.config, key):
+        return  # of those two, `refuse_to_begin_anew` decides
+    what = f"{key} = {_shown(value)} cannot be taken up; the campaign has {_shown(was)}"
+    if policy.when == "never":
+        raise ConfigError(
+            f"{what}. {policy.why} Restore it, or begin a new campaign with a campaign.name and a"
+            " store.folder of its own. Nothing was spent."
+        )
+    if policy.when == "between rounds" and last.stage not in ("annotate", "done"):
+        raise ConfigError(
+            f"{what}: round {last.number} has used it and is not finished (next stage:"
+            f" {last.stage}). Restore it until the round is done. Nothing was spent."
+        )
+
+
+def change_lines(changed: Mapping[str, tuple[Any, Any]], since: str) -> list[str]:
+    """What has changed and what that means, for people to read; labels say so themselves."""
+    told = {key: values for key, values in changed.items() if key != "labels.name"}
+    lines = []
+    if told:
+        listed = ", ".join(
+            f"{key} = {_shown(value)} (was {_shown(was)})" for key, (was, value) in told.items()
+        )
+        lines.append(f"The campaign file has changed since {since}: {listed}.")
+    lines += [f"{key}: {POLICIES[key].why}" for key in told if POLICIES[key].why]
+    if apart := [key for key in changed if POLICIES[key].compared == "no"]:
+        lines.append(
+            f"Rounds before and after this are not comparable, because of {', '.join(apart)}. The"
+            " table marks it, and the two are not compared with each other."
+        )
+    return lines
+
+
+def seeds_line(before: Round, seeds: list[int], count_before: int) -> str | None:
+    """Which seeds the new round shares with the one before, or None where it has the same."""
+    had = [before.seed + i for i in range(count_before)]
+    if seeds == had:
+        return None
+    common = sorted(set(had) & set(seeds))
+    if len(common) < 2:
+        return (
+            f"The students' seeds are {_range(seeds)} now and were {_range(had)} in round"
+            f" {before.number}: fewer than two are the same, so that no paired comparison of the"
+            " two rounds is shown."
+        )
+    return (
+        f"The students' seeds are {_range(seeds)} now and were {_range(had)} in round"
+        f" {before.number}: the two rounds are compared over the {len(common)} seeds that both"
+        " have."
+    )
+
+
+def _range(seeds: list[int]) -> str:
+    return f"{seeds[0]} to {seeds[-1]}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return "unset" if value is None else text if len(text) <= 80 else f"{text[:77]}…"
+
+
+# beginning anew by mistake
+
+MARK = "campaign.json"
+"""File in the campaign's folder that says whose folder it is."""
+
+
+def refuse_to_begin_anew(ctx: Context) -> None:
+    """Refuses a campaign whose folder belongs to another one, before the LLM is paid again.
+
+    Raises:
+        StoreError: ``campaign.name``, ``store.url`` or ``store.folder`` was changed.
+    """
+    mark = _mark(ctx)
+    if mark is None:
+        return
+    begun = ctx.store.item_count(ctx.name) > 0
+    if begun and ctx.store.campaign_uid(ctx.name) == mark["uid"]:
+        return
+    folder = ctx.config.out
+    other = f"{folder} belongs to campaign {mark['campaign']!r} in the store {mark['store']}"
+    here = ctx.store.engine.url.render_as_string()
+    if begun:
+        raise StoreError(
+            f"{other}, not to campaign {ctx.name!r} in {here}. Two campaigns in one folder"
+            " overwrite each other's models and reports: give each a store.folder of its own."
+        )
+    raise StoreError(
+        f"{other}. The campaign file now names campaign {ctx.name!r} in {here}, which has not"
+        " begun: it would begin anew and ask the LLM and people again. To go on, restore"
+        " campaign.name and store.url. To begin anew, set store.folder to a new folder, or move"
+        " this one away. Nothing was spent."
+    )
+
+
+def claim_folder(ctx: Context) -> None:
+    """Marks the campaign's folder as its own."""
+    mark = {
+        "campaign": ctx.name,
+        "uid": ctx.store.campaign_uid(ctx.name),
+        "store": ctx.store.engine.url.render_as_string(),
+    }
+    if _mark(ctx) != mark:
+        write_whole(ctx.config.out / MARK, json.dumps(mark, indent=2) + "\n")
+
+
+def _mark(ctx: Context) -> dict[str, Any] | None:
+    try:
+        mark = json.loads((ctx.config.out / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    sound = isinstance(mark, dict) and {"campaign", "uid", "store"} <= set(mark)
+    return mark if sound else None

@@ -1,0 +1,600 @@
+"""The campaign file, ``goldloop.toml``: one model, unknown keys refused, no secrets inside.
+
+Relative paths in the file are relative to the file. Defaults are those of the paper
+(arXiv 2504.15432): roberta-base, 3 epochs, batch 16, AdamW at 2e-5, 5 seeds, 3 shots.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from loop.addresses import hidden, secret_in
+from loop.errors import ConfigError
+from loop.prompt import Demonstration, Label, PromptTemplate
+
+CAMPAIGN_FILE = "goldloop.toml"
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+@dataclass(frozen=True)
+class NoSecret:
+    """Refuses an address that holds a password or key, and says where that belongs instead."""
+
+    instead: str
+
+    def __call__(self, given: Any) -> Any:
+        """The value as it is given."""
+        if isinstance(given, str) and (secret := secret_in(given)):
+            raise ValueError(
+                f"the address holds {secret}, which would go into the store and the report; take"
+                f" it out and {self.instead}"
+            )
+        return given
+
+
+def _names_a_variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(
+            "this must be the name of an environment variable (capital letters, digits and _), such"
+            " as LABEL_STUDIO_API_KEY; the secret itself belongs into that variable"
+        )
+    return name
+
+
+Variable = Annotated[str, AfterValidator(_names_a_variable)]
+Place = Annotated[
+    str,
+    BeforeValidator(
+        NoSecret("use the settings of the service itself, for Hugging Face the variable HF_TOKEN")
+    ),
+]
+
+
+class Section(BaseModel):
+    """A table of the campaign file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Campaign(Section):
+    """Who and what."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    task: Text
+    ordinal: bool = False
+
+
+class LabelSection(Section):
+    """One class."""
+
+    name: Text
+    description: str = ""
+
+
+class Texts(Section):
+    """Where the texts come from, and which columns mean what."""
+
+    source: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)]
+    format: Literal["auto", "csv", "jsonl", "parquet", "hf"] = "auto"
+    text_column: str = "text"
+    gold_column: str | None = None
+    split_column: str | None = None
+    hf_split: str = "train"
+    test_frac: Fraction = 0.2
+    dev_items: int = Field(60, ge=0)
+
+
+class DemonstrationSection(Section):
+    """One worked example for the prompt."""
+
+    text: Text
+    label: Text
+
+
+class AnnotatorSection(Section):
+    """What labels the texts first."""
+
+    kind: Literal["local_lm", "recorded", "openai_server", "vllm"] = "local_lm"
+    model: Place = "smollm2-135m"
+    columns: tuple[str, ...] = ()
+    prob_columns: tuple[str, ...] | None = None
+    batch_size: int = Field(16, ge=1)
+    max_text_tokens: int = Field(512, ge=8)
+    usd_per_million_tokens: float = Field(0.0, ge=0.0)
+    usd_per_million_cached_tokens: float | None = Field(None, ge=0.0)
+    usd_per_million_output_tokens: float | None = Field(None, ge=0.0)
+    base_url: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^https?://.+$"),
+            BeforeValidator(
+                NoSecret(
+                    "put the key into the environment variable that annotator.api_key_env names"
+                    " (OPENAI_API_KEY)"
+                )
+            ),
+        ]
+        | None
+    ) = None
+    api_key_env: Variable = "OPENAI_API_KEY"
+    concurrency: int = Field(8, ge=1)
+    chat: bool = False
+    votes_when_no_logprobs: int = Field(0, ge=0)
+    gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _server_needs_url(self) -> AnnotatorSection:
+        if self.kind == "openai_server" and not self.base_url:
+            raise ValueError(
+                'kind = "openai_server" needs base_url, such as http://127.0.0.1:8000/v1'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recorded_needs_columns(self) -> AnnotatorSection:
+        if self.kind == "recorded" and not self.columns:
+            raise ValueError('kind = "recorded" needs columns = ["…"], the columns with LLM labels')
+        if self.prob_columns is not None and len(self.prob_columns) != len(self.columns):
+            raise ValueError("prob_columns must name one column for each of columns")
+        return self
+
+
+class Prompt(Section):
+    """How the LLM is asked."""
+
+    shots: int = Field(3, ge=0, le=64)
+    variants: int = Field(3, ge=1, le=32)
+    calls_per_item: float = Field(0.0, ge=0.0)
+    label_form: Literal["names", "ids"] = "names"
+    calibrate: Literal["batch", "gold", "contextual", "none"] = "batch"
+    class_prior: dict[str, float] = {}
+    demonstrations: tuple[DemonstrationSection, ...] = ()
+    refresh: Literal["never", "round"] = "never"
+    instruction: tuple[Text, ...] = (PromptTemplate().instruction,)
+    item: tuple[str, ...] = (PromptTemplate().item,)
+
+    @field_validator("instruction", "item", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _templates_are_sound(self) -> Prompt:
+        if not self.instruction or not self.item:
+            raise ValueError("instruction and item need a template each; leave them out instead")
+        for i in range(max(len(self.instruction), len(self.item))):
+            template = self.template(i)
+            if self.label_form == "ids" and "{labels}" not in template.instruction:
+                raise ValueError(
+                    'label_form = "ids" needs {labels} in the instruction template, which says'
+                    " what the numbers mean"
+                )
+        return self
+
+    def template(self, index: int) -> PromptTemplate:
+        """The wording of variant ``index``; lists are taken in turn.
+
+        Raises:
+            ValueError: it is no sound template.
+        """
+        return PromptTemplate(
+            self.instruction[index % len(self.instruction)], self.item[index % len(self.item)]
+        )
+
+    @field_validator("calls_per_item")
+    @classmethod
+    def _first_call_is_due(cls, calls: float) -> float:
+        if 0 < calls < 1:
+            raise ValueError("every text is asked once: give 1 or more, or 0 for all variants")
+        return calls
+
+
+class Strategy(Section):
+    """How suspicion is scored, and what is done about items that no human saw."""
+
+    signals: tuple[str, ...] = ("learned_error",)
+    repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "soft"
+
+    @field_validator("signals")
+    @classmethod
+    def _known(cls, signals: tuple[str, ...]) -> tuple[str, ...]:
+        from strategies.needs import NEEDS
+
+        if not signals:
+            raise ValueError("name at least one strategy")
+        for name in signals:
+            if name not in NEEDS:
+                available = ", ".join(sorted(NEEDS))
+                hint = suggestion(name, NEEDS)
+                raise ValueError(f"Unknown strategy {name!r}.{hint} Available: {available}.")
+        return signals
+
+
+class Budget(Section):
+    """What may be spent."""
+
+    labels: int = Field(300, ge=1)
+    usd: float | None = Field(None, gt=0.0)
+    usd_per_label: float = Field(0.0, ge=0.0)
+
+
+class Rounds(Section):
+    """How the budget is spread."""
+
+    rounds: int = Field(3, ge=1)
+    batch_size: int = Field(100, ge=1)
+    audit_frac: Fraction = 0.5
+    audit: Literal["spread", "uniform"] = "spread"
+    stop_below: float | None = Field(None, gt=0.0, lt=1.0)
+    seed: int = Field(0, ge=0)
+
+
+class StudentSection(Section):
+    """The classifier that is retrained each round."""
+
+    encoder: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)] = (
+        "roberta-base"
+    )
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(16, ge=1)
+    lr: float = Field(2e-5, gt=0.0)
+    weight_decay: float = Field(0.01, ge=0.0)
+    warmup_frac: Fraction = 0.05
+    max_tokens: int = Field(256, ge=8)
+    long_texts: Literal["head_tail", "windows"] = "head_tail"
+    class_weights: Literal["none", "balanced"] = "none"
+    checkpoint: Literal["last", "best"] = "last"
+    seeds: int = Field(5, ge=2)
+    keep_seeds: bool = False
+    warm_start: bool = False
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
+
+    @model_validator(mode="after")
+    def _warm_start_needs_models(self) -> StudentSection:
+        if self.warm_start and not self.keep_seeds:
+            raise ValueError(
+                "warm_start = true goes on from every seed's last model; set keep_seeds = true"
+            )
+        return self
+
+
+class LabelStudioSection(Section):
+    """Where people label."""
+
+    url: Annotated[
+        str,
+        StringConstraints(pattern=r"^(local|https?://.+)$"),
+        BeforeValidator(
+            NoSecret(
+                "put an access token into the environment variable that label_studio.token_env"
+                " names (LABEL_STUDIO_API_KEY)"
+            )
+        ),
+    ] = "local"
+    token_env: Variable = "LABEL_STUDIO_API_KEY"
+    assist: Literal["blind", "prefill", "why"] = "blind"
+    assist_share: Fraction = 1.0
+    note: bool = True
+    overlap: int = Field(1, ge=1, le=20)
+    rule: Literal["majority", "dawid-skene", "ask-one-more"] = "majority"
+    early_stop: bool = False
+    max_overlap: int | None = Field(None, ge=1, le=40)
+    adjudicator: Text | None = None
+    check_frac: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> LabelStudioSection:
+        if self.assist == "blind" and self.assist_share != 1.0:
+            raise ValueError('assist_share is for assist = "prefill" or "why"')
+        if self.max_overlap is not None and self.rule != "ask-one-more":
+            raise ValueError('max_overlap is for rule = "ask-one-more"')
+        if self.max_overlap is not None and self.max_overlap < self.overlap:
+            raise ValueError(f"max_overlap must be at least overlap, {self.overlap}")
+        if self.rule == "dawid-skene" and self.overlap < 2:
+            raise ValueError('rule = "dawid-skene" compares people; it needs overlap >= 2')
+        return self
+
+    @property
+    def most(self) -> int:
+        """People who may be asked about one text, the adjudicator apart."""
+        if self.rule != "ask-one-more":
+            return self.overlap
+        return self.max_overlap or self.overlap + 2
+
+    def checks_for(self, texts: int) -> int:
+        """Hidden checks that go along with so many texts, as far as there are texts for them."""
+        return round(self.check_frac * texts)
+
+
+class RatersSection(Section):
+    """Simulated people, for demonstrations and research only."""
+
+    kind: Literal["people", "gold", "recorded"] = "people"
+    ratings_column: str | None = None
+
+    @model_validator(mode="after")
+    def _recorded_needs_column(self) -> RatersSection:
+        if self.kind == "recorded" and not self.ratings_column:
+            raise ValueError('kind = "recorded" needs ratings_column, a list of labels per text')
+        return self
+
+
+class StoreSection(Section):
+    """Where everything is kept."""
+
+    url: (
+        Annotated[
+            str,
+            BeforeValidator(
+                NoSecret(
+                    "put the password into the environment variable PGPASSWORD or into ~/.pgpass,"
+                    " where PostgreSQL's own clients look for it"
+                )
+            ),
+        ]
+        | None
+    ) = None
+    folder: Place = "runs"
+
+    @field_validator("url")
+    @classmethod
+    def _outlives_the_process(cls, url: str | None) -> str | None:
+        """Refuses what cannot keep a campaign: databases in memory, and of other kinds."""
+        if url is None:
+            return None
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            parsed = make_url(url)
+            kind = parsed.get_backend_name()
+        except ArgumentError:
+            kind = ""
+        if kind not in ("sqlite", "postgresql"):
+            raise ValueError(
+                "must be a URL of an SQLite or PostgreSQL database, such as sqlite:///campaign.db"
+                " or postgresql+psycopg://user@host/database"
+            )
+        if kind == "sqlite":
+            file = parsed.database or ""
+            if not file or file == ":memory:" or file.startswith("file:") or parsed.host:
+                raise ValueError(
+                    f"{url!r} names no file, so that the campaign would be lost when the command"
+                    " ends; name one, such as sqlite:///campaign.db, or leave store.url out"
+                )
+        return url
+
+
+class Config(Section):
+    """A whole campaign file."""
+
+    campaign: Campaign
+    labels: tuple[LabelSection, ...] = Field(min_length=2)
+    texts: Texts
+    annotator: AnnotatorSection = AnnotatorSection()
+    prompt: Prompt = Prompt()
+    strategy: Strategy = Strategy()
+    budget: Budget = Budget()
+    rounds: Rounds = Rounds()
+    student: StudentSection = StudentSection()
+    label_studio: LabelStudioSection = LabelStudioSection()
+    raters: RatersSection = RatersSection()
+    store: StoreSection = StoreSection()
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        names = [label.name for label in self.labels]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"label names must differ; given twice: {', '.join(twice)}")
+        for demo in self.prompt.demonstrations:
+            if demo.label not in names:
+                raise ValueError(
+                    f"prompt.demonstrations: unknown label {demo.label!r};"
+                    f"{suggestion(demo.label, names)} allowed: {', '.join(names)}"
+                )
+        prior = self.prompt.class_prior
+        if prior and (set(prior) != set(names) or min(prior.values()) <= 0):
+            raise ValueError("prompt.class_prior needs one positive share for every label")
+        if self.rounds.batch_size > self.budget.labels:
+            raise ValueError(
+                f"rounds.batch_size {self.rounds.batch_size} is larger than budget.labels"
+                f" {self.budget.labels}; lower the batch or raise the budget"
+            )
+        if self.raters.kind == "gold" and not self.texts.gold_column:
+            raise ValueError('raters.kind = "gold" needs texts.gold_column')
+        wants_gold = {"random", "all_gold"} & set(self.student.references)
+        if wants_gold and not self.texts.gold_column:
+            raise ValueError(
+                f"student.references {sorted(wants_gold)} need texts.gold_column: they compare"
+                " with gold labels for the whole pool"
+            )
+        from strategies.needs import NEEDS
+
+        variants = len(self.annotator.columns) or self.prompt.variants
+        if self.annotator.kind == "recorded" and self.prompt.calibrate == "contextual":
+            raise ValueError(
+                'prompt.calibrate = "contextual" asks the LLM about empty texts, which'
+                ' annotator.kind = "recorded" cannot answer; take "batch"'
+            )
+        unordered = [s for s in self.strategy.signals if "ordinal" in NEEDS[s]]
+        if unordered and not self.campaign.ordinal:
+            raise ValueError(
+                f"strategy {unordered[0]!r} is for labels in a meaningful order; set"
+                " campaign.ordinal = true if yours are"
+            )
+        starved = [s for s in self.strategy.signals if "votes" in NEEDS[s] and variants < 2]
+        if starved:
+            raise ValueError(f"strategy {starved[0]!r} needs prompt.variants >= 2, not {variants}")
+        return self
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names in the order of their indices."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def port_labels(self) -> tuple[Label, ...]:
+        """Classes as the ports want them."""
+        return tuple(Label(label.name, label.description) for label in self.labels)
+
+    @property
+    def given_demonstrations(self) -> tuple[Demonstration, ...]:
+        """Worked examples that stand in the campaign file."""
+        return tuple(Demonstration(d.text, d.label) for d in self.prompt.demonstrations)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the campaign file."""
+        return self._folder
+
+    @property
+    def out(self) -> Path:
+        """Where models, caches and reports go."""
+        return self._folder / self.store.folder
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is; SQLite beside the campaign file unless told otherwise."""
+        from sqlalchemy import make_url
+
+        url = make_url(self.store.url or f"sqlite:///{self.campaign.name}.db")
+        if url.get_backend_name() == "sqlite":
+            url = url.set(database=str(self._folder.resolve() / str(url.database)))
+        return url.render_as_string(hide_password=False)
+
+    @property
+    def source(self) -> str:
+        """The text source, absolute where it is a file."""
+        source = self.texts.source
+        return source if source.startswith("hf:") else str(self._folder / source)
+
+
+def suggestion(word: str, known: Any) -> str:
+    """`` Did you mean 'x'?`` with a leading space, or nothing."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: Path) -> Config:
+    """Reads and checks a campaign file.
+
+    Raises:
+        ConfigError: every problem found, one sentence a line, each with its line number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise ConfigError(
+            f"No campaign file at {path}. Write one with `goldloop init`, or name it with --file."
+        ) from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read: {exc}.") from exc
+    return read(text, path)
+
+
+def read(text: str, path: Path) -> Config:
+    """Checks what stands, or shall stand, in the campaign file ``path``.
+
+    Raises:
+        ConfigError: see :func:`load`.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: {exc}. Mend the TOML there.") from exc
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as exc:
+        problems = [_sentence(e, text) for e in exc.errors()]
+        raise ConfigError("\n".join(f"{path}{problem}" for problem in problems)) from exc
+    config._folder = path.resolve().parent
+    return config
+
+
+def line_of(text: str, loc: tuple[str | int, ...]) -> int | None:
+    """1-based line of a key such as ``("student", "lr")`` or ``("labels", 1, "name")``.
+
+    TOML readers drop positions, so this looks for the key under its header; None if not found.
+    """
+    tables: dict[str, int] = {}
+    where: tuple[str | int, ...] = ()
+    best: int | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if header := re.match(r"^\[\[\s*([\w.\-]+)\s*\]\]", stripped):
+            name = header[1]
+            tables[name] = tables.get(name, -1) + 1
+            where = (*name.split("."), tables[name])
+        elif header := re.match(r"^\[\s*([\w.\-]+)\s*\]", stripped):
+            where = tuple(header[1].split("."))
+        elif key := re.match(r"^\"?([\w\-]+)\"?\s*[=.]", stripped):
+            if loc[: len(where) + 1] == (*where, key[1]):
+                return number
+            continue
+        else:
+            continue
+        if loc[: len(where)] == where:
+            best = number
+    return best
+
+
+def _sentence(error: Any, text: str) -> str:
+    """One of pydantic's errors as ``:line: sentence``."""
+    loc: tuple[str | int, ...] = tuple(error["loc"])
+    line = line_of(text, loc)
+    at = f":{line}: " if line else ": "
+    name = ".".join(str(part) for part in loc)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        model = _model_at(loc[:-1])
+        known = list(model.model_fields) if model else []
+        where = f"[{'.'.join(str(p) for p in loc[:-1])}]" if len(loc) > 1 else "the file"
+        allowed = f" Allowed: {', '.join(known)}." if known else ""
+        return f"{at}Unknown key {loc[-1]!r} in {where}.{suggestion(str(loc[-1]), known)}{allowed}"
+    if kind == "missing":
+        return f"{at}{name} is missing; add it."
+    message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if kind == "value_error":
+        return f"{at}{f'{name}: ' if name else ''}{message}."
+    given = error.get("input")
+    return f"{at}{name} = {hidden(repr(given))}: {message}."
+
+
+def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel] | None:
+    """The section model that a location lies in."""
+    model: type[BaseModel] | None = Config
+    for part in loc:
+        if isinstance(part, int) or model is None:
+            continue
+        field = model.model_fields.get(part)
+        model = None
+        if field is not None:
+            candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+            model = sections[0] if sections else None
+    return model

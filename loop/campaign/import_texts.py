@@ -1,0 +1,275 @@
+"""Texts into the store: ids, splits, all in one transaction; and what the source has new later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import update
+from sqlmodel import col
+
+from loop.campaign.config import Config, suggestion
+from loop.campaign.store import Store, insert_all
+from loop.campaign.tables import Item
+from loop.chance import unit_hash
+from loop.errors import ConfigError, DataError
+from loop.ports import SourceText, item_id
+
+SPLITS = ("pool", "test", "dev")
+MIN_POOL = 10
+SHARED_FRAC = 0.1
+"""Share of a campaign's texts that its source must still have before new ones are added."""
+
+
+def import_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> int:
+    """Stores a campaign's texts with their splits; returns how many.
+
+    Splits come from ``texts.split_column`` (pool, test, dev; train counts as pool), else test is
+    drawn by a hash among the texts with a gold label, or among all where no gold is known, and dev
+    (examples for the prompt) among the rest of those with gold.
+
+    Raises:
+        DataError: an unknown split, no text left to test on, or a pool of fewer than 10 texts.
+    """
+    name = config.campaign.name
+    splits = _splits(config, rows)
+    counts = {str(split): splits.count(split) for split in SPLITS}
+    without_gold = sum(s == "pool" and not r.gold for r, s in zip(rows, splits, strict=True))
+    _check_fit(config, counts, without_gold)
+    with store.transaction() as session:
+        insert_all(session, Item, _item_rows(name, rows, splits, first_row=0))
+        store.log(session, name, "import", "texts imported", **counts)
+    return len(rows)
+
+
+def import_new_texts(
+    config: Config, store: Store, rows: Sequence[SourceText], *, seed: int
+) -> list[str]:
+    """Adds the texts that a campaign's source has new; returns what there is to say.
+
+    Texts that are in keep their split, their place and what was paid for them, also where the
+    source has them no more. Their known labels and other columns follow the source. A new text's
+    split is that of ``texts.split_column``, else its hash's.
+
+    Args:
+        seed: that the campaign was begun with.
+    Raises:
+        DataError: an unknown split, another split for a text that is in, or hardly a text of the
+            campaign in the source any more.
+        ConfigError: the texts do not go with the campaign file.
+    """
+    name = config.campaign.name
+    source = config.texts.source
+    stored = {item.id: item for item in store.items(name)}
+    given = {item_id(name, row.text): row for row in rows}
+    there = {i: row for i, row in given.items() if i in stored}
+    new = [row for i, row in given.items() if i not in stored]
+    if new and len(there) < SHARED_FRAC * len(stored):
+        raise DataError(
+            f"{source} has {len(new)} texts that the campaign does not know, and only {len(there)}"
+            f" of its {len(stored)} texts: it looks like another set of texts, and every one would"
+            " be paid for. Restore texts.source, texts.text_column, texts.format and"
+            " texts.hf_split; add new texts to the old ones; or begin a new campaign with a"
+            " campaign.name and a store.folder of its own. Nothing was spent."
+        )
+    _check_splits(config, stored, there)
+    splits = _new_splits(config, stored, new, seed)
+    relabelled = [i for i, row in there.items() if row.gold != stored[i].known_label]
+    altered = [i for i, row in there.items() if dict(row.meta) != stored[i].meta]
+    present = [i.split for i in stored.values()]
+    counts = {split: present.count(split) + splits.count(split) for split in SPLITS}
+    known = {i: there[i].gold if i in there else item.known_label for i, item in stored.items()}
+    without_gold = sum(item.split == "pool" and not known[i] for i, item in stored.items())
+    without_gold += sum(s == "pool" and not r.gold for r, s in zip(new, splits, strict=True))
+    _check_fit(config, counts, without_gold)
+    added = {split: splits.count(split) for split in SPLITS}
+    gone = len(stored) - len(there)
+    if new or relabelled or altered:
+        first_row = 1 + max(item.row for item in stored.values())
+        with store.transaction() as session:
+            insert_all(session, Item, _item_rows(name, new, splits, first_row=first_row))
+            for i in {*relabelled, *altered}:
+                values = {"known_label": there[i].gold, "meta": dict(there[i].meta)}
+                session.exec(update(Item).where(col(Item.id) == i).values(**values))
+            store.log(
+                session,
+                name,
+                "import",
+                "source read again",
+                added=added,
+                gone=gone,
+                relabelled=len(relabelled),
+                altered=len(altered),
+            )
+    lines = []
+    if new:
+        lines.append(
+            f"Imported {len(new)} new texts of {source} ({added['pool']} to label, {added['test']}"
+            f" to test on, {added['dev']} dev). The LLM is asked about the new ones alone."
+        )
+    if gone:
+        lines.append(
+            f"{gone} texts of the campaign are no longer in {source}; they stay in the campaign."
+        )
+    if relabelled:
+        lines.append(
+            f"The known labels of {len(relabelled)} texts have changed in {source} and are taken"
+            " up."
+        )
+    if altered:
+        lines.append(
+            f"Other columns of {len(altered)} texts have changed in {source} and are taken up."
+        )
+    return lines
+
+
+def check_fit(config: Config, store: Store) -> None:
+    """Whether the campaign file goes with the texts that are in.
+
+    Raises:
+        DataError: too few texts.
+        ConfigError: a key of the file asks for more than the texts give.
+    """
+    items = store.items(config.campaign.name)
+    splits = [item.split for item in items]
+    without_gold = sum(item.split == "pool" and not item.known_label for item in items)
+    _check_fit(config, {split: splits.count(split) for split in SPLITS}, without_gold)
+
+
+def _item_rows(
+    name: str, rows: Sequence[SourceText], splits: Sequence[str], *, first_row: int
+) -> list[dict[str, object]]:
+    return [
+        {
+            "id": item_id(name, row.text),
+            "campaign": name,
+            "text": row.text,
+            "split": split,
+            "known_label": row.gold,
+            "row": first_row + number,
+            "meta": dict(row.meta),
+        }
+        for number, (row, split) in enumerate(zip(rows, splits, strict=True))
+    ]
+
+
+def _check_fit(config: Config, counts: dict[str, int], without_gold: int) -> None:
+    """Whether the campaign can be run on so many texts by split.
+
+    Args:
+        without_gold: pool texts whose label the source does not know.
+    """
+    if counts["pool"] < MIN_POOL:
+        raise DataError(
+            f"{config.texts.source} leaves {counts['pool']} texts to label (test {counts['test']},"
+            f" dev {counts['dev']}); at least {MIN_POOL} are needed."
+        )
+    if counts["test"] == 0:
+        raise DataError(
+            "No text is held out to measure stability on; raise texts.test_frac, or mark some"
+            " rows 'test' in texts.split_column."
+        )
+    if config.rounds.batch_size > counts["pool"]:
+        raise ConfigError(
+            f"rounds.batch_size {config.rounds.batch_size} is larger than the pool of"
+            f" {counts['pool']} texts; lower it."
+        )
+    if config.budget.labels > counts["pool"]:
+        raise ConfigError(
+            f"budget.labels {config.budget.labels} is larger than the pool of {counts['pool']}"
+            " texts; lower it."
+        )
+    if without_gold and {"all_gold", "random"} & set(config.student.references):
+        raise ConfigError(
+            f"student.references random and all_gold need a gold label for every pool text;"
+            f" {without_gold} have none. Remove those references, or fill the column."
+        )
+
+
+def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
+    named = ["pool" if r.split in ("train", "pool") else (r.split or "") for r in rows]
+    for number, split in enumerate(named):
+        if split not in SPLITS:
+            raise DataError(
+                f"Row {number + 1} of {config.texts.source} has split {split!r};"
+                f"{suggestion(split, SPLITS)} allowed: pool, train, test, dev."
+            )
+    return named
+
+
+def _check_splits(config: Config, stored: dict[str, Item], there: dict[str, SourceText]) -> None:
+    """Refuses to move a text that is in to another split."""
+    if not config.texts.split_column:
+        return
+    named = dict(zip(there, _named_splits(config, list(there.values())), strict=True))
+    # dev texts were drawn from the pool where the source names none
+    moved = [
+        i
+        for i, split in named.items()
+        if split != stored[i].split and (split, stored[i].split) != ("pool", "dev")
+    ]
+    if moved:
+        first = stored[moved[0]]
+        raise DataError(
+            f"{config.texts.source} puts {len(moved)} texts of the campaign into another split, for"
+            f" instance {first.text[:60]!r} from {first.split} into {named[moved[0]]}: a text that"
+            " was learned from may not be tested on. Restore texts.split_column or those rows, or"
+            " begin a new campaign with a campaign.name and a store.folder of its own. Nothing was"
+            " spent."
+        )
+
+
+def _new_splits(
+    config: Config, stored: dict[str, Item], new: Sequence[SourceText], seed: int
+) -> list[str]:
+    """Splits of texts that come later; those that are drawn depend on each text alone."""
+    if config.texts.split_column:
+        return _named_splits(config, new)
+    tested_by_gold = any(i.known_label for i in stored.values() if i.split == "test")
+    name, frac = config.campaign.name, config.texts.test_frac
+    return [
+        "test"
+        if (row.gold or not tested_by_gold)
+        and unit_hash(seed, "test", item_id(name, row.text)) < frac
+        else "pool"
+        for row in new
+    ]
+
+
+def _splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
+    ids = [item_id(config.campaign.name, row.text) for row in rows]
+
+    def mark(splits: list[str], candidates: list[int], split: str, n: int) -> list[str]:
+        """Marks the n candidates with the lowest hash."""
+        by_hash = {i: unit_hash(config.rounds.seed, split, ids[i]) for i in candidates}
+        for i in sorted(candidates, key=by_hash.__getitem__)[:n]:
+            splits[i] = split
+        return splits
+
+    if config.texts.split_column:
+        named = _named_splits(config, rows)
+        if "dev" in named or not _wants_dev(config):
+            return named
+        spare = [i for i, s in enumerate(named) if s == "pool" and rows[i].gold]
+        return mark(named, spare, "dev", _dev_count(config, len(spare)))
+    splits = ["pool"] * len(rows)
+    with_gold = [i for i, r in enumerate(rows) if r.gold]
+    testable = with_gold or list(range(len(rows)))
+    n_test = round(config.texts.test_frac * len(testable))
+    mark(splits, testable, "test", n_test)
+    if _wants_dev(config):
+        spare = [i for i in with_gold if splits[i] == "pool"]
+        mark(splits, spare, "dev", _dev_count(config, len(spare)))
+    return splits
+
+
+def _wants_dev(config: Config) -> bool:
+    """For the prompt's examples, or to choose the students' best epoch by."""
+    return config.student.checkpoint == "best" or (
+        config.annotator.kind != "recorded"
+        and config.prompt.shots > 0
+        and not config.prompt.demonstrations
+    )
+
+
+def _dev_count(config: Config, spare: int) -> int:
+    return min(config.texts.dev_items, spare // 5)

@@ -1,0 +1,131 @@
+"""The command line: its commands in groups, one group per file.
+
+``loop.cli.build`` builds what the commands work with, ``loop.cli.terminal`` prints. Heavy
+libraries are imported inside the commands, so that ``goldloop --help`` answers at once.
+stdout is data; progress and news go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from loop import __version__
+from loop.addresses import hidden
+from loop.cli import campaign, delivery, reports, rounds, serving, studies
+from loop.errors import LoopError, Stopped, foreign
+
+USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
+
+
+class Commands(TyperGroup):
+    """All commands; what a library raises in one of them leaves it as a ``LoopError``."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command that was asked for."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except Exception as exc:
+            if isinstance(exc, (LoopError, typer.Exit, typer.Abort, USAGE)):
+                raise
+            raise foreign(exc) from exc
+        return result
+
+
+app = typer.Typer(
+    name="goldloop",
+    cls=Commands,
+    help="Spend human labels where they repair an LLM-labelled text data set most.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for group in (campaign, rounds, reports, studies, delivery, serving):
+    app.add_typer(group.app)
+app.add_typer(serving.label_studio_app, name="label-studio")
+
+_debug = False
+
+
+def main() -> None:
+    """Entry point: one sentence on stderr and exit code 1 for every error; 2 for wrong usage."""
+    # Threads that spin while they wait for each other take whole cores from whatever else runs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        with _stoppable():
+            app()
+    except LoopError as exc:
+        if _debug:
+            raise
+        _tell([f"Error: {hidden(line)}" for line in str(exc).splitlines()])
+        sys.exit(1)
+    except Stopped as exc:
+        if _debug:
+            raise
+        _tell(["Stopped. Run the same command again to go on."])
+        sys.exit(128 + exc.signal)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and a request to end become ``Stopped``, which typer does not swallow."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells may ask
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(lines: list[str]) -> None:
+    """Last words on stderr, which may be closed or full like stdout."""
+    with suppress(OSError, ValueError):
+        for line in lines:
+            typer.echo(line, err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # else Python itself tries again at its end, and complains
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"goldloop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+    ] = False,
+) -> None:
+    """Spend human labels where they repair an LLM-labelled text data set most."""
+    global _debug
+    _debug = debug
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Commands that begin a campaign."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loop.cli.build import build_annotator, texts_arguments
+from loop.cli.options import CAMPAIGN, File
+from loop.cli.terminal import say
+from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.campaign.config import Config
+
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    file: File = CAMPAIGN,
+    name: Annotated[str | None, typer.Option(help="Name of the campaign.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the LLM and people shall decide.")] = None,
+    source: Annotated[str | None, typer.Option(help="CSV, JSONL, Parquet, or hf:NAME.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column with the texts.")] = None,
+    gold_column: Annotated[str | None, typer.Option(help="Column with known human labels.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="'name: description'; give it once per label.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a commented campaign file; asks for what the flags leave open."""
+    from loop.campaign.campaign_file import render
+    from loop.campaign.config import read
+    from loop.files import SHARED, write_whole
+
+    if file.exists() and not force:
+        raise LoopError(f"{file} exists already; give --force to overwrite it.")
+    asks = sys.stdin.isatty()
+
+    def answer(given: str | None, question: str, default: str | None = None) -> str:
+        if given is not None:
+            return given
+        if asks:
+            return str(typer.prompt(question, default=default, err=True))
+        if default is not None:
+            return default
+        raise LoopError(f"{question} is not given; name it with its flag (see goldloop init -h).")
+
+    name = answer(name, "Name of the campaign", "campaign")
+    source = answer(source, "Text source (CSV, JSONL, Parquet, or hf:NAME; --source)")
+    text_column = answer(text_column, "Column with the texts", "text")
+    gold_column = answer(gold_column, "Column with known human labels (empty: none)", "") or None
+    task = answer(task, "Task, in one sentence (--task)")
+    labels = label or []
+    while asks and not label:
+        line = typer.prompt("Label as 'name: description' (empty to end)", default="", err=True)
+        if not line:
+            break
+        labels.append(line)
+    if len(labels) < 2:
+        raise LoopError(
+            "A campaign needs two labels or more: --label 'name: description' --label …"
+        )
+    text = render(
+        name=name,
+        task=task,
+        source=source,
+        text_column=text_column,
+        gold_column=gold_column,
+        labels=[(n.strip(), d.strip()) for n, _, d in (line.partition(":") for line in labels)],
+    )
+    read(text, file)
+    write_whole(file, text, mode=SHARED)
+    say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
+
+
+@app.command()
+def check(file: File = CAMPAIGN) -> None:
+    """Say everything that is wrong with the campaign file and its texts, in one pass."""
+    from connectors.texts.read import find_problems
+    from loop.campaign.config import line_of, load
+
+    config = load(file)
+    problems = find_problems(**texts_arguments(config) | {"meta_columns": None})
+    raw = file.read_text(encoding="utf-8")
+    at = line_of(raw, ("texts", "source")) or 1
+    for problem in problems:
+        where = f"{file}:{line_of(raw, ('texts', 'text_column')) or at}: "
+        say(f"{problem.level}: {where}{problem.message}")
+    if any(p.level == "error" for p in problems) or not _annotator_is_fine(config, file):
+        raise typer.Exit(1)
+    say(f"{file} is fine.")
+
+
+def _annotator_is_fine(config: Config, file: Path) -> bool:
+    from connectors.texts.read import load_texts
+    from loop.ports import TextItem
+
+    if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
+        say(
+            f'warning: {file}: prompt.label_form = "ids" is for larger models; one as small as'
+            " smollm2-135m answers near chance with class numbers."
+        )
+    if config.annotator.kind != "recorded":
+        return True
+    rows = load_texts(**texts_arguments(config))
+    try:
+        build_annotator(config).check(
+            [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
+        )
+    except LoopError as exc:
+        say(f"error: {file}: {exc}")
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""Commands that say where the campaign stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.cli.build import at_work, open_store
+from loop.cli.options import CAMPAIGN, File
+from loop.cli.terminal import print_rounds, print_table, say
+
+app = typer.Typer()
+
+
+@app.command()
+def upgrade(file: File = CAMPAIGN) -> None:
+    """Bring a store of an earlier goldloop up to date; a copy of it is kept beside it."""
+    with at_work(file, "upgrade"):
+        say("The store is up to date.")
+
+
+@app.command()
+def status(
+    file: File = CAMPAIGN,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say where the campaign stands, and what to type next."""
+    from loop.campaign.config import load
+    from loop.report.status import campaign_status, status_lines
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        found = campaign_status(config, store)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+@app.command()
+def report(
+    file: File = CAMPAIGN,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files.", show_default="runs")
+    ] = None,
+) -> None:
+    """Write report.html and rounds.json, and print the table."""
+    from loop.campaign.config import load
+    from loop.report.collect import campaign_view, write_outputs
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        print_rounds(campaign_view(config, store))
+        path = write_outputs(config, store, out)
+    say(f"Report: {path}")
+
+
+@app.command()
+def codebook(
+    file: File = CAMPAIGN,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the file.", show_default="runs")
+    ] = None,
+) -> None:
+    """Write codebook.md: examples of each label, where people differ, and what no label fits."""
+    from loop.campaign.config import load
+    from loop.deliver.codebook import codebook as drawn
+    from loop.files import write_whole
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        text = drawn(config, store)
+    path = (out or config.out) / "codebook.md"
+    write_whole(path, text)
+    typer.echo(str(path))
+
+
+@app.command()
+def people(
+    file: File = CAMPAIGN,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how well each person labels: agreement, hidden checks, time, and what to look at."""
+    from loop.campaign.config import load
+    from loop.people.assistance import assistance_lines, campaign_assistance
+    from loop.people.scorecards import campaign_people, people_table, unreadable_lines
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        found = campaign_people(config, store)
+        helped = campaign_assistance(config, store)
+    if as_json:
+        said = {
+            "people": [person.to_json() for person in found],
+            "assistance": [effect.to_json() for effect in helped],
+        }
+        typer.echo(json.dumps(said, indent=2))
+        return
+    print_table(people_table(found))
+    for line in unreadable_lines(found):
+        typer.echo(line)
+    for line in assistance_lines(config.label_studio.assist, helped):
+        typer.echo(line)

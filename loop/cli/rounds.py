@@ -1,0 +1,342 @@
+"""Commands that run the loop, whole or stage by stage."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loop.cli.build import at_work, build_annotator, load_campaign_texts, local_login, open_store
+from loop.cli.options import CAMPAIGN, File
+from loop.cli.terminal import bar, print_rounds, say
+from loop.errors import LoopError, NoStoreError
+
+if TYPE_CHECKING:
+    from loop.campaign.config import Config
+    from loop.campaign.context import Context
+    from loop.campaign.store import Store
+    from loop.campaign.tables import Round
+
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    file: File = CAMPAIGN,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds to finish now; all that are left by default.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait while people label.")] = False,
+    close: Annotated[
+        bool, typer.Option("--close", help="Go on with the answers that are back.")
+    ] = False,
+) -> None:
+    """Run the loop as far as it goes; run it again to resume."""
+    with at_work(file, "run") as ctx:
+        _run(ctx, rounds=rounds, wait=wait, close=close)
+
+
+@app.command()
+def validate(
+    file: File = CAMPAIGN,
+    size: Annotated[
+        int, typer.Option(min=20, help="Texts drawn at random and sent to people.")
+    ] = 250,
+    goal: Annotated[
+        float, typer.Option(min=0.0, max=0.999, help="Share of right labels that you want.")
+    ] = 0.95,
+    also: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another campaign file: its [annotator] and [prompt] label the same sample."
+            " Give it once per rival."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure the LLM on a random sample before the first round; run it again to resume."""
+    from dataclasses import asdict
+
+    from loop.round import run_round
+    from loop.studies.rivals import ask_rival, renamed, rival_config, rival_lines, side_by_side
+    from loop.studies.validate import open_validation, validation, validation_json, validation_lines
+
+    with at_work(file, "validate") as ctx:
+        configs = [(path.stem, rival_config(ctx.config, path)) for path in also or ()]
+        round_ = open_validation(ctx, size)
+        if round_.stage != "done":
+            round_ = run_round(ctx)
+        rivals = []
+        for name, config in configs:
+            with closing(renamed(config, build_annotator(config))) as annotator:
+                ask_rival(ctx, config, annotator)
+                rivals.append((name, config, annotator.revision))
+        if round_.stage != "done":
+            say(_waiting(ctx, round_))
+            return
+        found = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
+        lines = validation_lines(found, ctx.config.budget.labels)
+        told = validation_json(found)
+        if rivals:
+            compared = side_by_side(ctx, rivals)
+            lines += rival_lines(compared, ctx.config.label_names)
+            told["annotators"] = [asdict(rival) for rival in compared]
+    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(lines))
+
+
+@app.command()
+def annotate(
+    file: File = CAMPAIGN,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will cost; ask and store nothing.")
+    ] = False,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Show the prompts as the LLM sees them; ask nothing.")
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Ask again, now, what brought no answer.")
+    ] = False,
+) -> None:
+    """Let the LLM label the texts that have no label yet."""
+    if plan or prompts:
+        _print_plan(file, prompts=prompts)
+    elif retry:
+        _retry(file)
+    else:
+        _stage(file, "annotate")
+
+
+def _retry(file: Path) -> None:
+    from loop.llm.ask import retry_unanswered, unanswered_line
+    from loop.llm.prompts import stored_variants
+
+    with at_work(file, "annotate") as ctx:
+        revision = ctx.annotator.revision
+        failed = len(ctx.store.unanswered(ctx.name, revision))
+        with bar("Asking again", failed) as progress:
+            asked, still = retry_unanswered(
+                ctx.config,
+                ctx.store,
+                ctx.annotator,
+                stored_variants(ctx.config, ctx.store, revision),
+                progress=progress,
+            )
+        say(f"Asked again: {asked} questions, {asked - still} of them are answered now.")
+        if news := unanswered_line(ctx.store, ctx.name, revision):
+            say(news)
+
+
+@app.command()
+def score(file: File = CAMPAIGN) -> None:
+    """Compute how suspect each LLM label is."""
+    _stage(file, "score")
+
+
+@app.command()
+def select(file: File = CAMPAIGN) -> None:
+    """Choose the batch that people shall label."""
+    _stage(file, "select")
+
+
+@app.command()
+def push(file: File = CAMPAIGN) -> None:
+    """Send the batch to Label Studio, most suspect first."""
+    _stage(file, "push")
+
+
+@app.command()
+def pull(
+    file: File = CAMPAIGN,
+    close: Annotated[
+        bool, typer.Option("--close", help="Go on with the answers that are back.")
+    ] = False,
+    withdraw: Annotated[
+        bool,
+        typer.Option(
+            "--withdraw",
+            help="Take texts that nobody began back from people, once their round is over.",
+        ),
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every answer again, not only what changed.")
+    ] = False,
+) -> None:
+    """Fetch what people answered, and adjudicate once all is back."""
+    from loop.next_round import open_round
+    from loop.people.answers import withdraw_unanswered
+    from loop.people.tally import answer_lines
+    from loop.round import close_early, run_stage
+
+    with at_work(file, "pull") as ctx:
+        if everything:
+            ctx.store.read_anew(ctx.name)
+        last = ctx.store.last_round(ctx.name)
+        if not withdraw or (last is not None and last.stage == "pull"):
+            round_ = run_stage(ctx, "pull")
+            if close and round_.stage == "pull":
+                close_early(ctx, open_round(ctx))
+                round_ = run_stage(ctx, "pull")
+            say(_waiting(ctx, round_))
+            for line in answer_lines(ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)):
+                say(line)
+        if withdraw:
+            say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
+
+
+@app.command()
+def train(file: File = CAMPAIGN) -> None:
+    """Repair labels, retrain the student with several seeds, and measure the round."""
+    _stage(file, "train")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
+    by_hand: Annotated[
+        bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
+    ] = False,
+    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 500,
+) -> None:
+    """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
+    from connectors.downloads.hutto import write_demo_texts
+    from loop.cli.demo_campaign import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
+    from loop.files import SHARED, write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "goldloop.toml"
+    installed_s = _fetch_demo_parts()
+    started = time.monotonic()
+    if not file.exists():
+        write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
+        write_whole(file, campaign_text(by_hand=by_hand), mode=SHARED)
+    else:
+        say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
+    with at_work(file, "demo") as ctx:
+        _run(ctx, rounds=None, wait=by_hand, close=False)
+        from loop.report.collect import write_outputs
+
+        path = write_outputs(ctx.config, ctx.store)
+    ran_s = time.monotonic() - started
+    for line in closing_lines(file, path, installed_s, ran_s, local_login()):
+        say(line)
+
+
+def _fetch_demo_parts() -> float:
+    """Fetches the LLM and the encoder, and has Label Studio installed meanwhile; takes seconds.
+
+    Label Studio is first needed when the LLM is done. What goes wrong with its installation in the
+    background is met again, and then said, by whoever needs it.
+    """
+    from connectors.downloads.models import minilm_dir, smollm2_dir
+    from connectors.label_studio import server as label_studio_server
+
+    def install() -> None:
+        with suppress(LoopError):
+            label_studio_server.up()
+
+    started = time.monotonic()
+    threading.Thread(target=install, daemon=True).start()
+    smollm2_dir()
+    minilm_dir()
+    return time.monotonic() - started
+
+
+def _stage(file: Path, stage: str) -> None:
+    from loop.next_round import next_command
+    from loop.round import run_stage
+
+    with at_work(file, stage) as ctx:
+        round_ = run_stage(ctx, stage)
+        say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
+
+
+def _print_plan(file: Path, *, prompts: bool = False) -> None:
+    """Calls, tokens, time and money, or the prompts; on a throw-away store before the first run."""
+    from loop.campaign.config import load
+    from loop.llm.cost_plan import plan_annotation, plan_lines, prompt_lines
+
+    config = load(file)
+    count = None
+    if config.annotator.kind == "local_lm" and not prompts:
+        from connectors.llm.local_lm import token_counter
+
+        count = token_counter(config.annotator.model)
+    with _texts_in_a_store(config) as store:
+        revision = build_annotator(config).revision
+        if prompts:
+            lines = prompt_lines(config, store, revision)
+        else:
+            lines = plan_lines(plan_annotation(config, store, revision, count=count))
+    typer.echo("\n".join(lines))
+
+
+@contextmanager
+def _texts_in_a_store(config: Config) -> Iterator[Store]:
+    """The campaign's store to read from, or a throw-away one before its texts are imported."""
+    from loop.campaign.import_texts import import_texts
+    from loop.campaign.store import Store
+
+    with ExitStack() as stack:
+        try:
+            store = stack.enter_context(open_store(config, read_only=True))
+            begun = store.item_count(config.campaign.name) > 0
+        except NoStoreError:
+            begun = False
+        if not begun:
+            store = stack.enter_context(closing(Store("sqlite:///:memory:")))
+            store.open_campaign(config.campaign.name, config.label_names)
+            import_texts(config, store, load_campaign_texts(config))
+        yield store
+
+
+def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
+    from loop.next_round import open_campaign, open_round, take_in_new_texts, why_finished
+    from loop.report.collect import campaign_view
+    from loop.round import close_early, run_round
+
+    open_campaign(ctx)
+    finished, told = 0, ""
+    while rounds is None or finished < rounds:
+        take_in_new_texts(ctx)
+        if reason := why_finished(ctx):
+            say(f"The campaign is finished: {reason}.")
+            break
+        round_ = run_round(ctx)
+        if round_.stage == "done":
+            finished += 1
+            say(f"Round {round_.number} is done.")
+        elif close:
+            close_early(ctx, open_round(ctx))
+            close = False  # the round that waits now, not those that are opened after it
+        else:
+            news = _waiting(ctx, round_)
+            if news != told:
+                say(news)
+                told = news
+            if not wait:
+                return
+            time.sleep(5)
+    print_rounds(campaign_view(ctx.config, ctx.store))
+    say(f"Report: {ctx.config.out / 'report.html'}")
+
+
+def _waiting(ctx: Context, round_: Round) -> str:
+    """What is back, and where people label; or what comes next."""
+    from loop.next_round import next_command
+    from loop.people.tally import tally, tally_line
+
+    if round_.stage != "pull":
+        return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
+    reviews = ctx.store.reviews(ctx.name, round_.id)
+    became = tally(reviews)
+    news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
+    login = local_login() if ctx.config.label_studio.url == "local" else None
+    who = f" (user {login[1]}, password {login[2]})" if login else ""
+    return f"{news} People label at {ctx.reviewer.url()}{who}"

@@ -1,0 +1,148 @@
+"""Commands that serve a campaign, and the local Label Studio."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.addresses import secret_in
+from loop.cli.build import build_parts, connect_project, open_store
+from loop.cli.options import CAMPAIGN, File
+from loop.cli.terminal import bar, say
+from loop.errors import LoopError
+
+app = typer.Typer()
+
+label_studio_app = typer.Typer(
+    help="A local Label Studio, installed and run by goldloop.", no_args_is_help=True
+)
+
+
+@app.command()
+def serve(
+    file: File = CAMPAIGN,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0: the last one, or a free one.")
+    ] = 0,
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Register with the campaign's Label Studio project.")
+    ] = False,
+    public_url: Annotated[
+        str | None, typer.Option(help="Where Label Studio reaches this server, if not at --host.")
+    ] = None,
+) -> None:
+    """Pull as people answer, serve the student to Label Studio, and show live progress."""
+    try:
+        from loop.serve import app as server
+    except ImportError as exc:
+        raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
+    from connectors.label_studio.page import choice_result
+    from loop.campaign.config import load
+    from loop.serve.current_student import CurrentStudent
+    from loop.serve.progress import campaign_progress
+    from loop.serve.puller import Puller
+    from loop.serve.tokens import Tokens, load_state, save_state, state_file
+    from loop.student.inference import SavedClassifier
+
+    if public_url and (secret := secret_in(public_url)):
+        raise LoopError(
+            f"--public-url holds {secret}; goldloop has tokens of its own, so leave it out."
+        )
+    config = load(file)
+    blind = config.label_studio.assist == "blind"
+    with open_store(config) as store:
+        path = state_file(config, store)
+        state = load_state(path)
+        tokens = Tokens(bytes.fromhex(state["secret"]))
+        listener = server.listen(host, port, state.get("port"))
+        bound = listener.getsockname()[1]
+        wanted = {**state, "port": bound, "page_token": tokens.page}
+        if state != wanted:
+            save_state(path, wanted)
+        url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+        puller = Puller(lambda: _pull_quietly(file), say=say)
+        student = CurrentStudent(
+            config,
+            store,
+            lambda folder: SavedClassifier(
+                folder, device=config.student.device, precision=config.student.precision
+            ),
+        )
+        application = server.make_app(
+            server.Served(
+                tokens=tokens,
+                campaign=config.campaign.name,
+                labels=lambda: store.labels(config.campaign.name),
+                hint=puller.hint,
+                project=lambda: store.project_id(config.campaign.name),
+                student=student,
+                progress=lambda: campaign_progress(config, store) | puller.to_json(),
+                result=lambda label: [] if blind else choice_result(label),
+                hosts=server.own_hosts(host, public_url),
+            )
+        )
+
+        def ready() -> None:
+            typer.echo(url)
+            shown = tokens.page if sys.stderr.isatty() else f"page_token in {path}"
+            say(f"Progress at {url}; token: {shown}")
+            if connect:
+                try:
+                    connect_project(config, store, url, tokens)
+                except LoopError as exc:
+                    say(f"Error: {exc}")
+            puller.start()
+
+        try:
+            server.serve_app(application, listener, ready)
+        finally:
+            puller.stop()
+
+
+@label_studio_app.command("up")
+def label_studio_up() -> None:
+    """Install it if need be, start it on loopback, and say how to log in."""
+    from connectors.label_studio import server as label_studio_server
+
+    info = label_studio_server.up(progress=say, show=bar)
+    typer.echo(info.url)
+    say(f"User {info.username}, password {info.password}")
+
+
+@label_studio_app.command("down")
+def label_studio_down() -> None:
+    """Stop it; projects and answers stay."""
+    from connectors.label_studio import server as label_studio_server
+
+    stopped = label_studio_server.down()
+    say("Stopped." if stopped else "It was not running.")
+
+
+@label_studio_app.command("status")
+def label_studio_status() -> None:
+    """Say whether it runs, and where."""
+    from connectors.label_studio import server as label_studio_server
+
+    info = label_studio_server.status()
+    if info is None:
+        typer.echo("not running")
+        raise typer.Exit(1)
+    typer.echo(f"running at {info.url} (process {info.pid}, Label Studio {info.version})")
+
+
+def _pull_quietly(file: Path) -> None:
+    """What `goldloop serve` does when answers may be back: as `goldloop pull`, without bars."""
+    from loop.campaign.config import load
+    from loop.campaign.context import Context
+    from loop.campaign.lock import writer
+    from loop.round import pull_answers
+
+    config = load(file)
+    with open_store(config) as store, writer(store, config.campaign.name, "serve"):
+        round_ = pull_answers(Context(config, store, build_parts(config, store)))
+    if round_ is not None and round_.stage not in ("pull", "adjudicate"):
+        say(f"Round {round_.number}: everything is back; next: `goldloop run`.")

@@ -1,0 +1,190 @@
+"""Commands that ask a question beside the rounds."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loop.cli.build import at_work, build_encoder_student, build_parts, open_store
+from loop.cli.options import CAMPAIGN, AsJson, File, Student
+from loop.cli.terminal import bar, print_table, say
+from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.bench.data_sets import BenchData
+    from loop.studies.side_runs import StudentKind
+
+
+app = typer.Typer()
+
+
+@app.command()
+def variance(
+    file: File = CAMPAIGN,
+    student: Student = "encoder",
+    bases: Annotated[
+        int, typer.Option(min=3, help="Starting points; five students each (frozen: four).")
+    ] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Say where the last round's instability comes from: first weights, order, or the texts."""
+    from loop.report.collect import write_outputs
+    from loop.studies.side_runs import side_runs, write_result
+    from loop.studies.variance import measure_variance
+
+    with at_work(file, "variance") as ctx:
+        found = measure_variance(side_runs(ctx, _student_kind(student)), bases)
+        path = write_result(ctx, "variance", found.to_json())
+        write_outputs(ctx.config, ctx.store)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    say(f"Written to {path} and into the report.")
+
+
+@app.command()
+def plateau(
+    file: File = CAMPAIGN,
+    student: Student = "frozen",
+    sizes: Annotated[int, typer.Option(min=3, help="Label-set sizes, each within the next.")] = 5,
+    seeds: Annotated[int, typer.Option(min=2, help="Students per size and kind of label.")] = 5,
+    metric: Annotated[str, typer.Option(help="'accuracy' or 'macro_f1'.")] = "accuracy",
+    as_json: AsJson = False,
+) -> None:
+    """Say whether more LLM labels would help, from learning curves of the last round's labels."""
+    from loop.files import write_whole
+    from loop.report.collect import campaign_view, write_outputs
+    from loop.report.plots import curves_plot, standalone
+    from loop.studies.plateau import METRICS, CurveMetric, measure_plateau
+    from loop.studies.side_runs import side_runs, write_result
+
+    if metric not in METRICS:
+        raise typer.BadParameter(f"{metric!r} is neither of {', '.join(METRICS)}.")
+    chosen: CurveMetric = "accuracy" if metric == "accuracy" else "macro_f1"
+    with at_work(file, "plateau") as ctx:
+        runs = side_runs(ctx, _student_kind(student))
+        found = measure_plateau(runs, sizes=sizes, seeds=seeds, metric=chosen)
+        path = write_result(ctx, "plateau", found.to_json())
+        view = campaign_view(ctx.config, ctx.store)
+        write_whole(path.with_suffix(".svg"), standalone(curves_plot(view.plateau)))
+        write_outputs(ctx.config, ctx.store)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    say(f"Written to {path}, {path.with_suffix('.svg').name} and into the report.")
+
+
+def _student_kind(student: str) -> StudentKind:
+    if student == "encoder":
+        return "encoder"
+    if student == "frozen":
+        return "frozen"
+    raise typer.BadParameter(f"{student!r} is neither 'encoder' nor 'frozen'.")
+
+
+@app.command()
+def bench(
+    source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with gold and LLM labels.")],
+    label: Annotated[str, typer.Option(help="Column with the human labels.")],
+    llm_column: Annotated[str | None, typer.Option(help="Column with the LLM's labels.")] = None,
+    votes: Annotated[
+        str | None, typer.Option(help="Columns with its votes, joined by commas; the first leads.")
+    ] = None,
+    annotator: Annotated[
+        Path | None,
+        typer.Option(help="Campaign file whose annotator and prompt label the texts first."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
+    split_column: Annotated[str | None, typer.Option(help="Column that names test rows.")] = None,
+    strategies: Annotated[
+        str, typer.Option(help="Policies to compare, joined by commas; the first is compared.")
+    ] = "goldloop,random,entropy",
+    budgets: Annotated[str, typer.Option(help="Shares of the pool to buy.")] = "0.05,0.1,0.25",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds that a budget is spread over.")] = 3,
+    student: Annotated[
+        str, typer.Option(help="'frozen' heads on embeddings, quick, or 'encoder', fine-tuned.")
+    ] = "frozen",
+    encoder: Annotated[
+        str, typer.Option(help="Hub name, folder, or embedded: minilm, mpnet.")
+    ] = "minilm",
+    lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuned student.")] = 1e-4,
+    seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Samples of the pool; with 1, intervals are over test texts.")
+    ] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, .txt and .svg.")] = Path(
+        "bench"
+    ),
+) -> None:
+    """Replay strategies side by side at equal gold budget on texts whose labels are known."""
+    from connectors.texts.read import load_texts
+    from loop.bench.data_sets import data_from_rows
+    from loop.bench.peers import peers
+    from loop.bench.policies import POLICIES
+    from loop.bench.run import run_bench
+    from loop.bench.tables import tables, write_results
+    from loop.campaign.config import StudentSection
+
+    columns = votes.split(",") if votes else [llm_column] if llm_column else []
+    if bool(columns) == (annotator is not None):
+        raise LoopError(
+            "Name the LLM's labels, --llm-column COLUMN or --votes COLUMN,COLUMN,…, or what gives"
+            " them, --annotator CAMPAIGN_FILE."
+        )
+    if student not in ("frozen", "encoder"):
+        raise LoopError(f"Unknown student {student!r}; allowed: frozen, encoder.")
+    try:
+        shares = [float(share) for share in budgets.split(",")]
+    except ValueError as exc:
+        raise LoopError(f"--budgets {budgets!r} must be shares such as 0.05,0.1.") from exc
+    names = strategies.split(",")
+    model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
+    if annotator is not None:
+        texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
+        data = _annotated(annotator, source, texts, out, model.embed)
+    else:
+        rows = load_texts(
+            str(source), on_note=say, text_column=text_column, gold_column=label,
+            split_column=split_column, meta_columns="plain",
+        )  # fmt: skip
+        data = data_from_rows(source.stem, rows, columns, model.embed)
+    with bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
+        result = run_bench(
+            [data], names, budgets=shares, rounds=rounds,
+            learner=None if student == "frozen" else model,
+            seeds=seeds, repetitions=repetitions, policies={**POLICIES, **peers()},
+            progress=progress,
+        )  # fmt: skip
+    for table in tables(result):
+        print_table(table)
+    for path in write_results(result, out):
+        say(f"Wrote {path}")
+
+
+def _annotated(
+    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
+) -> BenchData:
+    """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
+    from loop.bench.data_sets import data_from_votes
+    from loop.campaign.config import StoreSection, load
+    from loop.campaign.context import Context
+    from loop.llm.votes import read_votes
+    from loop.round import run_stage
+
+    given = load(file)
+    section = given.texts.model_copy(update={"source": str(source.resolve()), **texts})
+    store_section = StoreSection(
+        url=f"sqlite:///{out.resolve() / 'annotated.db'}", folder=str(out.resolve())
+    )
+    config = given.model_copy(update={"texts": section, "store": store_section})
+    out.mkdir(parents=True, exist_ok=True)
+    with open_store(config) as store:
+        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        with closing(context):
+            run_stage(context, "annotate")
+            pool = store.items(context.name, "pool")
+            votes = read_votes(config, store, context.annotator.revision, pool)
+            test = store.items(context.name, "test")
+    return data_from_votes(
+        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
+    )

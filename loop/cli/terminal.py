@@ -1,0 +1,66 @@
+"""What commands print: tables on stdout; news and progress bars on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from loop.ports import Progress
+
+
+def say(line: str) -> None:
+    """One line of news, on stderr."""
+    typer.echo(line, err=True)
+
+
+def print_rounds(view: Any) -> None:
+    """The campaign's table and its notes, on stdout."""
+    from loop.report.terminal_table import terminal_table
+
+    print_table(terminal_table(view))
+    for note in view.notes:
+        typer.echo(note)
+
+
+def print_table(table: Any) -> None:
+    """A table of rich, on stdout; 120 columns where stdout is no terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width).print(table)
+
+
+@contextmanager
+def bar(what: str, total: int) -> Iterator[Progress]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as RichProgress,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log file gets a line at once instead of a bar at the end
+        say(f"{what} …")
+    with RichProgress(*columns, console=console) as drawn:
+        task = drawn.add_task(what, total=max(1, total))
+        yield lambda done: drawn.advance(task, done)
+        drawn.update(task, completed=max(1, total))

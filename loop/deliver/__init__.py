@@ -1,0 +1,1 @@
+"""What users take away: the final model, its predictions, labels, the codebook."""

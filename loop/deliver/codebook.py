@@ -1,0 +1,112 @@
+"""The codebook as it grows: clear examples, where people differ, what no label fits, and notes.
+
+It is written for those who describe the labels: to them, texts that nobody could place are the
+news, because a description is unclear there or a label is missing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store
+from loop.campaign.tables import Annotation
+from loop.deliver.model_card import escape
+from loop.errors import StageError
+from loop.people.gold import latest_per_person
+
+EXAMPLES = 3
+SHOWN_CHARS = 300
+
+
+def codebook(config: Config, store: Store) -> str:
+    """The codebook in Markdown.
+
+    Raises:
+        StageError: nobody has answered anything yet.
+    """
+    name = config.campaign.name
+    texts = {item.id: item.text for item in store.items(name)}
+    by_item: dict[str, list[Annotation]] = defaultdict(list)
+    for answer in store.annotations(name):
+        if answer.item_id in texts:
+            by_item[answer.item_id].append(answer)
+    answers = {item: latest_per_person(found) for item, found in by_item.items()}
+    if not answers:
+        raise StageError("Nobody has answered yet; the codebook grows out of people's answers.")
+    rounds = {r.id: r for r in store.rounds(name)}
+    llm = {
+        item: score.llm_label
+        for round_id in rounds
+        for item, score in store.scores(round_id or 0).items()
+    }
+    gold = {item: found.label for item, found in store.gold(name).items()}
+    parts = [f"# Codebook of {escape(name)}", escape(config.campaign.task)]
+    for label in config.labels:
+        parts.append(f"## {escape(label.name)}\n\n{escape(label.description) or 'Not described.'}")
+        clear = [
+            item
+            for item in sorted(gold)
+            if gold[item] == label.name and _agreed(answers.get(item, ())) and item in texts
+        ]
+        mine = sum(found == label.name for found in gold.values())
+        parts.append(f"{_texts(mine)}. For example:" if clear else f"{_texts(mine)}.")
+        parts.append(_listed((texts[item], "") for item in clear[:EXAMPLES]))
+    parts.append("## Where people differ")
+    parts += _pairs(texts, _between_people(answers), "{} or {}")
+    parts.append("## Where people overrule the LLM")
+    overruled = {i: (llm[i], gold[i]) for i in sorted(gold) if i in llm and llm[i] != gold[i]}
+    parts += _pairs(texts, overruled, "{} by the LLM, {} by people")
+    unsure = [i for i in sorted(answers) if any(a.problem == "unsure" for a in answers[i])]
+    parts.append("## Texts that somebody could not place")
+    parts.append(_listed((texts[i], _notes(answers[i])) for i in unsure) or "None.")
+    noted = [i for i in sorted(answers) if i not in unsure and _notes(answers[i])]
+    parts.append("## Other notes")
+    parts.append(_listed((texts[i], _notes(answers[i])) for i in noted) or "None.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _agreed(answers: Sequence[Annotation]) -> bool:
+    return len({a.label for a in answers}) == 1
+
+
+def _notes(answers: Sequence[Annotation]) -> str:
+    return "; ".join(a.note.strip() for a in answers if a.note.strip())
+
+
+def _between_people(answers: Mapping[str, Sequence[Annotation]]) -> dict[str, tuple[str, ...]]:
+    """The labels of each text that got more than one."""
+    said = {item: sorted({a.label for a in found if a.label}) for item, found in answers.items()}
+    return {item: tuple(labels) for item, labels in sorted(said.items()) if len(labels) > 1}
+
+
+def _pairs(texts: Mapping[str, str], found: Mapping[str, tuple[str, ...]], told: str) -> list[str]:
+    """For every pair of labels, most frequent first, how many texts, and some of them."""
+    by_pair: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for item, labels in found.items():
+        for i, first in enumerate(labels):
+            for second in labels[i + 1 :]:
+                by_pair[first, second].append(item)
+    parts = []
+    for pair, items in sorted(by_pair.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        names = told.format(*(f"**{escape(label)}**" for label in pair))
+        parts.append(f"{names}: {_texts(len(items))}.")
+        parts.append(_listed((texts[item], "") for item in items[:EXAMPLES]))
+    return parts or ["Nowhere."]
+
+
+def _listed(lines: Iterable[tuple[str, str]]) -> str:
+    """Texts as a list, each with what was noted of it."""
+    return "\n".join(
+        f"- {_short(text)}" + (f"\n  - note: {_short(note)}" if note else "")
+        for text, note in lines
+    )
+
+
+def _texts(n: int) -> str:
+    return "1 text" if n == 1 else f"{n} texts"
+
+
+def _short(text: str) -> str:
+    return escape(text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…")

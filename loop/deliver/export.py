@@ -1,0 +1,65 @@
+"""The final labels, with where each comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store
+from loop.errors import StageError
+
+
+def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
+    """One record per pool text: label, provenance (gold, repaired, llm), confidence, round.
+
+    Gold is what people decided; repaired is what the last round's students learned in place of the
+    LLM's label, where that is another class; confidence of an LLM label is its own probability.
+    Where people could give no label, ``how`` is "unsure".
+
+    Raises:
+        StageError: nothing is labelled yet.
+    """
+    name = config.campaign.name
+    rounds = store.rounds(name)
+    scored = [r for r in rounds if r.id is not None and store.scores(r.id)]
+    if not scored:
+        raise StageError("No label is there to export yet; run `goldloop run` first.")
+    scores = store.scores(scored[-1].id or 0)
+    gold = store.gold(name)
+    trained = [r for r in rounds if r.id is not None and store.training_labels(r.id)]
+    mended = {t.item_id: t for t in store.training_labels(trained[-1].id or 0)} if trained else {}
+    mended_round = trained[-1].number if trained else 0
+    outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
+    records = []
+    for item in store.items(name, "pool"):
+        if item.id not in scores:  # it has come since, and has no label yet
+            continue
+        score, record = scores[item.id], mended.get(item.id)
+        label, source, round_number = score.llm_label, "llm", scored[-1].number
+        confidence, how = score.llm_confidence, "llm"
+        if item.id in gold:
+            decision = gold[item.id]
+            label, source, round_number = decision.label, "gold", decision.round_number
+            confidence, how = decision.confidence, decision.how
+        elif record is not None and record.source == "repaired":
+            best = max(range(len(record.probs)), key=lambda c: record.probs[c])
+            if config.label_names[best] != score.llm_label:
+                label, source, round_number = config.label_names[best], "repaired", mended_round
+                confidence, how = record.probs[best], config.strategy.repair
+        if outcomes.get(item.id) == "unsure":
+            how = "unsure"
+        records.append(
+            {
+                "id": item.id,
+                "text": item.text,
+                "label": label,
+                "source": source,
+                "how": how,
+                "confidence": confidence,
+                "round": round_number,
+                "llm_label": score.llm_label,
+                "llm_confidence": score.llm_confidence,
+                "suspicion": score.suspicion,
+            }
+        )
+    return records

@@ -1,0 +1,266 @@
+"""A saved model put to use: a label, a probability for every class, and how stable the label is.
+
+Texts come in pieces of constant size. A piece is tokenised once for all models and sorted by
+length; on the CPU it is dealt to lanes, threads of a core or several each, which share the models'
+weights (torch lets other threads run while it computes).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from loop.errors import StudentError
+from loop.ports import FloatArray, IntArray, Progress, no_progress
+from loop.student.encoder_files import load_tokenizer
+from loop.student.inference import (
+    Tokens,
+    choose_device,
+    choose_precision,
+    class_probs,
+    damaged_model,
+    load_whole,
+    read_record,
+    token_limit,
+    tokenise,
+)
+from loop.student.seed_workers import cores
+from loop.student.speedups import first_token_only
+from strategies.calibrate import with_temperature
+
+PIECE = 4096
+"""Texts that are read, labelled and written at a time."""
+LANES = 4  # more threads than this wait for Python's lock; they get several cores each instead
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a model says of n texts.
+
+    Attributes:
+        probs: (n, k), rows sum to 1.
+        stability: (n,) share of the seeds that agree with the label, or None if not asked for.
+    """
+
+    probs: FloatArray
+    stability: FloatArray | None
+
+    @property
+    def y(self) -> IntArray:
+        """(n,) the likeliest class."""
+        return np.asarray(self.probs.argmax(axis=1), dtype=np.int64)
+
+
+class Labeller:
+    """A model that ``goldloop model`` or a round saved, and its seeds' models beside it.
+
+    Args:
+        folder: of the model.
+        fast: leave the seeds' models alone; then labels have no stability.
+    Raises:
+        StudentError: no such folder, not goldloop's, half-written, or device not usable.
+    """
+
+    def __init__(
+        self, folder: Path, *, fast: bool = False, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        self.folder = folder
+        record = saved_model(folder)
+        self.labels: tuple[str, ...] = tuple(record["labels"])
+        seeds = [] if fast else list(record.get("seeds", ()))
+        self.stable = bool(seeds)
+        """Whether labels come with a stability."""
+        self._device = choose_device(device)
+        self._precision = choose_precision(precision, self._device)
+        self._temperature = (
+            1.0 if record.get("temperature_built_in", True) else float(record["temperature"])
+        )
+        self._tokenizer = load_tokenizer(folder)
+        self._long_texts = str(record.get("long_texts", "head_tail"))
+        same = record.get("same_as")  # that seed and the model give the same labels
+        self._seeds = len(seeds)
+        self._counted = int(same in seeds)
+        folders = [folder, *(folder / name for name in seeds if name != same)]
+        self._models = [self._load(f) for f in folders]
+        self._shortened = False  # needs texts to be tried on
+        self._limit = token_limit(self._models[0].config, int(record["max_tokens"]))
+        on_cpu = self._device.type == "cpu"
+        self._lanes = min(LANES, cores()) if on_cpu else 1
+        self._threads = max(1, cores() // self._lanes)
+
+    def _load(self, folder: Path) -> Any:
+        saved_model(folder, self.labels)
+        attention = "eager" if self._device.type == "cpu" else None
+        return load_whole(folder, attention).to(self._device).eval()
+
+    def __call__(self, texts: Sequence[str]) -> Labelled:
+        """Labels texts; not empty ones, of which nothing can be said."""
+        tokens = tokenise(self._tokenizer, texts, self._limit, self._long_texts)
+        probs = self._ask(tokens)
+        own = with_temperature(probs[0], self._temperature) if self._temperature != 1 else probs[0]
+        if not self.stable:
+            return Labelled(own, None)
+        y = own.argmax(axis=1)
+        agreeing = (probs[1:].argmax(axis=2) == y).sum(axis=0) + self._counted
+        return Labelled(own, np.asarray(agreeing / self._seeds, dtype=np.float64))
+
+    def _ask(self, tokens: Tokens) -> FloatArray:
+        """(models, n, k) probabilities."""
+        rows, k = tokens.rows, len(self.labels)
+        if self._device.type == "cpu" and not self._shortened:
+            for model in self._models:
+                first_token_only(model, rows, self._tokenizer.pad_token_id)
+            self._shortened = True
+        found = np.zeros((len(self._models), len(rows), k))
+        by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+        shares = [by_length[lane :: self._lanes] for lane in range(self._lanes)]
+
+        def ask(job: tuple[int, list[int]]) -> None:
+            model, share = job
+            torch.set_num_threads(self._threads)  # of this lane alone
+            pad_id = self._tokenizer.pad_token_id
+            ids = [rows[row] for row in share]
+            found[model, share] = class_probs(
+                self._models[model], ids, pad_id, self._device, self._precision
+            )
+
+        jobs = [(m, share) for m in range(len(self._models)) for share in shares if share]
+        if self._lanes == 1:
+            for job in jobs:
+                ask(job)
+        else:
+            with ThreadPoolExecutor(self._lanes) as pool:
+                list(pool.map(ask, jobs))
+        return np.stack([tokens.together(each) for each in found])
+
+
+# a whole file
+
+
+class Row(Protocol):
+    """A row of a table: its text, empty where there is none, and all its columns."""
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """All columns by name."""
+        ...
+
+
+@dataclass
+class Tally:
+    """What was labelled.
+
+    Attributes:
+        labels: texts by label.
+        agreed: texts whose label all seeds gave; None without stability.
+    """
+
+    labels: Counter[str]
+    agreed: int | None
+    seconds: float = 0.0
+
+    def lines(self) -> list[str]:
+        """For people to read."""
+        n = self.labels.total()
+        shares = ", ".join(f"{name} {100 * c / n:.1f} %" for name, c in self.labels.most_common())
+        told = f"{n:,} texts in {self.seconds:.1f} s, {n / max(self.seconds, 1e-9):,.0f} a second"
+        lines = [f"Labelled {told}: {shares}."]
+        if self.agreed is not None:
+            lines.append(f"All seeds agree on {100 * self.agreed / n:.1f} % of them.")
+        return lines
+
+
+def prediction_columns(labels: Sequence[str]) -> dict[str, type]:
+    """The columns that labelling adds to a table: label, probabilities, stability."""
+    probs: dict[str, type] = {f"p_{name}": float for name in labels}
+    return {"predicted_label": str, **probs, "stability": float}
+
+
+def label_rows(
+    labeller: Labeller,
+    pieces: Iterable[Sequence[Row]],
+    write: Callable[[Sequence[Mapping[str, Any]]], None],
+    progress: Progress = no_progress,
+) -> Tally:
+    """Labels every row that has a text and writes all rows, those without one with no label.
+
+    Args:
+        pieces: rows, some at a time; no more than one piece is held.
+        write: takes the rows' columns with ``prediction_columns`` after them.
+    """
+    tally = Tally(Counter(), 0 if labeller.stable else None)
+    started = time.perf_counter()
+    names = list(prediction_columns(labeller.labels))
+    for piece in pieces:
+        given = [row for row, found in enumerate(piece) if found.text.strip()]
+        said: dict[int, list[Any]] = {}
+        if given:
+            found = labeller([piece[row].text for row in given])
+            for at, row in enumerate(given):
+                probs = [round(float(p), 6) for p in found.probs[at]]
+                stability = None if found.stability is None else float(found.stability[at])
+                label = labeller.labels[int(found.y[at])]
+                said[row] = [label, *probs, stability]
+                tally.labels[label] += 1
+            if found.stability is not None and tally.agreed is not None:
+                tally.agreed += int((found.stability == 1).sum())
+        nothing: list[Any] = [None] * len(names)
+        write(
+            [
+                {**row.values, **dict(zip(names, said.get(at, nothing), strict=True))}
+                for at, row in enumerate(piece)
+            ]
+        )
+        progress(len(piece))
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+# what lies in a folder
+
+
+def saved_model(folder: Path, labels: Sequence[str] | None = None) -> dict[str, Any]:
+    """What goldloop noted of the model in a folder.
+
+    Args:
+        labels: what the model's must be.
+    Raises:
+        StudentError: no such folder, not goldloop's, half-written, or with other labels.
+    """
+    if not folder.is_dir():
+        raise StudentError(
+            f"There is no model in {folder}; make one with `goldloop model`, or name one with"
+            " --model."
+        )
+    record = read_record(folder)
+    found, named = record.get("labels"), _labels_in_config(folder)
+    if not found or named != found:
+        raise damaged_model(folder, f"config.json names the labels {named}, goldloop.json {found}")
+    if labels is not None and list(labels) != found:
+        raise StudentError(
+            f"The model in {folder} knows the labels {', '.join(found)}, not {', '.join(labels)};"
+            " make it again with `goldloop model --force`, or name another one with --model."
+        )
+    return record
+
+
+def _labels_in_config(folder: Path) -> list[str] | None:
+    try:
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        return [str(names[key]) for key in sorted(names, key=int)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

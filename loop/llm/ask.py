@@ -1,0 +1,296 @@
+"""Asks the LLM: takes the votes that are missing, keeps the accounts, stops where money ends.
+
+Votes are stored chunk by chunk and found again by item and prompt hash, never by row number, so an
+interrupted annotation goes on where it stopped. What cannot be answered is stored too, with the
+reason and what it cost.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store, insert_all
+from loop.campaign.tables import ContentFree, Item, Unanswered, Vote, now
+from loop.errors import AnnotatorError
+from loop.llm.prompts import without_item
+from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
+from loop.money import LlmPurse, Reserved
+from loop.ports import Annotator, ClassProbs, FloatArray, Progress, TextItem
+from loop.prompt import PromptVariant
+
+CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
+
+
+def text_item(item: Item) -> TextItem:
+    """An item as annotators and raters see it."""
+    return TextItem(item.id, item.text, item.meta)
+
+
+def take_votes(
+    config: Config,
+    store: Store,
+    annotator: Annotator,
+    items: Sequence[Item],
+    variants: Sequence[PromptVariant],
+    *,
+    progress: Progress,
+) -> int:
+    """Asks for the votes that are worth their price; returns the number that stayed unanswered.
+
+    The first variant is asked of every item. With ``prompt.calls_per_item`` the others are asked
+    where the cascade expects a flip, else of every item.
+
+    Raises:
+        AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
+    """
+    clerk = _Clerk(config, store, annotator, progress)
+    if config.prompt.calibrate == "contextual":
+        clerk.ask_content_free(variants)
+    limit = calls_limit(config, len(items), len(variants))
+    for variant in variants if limit is None else variants[:1]:
+        clerk.ask(variant, items)
+    if limit is not None:
+        _ask_where_worth_it(config, store, clerk, items, variants, limit)
+    return clerk.unanswered
+
+
+def retry_unanswered(
+    config: Config,
+    store: Store,
+    annotator: Annotator,
+    variants: Sequence[PromptVariant],
+    *,
+    progress: Progress,
+) -> tuple[int, int]:
+    """Asks again what brought no vote; how many questions that were, and how many failed again.
+
+    Raises:
+        AnnotatorError: the cap is reached, or the annotator is down.
+    """
+    name = config.campaign.name
+    failed = {(u.item_id, u.variant_hash) for u in store.unanswered(name, annotator.revision)}
+    items = store.items(name, "pool")
+    clerk = _Clerk(config, store, annotator, progress)
+    for variant in variants:
+        chosen = [item for item in items if (item.id, variant.hash) in failed]
+        clerk.ask(variant, chosen, all_may_fail=True)
+    return len(failed), clerk.unanswered
+
+
+def calls_limit(config: Config, n: int, m: int) -> int | None:
+    """Most calls that m variants of n items may take together, or None for all of them."""
+    per_item = config.prompt.calls_per_item
+    if config.annotator.kind == "recorded" or per_item == 0 or per_item >= m:
+        return None
+    return round(per_item * n)
+
+
+def unanswered_line(store: Store, campaign: str, annotator: str) -> str | None:
+    """How many texts have a question without an answer, why, and what to do; None for none."""
+    failed = store.unanswered(campaign, annotator)
+    if not failed:
+        return None
+    texts = len({row.item_id for row in failed})
+    (reason, _), *_ = Counter(row.reason for row in failed).most_common(1)
+    return (
+        f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
+        f" {reason.rstrip('.')}). They are asked for again in the next round, or now with"
+        " `goldloop annotate --retry`."
+    )
+
+
+def _ask_where_worth_it(
+    config: Config,
+    store: Store,
+    clerk: _Clerk,
+    items: Sequence[Item],
+    variants: Sequence[PromptVariant],
+    limit: int,
+) -> None:
+    """Further variants, wave by wave, where a flip is likeliest, until the limit."""
+    from loop.llm.cascade import next_calls
+
+    rng = np.random.default_rng([config.rounds.seed, 9])
+    column = {variant.hash: i for i, variant in enumerate(variants)}
+    row = {item.id: i for i, item in enumerate(items)}
+    refused = np.zeros((len(items), len(variants)), dtype=np.bool_)
+    content_free = content_free_probs(config, store, clerk.revision)
+    while True:
+        probs, _ = vote_arrays(config, store, clerk.revision, row, column)
+        calls = next_calls(
+            probs,
+            lambda p: calibrated_votes(config, p, content_free),
+            budget=limit,
+            rng=rng,
+            refused=refused,
+        )
+        if not len(calls):
+            return
+        for v in np.unique(calls[:, 1]):
+            rows = calls[calls[:, 1] == v, 0]
+            vain = clerk.ask(variants[v], [items[i] for i in rows], all_may_fail=True)
+            refused[[row[item] for item in vain], v] = True
+
+
+class _Clerk:
+    """Takes votes chunk by chunk and stores them; knows which are there already."""
+
+    def __init__(
+        self, config: Config, store: Store, annotator: Annotator, progress: Progress
+    ) -> None:
+        self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
+        self.name = config.campaign.name
+        self.revision = annotator.revision
+        self.have = store.vote_keys(self.name, self.revision)
+        self.unanswered = 0
+        self.purse = LlmPurse(config, store, annotator)
+
+    def ask(
+        self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
+    ) -> list[str]:
+        """Asks one variant where its vote is missing; the ids of items that got no answer.
+
+        Raises:
+            AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
+        """
+        prompt = variant.hash
+        missing = [item for item in items if (item.id, prompt) not in self.have]
+        self.progress(len(items) - len(missing))
+        answered_before = all_may_fail or len(missing) < len(items)
+        in_vain: list[str] = []
+        own = without_item(variant, self.name)
+        shown = [item for item in missing if item.id in own]
+        todo = [item for item in missing if item.id not in own]
+        while todo or shown:
+            asked = variant if todo else own[shown[0].id]
+            wanted = todo[:CHUNK] or shown[:1]
+            done, failed = self._ask_chunk(asked, variant.hash, wanted, must=not answered_before)
+            answered_before = True
+            in_vain += failed
+            todo, shown = todo[done:], shown if todo else shown[done:]
+        self.unanswered += len(in_vain)
+        return in_vain
+
+    def ask_content_free(self, variants: Sequence[PromptVariant]) -> None:
+        """Asks each variant about texts without content, once.
+
+        Raises:
+            AnnotatorError: one of them gets no answer, or the cap is reached.
+        """
+        stored = self.store.content_free(self.name, self.revision)
+        texts = [TextItem(f"content-free {i}", text) for i, text in enumerate(CONTENT_FREE)]
+        for variant in variants:
+            if variant.hash in stored:
+                continue
+            reserved = self.purse.reserve(variant, texts, least=len(texts))
+            answer, seconds = self._timed(variant, texts, reserved)
+            usd = self.purse.prices.usd(answer)
+            good = [_usable(probs) for probs in answer.probs]
+            if not all(good):
+                self.purse.book_loss(reserved, float(usd.sum()))
+                raise AnnotatorError(
+                    f"The annotator {self.revision} gave no usable answer to the text"
+                    f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
+                    ' "contextual" needs; take "batch".'
+                )
+            rows = [
+                {
+                    "variant_hash": variant.hash,
+                    "campaign": self.name,
+                    "annotator": self.revision,
+                    "text": text,
+                    "probs": [float(p) for p in probs],
+                    "tokens": int(tokens),
+                    "usd": float(cost),
+                    "seconds": seconds,
+                    "created_at": now(),
+                }
+                for text, probs, tokens, cost in zip(
+                    CONTENT_FREE, answer.probs, answer.tokens, usd, strict=True
+                )
+            ]
+            with self.store.transaction() as session:
+                insert_all(session, ContentFree, rows)
+                self.purse.book(session, reserved, float(usd.sum()))
+
+    def _ask_chunk(
+        self, asked: PromptVariant, variant_hash: str, wanted: Sequence[Item], *, must: bool
+    ) -> tuple[int, list[str]]:
+        """Asks as many as the money allows, and stores.
+
+        Args:
+            asked: the variant as it is asked.
+            variant_hash: of the variant that the votes count for.
+            must: raise if not one item is answered.
+        Returns:
+            How many of the items were asked, the first ones, and the ids of those that got no
+            answer.
+        """
+        texts = [text_item(item) for item in wanted]
+        reserved = self.purse.reserve(asked, texts)
+        chunk = wanted[: reserved.count]
+        answer, seconds = self._timed(asked, texts[: reserved.count], reserved)
+        usd = self.purse.prices.usd(answer)
+        votes: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
+        for i, item in enumerate(chunk):
+            row = {
+                "item_id": item.id,
+                "variant_hash": variant_hash,
+                "annotator": self.revision,
+                "tokens": int(answer.tokens[i]),
+                "usd": float(usd[i]),
+                "seconds": seconds,
+                "created_at": now(),
+            }
+            if _usable(answer.probs[i]):
+                probs = [float(p) for p in answer.probs[i]]
+                votes.append(
+                    row | {"probs": probs, "off_label_mass": float(answer.off_label_mass[i])}
+                )
+            else:
+                reason = answer.problems.get(item.id, "it gave no usable probabilities")
+                failures.append(row | {"reason": reason})
+        with self.store.transaction() as session:
+            insert_all(session, Vote, votes)
+            insert_all(session, Unanswered, failures)
+            self.purse.book(session, reserved, float(usd.sum()))
+        if must and not votes:
+            raise AnnotatorError(
+                f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
+                " items; look at its model, columns and label names, then run the command"
+                " again."
+            )
+        self.have |= {(row["item_id"], variant_hash) for row in votes}
+        self.progress(len(chunk))
+        return len(chunk), [row["item_id"] for row in failures]
+
+    def _timed(
+        self, variant: PromptVariant, items: Sequence[TextItem], reserved: Reserved
+    ) -> tuple[ClassProbs, float]:
+        """The answer, checked for its shape, and the seconds that each item took."""
+        started = time.perf_counter()
+        try:
+            answer = self.annotator.annotate(variant, items)
+        except AnnotatorError as exc:
+            self.purse.book_loss(reserved, self.purse.prices.usd_of_failure(exc))
+            raise
+        seconds = (time.perf_counter() - started) / len(items)
+        n, k = len(items), len(variant.labels)
+        if answer.probs.shape != (n, k):
+            raise AnnotatorError(
+                f"The annotator {self.revision} answered with shape {answer.probs.shape}"
+                f" to {n} items and {k} labels; it must be ({n}, {k})."
+            )
+        return answer, seconds
+
+
+def _usable(probs: FloatArray) -> bool:
+    return bool(np.isfinite(probs).all()) and abs(float(probs.sum()) - 1.0) < 1e-3

@@ -1,0 +1,181 @@
+"""What asking the LLM will cost, told before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store
+from loop.llm.ask import calls_limit
+from loop.llm.prompts import plan_variants
+from loop.money import TokenPrices, account
+from loop.ports import IntArray
+from loop.prompt import PromptVariant
+
+CHARS_PER_TOKEN = 4  # the rule of thumb where the tokenizer is not at hand
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Calls, tokens, time and money that are still to be spent.
+
+    Attributes:
+        texts: in the pool.
+        variants: prompts.
+        stored: answers that are there already and cost nothing more.
+        calls: answers to be asked for, at most.
+        tokens: computed where each prompt's shared beginning is computed once.
+        tokens_uncached: where it is computed for every text.
+        usd: price of ``tokens``.
+        usd_uncached: price of ``tokens_uncached``.
+        seconds: at the pace of the stored answers, or None before there are any.
+        spent_calls: votes that the campaign has paid for, of every annotator; likewise
+            ``spent_tokens``, ``spent_seconds`` and ``spent_usd``.
+        counted: how tokens were counted.
+        every_round: whether each later round asks as many calls again, with new examples.
+        cap_usd: what the campaign may still spend, or None without a cap.
+    """
+
+    texts: int
+    variants: int
+    stored: int
+    calls: int
+    tokens: int
+    tokens_uncached: int
+    usd: float
+    usd_uncached: float
+    seconds: float | None
+    spent_calls: int
+    spent_tokens: int
+    spent_seconds: float
+    spent_usd: float
+    counted: str
+    every_round: bool
+    cap_usd: float | None
+
+
+def four_chars_a_token(texts: Sequence[str]) -> IntArray:
+    """Tokens by the rule of thumb, at least one a text."""
+    return np.array([max(1, -(-len(text) // CHARS_PER_TOKEN)) for text in texts], dtype=np.int64)
+
+
+def plan_annotation(
+    config: Config,
+    store: Store,
+    annotator: str,
+    *,
+    count: Callable[[Sequence[str]], IntArray] | None = None,
+) -> Plan:
+    """Plans the calls that are missing; asks and stores nothing.
+
+    Args:
+        config: the campaign.
+        store: with the campaign's texts.
+        annotator: revision of the LLM.
+        count: counts tokens, or None for ``CHARS_PER_TOKEN``.
+
+    Raises:
+        ConfigError: shots are asked for and no example with a label is at hand.
+    """
+    name = config.campaign.name
+    items = store.items(name, "pool")
+    variants = _coming_variants(config, store, annotator)
+    ids, hashes = {i.id for i in items}, {v.hash for v in variants}
+    stored = sum(i in ids and v in hashes for i, v, _, _ in store.votes(name, annotator))
+    limit = calls_limit(config, len(items), len(variants))
+    calls = max(0, (len(items) * len(variants) if limit is None else limit) - stored)
+    counts = count or four_chars_a_token
+    prefixes = texts_tokens = 0.0
+    if calls and config.annotator.kind != "recorded":
+        limit_tokens = config.annotator.max_text_tokens
+        texts = np.minimum(counts([i.text for i in items]), limit_tokens)
+        frame = counts([v.suffix("") for v in variants]).mean()
+        texts_tokens = calls * float(texts.mean() + frame)
+        prefixes = float(counts([v.prefix for v in variants]).sum())
+    fresh, cached_price, written = TokenPrices.of(config.annotator)
+    computed = prefixes + texts_tokens
+    uncached = max(computed, calls * prefixes / max(1, len(variants)) + texts_tokens)
+    # Only servers charge for what they had in a cache, and for the one token that they write.
+    serves = config.annotator.kind == "openai_server"
+    written_usd = calls * written if serves else 0.0
+    hits_usd = (uncached - computed) * cached_price if serves else 0.0
+    times = store.vote_times(name, annotator)
+    votes = store.spent(name)
+    return Plan(
+        texts=len(items),
+        variants=len(variants),
+        stored=stored,
+        calls=calls,
+        tokens=round(computed),
+        tokens_uncached=round(uncached),
+        usd=computed * fresh + hits_usd + written_usd,
+        usd_uncached=uncached * fresh + written_usd,
+        seconds=calls * times.seconds / times.timed if times.timed else None,
+        spent_calls=votes.votes,
+        spent_tokens=votes.tokens,
+        spent_seconds=votes.seconds,
+        spent_usd=votes.usd,
+        counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
+        every_round=config.prompt.refresh == "round" and config.rounds.rounds > 1,
+        cap_usd=account(config, store).left_usd,
+    )
+
+
+def prompt_lines(config: Config, store: Store, annotator: str) -> list[str]:
+    """Every prompt as the LLM will see it, about the first text of the pool.
+
+    Raises:
+        ConfigError: as ``plan_annotation``.
+    """
+    text = store.items(config.campaign.name, "pool")[0].text
+    return [
+        line
+        for variant in _coming_variants(config, store, annotator)
+        for line in (
+            f"--- prompt {variant.index + 1}, {variant.hash}",
+            variant.prefix + variant.suffix(text),
+            f"--- and then one of: {', '.join(variant.answers)}",
+        )
+    ]
+
+
+def _coming_variants(config: Config, store: Store, annotator: str) -> list[PromptVariant]:
+    """What the unfinished round asks, or the next one."""
+    last = store.last_round(config.campaign.name)
+    coming = 1 if last is None else last.number + (last.stage == "done")
+    return plan_variants(config, store, annotator, round_number=coming)
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan for people to read."""
+    per_text = (plan.stored + plan.calls) / max(1, plan.texts)
+    saved = 1.0 - plan.tokens / plan.tokens_uncached if plan.tokens_uncached else 0.0
+    time = "known once the first answers are in"
+    if plan.seconds is not None:
+        time = f"about {plan.seconds / 60:,.1f} minutes, at the pace so far"
+    money = f"${plan.usd:,.2f} (${plan.usd_uncached:,.2f} without the cache)"
+    if plan.usd_uncached == 0:
+        money = "none (annotator.usd_per_million_tokens is 0)"
+    lines = [
+        f"Texts:   {plan.texts:,}, {plan.variants} prompts, at most {per_text:.2f} calls a text",
+        f"Calls:   {plan.calls:,} to make, {plan.stored:,} answers are stored",
+        f"Tokens:  about {plan.tokens:,}, counted {plan.counted}",
+        f"Cache:   prompts begin alike, which saves {100 * saved:.0f} %"
+        f" of {plan.tokens_uncached:,} tokens where the server caches prefixes",
+        f"Time:    {time}",
+        f"Money:   {money}",
+    ]
+    if plan.every_round:
+        lines.append('Rounds:  each later round asks every text anew (prompt.refresh = "round")')
+    if plan.spent_calls:
+        lines.append(
+            f"Spent:   {plan.spent_calls:,} calls, {plan.spent_tokens:,} tokens,"
+            f" {plan.spent_seconds / 60:,.1f} minutes, ${plan.spent_usd:,.2f}"
+        )
+    if plan.cap_usd is not None:
+        fits = "enough" if plan.usd_uncached <= plan.cap_usd else "it may stop before the end"
+        lines.append(f"Cap:     ${plan.cap_usd:,.2f} are left of budget.usd: {fits}")
+    return lines

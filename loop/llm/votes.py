@@ -1,0 +1,149 @@
+"""The stored votes as arrays, and the labels that are read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store
+from loop.campaign.tables import Item
+from loop.errors import AnnotatorError
+from loop.ports import FloatArray, IntArray
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class LlmVotes:
+    """The stored votes of n items as arrays.
+
+    Attributes:
+        probs: (n, m, k) raw; NaN where a vote is missing; uniform where an item has none at all.
+        off_label_mass: (n, m), NaN where a vote is missing.
+        posterior: (n, k) mean over variants, batch-calibrated where the campaign says so.
+        answered: (n,) bool, whether the LLM answered at all.
+        content_free: (m, k) mean answer to texts without content, None where nobody asked.
+    """
+
+    probs: FloatArray
+    off_label_mass: FloatArray
+    posterior: FloatArray
+    answered: BoolArray
+    content_free: FloatArray | None = None
+
+    @property
+    def y_llm(self) -> IntArray:
+        """(n,) the LLM's label."""
+        best: IntArray = self.posterior.argmax(axis=1).astype(np.int64)
+        return best
+
+
+def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Item]) -> LlmVotes:
+    """Votes of the items as arrays, in the items' order.
+
+    Raises:
+        AnnotatorError: no vote is stored.
+    """
+    column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
+    row = {item.id: i for i, item in enumerate(items)}
+    probs, off = vote_arrays(config, store, annotator, row, column)
+    n, k = len(items), len(config.labels)
+    taken: BoolArray = np.asarray(np.isfinite(probs).all(axis=2))
+    answered: BoolArray = np.asarray(taken.any(axis=1))
+    if not answered.any():
+        raise AnnotatorError("No LLM label is stored yet; run `goldloop annotate` first.")
+    content_free = content_free_probs(config, store, annotator)
+    view = calibrated_votes(config, probs, content_free)
+    posterior = np.full((n, k), 1.0 / k)
+    posterior[answered] = mean_vote(view[answered])
+    # The first variant stands for the item in every strategy: where only a later one answered,
+    # that answer moves forward; where none did, the item is as doubtful as can be.
+    for i in np.flatnonzero(~taken[:, 0]):
+        later = np.flatnonzero(taken[i])
+        probs[i, 0] = probs[i, later[0]] if len(later) else 1.0 / k
+        off[i, 0] = off[i, later[0]] if len(later) else 1.0
+    return LlmVotes(probs, off, posterior, answered, content_free)
+
+
+def vote_arrays(
+    config: Config, store: Store, annotator: str, row: dict[str, int], column: dict[str, int]
+) -> tuple[FloatArray, FloatArray]:
+    """(n, m, k) probabilities and (n, m) off-label mass by item and variant, NaN if missing."""
+    n, m, k = len(row), max(1, len(column)), len(config.labels)
+    probs = np.full((n, m, k), np.nan)
+    off = np.full((n, m), np.nan)
+    taken = [
+        (row[item_id], column[variant], p, mass)
+        for item_id, variant, p, mass in store.votes(config.campaign.name, annotator)
+        if item_id in row and variant in column
+    ]
+    if taken:
+        rows, columns, answers, masses = zip(*taken, strict=True)
+        values = widened(answers, k)
+        probs[rows, columns] = values / values.sum(axis=1, keepdims=True)
+        off[rows, columns] = masses
+    return probs, off
+
+
+def widened(rows: Sequence[Sequence[float]] | Sequence[FloatArray], k: int) -> FloatArray:
+    """(n, k) stored class probabilities; labels that have come since have probability 0."""
+    out = np.zeros((len(rows), k))
+    if len(rows):
+        stored = np.array(rows, dtype=np.float64)
+        out[:, : stored.shape[1]] = stored
+    return out
+
+
+def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArray | None:
+    """(m, k) mean answer to the texts without content, or None where the campaign asks none.
+
+    Raises:
+        AnnotatorError: a variant's are not stored yet.
+    """
+    if config.prompt.calibrate != "contextual":
+        return None
+    name = config.campaign.name
+    stored = store.content_free(name, annotator)
+    hashes = [variant.hash for variant in store.variants(name, annotator)]
+    if not all(found in stored for found in hashes):
+        raise AnnotatorError(
+            "The LLM's answers to empty texts are not stored yet; run `goldloop annotate` first."
+        )
+    means = [np.mean(stored[found], axis=0) for found in hashes]
+    return widened(means, len(config.labels))
+
+
+def calibrated_votes(
+    config: Config, probs: FloatArray, content_free: FloatArray | None = None
+) -> FloatArray:
+    """(n, m, k) what labels are read from before any gold is known."""
+    from strategies.calibrate import batch_calibrate, contextual_calibrate
+
+    if config.prompt.calibrate == "none":
+        return probs
+    if content_free is not None:
+        return contextual_calibrate(probs, content_free, class_prior(config))
+    return batch_calibrate(probs, class_prior(config))
+
+
+def mean_vote(view: FloatArray) -> FloatArray:
+    """(n, k) mean over the variants that were asked; where it ties, the first one decides.
+
+    Args:
+        view: (n, m, k), NaN where a variant was not asked, one at least was.
+    """
+    first = np.where(np.isfinite(view[:, 0]), view[:, 0], np.nanmean(view, axis=1))
+    return np.asarray((np.nanmean(view, axis=1) + 1e-9 * first) / (1.0 + 1e-9), dtype=np.float64)
+
+
+def class_prior(config: Config) -> FloatArray | None:
+    """(k,) the stated class shares, summing to 1, or None for a flat mix."""
+    stated = config.prompt.class_prior
+    if not stated:
+        return None
+    prior = np.array([stated[name] for name in config.label_names])
+    return np.asarray(prior / prior.sum(), dtype=np.float64)

@@ -1,0 +1,94 @@
+"""Which texts the students are evaluated on, and so never learn from; what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.campaign.context import Context
+from loop.campaign.tables import Item
+from loop.chance import unit_hash
+from loop.ports import FloatArray, IntArray
+
+EVALUATED_FRAC = 0.2
+"""Share of the texts sent that measures accuracy where no test text has a known label."""
+
+
+def evaluation_items(ctx: Context) -> list[Item]:
+    """Test items, and the audit items with gold where the test items have none.
+
+    Audit items are then kept out of training, so accuracy on them is honest.
+    """
+    test = ctx.store.items(ctx.name, "test")
+    judged = held_out(ctx) & set(ctx.store.gold(ctx.name))
+    return test + [i for i in ctx.store.items(ctx.name, "pool") if i.id in judged]
+
+
+def held_out(ctx: Context) -> set[str]:
+    """Audit items that measure accuracy and so teach nothing, where no test text has a known label.
+
+    Of a large audit only so many that they are ``EVALUATED_FRAC`` of all texts sent; which ones
+    depends on their ids and on the audit of the round that sent them alone, so that it is the same
+    in every round.
+    """
+    if _has_gold_test(ctx):
+        return set()
+    share = {
+        r.id: min(1.0, EVALUATED_FRAC / max(r.config["rounds"]["audit_frac"], 1e-9))
+        for r in ctx.store.rounds(ctx.name)
+    }
+    audited = (r for r in ctx.store.reviews(ctx.name) if r.reason == "audit")
+    return {
+        r.item_id for r in audited if unit_hash(ctx.seed, "held out", r.item_id) < share[r.round_id]
+    }
+
+
+def _has_gold_test(ctx: Context) -> bool:
+    return any(i.known_label for i in ctx.store.items(ctx.name, "test"))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the n evaluated items.
+
+    Attributes:
+        y: (n,) true classes, -1 where unknown.
+        stable: (n,) bool, items that stability is measured on: the test items.
+        weight: (n,) > 0, inverse probability of being drawn, for accuracy.
+        source: ``test``, ``audit``, or None where nothing says what is right.
+    """
+
+    y: IntArray
+    stable: NDArray[np.bool_]
+    weight: FloatArray
+    source: str | None
+
+    def first(self, n: int) -> Truth:
+        """The first n items, with what the tests know of them."""
+        y = self.y[:n] if self.source == "test" else np.full(n, -1)
+        source = self.source if (y >= 0).any() else None
+        return Truth(y, self.stable[:n], self.weight[:n], source)
+
+
+def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
+    """What is known of evaluated items: test labels, or else what the audit found."""
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    stable = np.array([i.split == "test" for i in evaluated])
+    ones = np.ones(len(evaluated))
+    known = np.array(
+        [index[i.known_label] if i.known_label and i.split == "test" else -1 for i in evaluated],
+        dtype=np.int64,
+    )
+    if (known >= 0).any():
+        return Truth(known, stable, ones, "test")
+    gold = ctx.store.gold(ctx.name)
+    audits = {r.item_id: r for r in ctx.store.reviews(ctx.name) if r.reason == "audit"}
+    judged = np.array(
+        [index[gold[i.id].label] if i.id in gold and i.id in audits else -1 for i in evaluated],
+        dtype=np.int64,
+    )
+    weight = np.array([1.0 / audits[i.id].audit_prob if i.id in audits else 1.0 for i in evaluated])
+    return Truth(judged, stable, weight, "audit" if (judged >= 0).any() else None)

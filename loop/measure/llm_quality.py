@@ -1,0 +1,249 @@
+"""What the gold so far says: how good the LLM's labels are, how well their errors were foreseen.
+
+Both are computed after every round. ``rounds.stop_below`` ends the campaign by the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.campaign.config import Config
+from loop.campaign.tables import Round
+from loop.ports import FloatArray, IntArray
+from strategies.estimate import TooFewRandomError, label_quality, rate_ratio
+from strategies.fuse import weighted_auroc
+from strategies.pool import Pool
+from strategies.signals.learned_error import class_posterior
+
+BINS = 5
+BOOTSTRAP = 500
+MIN_COMPARED = 3
+"""Suspects, and random texts, that the next batch is decided by; a random batch does no harm."""
+STOP_RISK = 0.05
+"""Chance of stopping too early that is shared out among all planned rounds."""
+
+
+def quality_metrics(
+    config: Config,
+    y_llm: IntArray,
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    round_of: IntArray,
+    suspicion: FloatArray,
+) -> dict[str, Any]:
+    """Quality of the LLM's labels on the whole pool, as JSON.
+
+    Args:
+        config: names the classes and the number of rounds.
+        y_llm: (n,) the LLM's labels.
+        gold: (n,) class, -1 where unknown.
+        inclusion_prob: (n,) of the gold items, in the round that chose each.
+        round_of: (n,) number of that round.
+        suspicion: (n,) in [0, 1], free of each item's own gold; it narrows the intervals.
+
+    Returns:
+        The fields of ``LabelQuality`` with 95 % intervals; ``labels``, the order of the classes;
+        and ``remaining_at_most``, which the remaining error rate stays below with 95 % confidence
+        over all planned rounds together, each having an equal share of the risk (Bonferroni).
+        Gold that never came back is taken to be missing at random. Where too few gold
+        items were chosen at random, nothing but ``problem``, which says so.
+    """
+    k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
+    try:
+        found, bound = (
+            label_quality(
+                y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
+            )
+            for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
+        )
+    except TooFewRandomError as exc:
+        return {"problem": str(exc)}
+    return asdict(found) | {
+        "labels": list(config.label_names),
+        "remaining_at_most": bound.remaining_error.high,
+    }
+
+
+def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
+    """Why the labels are good enough to stop by ``rounds.stop_below``, or None."""
+    wanted = config.rounds.stop_below
+    measured = [r for r in rounds if r.stage == "done" and r.metrics]
+    if wanted is None or not measured:
+        return None
+    bound = measured[-1].metrics.get("label_quality", {}).get("remaining_at_most")
+    if bound is None or bound > wanted:
+        return None
+    return (
+        f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong"
+        f" (rounds.stop_below = {wanted:g})"
+    )
+
+
+def predictor_metrics(
+    pool: Pool, batch: NDArray[np.bool_], gold: IntArray, *, rng: np.random.Generator
+) -> dict[str, Any]:
+    """How well wrong labels were foreseen in the batch that the round bought, as JSON.
+
+    Args:
+        pool: as the round saw it when it chose: gold of earlier rounds only, students of them.
+        batch: (n,) bool, items of this round whose gold has come since.
+        gold: (n,) what people said.
+        rng: deals the earlier gold to folds, and draws the bootstrap.
+
+    Returns:
+        ``n`` items and ``learned_from`` earlier gold labels; ``auroc`` weighted by 1/pi, with a
+        95 % bootstrap interval over items, None where all or none were wrong; ``precision``, the
+        share of wrong labels among the ``flagged`` items of P(wrong) > 1/2, not weighted;
+        ``expected`` and ``found`` share of wrong labels, and ``bins`` of P(wrong) as [mean P, share
+        wrong, items], all weighted by 1/pi; ``brier``, their mean squared error.
+    Source: Gneiting and Raftery 2007 (Brier score), Hanley and McNeil 1982 (area under the curve).
+    """
+    rows = np.flatnonzero(batch)
+    out: dict[str, Any] = {"n": len(rows), "learned_from": int((pool.gold >= 0).sum())}
+    if not len(rows):
+        return out
+    if (pool.gold[rows] >= 0).any():
+        raise ValueError("the predictor must not have seen the gold that it is judged by")
+    posterior = class_posterior(pool, rng=rng)
+    p_wrong = 1.0 - posterior[rows, pool.y_llm[rows]]
+    wrong = gold[rows] != pool.y_llm[rows]
+    pi = np.ones(len(rows)) if pool.inclusion_prob is None else pool.inclusion_prob[rows]
+    weight = 1.0 / pi
+    weight = weight / weight.mean()
+    flagged = p_wrong > 0.5
+    edges = np.quantile(p_wrong, np.linspace(0, 1, BINS + 1)[1:-1])
+    place = np.searchsorted(edges, p_wrong, side="right")
+    bins = []
+    for number in range(BINS):
+        here = place == number
+        if here.any():
+            share = weight[here] / weight[here].sum()
+            bins.append([float(share @ p_wrong[here]), float(share @ wrong[here]), int(here.sum())])
+    return (
+        out
+        | _auroc(p_wrong, wrong, weight, rng)
+        | {
+            "flagged": int(flagged.sum()),
+            "precision": float(wrong[flagged].mean()) if flagged.any() else None,
+            "expected": float(np.average(p_wrong, weights=weight)),
+            "found": float(np.average(wrong, weights=weight)),
+            "brier": float(np.average((p_wrong - wrong) ** 2, weights=weight)),
+            "bins": bins,
+        }
+    )
+
+
+def _auroc(
+    scores: FloatArray, wrong: NDArray[np.bool_], weight: FloatArray, rng: np.random.Generator
+) -> dict[str, Any]:
+    if wrong.all() or not wrong.any():
+        return {"auroc": None}
+    drawn = []
+    for _ in range(BOOTSTRAP):
+        rows = rng.integers(len(scores), size=len(scores))
+        if wrong[rows].any() and not wrong[rows].all():
+            drawn.append(weighted_auroc(scores[rows], wrong[rows], weight[rows]))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    value = weighted_auroc(scores, wrong, weight)
+    return {"auroc": {"value": value, "low": float(low), "high": float(high)}}
+
+
+def suspect_metrics(
+    reason: Sequence[str], wrong: NDArray[np.bool_], suspicion: FloatArray
+) -> dict[str, Any]:
+    """Whether a round's suspects were wrong more often than its random texts, as JSON.
+
+    A round without suspects, all of whose texts were drawn at random, compares the quarter of them
+    that it held most suspect with the others.
+
+    Args:
+        reason: (b,) why each text was sent: suspect, audit or coverage.
+        wrong: (b,) whether people found the label in use wrong.
+        suspicion: (b,) as of when the batch was chosen.
+
+    Returns:
+        ``suspects`` and ``random``, each ``wrong`` of ``n``; ``tried``, whether suspects were sent;
+        ``ratio`` of the two shares with a 95 % interval, None where either group has fewer than
+        ``MIN_COMPARED`` texts or no label was wrong; ``next``: ``coverage`` where the suspects were
+        not wrong more often, so that the next round's whole batch is drawn at random, else
+        ``suspects``.
+    """
+    suspect = np.array([r == "suspect" for r in reason], dtype=bool)
+    others = np.array([r in ("audit", "coverage") for r in reason], dtype=bool)
+    tried = bool(suspect.any())
+    if not tried:
+        rows = np.flatnonzero(others)
+        suspect[rows[np.argsort(-suspicion[rows], kind="stable")[: len(rows) // 4]]] = True
+        others &= ~suspect
+    counts = [(int(wrong[group].sum()), int(group.sum())) for group in (suspect, others)]
+    out: dict[str, Any] = {
+        name: {"wrong": w, "n": n}
+        for name, (w, n) in zip(("suspects", "random"), counts, strict=True)
+    }
+    out |= {"tried": tried, "ratio": None, "next": "suspects"}
+    if min(n for _, n in counts) < MIN_COMPARED or not any(w for w, _ in counts):
+        return out
+    ratio = rate_ratio(*counts[0], *counts[1])
+    more = counts[0][0] * counts[1][1] > counts[1][0] * counts[0][1]
+    return out | {"ratio": asdict(ratio), "next": "suspects" if more else "coverage"}
+
+
+def covers_next(rounds: Sequence[Round]) -> bool:
+    """Whether the newest measured round found that suspects are not worth asking about."""
+    measured = [r for r in rounds if r.metrics]
+    newest = measured[-1].metrics.get("suspects") if measured else None
+    return (newest or {}).get("next") == "coverage"
+
+
+def suspect_line(found: Mapping[str, Any]) -> str | None:
+    """What ``suspect_metrics`` say, and what follows from it, in a sentence or two."""
+    ratio = found.get("ratio")
+    if not ratio:
+        return None
+    shares = [
+        f"{100 * found[g]['wrong'] / found[g]['n']:.0f} % of {found[g]['n']}"
+        for g in ("suspects", "random")
+    ]
+    named = ("texts sent as suspects", "drawn at random")
+    if not found["tried"]:
+        named = ("texts that goldloop held most suspect", "other texts, all drawn at random")
+    line = (
+        f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
+        f" {ratio['value']:.1f} times as often ({ratio['low']:.1f} to {ratio['high']:.1f})"
+    )
+    if found["next"] == "coverage":
+        return (
+            f"{line}. goldloop cannot tell here which labels are wrong, so the next round's whole"
+            " batch is drawn at random, spread over all kinds of texts"
+        )
+    if ratio["low"] <= 1.0:
+        return f"{line}. So small a batch may show this by chance; suspects are sent again"
+    return line
+
+
+def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a round's ``label_quality``, ``predictor`` and ``suspects`` say, in sentences."""
+    lines = []
+    quality, foreseen = metrics.get("label_quality") or {}, metrics.get("predictor") or {}
+    if "accuracy" in quality:
+        right, left = (
+            f"{100 * e['value']:.1f} ({100 * e['low']:.1f} to {100 * e['high']:.1f})"
+            for e in (quality["accuracy"], quality["remaining_error"])
+        )
+        lines.append(f"LLM labels: {right} % right; with people's put in, {left} % are still wrong")
+    elif "problem" in quality:
+        lines.append(f"How good the LLM's labels are is not known: {quality['problem']}")
+    if auroc := foreseen.get("auroc"):
+        lines.append(
+            f"Wrong labels of the last batch were foreseen with AUROC {100 * auroc['value']:.1f}"
+            f" ({100 * auroc['low']:.1f} to {100 * auroc['high']:.1f}) by a predictor that had"
+            f" learned from {foreseen['learned_from']} earlier labels of people"
+        )
+    if line := suspect_line(metrics.get("suspects") or {}):
+        lines.append(line)
+    return lines

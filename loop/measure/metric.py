@@ -1,0 +1,194 @@
+"""A metric with its interval: what each test item adds to it, and metrics of weighted items.
+
+Every metric of ``loop.measure.stability`` is a function of sums over test items, so that a
+bootstrap replicate is one row of item weights and 1,000 replicates are a few matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
+
+METRICS = ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1", "reliable_accuracy")
+"""What ``paired_difference`` compares."""
+
+
+def item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArray]:
+    """What each item adds to the sums that the metrics are made of; rows are items."""
+    s, n = preds.shape
+    cols = np.arange(n)
+    counts = np.zeros((n, k))  # how many seeds chose each class
+    for row in preds:
+        counts[cols, row] += 1
+    pairs = max(s * (s - 1), 1)
+    sums = {
+        "one": np.ones(n),
+        "counts": counts,
+        "apart": (s * s - (counts**2).sum(1)) / pairs,
+        "apart_class": 2 * counts * (s - counts) / pairs,
+        "unchanged": (counts.max(1, initial=0) == s).astype(float),
+    }
+    if y is None:
+        return sums
+    known = (y >= 0).astype(float)
+    hit = ((preds == y) * known).T  # (n, s)
+    truth = np.zeros((n, k))
+    truth[cols[y >= 0], y[y >= 0]] = 1
+    chosen = np.zeros((n, s, k))
+    chosen[cols[:, None], np.arange(s)[None, :], preds.T] = known[:, None]
+    return sums | {
+        "known": known,
+        "hit": hit,
+        "all_hit": hit.all(1).astype(float),
+        "truth": truth,
+        "chosen": chosen.reshape(n, s * k),
+        "hit_class": (hit[:, :, None] * truth[:, None, :]).reshape(n, s * k),
+    }
+
+
+def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict[str, FloatArray]:
+    """Metrics of b weightings of the items: (b,), or (b, k) where there is one per class."""
+    b = weights.shape[0]
+    total = {name: weights @ per_item for name, per_item in sums.items()}
+    n = total["one"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = total["apart"] / n if s > 1 else np.full(b, np.nan)
+        share = total["counts"] / (n * s)[:, None]
+        # expected disagreement of two of the n*s labels drawn without replacement
+        unbias = (n * s) / (n * s - 1)
+        expected = (1 - (share**2).sum(1)) * unbias
+        expected_class = 2 * share * (1 - share) * unbias[:, None]
+        apart_class = total["apart_class"] / n[:, None] if s > 1 else np.full(share.shape, np.nan)
+        found = {
+            "alpha_k": _alpha(apart, expected),
+            "alpha_per_class": _alpha(apart_class, expected_class),
+            "ac1": _alpha(apart, 1 - (share * (1 - share)).sum(1) / max(share.shape[1] - 1, 1)),
+            "p_uc": total["unchanged"] / n,
+            "churn": apart,
+        }
+        if "known" not in total:
+            return found
+        known = total["known"]
+        k = share.shape[1]
+        right = total["hit_class"].reshape(b, s, k)
+        chosen = total["chosen"].reshape(b, s, k)
+        truth = np.broadcast_to(total["truth"][:, None, :], right.shape)
+        accuracy = total["hit"] / known[:, None]
+        # a class that is neither true nor predicted has no F1; scikit-learn leaves it out too
+        f1 = np.where(chosen + truth > 0, 2 * right / (chosen + truth), np.nan)
+        macro = _nanmean(f1, 2)
+        return found | {
+            "accuracy": accuracy.mean(1),
+            "accuracy_sd": _sd(accuracy),
+            "macro_f1": macro.mean(1),
+            "macro_f1_sd": _sd(macro),
+            "reliable_accuracy": total["all_hit"] / known,
+            "recall": (right / truth).mean(1),
+            "precision": _nanmean(np.where(chosen > 0, right / chosen, np.nan), 1),
+            "f1": _nanmean(f1, 1),
+        }
+
+
+EVERY_SEED = ("p_uc", "reliable_accuracy")
+"""Metrics of all seeds together. Without a seed they are other quantities, so that their jackknife
+is left as it is: corrected, it came out too short in simulation."""
+_REDRAWN = 100
+
+
+def seed_spread(
+    without: Sequence[Callable[[FloatArray], dict[str, FloatArray]]],
+    base: FloatArray,
+    rng: np.random.Generator,
+) -> dict[str, FloatArray]:
+    """Standard deviation over seeds of each metric, by leaving out one seed at a time.
+
+    The jackknife also sees the luck of which items there are, which the bootstrap over items has
+    counted already. Redrawing the items adds that luck once more, so that what it adds is what is
+    to be taken off.
+
+    Args:
+        without: metrics of weighted items, (b, n) -> (b, ...), without seed 0, 1, ….
+        base: (n,) weights of the items.
+        rng: redraws the items.
+    Returns:
+        () or (k,) a metric; nan where it is undefined without some seed.
+    Source: Efron & Stein 1981.
+    """
+    s = len(without)
+    once = [part(base[None, :]) for part in without]
+    again = [[part(w) for part in without] for w in replicates(base, _REDRAWN, rng)]
+
+    def variance(found: Sequence[dict[str, FloatArray]], name: str) -> FloatArray:
+        values = np.stack([of_one[name] for of_one in found])
+        return np.asarray((s - 1) / s * ((values - values.mean(0)) ** 2).sum(0))
+
+    spread = {}
+    for name in once[0]:
+        first = variance(once, name)[0]
+        redrawn = _nanmean(np.concatenate([variance(found, name) for found in again]), 0)
+        corrected = np.where(np.isfinite(redrawn), np.maximum(2 * first - redrawn, 0.0), first)
+        spread[name] = np.sqrt(first if name in EVERY_SEED else corrected)
+    return spread
+
+
+def _alpha(observed: FloatArray, expected: FloatArray) -> FloatArray:
+    return np.where(expected > 1e-12, 1 - observed / expected, np.nan)
+
+
+def _sd(per_seed: FloatArray) -> FloatArray:
+    if per_seed.shape[1] < 2:
+        return np.full(per_seed.shape[0], np.nan)
+    return np.asarray(per_seed.std(1, ddof=1))
+
+
+def _nanmean(values: FloatArray, axis: int) -> FloatArray:
+    """Mean of what is defined; nan, without a warning, where nothing is."""
+    there = np.isfinite(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(there, values, 0).sum(axis) / there.sum(axis))
+
+
+def replicates(base: FloatArray, bootstrap: int, rng: np.random.Generator) -> Iterator[FloatArray]:
+    """Bootstrap weights, (b, n) at a time."""
+    n = base.shape[0]
+    if not n:
+        return
+    step = max(1, _CHUNK_CELLS // n)
+    for start in range(0, bootstrap, step):
+        rows = min(step, bootstrap - start)
+        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n) * base
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: nan where the metric is undefined; ``note`` says why.
+        low: nan where no interval was asked for, or none can be had.
+        high: likewise.
+        note: why the value is undefined, or what to mind when reading it.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    note: str = ""
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """Numbers by name; nan becomes None, which JSON knows."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        found: dict[str, float | str | None] = {
+            name: None if math.isnan(x) else x for name, x in numbers.items()
+        }
+        return found | ({"note": self.note} if self.note else {})

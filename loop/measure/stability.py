@@ -1,0 +1,459 @@
+"""How far students agree across seeds, and how often they are right.
+
+``preds`` is (s, n) throughout: one row per seed, one column per test item, integer classes.
+Intervals say how far a value would move with other test items and other seeds. Items are
+bootstrapped. Seeds are not: a seed drawn twice agrees with itself and would make every set look
+stable. Their share of the variance is a jackknife's, added to each replicate.
+
+Stability alone can mislead: students of systematically wrong labels can agree with each other
+more than students of gold. Read ``reliable_accuracy`` beside it wherever gold labels exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from loop.measure.metric import (
+    METRICS,
+    FloatArray,
+    IntArray,
+    Metric,
+    item_sums,
+    metrics_of,
+    replicates,
+    seed_spread,
+)
+
+Over = Literal["items and seeds", "items"]
+
+ONE_CLASS = "every seed gives every item the same class, so agreement beyond chance is undefined"
+ONE_SEED = "one seed cannot disagree with itself"
+SKEWED_FRAC = 0.95
+FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Every metric of one trained set of seeds.
+
+    Attributes:
+        items: n test items.
+        known: how many of them have a gold label.
+        over: what the intervals are over; items alone where there are fewer than three seeds. Those
+            of ``accuracy_sd`` and ``macro_f1_sd`` are over seeds, for these very items.
+        ac1: Gwet's AC1, agreement beyond chance that a common class does not pull down.
+        accuracy: mean over seeds; its companion ``accuracy_sd`` is the sample standard deviation.
+        recall: one Metric per class, mean over seeds; None without gold, like all that needs it.
+    """
+
+    items: int
+    seeds: int
+    known: int
+    over: Over
+    alpha_k: Metric
+    ac1: Metric
+    p_uc: Metric
+    churn: Metric
+    alpha_per_class: tuple[Metric, ...]
+    accuracy: Metric | None = None
+    accuracy_sd: Metric | None = None
+    macro_f1: Metric | None = None
+    macro_f1_sd: Metric | None = None
+    reliable_accuracy: Metric | None = None
+    recall: tuple[Metric, ...] | None = None
+    precision: tuple[Metric, ...] | None = None
+    f1: tuple[Metric, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, by field name."""
+        out: dict[str, Any] = {}
+        for field in fields(self):
+            held = getattr(self, field.name)
+            if isinstance(held, tuple):
+                out[field.name] = [metric.to_json() for metric in held]
+            else:
+                out[field.name] = held.to_json() if isinstance(held, Metric) else held
+        return out
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Metric of b minus metric of a on the same items.
+
+    Attributes:
+        low: lower end of the 95 % paired interval, over items and seeds unless told otherwise.
+        prob_above_zero: share of replicates in which b is above a.
+    """
+
+    value: float
+    low: float
+    high: float
+    prob_above_zero: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+def alpha_k(preds: ArrayLike) -> float:
+    """Krippendorff's alpha across seeds, nominal, in closed form.
+
+    Returns:
+        At most 1; nan with fewer than two seeds, no items, or one class everywhere.
+    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability.
+    """
+    return _single("alpha_k", preds)
+
+
+def p_uc(preds: ArrayLike) -> float:
+    """Share of items whose prediction is unchanged over all seeds, in [0, 1].
+
+    It falls as seeds are added: compare only equal numbers of seeds.
+    """
+    return _single("p_uc", preds)
+
+
+def churn(preds: ArrayLike) -> float:
+    """Share of items on which two different seeds disagree, mean over pairs of seeds.
+
+    Source: Milani Fard et al. 2016, Launch and Iterate: Reducing Prediction Churn.
+    """
+    return _single("churn", preds)
+
+
+def flip_prob(preds: ArrayLike) -> FloatArray:
+    """(n,) probability that two different seeds disagree on the item; its mean is ``churn``."""
+    checked = _checked(preds)
+    return item_sums(checked, None, int(checked.max(initial=0)) + 1)["apart"]
+
+
+def reliable_accuracy(preds: ArrayLike, y: ArrayLike) -> float:
+    """Share of items that every seed gets right, in [0, 1]; y = -1 leaves an item out."""
+    return _single("reliable_accuracy", preds, y)
+
+
+def measure(
+    preds: ArrayLike,
+    y: ArrayLike | None,
+    k: int,
+    *,
+    weight: ArrayLike | None = None,
+    bootstrap: int = 1000,
+    over: Over = "items and seeds",
+    rng: np.random.Generator,
+) -> Stability:
+    """Every metric with its interval.
+
+    Args:
+        preds: (s, n) classes in 0..k-1.
+        y: (n,) gold classes, -1 = unknown (left out of all that needs gold), or None.
+        weight: (n,) > 0, inverse inclusion probabilities; None = equal. Their scale is free.
+        bootstrap: replicates, drawn over items; 0 = no intervals.
+        over: whether the intervals count other seeds in, or hold these fixed.
+        rng: draws the replicates.
+    Raises:
+        ValueError: shapes or classes do not fit.
+    Source: Efron & Stein 1981, the jackknife estimate of variance; Owen 2007, the pigeonhole
+        bootstrap (why rows that are few must not be redrawn with the columns).
+    """
+    checked = _checked(preds, k)
+    s, n = checked.shape
+    gold = _checked_gold(y, n, k)
+    base = _checked_weight(weight, n)
+    sums = item_sums(checked, gold, k)
+    point = metrics_of(sums, base[None, :], s)
+    over = over if s > 2 else "items"
+    spread: dict[str, FloatArray] = {}
+    if n and bootstrap:
+        drawn = [metrics_of(sums, r, s) for r in replicates(base, bootstrap, rng)]
+        spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+        if over != "items":
+            without = [item_sums(np.delete(checked, i, 0), gold, k) for i in range(s)]
+            of_seeds = seed_spread(
+                [partial(metrics_of, part, s=s - 1) for part in without], base, rng
+            )
+            noise = rng.standard_t(s - 1, bootstrap)
+            for name, values in spread.items():
+                spread[name] = values + np.multiply.outer(noise, of_seeds[name])
+
+    def metric(name: str, note: str = "") -> Metric:
+        return _metric(name, point[name][0], spread.get(name), note)
+
+    def per_class(name: str, notes: Sequence[str]) -> tuple[Metric, ...]:
+        chosen = spread.get(name)
+        return tuple(
+            _metric(name, point[name][0, c], None if chosen is None else chosen[:, c], notes[c])
+            for c in range(k)
+        )
+
+    known = int((gold >= 0).sum()) if gold is not None else 0
+    found: dict[str, Any] = {
+        "items": n,
+        "seeds": s,
+        "known": known,
+        "over": over,
+        "alpha_k": metric("alpha_k", _alpha_note(checked, k, float(point["ac1"][0]))),
+        "ac1": metric("ac1"),
+        "p_uc": metric("p_uc"),
+        "churn": metric("churn", ONE_SEED if s < 2 else ""),
+        "alpha_per_class": per_class("alpha_per_class", _rare_notes(checked, k)),
+    }
+    if not known or gold is None:
+        return Stability(**found)
+    for name in ("accuracy", "macro_f1", "reliable_accuracy"):
+        found[name] = metric(name)
+    for name in ("accuracy_sd", "macro_f1_sd"):
+        found[name] = _deviation(float(point[name][0]), s, bool(spread))
+    few = [
+        f"only {m} test texts of this class" if m < FEW_ITEMS else ""
+        for m in np.bincount(gold[gold >= 0], minlength=k)
+    ]
+    for name in ("recall", "precision", "f1"):
+        found[name] = per_class(name, few)
+    return Stability(**found)
+
+
+def recovered_share(
+    value: float, llm: float, gold: float, *, noise: float
+) -> tuple[float | None, float]:
+    """How much of the gap between LLM labels and gold labels was closed.
+
+    Args:
+        value: the metric now.
+        llm: the metric of students of LLM labels.
+        gold: the metric of students of gold labels.
+        noise: >= 0, size below which the gap means nothing, for instance two standard errors.
+    Returns:
+        ((value - llm) / (gold - llm), gold - llm); the share is None where the gap lies within
+        the noise or is undefined.
+    """
+    if not noise >= 0:
+        raise ValueError(f"noise must be >= 0, got {noise}")
+    gap = gold - llm
+    if not math.isfinite(gap) or not math.isfinite(value) or abs(gap) <= noise:
+        return None, gap
+    return (value - llm) / gap, gap
+
+
+def paired_difference(
+    preds_a: ArrayLike,
+    preds_b: ArrayLike,
+    y: ArrayLike | None,
+    metric: str,
+    *,
+    k: int,
+    weight: ArrayLike | None = None,
+    bootstrap: int = 1000,
+    over: Over = "items and seeds",
+    rng: np.random.Generator,
+) -> Difference:
+    """Whether b is more stable, or more often right, than a on the same items.
+
+    With equally many seeds, the i-th of a and of b count as a pair: they share what they draw.
+
+    Args:
+        preds_a: (s, n), for instance the last round.
+        preds_b: (s', n), this round; p_uc and reliable accuracy need s' = s.
+        y: (n,) gold, -1 = unknown; None will do where the metric needs none.
+        metric: one of ``METRICS``.
+        weight: as in ``measure``.
+        over: as in ``measure``; items alone where a side has fewer than three seeds.
+    Raises:
+        ValueError: unknown metric, gold missing, or shapes that do not fit.
+    Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"Unknown metric {metric!r}. Available: {', '.join(METRICS)}.")
+    a, b = _checked(preds_a, k), _checked(preds_b, k)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"both sides need the same items, got {a.shape} and {b.shape}")
+    if metric in ("p_uc", "reliable_accuracy") and a.shape[0] != b.shape[0]:
+        raise ValueError(
+            f"{metric} falls with the number of seeds: compare equal numbers, not "
+            f"{a.shape[0]} and {b.shape[0]}"
+        )
+    gold = _checked_gold(y, a.shape[1], k)
+    if gold is None and metric in ("accuracy", "macro_f1", "reliable_accuracy"):
+        raise ValueError(f"{metric} needs gold labels")
+    base = _checked_weight(weight, a.shape[1])
+    sums_a, sums_b = item_sums(a, gold, k), item_sums(b, gold, k)
+
+    def difference(weights: FloatArray) -> FloatArray:
+        of_a = metrics_of(sums_a, weights, a.shape[0])[metric]
+        return metrics_of(sums_b, weights, b.shape[0])[metric] - of_a
+
+    value = float(difference(base[None, :])[0])
+    drawn = [difference(replicate) for replicate in replicates(base, bootstrap, rng)]
+    found = np.concatenate(drawn) if drawn else np.empty(0)
+    if found.size and over != "items" and min(len(a), len(b)) > 2:
+        for spread, df in _spread_of_difference(metric, a, b, gold, k, base, rng):
+            found = found + spread * rng.standard_t(df, found.size)
+    found = found[np.isfinite(found)]
+    if not found.size:
+        return Difference(value, math.nan, math.nan, math.nan)
+    low, high = np.percentile(found, [2.5, 97.5])
+    above = float((found > 0).mean() + 0.5 * (found == 0).mean())
+    return Difference(value, float(low), float(high), above)
+
+
+def _spread_of_difference(
+    metric: str,
+    a: IntArray,
+    b: IntArray,
+    gold: IntArray | None,
+    k: int,
+    base: FloatArray,
+    rng: np.random.Generator,
+) -> list[tuple[float, int]]:
+    """Standard deviations over seeds, with their degrees of freedom: of pairs, or of each side."""
+
+    def without(preds: IntArray, seed: int) -> Callable[[FloatArray], FloatArray]:
+        sums = item_sums(np.delete(preds, seed, 0), gold, k)
+        return lambda weights: metrics_of(sums, weights, len(preds) - 1)[metric]
+
+    sides = [[without(side, i) for i in range(len(side))] for side in (a, b)]
+    if len(a) == len(b):
+        pairs = [partial(_apart, metric, *pair) for pair in zip(*sides, strict=True)]
+        return [(float(seed_spread(pairs, base, rng)[metric]), len(a) - 1)]
+    spreads = [
+        seed_spread([partial(_named, metric, part) for part in side], base, rng) for side in sides
+    ]
+    return [
+        (float(spread[metric]), len(side) - 1) for spread, side in zip(spreads, sides, strict=True)
+    ]
+
+
+Weighed = Callable[[FloatArray], FloatArray]
+
+
+def _named(metric: str, of: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
+    return {metric: of(weights)}
+
+
+def _apart(metric: str, a: Weighed, b: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
+    return {metric: b(weights) - a(weights)}
+
+
+def metric_replicates(
+    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Bootstrap replicates of each of ``METRICS``, over items.
+
+    Calls with the same seed and the same number of items share their draws, so that replicates of
+    several sets of predictions may be subtracted or divided one by one.
+
+    Returns:
+        Metric -> (bootstrap,) values, nan where a replicate leaves the metric undefined.
+    Source: Efron & Tibshirani 1993, the paired bootstrap.
+    """
+    checked = _checked(preds, k)
+    sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
+    drawn = [
+        metrics_of(sums, weights, checked.shape[0])
+        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
+    ]
+    return {name: np.concatenate([found[name] for found in drawn]) for name in METRICS}
+
+
+def _metric(name: str, value: float, spread: FloatArray | None, note: str = "") -> Metric:
+    known = spread[np.isfinite(spread)] if spread is not None else np.empty(0)
+    if not known.size or not math.isfinite(value):
+        return Metric(float(value), note=note)
+    lowest = -math.inf if name.startswith("alpha") or name == "ac1" else 0.0
+    low, high = np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0)
+    return Metric(float(value), float(low), float(high), note)
+
+
+def _deviation(value: float, s: int, wanted: bool) -> Metric:
+    """A standard deviation over s seeds; its interval takes the seeds' values for normal."""
+    if s < 2 or not wanted or not math.isfinite(value):
+        return Metric(value, note=ONE_SEED if s < 2 else "")
+    from scipy.stats import chi2
+
+    low, high = np.sqrt((s - 1) / chi2.ppf([0.975, 0.025], s - 1)) * value
+    return Metric(value, float(low), float(high))
+
+
+def _alpha_note(preds: IntArray, k: int, ac1: float) -> str:
+    if preds.shape[0] < 2:
+        return ONE_SEED
+    if not preds.size:
+        return "there are no test items"
+    top = float(np.bincount(preds.ravel(), minlength=k).max()) / preds.size
+    if top == 1:
+        return ONE_CLASS
+    if top >= SKEWED_FRAC:
+        return (
+            f"{top:.0%} of all predictions are one class, so a few deviations pull alpha down; "
+            f"Gwet's AC1, which that does not pull down, is {100 * ac1:.1f}; read churn and the "
+            "classes' own alpha beside them"
+        )
+    return ""
+
+
+def _rare_notes(preds: IntArray, k: int) -> list[str]:
+    """By class, why its alpha says little, or nothing."""
+    s, n = preds.shape
+    notes = []
+    for count in np.bincount(preds.ravel(), minlength=k) / s:
+        if not count:
+            notes.append("no seed predicts this class")
+        elif count < FEW_ITEMS and n > FEW_ITEMS:
+            notes.append(f"predicted for {count:.1f} of {n} texts a seed; its alpha says little")
+        else:
+            notes.append("")
+    return notes
+
+
+def _single(name: str, preds: ArrayLike, y: ArrayLike | None = None) -> float:
+    checked = _checked(preds)
+    k = int(max(checked.max(initial=0), np.asarray(y).max(initial=0) if y is not None else 0)) + 1
+    sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
+    return float(metrics_of(sums, np.ones((1, checked.shape[1])), checked.shape[0])[name][0])
+
+
+# what comes in
+
+
+def _checked(preds: ArrayLike, k: int | None = None) -> IntArray:
+    found = np.asarray(preds)
+    if found.ndim != 2 or found.shape[0] < 1:
+        raise ValueError(f"preds must be (s, n), seeds by items, got shape {found.shape}")
+    if found.size and not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"preds must be integer classes, got {found.dtype}")
+    if found.size and (found.min() < 0 or (k is not None and found.max() >= k)):
+        raise ValueError(
+            f"preds must lie in 0..{k - 1 if k is not None else 'k-1'}, "
+            f"got {found.min()}..{found.max()}"
+        )
+    return found.astype(np.int64)
+
+
+def _checked_gold(y: ArrayLike | None, n: int, k: int) -> IntArray | None:
+    if y is None:
+        return None
+    found = np.asarray(y)
+    if found.shape != (n,):
+        raise ValueError(f"y must have shape ({n},) like the items of preds, got {found.shape}")
+    if found.size and (found.min() < -1 or found.max() >= k):
+        raise ValueError(f"y must lie in -1..{k - 1}")
+    return found.astype(np.int64)
+
+
+def _checked_weight(weight: ArrayLike | None, n: int) -> FloatArray:
+    if weight is None:
+        return np.ones(n)
+    found = np.asarray(weight, dtype=np.float64)
+    if found.shape != (n,):
+        raise ValueError(f"weight must have shape ({n},) like the items, got {found.shape}")
+    if found.size and not (np.isfinite(found).all() and (found > 0).all()):
+        raise ValueError("weight must be finite and > 0")
+    return found / found.mean() if found.size else found

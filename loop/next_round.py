@@ -1,0 +1,151 @@
+"""Opens the campaign and its next round, or says why there is none."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from loop.campaign.changes import (
+    change_lines,
+    changes,
+    check_changes,
+    claim_folder,
+    refuse_to_begin_anew,
+    seeds_line,
+)
+from loop.campaign.context import Context
+from loop.campaign.import_texts import import_new_texts, import_texts
+from loop.campaign.tables import STAGES, VALIDATION, Round
+from loop.errors import DataError, StageError
+from loop.measure.llm_quality import why_good_enough
+from loop.money import why_nothing_to_buy
+
+
+def open_campaign(ctx: Context) -> None:
+    """Makes the campaign's row and imports its texts, once; says what has changed since.
+
+    Raises:
+        ConfigError: the campaign file was edited in a way that the campaign cannot take up.
+        StoreError: the campaign has other labels, or its folder belongs to another campaign.
+    """
+    refuse_to_begin_anew(ctx)
+    if new := ctx.store.open_campaign(ctx.name, ctx.config.label_names):
+        ctx.say(
+            f"New label{'s' * (len(new) > 1)}: {', '.join(new)}. People can choose"
+            f" {'them' if len(new) > 1 else 'it'} from the next push or pull on, also to correct"
+            " earlier answers; the next round asks the LLM about every text anew."
+        )
+    if ctx.store.item_count(ctx.name) == 0:
+        count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
+        ctx.say(f"Imported {count} texts.")
+    claim_folder(ctx)
+    check_changes(ctx)
+
+
+def take_in_new_texts(ctx: Context) -> None:
+    """Between two rounds, imports what the source has new, and says it.
+
+    A source that cannot be read is done without, as long as the file names the same one.
+
+    Raises:
+        DataError: the source that the file names now cannot be read, or is of other texts.
+        ConfigError: the new texts do not go with the campaign file.
+    """
+    last = ctx.store.last_round(ctx.name)
+    if last is None or last.stage != "done" or ctx.texts_read_before == last.number + 1:
+        return
+    if _rounds_done(ctx) >= ctx.config.rounds.rounds:
+        return
+    changed = changes(last.config, ctx.config.model_dump(mode="json"))
+    try:
+        rows = ctx.parts.texts()
+    except DataError as exc:
+        if any(key.startswith("texts.") for key in changed):
+            raise
+        ctx.say(
+            f"The texts' source cannot be read now, so that no new texts are imported and the"
+            f" campaign goes on with those that it has: {exc}"
+        )
+    else:
+        for line in import_new_texts(ctx.config, ctx.store, rows, seed=ctx.seed):
+            ctx.say(line)
+    ctx.texts_read_before = last.number + 1
+
+
+def _rounds_done(ctx: Context) -> int:
+    rounds = ctx.store.rounds(ctx.name)
+    return sum(r.stage == "done" and r.number != VALIDATION for r in rounds)
+
+
+def why_finished(ctx: Context) -> str | None:
+    """Why no further round can be opened, or None."""
+    rounds = ctx.store.rounds(ctx.name)
+    done = [r for r in rounds if r.stage == "done"]
+    if len(done) < len(rounds):
+        return None
+    if _rounds_done(ctx) >= ctx.config.rounds.rounds:
+        return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
+    if enough := why_good_enough(ctx.config, rounds):
+        return enough
+    return why_nothing_to_buy(ctx.config, ctx.store)
+
+
+def open_round(ctx: Context) -> Round:
+    """The unfinished round, or a new one.
+
+    Raises:
+        StageError: the campaign is finished.
+    """
+    last = ctx.store.last_round(ctx.name)
+    if last is not None and last.stage != "done":
+        return last
+    take_in_new_texts(ctx)
+    if reason := why_finished(ctx):
+        raise StageError(f"The campaign is finished: {reason}. See `goldloop report`.")
+    return new_round(ctx, last.number + 1 if last else 1)
+
+
+def new_round(ctx: Context, number: int, **settings: Any) -> Round:
+    """Opens a round; the settings are kept with the campaign file as run.
+
+    Says what has changed in the file since the round before.
+    """
+    config = ctx.config.model_dump(mode="json")
+    if (last := ctx.store.last_round(ctx.name)) is not None:
+        for line in change_lines(changes(last.config, config), f"round {last.number}"):
+            ctx.say(line)
+        seeds = [ctx.config.rounds.seed + i for i in range(ctx.config.student.seeds)]
+        told = seeds_line(last, seeds, last.config["student"]["seeds"])
+        if told and last.number != VALIDATION:
+            ctx.say(told)
+    with ctx.store.transaction() as session:
+        round_ = Round(
+            campaign=ctx.name,
+            number=number,
+            stage=STAGES[0],
+            seed=ctx.config.rounds.seed,
+            config=config | settings,
+            versions=versions(),
+        )
+        session.add(round_)
+        ctx.store.log(session, ctx.name, "round", "opened", number=number)
+    return round_
+
+
+def next_command(round_: Round | None) -> str:
+    """What to type next."""
+    stage = round_.stage if round_ else "annotate"
+    command = {"adjudicate": "pull", "repair": "train", "measure": "train", "done": "run"}
+    return f"`goldloop {command.get(stage, stage)}`"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    found = {}
+    names = ("goldloop", "torch", "transformers", "numpy", "faiss-cpu", "label-studio-sdk")
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found

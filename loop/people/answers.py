@@ -1,0 +1,312 @@
+"""What people answered: kept raw, counted, asked for again, or taken back unanswered."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any
+
+from sqlalchemy import delete, update
+from sqlmodel import Session, col, select
+
+from loop.campaign.context import Context
+from loop.campaign.panel import Panel
+from loop.campaign.tables import (
+    STAGES,
+    Annotation,
+    CampaignRow,
+    HiddenCheck,
+    Item,
+    Review,
+    Round,
+    now,
+)
+from loop.money import account, asked_answers
+from loop.people.gold import decide_all, latest_per_person, wanted_answers
+from loop.people.review_tasks import known_checks
+from loop.people.tally import DELETED, UNSERVED
+from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
+
+READ_ALL = "read everything"  # in the audit trail
+READ_ALL_AFTER_S = 300.0
+READ_ALL_SHARE = 0.01  # of the time, at most
+
+
+def everything_is_due(ctx: Context) -> bool:
+    """Whether it is time to read all answers, not only what changed.
+
+    Server clocks that were set back hide answers from a reading that goes by the time, and deleted
+    tasks have no time at all. A small project is read every few minutes, a large one as often as a
+    hundredth of the time allows.
+    """
+    last = ctx.store.last_event(ctx.name, "pull", READ_ALL)
+    if last is None:
+        return True
+    at = last.at if last.at.tzinfo else last.at.replace(tzinfo=UTC)
+    elapsed_s = (now() - at).total_seconds()
+    wait_s = max(READ_ALL_AFTER_S, float(last.detail.get("seconds", 0.0)) / READ_ALL_SHARE)
+    return not 0 <= elapsed_s < wait_s
+
+
+def take_in(ctx: Context, session: Session, fetched: Fetched, seconds: float) -> None:
+    """Records what was read, in the caller's transaction.
+
+    Args:
+        seconds: how long the reading took.
+    """
+    record_answers(ctx, session, fetched.tasks)
+    missing = _note_missing(ctx, session, fetched)
+    if fetched.whole:
+        ctx.store.log(session, ctx.name, "pull", READ_ALL, seconds=round(seconds, 3))
+    for outcome, tasks in missing.items():
+        ctx.store.log(session, ctx.name, "pull", outcome, tasks=tasks)
+    session.exec(
+        update(CampaignRow)
+        .where(col(CampaignRow.name) == ctx.name)
+        .values(pull_cursor=fetched.cursor)
+    )
+    session.flush()
+
+
+def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask]) -> None:
+    """Appends what is new of these tasks and supersedes what changed or was deleted."""
+    columns = (
+        Annotation.id,
+        Annotation.annotation_id,
+        Annotation.updated_at,
+        Annotation.task_id,
+        Annotation.superseded_at,
+    )
+    stored = session.execute(
+        select(*columns).where(Annotation.campaign == ctx.name)  # type: ignore[call-overload]
+    ).all()
+    task_of = {(old.annotation_id, old.updated_at): old.task_id for old in stored}
+    by_task: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
+    for old in stored:
+        by_task[old.task_id][old.annotation_id, old.updated_at] = old
+    labels = set(ctx.config.label_names)
+    gone: list[int] = []
+    again: list[int] = []
+    for task in tasks:
+        known = by_task[task.task_id]
+        current = set()
+        for answer in task.annotations:
+            row = _annotation_row(ctx, answer, labels)
+            key = (row.annotation_id, row.updated_at)
+            if task_of.get(key, row.task_id) != row.task_id:  # another task's answer has its number
+                row.annotation_id = f"{row.annotation_id} of task {row.task_id}"
+                row.label, row.problem = None, row.problem or "no number of its own"
+                key = (row.annotation_id, row.updated_at)
+            if key in current:
+                continue
+            current.add(key)
+            if key not in known:
+                task_of[key] = row.task_id
+                session.add(row)
+            elif known[key].superseded_at is not None:
+                again.append(known[key].id)
+        gone += [r.id for k, r in known.items() if k not in current and r.superseded_at is None]
+    for ids, when in ((gone, now()), (again, None)):
+        for start in range(0, len(ids), 500):
+            session.exec(
+                update(Annotation)
+                .where(col(Annotation.id).in_(ids[start : start + 500]))
+                .values(superseded_at=when)
+            )
+    session.flush()
+
+
+def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotation:
+    known = a.label is None or a.label in labels
+    problem = a.problem if known else unknown_label(a.label)
+    return Annotation(
+        campaign=ctx.name,
+        annotation_id=_storable(a.annotation_id),
+        updated_at=_storable(a.updated_at),
+        task_id=a.task_id,
+        item_id=a.item_id,
+        annotator=_storable(a.annotator),
+        label=a.label if known else None,
+        skipped=a.skipped,
+        note=_storable(a.note),
+        lead_time_s=a.lead_time_s,
+        problem=None if problem is None else _storable(problem),
+        raw=a.raw,
+    )
+
+
+def _storable(text: str) -> str:
+    """What every database holds: NUL and halves of surrogate pairs become U+FFFD.
+
+    The raw answer keeps them.
+    """
+    return re.sub("[\x00\ud800-\udfff]", "\ufffd", text)
+
+
+def _note_missing(ctx: Context, session: Session, fetched: Fetched) -> dict[str, list[str]]:
+    """Marks texts that wait for people, but whose task is gone or cannot be shown.
+
+    One that turns up again is waited for again.
+
+    Returns:
+        outcome -> ids of the tasks that have it since this reading.
+    """
+    there = {task.item_id for task in fetched.tasks}
+    unserved = set(fetched.unserved)
+    query = (
+        select(Review).join(Item).where(Item.campaign == ctx.name, col(Review.task_id).is_not(None))
+    )
+    news: dict[str, list[str]] = defaultdict(list)
+    for review in session.exec(query).all():
+        if review.task_id in unserved:
+            outcome = UNSERVED
+        elif review.item_id in there:
+            outcome = None
+        elif fetched.whole:
+            outcome = DELETED
+        else:
+            continue
+        if outcome is None and review.outcome in (UNSERVED, DELETED):
+            review.outcome = review.closed_at = None
+        elif outcome not in (None, review.outcome) and review.closed_at is None:
+            review.outcome = outcome
+            news[str(outcome)].append(str(review.task_id))
+        session.add(review)
+    return dict(news)
+
+
+def _current_answers(ctx: Context, session: Session) -> dict[str, list[Annotation]]:
+    query = select(Annotation).where(
+        Annotation.campaign == ctx.name, col(Annotation.superseded_at).is_(None)
+    )
+    by_item: dict[str, list[Annotation]] = defaultdict(list)
+    for annotation in session.exec(query).all():
+        by_item[annotation.item_id].append(annotation)
+    return by_item
+
+
+def close_answered(ctx: Context, session: Session, round_: Round) -> int:
+    """Closes the reviews that have answers enough; how many of the round are still out.
+
+    Reviews that are not closed are told how many answers they want, the most suspect first. Where
+    money does not allow a further answer, a text goes on with the answers that it was asked for. A
+    text whose task is gone is not waited for, unless that would end a round of which nothing came
+    back.
+    """
+    query = select(Review).join(Item).where(Item.campaign == ctx.name).order_by(col(Review.rank))
+    everywhere = session.exec(query).all()
+    reviews = [review for review in everywhere if review.round_id == round_.id]
+    by_item = _current_answers(ctx, session)
+    panel = Panel.of(ctx.config.label_studio)
+    for review in everywhere:  # late answers to earlier rounds
+        if review.round_id != round_.id and review.task_id and not _is_missing(review):
+            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
+                review.wanted or panel.first
+            )
+            review.closed_at = (review.closed_at or now()) if enough else None
+            session.add(review)
+    out = 0
+    known = known_checks(ctx)
+    answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
+    decisions = decide_all(answered, ctx.config.label_names, panel, known)
+    money = account(ctx.config, ctx.store, session)
+    fit, refused = money.answers_that_fit, 0
+    any_back = any(answered[review.item_id] for review in reviews)
+    for review in reviews:
+        answers = answered[review.item_id]
+        if _is_missing(review) and any_back:
+            review.closed_at = review.closed_at or now()
+            session.add(review)
+            continue
+        received = len(latest_per_person(answers))
+        wanted = wanted_answers(answers, decisions[review.item_id], panel)
+        committed = max(received, asked_answers(review, panel.first))
+        if fit is not None and wanted > committed:
+            allowed = min(wanted, committed + fit)
+            fit -= allowed - committed
+            refused += allowed < wanted and review.closed_at is None
+            wanted = allowed
+        if received >= wanted:
+            review.closed_at = review.closed_at or now()
+        else:
+            review.closed_at = None
+            # Label Studio may have been told already, so it is never taken back.
+            review.wanted = max(wanted, review.wanted or 0)
+            out += 1
+        if not _is_missing(review):
+            review.outcome = decisions[review.item_id].how if answers else None
+        session.add(review)
+    if refused:
+        ctx.say(
+            f"{refused} text{'s' * (refused > 1)} want{'s' * (refused == 1)} one more answer, which"
+            f" would cost ${money.answer_usd:.2f} each, but {money}: they go on with the answers"
+            " that they have. Raise budget.usd while the round waits for people to ask further."
+        )
+    return out
+
+
+def _is_missing(review: Review) -> bool:
+    """Whether nobody can answer any more."""
+    return review.outcome in (UNSERVED, DELETED)
+
+
+def ask_further(ctx: Context, round_: Round) -> int:
+    """Tells Label Studio which texts want more answers; how many it was told of.
+
+    Called again after an interruption, it says the same again, which changes nothing.
+    """
+    panel = Panel.of(ctx.config.label_studio)
+    waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
+    further = {
+        r.item_id: (r.task_id, r.wanted)
+        for r in waiting
+        if r.task_id and r.wanted and r.wanted > (r.asked or 1)
+    }
+    if further:
+        ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})
+        with ctx.store.transaction() as session:
+            for item_id, (_, wanted) in further.items():
+                session.exec(
+                    update(Review).where(col(Review.item_id) == item_id).values(asked=wanted)
+                )
+    if panel.adjudicator is not None:
+        ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
+    return len(further)
+
+
+def withdraw_unanswered(ctx: Context) -> int:
+    """Withdraws them from Label Studio and from the outbox; how many texts.
+
+    They cost nothing and may be chosen again. A text that somebody answered, skipped or began
+    stays with people, and a late answer to it still counts. Run again after an interruption, it
+    goes on where it stopped.
+
+    Raises:
+        ReviewerError: Label Studio refuses.
+    """
+    over = {
+        r.id for r in ctx.store.rounds(ctx.name) if STAGES.index(r.stage) > STAGES.index("pull")
+    }
+    answered = {a.item_id for a in ctx.store.annotations(ctx.name)}
+    reviews = {
+        r.item_id
+        for r in ctx.store.reviews(ctx.name)
+        if r.round_id in over and r.task_id and r.item_id not in answered
+    }
+    checks = {
+        c.id
+        for c in ctx.store.checks(ctx.name)
+        if c.round_id in over and c.task_id and c.id not in answered
+    }
+    if not reviews | checks:
+        return 0
+    ctx.reviewer.open_project(ctx.store.project_id(ctx.name))
+    gone = ctx.reviewer.withdraw(sorted(reviews | checks))
+    with ctx.store.transaction() as session:
+        for item_id in gone:
+            session.exec(delete(Review).where(col(Review.item_id) == item_id))
+            session.exec(delete(HiddenCheck).where(col(HiddenCheck.id) == item_id))
+        ctx.store.log(session, ctx.name, "pull", "withdrawn", texts=sorted(gone))
+    return len(gone & reviews)

@@ -1,0 +1,121 @@
+"""What became of the texts that were sent to people, in numbers that add up, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from loop.campaign.tables import Annotation, Review
+
+UNSERVED = "unserved"
+"""Outcome of a text whose task Label Studio fails to show."""
+DELETED = "deleted"
+"""Outcome of a text whose task was deleted in Label Studio while it waited for people."""
+CANNOT_SHOW = "Label Studio cannot show it"
+
+MAX_REASONS, MAX_REASON_CHARS, MAX_TASKS = 6, 60, 10
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Texts by what became of them; all but ``chosen`` and ``sent`` add up to ``sent``.
+
+    Attributes:
+        back: people gave a label, disagreed or were unsure.
+        out: people are still asked.
+        unreadable: answered, but by nothing that can be used.
+    """
+
+    chosen: int
+    sent: int
+    back: int
+    out: int
+    unreadable: int
+    skipped: int
+    deleted: int
+
+    def to_json(self) -> dict[str, int]:
+        """By name."""
+        return asdict(self)
+
+
+def tally(reviews: Sequence[Review]) -> Tally:
+    """Counts what became of texts."""
+    became = Counter(_became(r) for r in reviews if r.task_id is not None)
+    return Tally(
+        chosen=len(reviews),
+        sent=became.total(),
+        **{key: became[key] for key in ("back", "out", "unreadable", "skipped", "deleted")},
+    )
+
+
+def _became(review: Review) -> str:
+    if review.outcome == DELETED:
+        return "deleted"
+    if review.outcome == UNSERVED:
+        return "unreadable"
+    if review.closed_at is None:
+        return "out"
+    return review.outcome if review.outcome in ("unreadable", "skipped") else "back"
+
+
+def tally_line(found: Tally) -> str:
+    """``12 back, 2 out, 1 skipped``: everything that is not zero, and always what is back."""
+    counts = found.to_json()
+    shown = [f"{found.back} back"]
+    shown += [
+        f"{counts[key]} {key}" for key in ("out", "unreadable", "skipped", "deleted") if counts[key]
+    ]
+    return ", ".join(shown)
+
+
+def problems_of(reviews: Sequence[Review], answers: Iterable[Annotation]) -> Counter[str]:
+    """Why answers cannot be used -> how many; tasks that cannot be shown are among them."""
+    found = Counter(str(a.problem) for a in answers if a.unreadable)
+    if unserved := sum(r.outcome == UNSERVED for r in reviews):
+        found[CANNOT_SHOW] = unserved
+    return found
+
+
+def unreadable_line(problems: Mapping[str, int]) -> str:
+    """``5 unreadable: empty result 1, unknown label 'Positive' 1, …``; empty for none."""
+    if not problems:
+        return ""
+    ranked = sorted(problems.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{_short(problem)} {n}" for problem, n in ranked[:MAX_REASONS]]
+    if rest := sum(n for _, n in ranked[MAX_REASONS:]):
+        shown.append(f"others {rest}")
+    return f"{sum(problems.values())} unreadable: {', '.join(shown)}"
+
+
+def answer_lines(reviews: Sequence[Review], answers: Iterable[Annotation]) -> list[str]:
+    """What somebody should look at in Label Studio: one line a kind, or none."""
+    lines = []
+    if line := unreadable_line(problems_of(reviews, answers)):
+        lines.append(f"{line}. An answer counts once somebody corrects it in Label Studio.")
+    if unserved := [str(r.task_id) for r in reviews if r.outcome == UNSERVED]:
+        lines.append(
+            f"Label Studio fails to show {_tasks(unserved)}; delete the answers there, so that"
+            " somebody can answer again."
+        )
+    if deleted := [str(r.task_id) for r in reviews if r.outcome == DELETED]:
+        lines.append(
+            f"Deleted in Label Studio while waiting for people: {_tasks(deleted)}. Restore them"
+            " there, or let the texts be chosen again with `goldloop pull --withdraw` once their"
+            " round is over."
+        )
+    return lines
+
+
+def _tasks(task_ids: Sequence[str]) -> str:
+    ordered = sorted(task_ids, key=lambda task: (len(task), task))
+    shown = ", ".join(ordered[:MAX_TASKS])
+    more = f" and {len(ordered) - MAX_TASKS} more" if len(ordered) > MAX_TASKS else ""
+    return f"task{'s' * (len(ordered) > 1)} {shown}{more}"
+
+
+def _short(problem: str) -> str:
+    if len(problem) <= MAX_REASON_CHARS:
+        return problem
+    return problem[: MAX_REASON_CHARS - 1] + "…"

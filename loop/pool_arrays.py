@@ -1,0 +1,166 @@
+"""The pool as arrays: the one place where items become rows."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.campaign.context import Context
+from loop.campaign.tables import Item, Review, Round
+from loop.files import replacing
+from loop.llm.calibration import View, choose_view
+from loop.llm.votes import LlmVotes, read_votes
+from loop.ports import FloatArray, IntArray
+from strategies.needs import NEEDS
+from strategies.pool import Pool
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids."""
+
+    items: list[Item]
+    votes: LlmVotes
+    pool: Pool
+    view: View
+
+
+def pool_arrays(
+    ctx: Context, round_: Round, signals: Sequence[str], *, hidden: Collection[str] = ()
+) -> Arrays:
+    """The pool with what the signals need; hidden items appear as if they had no gold."""
+    items = ctx.store.items(ctx.name, "pool")
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    gold = gold_classes(ctx, items)
+    view, votes = _view(ctx, round_, items, votes, gold)
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
+    gold = np.where([i.id in hidden for i in items], -1, gold)
+    needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
+    embeddings: NDArray[np.float32] | None = None
+    p_student: FloatArray | None = None
+    if needs & {"embeddings", "p_student"}:
+        embeddings = item_embeddings(ctx, items)
+    if "p_student" in needs and embeddings is not None:
+        from strategies.signals.students import out_of_fold_probs
+
+        y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
+        p_student = out_of_fold_probs(
+            embeddings,
+            y,
+            (votes.answered | (gold >= 0)).astype(np.float64),
+            len(ctx.config.labels),
+            seeds=ctx.config.student.seeds,
+            rng=np.random.default_rng([round_.seed, round_.number, 4]),
+        )
+    pool = Pool(
+        probs=votes.probs,
+        y_llm=votes.y_llm,
+        gold=gold,
+        embeddings=embeddings,
+        p_student=p_student,
+        off_label_mass=votes.off_label_mass,
+        class_prior=view.prior,
+        ordinal=ctx.config.campaign.ordinal,
+        inclusion_prob=np.array(
+            [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
+        ),
+        unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
+    )
+    return Arrays(items, votes, pool, view)
+
+
+def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
+    """(n,) class that people gave each item, -1 where they gave none."""
+    labels = ctx.store.gold(ctx.name)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
+    return np.array(known, dtype=np.int64)
+
+
+def audited(items: Sequence[Item], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
+    """(n,) whether each item was drawn at random, to measure the LLM."""
+    return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
+
+
+def _view(
+    ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
+) -> tuple[View, LlmVotes]:
+    """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
+    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
+    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
+    view = choose_view(
+        ctx.config,
+        votes,
+        np.where(earlier, gold, -1),
+        audited(items, reviews),
+        np.array([reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]),
+        rng=np.random.default_rng([round_.seed, round_.number, 10]),
+    )
+    return view, replace(votes, posterior=view.posterior)
+
+
+def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
+    """(n, d) embeddings of n items, kept in one file per encoder.
+
+    Texts that have come since the file was written are added to it. A file that is damaged is
+    computed anew, and one that cannot be written is done without; both are said.
+
+    Raises:
+        StudentError: the encoder cannot be loaded.
+    """
+    key = hashlib.sha256(ctx.student.revision.encode()).hexdigest()[:16]
+    path = ctx.config.out / "cache" / f"embeddings-{key}.npz"
+    ids, vectors = _kept(ctx, path)
+    row = {item_id: i for i, item_id in enumerate(ids)}
+    missing = [item for item in items if item.id not in row]
+    if missing:
+        with ctx.show("Embedding the texts", len(missing)) as progress:
+            new = ctx.student.embed([item.text for item in missing], progress)
+        row |= {item.id: len(ids) + i for i, item in enumerate(missing)}
+        vectors = np.concatenate([vectors, new]) if len(ids) else new
+        _keep(ctx, path, list(row), vectors)
+    return vectors[[row[item.id] for item in items]]
+
+
+def _kept(ctx: Context, path: Path) -> tuple[list[str], Vectors]:
+    """Item ids and their embeddings in the file; nothing where there is no sound one."""
+    nothing: tuple[list[str], Vectors] = ([], np.empty((0, 0), dtype=np.float32))
+    if not path.exists():
+        return nothing
+    try:
+        # a zip file carries a checksum of each array
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            ids, vectors = arrays["ids"].astype(str).tolist(), arrays["embeddings"]
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        problem = "it is damaged"
+    else:
+        if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype != np.float32:
+            problem = f"it holds {vectors.dtype} of shape {vectors.shape} for {len(ids)} texts"
+        elif not np.isfinite(vectors).all():
+            problem = "not every number in it is finite"
+        else:
+            return ids, vectors
+    ctx.say(f"The embeddings kept in {path} cannot be used: {problem}. They are computed anew.")
+    return nothing
+
+
+def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, ids=np.array(ids, dtype="S"), embeddings=vectors)
+    except OSError as exc:
+        ctx.say(
+            f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
+            " without; they are computed anew when they are needed next."
+        )

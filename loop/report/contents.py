@@ -1,0 +1,359 @@
+"""What a report says of a campaign, as frozen values.
+
+The page, the table in the terminal and ``rounds.json`` are all drawn from one ``ReportView``, so
+they cannot disagree. Values in it lie between 0 and 1 (alpha may be negative) and are shown times
+100 with one decimal; what was not measured is shown as a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from loop.people.person import Person
+
+Arm = Literal["loop", "llm_only", "random", "all_gold"]
+ARMS: tuple[Arm, ...] = ("llm_only", "loop", "random", "all_gold")
+"""In the order in which they are shown."""
+
+ARM_NAMES: dict[str, str] = {
+    "loop": "goldloop",
+    "llm_only": "LLM labels only",
+    "random": "Random control",
+    "all_gold": "All gold",
+}
+METRICS = (
+    "alpha_k",
+    "p_uc",
+    "churn",
+    "accuracy",
+    "accuracy_sd",
+    "macro_f1",
+    "macro_f1_sd",
+    "reliable_accuracy",
+)
+MISSING = "–"
+NOT_COMPARABLE = "†"
+"""Marks a round that is not to be compared with those before it."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number between 0 and 1 with its 95 % interval, where there is one.
+
+    Attributes:
+        note: what to mind when reading it, or empty.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n things."""
+
+    share: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """How much of the gap between LLM labels and gold labels was closed.
+
+    Attributes:
+        share: (metric - LLM only) / (all gold - LLM only), or None where the gap is within noise.
+        gap: the denominator.
+        noise: what a gap must exceed for the share to be told.
+    """
+
+    share: float | None
+    gap: float
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: recall, precision, agreement of the seeds, and test texts of that class."""
+
+    label: str
+    recall: Metric | None = None
+    alpha: Metric | None = None
+    n: int | None = None
+    precision: Metric | None = None
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One set of students.
+
+    Attributes:
+        round: None for references that are trained once.
+        gold_bought: labels that people gave so far; texts that came back without one do not count.
+        metrics: by name, see ``METRICS``; None or absent is shown as a dash.
+        pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong among
+            those sent in this round.
+        recovered: by metric name.
+        against: paired differences by metric: this row minus ``llm_only``, ``random``,
+            ``all_gold``, or ``previous``, the round before.
+        confusion: share of the test texts by true class and label, mean over the seeds.
+        label_quality: of the round, as ``loop.measure.llm_quality`` gives it; JSON.
+        predictor: likewise.
+        not_comparable: keys of the campaign file that changed since the round before and keep the
+            two from being compared.
+    """
+
+    arm: Arm
+    round: int | None
+    gold_bought: int
+    metrics: Mapping[str, Metric | None] = field(default_factory=dict)
+    per_class: tuple[ClassRow, ...] = ()
+    pushed_wrong: Mapping[str, Share] = field(default_factory=dict)
+    recovered: Mapping[str, Recovered] = field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
+    confusion: tuple[tuple[float, ...], ...] = ()
+    label_quality: Mapping[str, Any] = field(default_factory=dict)
+    predictor: Mapping[str, Any] = field(default_factory=dict)
+    not_comparable: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the row is called in tables."""
+        if self.arm == "loop":
+            mark = NOT_COMPARABLE if self.not_comparable else ""
+            return MISSING if self.round is None else f"Round {self.round}{mark}"
+        if self.arm == "random" and self.round is not None:
+            return f"Random, round {self.round}"
+        return ARM_NAMES[self.arm]
+
+
+@dataclass(frozen=True)
+class People:
+    """Who answered, and how well they agree.
+
+    Attributes:
+        alpha: Krippendorff's alpha among people, ordinal where the classes are; None without two
+            answers to compare.
+        answers: answers given, all rounds together.
+        annotators: different people.
+        overlap: answers asked for per text.
+        rows: how well each of them labels.
+    """
+
+    alpha: Metric | None
+    answers: int
+    annotators: int | None = None
+    overlap: int | None = None
+    rows: tuple[Person, ...] = ()
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One thing that is spent, such as ``gold labels`` or ``USD``."""
+
+    name: str
+    spent: float
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How well confidence fits accuracy.
+
+    Attributes:
+        ece: expected calibration error, in [0, 1].
+        accuracy: of the labels.
+        bins: confidence, accuracy and number of texts, least confident first.
+    """
+
+    ece: float
+    accuracy: float
+    bins: tuple[tuple[float, float, int], ...]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was done to the LLM's probabilities, and what it did to them.
+
+    Attributes:
+        view: ``raw``, ``batch`` or ``gold``.
+        reason: one sentence, or empty.
+        n: audit texts with gold that both were measured on.
+    """
+
+    view: str
+    reason: str
+    n: int
+    raw: Reliability
+    used: Reliability
+
+
+@dataclass(frozen=True)
+class LlmLabels:
+    """How good the LLM's labels of the pool are, from gold weighted by 1/pi.
+
+    Attributes:
+        recall: per class; None where too few randomly drawn texts belong to it.
+        precision: per class; None where too few randomly drawn texts got it.
+        class_share: per true class.
+        confusion: share of the pool by true class and the LLM's label.
+        n_gold: gold labels used.
+        n_random: those of them that chance chose.
+    """
+
+    accuracy: Metric | None
+    recall: tuple[Metric | None, ...]
+    precision: tuple[Metric | None, ...]
+    class_share: tuple[Metric | None, ...]
+    confusion: tuple[tuple[float, ...], ...]
+    n_gold: int
+    n_random: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far frozen heads agree with the full student on the test texts.
+
+    Attributes:
+        same: share of equal labels of a seed of each.
+        kappa: the same beyond chance.
+        itself: the same share between two seeds of the full student.
+        accuracy: of the full student and of the frozen one.
+        difference: frozen minus full accuracy, paired.
+        told: one sentence.
+    """
+
+    same: Metric
+    kappa: Metric | None
+    itself: Metric | None
+    accuracy: tuple[float, float] | None
+    difference: Metric | None
+    told: str
+
+
+@dataclass(frozen=True)
+class PartRow:
+    """What changes when one part of a seed is drawn anew; see ``loop.studies.variance``."""
+
+    name: str
+    churn: Metric | None
+    share: Metric | None
+    alpha: Metric | None
+    accuracy_sd: Metric | None
+    macro_f1_sd: Metric | None
+
+
+@dataclass(frozen=True)
+class Instability:
+    """The variance taken apart.
+
+    Attributes:
+        round: whose labels were learned.
+        student: ``encoder`` or ``frozen``.
+        told: one sentence.
+    """
+
+    round: int
+    student: str
+    bases: int
+    items: int
+    parts: tuple[PartRow, ...]
+    told: str
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    """A learning curve of one kind of label; see ``loop.studies.plateau``."""
+
+    name: str
+    arm: Arm
+    sizes: tuple[int, ...]
+    points: tuple[Metric, ...]
+    asymptote: Metric
+    doubling: Metric
+    shown_at: tuple[float, ...]
+    fitted: tuple[Metric, ...]
+
+
+@dataclass(frozen=True)
+class LearningCurves:
+    """Whether more LLM labels would help.
+
+    Attributes:
+        round: whose merged labels were learned.
+        student: ``encoder`` or ``frozen``.
+        metric: the measured column's title.
+        told: one sentence.
+    """
+
+    round: int
+    student: str
+    metric: str
+    seeds: int
+    items: int
+    curves: tuple[CurveRow, ...]
+    told: str
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """All that a report says.
+
+    Attributes:
+        simulated: the people were simulated; said wherever they are mentioned.
+        accuracy_from: ``test`` (gold test labels), ``audit`` (audit sample weighted by 1/pi), or
+            None where nothing says what is right.
+        over: what the intervals are over.
+        notes: sentences shown near the top, such as a stopping reason.
+        provenance: versions, seeds and the campaign file as run; values are JSON.
+    """
+
+    campaign: str
+    task: str
+    labels: tuple[str, ...]
+    rows: tuple[ReportRow, ...]
+    seeds: int
+    simulated: bool
+    evaluated: int | None = None
+    accuracy_from: Literal["test", "audit"] | None = "test"
+    people: People | None = None
+    calibration: Calibration | None = None
+    llm: LlmLabels | None = None
+    frozen: Agreement | None = None
+    instability: Instability | None = None
+    plateau: LearningCurves | None = None
+    over: str = "items"
+    budget: tuple[BudgetLine, ...] = ()
+    notes: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def ordered(self) -> tuple[ReportRow, ...]:
+        """Rows by arm, then by round."""
+        return tuple(sorted(self.rows, key=lambda r: (ARMS.index(r.arm), r.round or 0)))
+
+    def last(self, arm: Arm) -> ReportRow | None:
+        """An arm's newest row."""
+        rows = [row for row in self.ordered if row.arm == arm]
+        return rows[-1] if rows else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measured column: its metric, the one with its spread, and what it means."""
+
+    key: str
+    title: str
+    meaning: str
+    spread: str | None = None
+    higher_is_better: bool = True
+
+
+def class_of(row: ReportRow, label: str) -> ClassRow:
+    """The row of a class, empty if the arm has none."""
+    return next((c for c in row.per_class if c.label == label), ClassRow(label))

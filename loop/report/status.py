@@ -1,0 +1,115 @@
+"""Where a campaign stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loop.campaign.config import Config
+from loop.campaign.store import Store
+from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
+from loop.measure.llm_quality import quality_lines, why_good_enough
+from loop.money import account, labels_left, why_nothing_to_buy
+from loop.next_round import next_command
+from loop.people.scorecards import campaign_people, people_lines
+from loop.people.tally import Tally, answer_lines, problems_of, tally, tally_line
+
+
+def campaign_status(config: Config, store: Store) -> dict[str, Any]:
+    """Round, stage, what is sent, back and gold, money, latest metrics, next command."""
+    name = config.campaign.name
+    rounds = store.rounds(name)
+    last = rounds[-1] if rounds else None
+    reviews = store.reviews(name)
+    current = [r for r in reviews if last is not None and r.round_id == last.id]
+    spent_on_llm = store.spent(name)
+    money = account(config, store)
+    answers = store.annotations(name)
+    measured = [r for r in rounds if r.metrics]
+    done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
+    finished = len(done) >= config.rounds.rounds
+    bought = why_nothing_to_buy(config, store)
+    enough = why_good_enough(config, rounds)
+    over = last is not None and last.stage == "done" and bool(finished or bought or enough)
+    in_all = tally(reviews).to_json()
+    return {
+        "campaign": name,
+        "texts": store.item_count(name),
+        "round": last.number if last else 0,
+        "rounds": config.rounds.rounds,
+        "stage": last.stage if last else STAGES[0],
+        "this_round": tally(current).to_json(),
+        **in_all,
+        "unreadable_answers": dict(problems_of(reviews, answers)),
+        "answers_to_look_at": answer_lines(reviews, answers),
+        "gold": len(store.gold(name)),
+        "budget": {
+            "labels": config.budget.labels,
+            "labels_left": labels_left(config, store),
+            "llm_votes": spent_on_llm.votes,
+            "llm_tokens": spent_on_llm.tokens,
+            "llm_seconds": spent_on_llm.seconds,
+            "llm_usd": spent_on_llm.usd,
+            "llm_unanswered": sum(
+                len(store.unanswered(name, a))
+                for a in store.annotators(name)
+                if RIVAL_MARK not in a
+            ),
+            "answers": money.answers,
+            "usd_spent": money.spent_usd,
+            "usd_committed": money.committed_usd,
+            "usd": config.budget.usd,
+        },
+        "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
+        "good_enough": enough,
+        "label_quality": measured[-1].metrics.get("label_quality") if measured else None,
+        "predictor": measured[-1].metrics.get("predictor") if measured else None,
+        "suspects": measured[-1].metrics.get("suspects") if measured else None,
+        "measured_round": measured[-1].number if measured else None,
+        "people_to_look_at": people_lines(campaign_people(config, store)),
+        "simulated_raters": config.raters.kind != "people",
+        "next": "`goldloop report`" if over else next_command(last),
+    }
+
+
+def status_lines(status: dict[str, Any]) -> list[str]:
+    """The status for people to read."""
+    budget, this = status["budget"], status["this_round"]
+    money = ""
+    if budget["usd_committed"] or budget["usd"] is not None:
+        money = (
+            f", ${budget['usd_spent']:.2f} spent,"
+            f" ${budget['usd_committed']:.2f} with what is not back yet"
+        )
+    if budget["usd"] is not None:
+        money += f", of ${budget['usd']:.2f}"
+    in_all = Tally(**{key: status[key] for key in this})
+    people = "simulated raters" if status["simulated_raters"] else "people"
+    lines = [
+        f"Campaign {status['campaign']}: {status['texts']} texts",
+        f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
+        f" {this['chosen']} chosen, {this['sent']} sent to {people}"
+        f" ({tally_line(Tally(**this))})",
+        f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
+        f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
+        f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
+        f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
+    ]
+    if budget["llm_unanswered"]:
+        lines.append(
+            f"{budget['llm_unanswered']} LLM answers are missing (`goldloop annotate --retry`)"
+        )
+    if status["metrics"]:
+        shown = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
+        figures = [
+            f"{key} {100 * metric['value']:.1f}"
+            for key in shown
+            if (metric := status["metrics"].get(key)) and metric["value"] is not None
+        ]
+        lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    lines += quality_lines(status)
+    if status["good_enough"]:
+        lines.append(f"Finished: {status['good_enough']}")
+    lines += status["answers_to_look_at"]
+    lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
+    lines.append(f"Next: {status['next']}")
+    return lines

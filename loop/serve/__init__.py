@@ -1,0 +1,1 @@
+"""``goldloop serve``: webhooks, the ML backend, the page of live progress."""

@@ -1,0 +1,347 @@
+"""``goldloop serve``: Label Studio's webhooks, its ML backend, and a page of live progress.
+
+A webhook is a hint, never the truth: it may be lost, forged in content or sent ten times. All it
+does is wake the one thread that pulls, which reads Label Studio the way ``goldloop pull`` does,
+with the writer's lock held. That thread also looks by itself now and then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+import json
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.requests import ClientDisconnect
+
+from loop.errors import LoopError, foreign
+from loop.serve.current_student import CurrentStudent
+from loop.serve.limits import MAX_HEAD_BYTES, QUIET_S, LimitedProtocol, is_own_host, seldom_logged
+from loop.serve.tokens import TOKEN_HEADER, Tokens
+
+MAX_HINT_BYTES = 64 * 1024  # our webhooks carry no payload
+MAX_PREDICT_BYTES = 16 * 2**20
+MAX_TASKS = 10_000
+MAX_LOGIN_BYTES = 4096
+BODY_S = 30.0  # in which a body must have come
+END_S = 5  # that requests get to end in, when the server is stopped
+REFRESH_S = 15
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the application needs of the rest.
+
+    Attributes:
+        labels: the campaign's; new ones may come while it runs.
+        project: the campaign's Label Studio project, or None before the first push.
+        progress: all that the page shows.
+        result: a label as Label Studio's answer; empty in blind campaigns, where nobody shall see
+            what the student thinks.
+        hosts: names under which the server is reached, besides localhost and numbers.
+    """
+
+    tokens: Tokens
+    campaign: str
+    labels: Callable[[], Sequence[str]]
+    hint: Callable[[], None]
+    project: Callable[[], str | None]
+    student: CurrentStudent
+    progress: Callable[[], Mapping[str, Any]]
+    result: Callable[[str], list[dict[str, Any]]]
+    hosts: frozenset[str] = frozenset()
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def _same(given: str, wanted: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), wanted.encode())
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The body, never more of it than the limit, and never waited for without end."""
+    stated = request.headers.get("content-length", "0")
+    if not stated.isdecimal() or len(stated) > 12 or int(stated) > limit:
+        raise _RefusedError(413, f"more than {limit} bytes")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _RefusedError(413, f"more than {limit} bytes")
+    except TimeoutError:
+        raise _RefusedError(408, f"the body did not come within {BODY_S:.0f} s") from None
+    except ClientDisconnect:
+        raise _RefusedError(400, "the body broke off") from None
+    return bytes(body)
+
+
+async def _json(request: Request, limit: int) -> dict[str, Any]:
+    body = await _body(request, limit)
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _RefusedError(400, "not JSON") from None
+    if not isinstance(found, dict):
+        raise _RefusedError(400, "not a JSON object")
+    return found
+
+
+def _basic_password(request: Request) -> str:
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    return ""
+
+
+def _check_webhook(request: Request, tokens: Tokens) -> None:
+    """A webhook of ours carries the header; those of the ML backend its password."""
+    header = _same(request.headers.get(TOKEN_HEADER, ""), tokens.webhook)
+    if not header and not _same(_basic_password(request), tokens.backend):
+        raise _RefusedError(401, "wrong or no token")
+
+
+def _check_backend(request: Request, tokens: Tokens) -> None:
+    if not _same(_basic_password(request), tokens.backend):
+        raise _RefusedError(401, "wrong or no password")
+
+
+def _texts(tasks: Any) -> list[str]:
+    if not isinstance(tasks, list) or len(tasks) > MAX_TASKS:
+        raise _RefusedError(400, f"tasks is not a list of at most {MAX_TASKS}")
+    texts = []
+    for task in tasks:
+        data = task.get("data") if isinstance(task, dict) else None
+        text = data.get("text") if isinstance(data, dict) else None
+        if not isinstance(text, str):
+            raise _RefusedError(400, "a task has no text")
+        texts.append(text)
+    return texts
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application: webhooks, ML backend and the progress page."""
+    app = FastAPI(title="goldloop", docs_url=None, redoc_url=None, openapi_url=None)
+    tokens = served.tokens
+    cookie = f"goldloop-{served.campaign}"
+
+    @app.exception_handler(_RefusedError)
+    async def refused(_request: Request, exc: _RefusedError) -> JSONResponse:
+        end = {"Connection": "close"} if exc.status in (408, 413) else None
+        return JSONResponse({"detail": exc.reason}, exc.status, end)
+
+    @app.exception_handler(LoopError)
+    async def failed(_request: Request, exc: LoopError) -> JSONResponse:
+        return JSONResponse({"detail": str(exc)}, 503)
+
+    @app.middleware("http")
+    async def guarded(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        request.state.nonce = nonce
+        response: Response
+        try:
+            if is_own_host(request.headers.get("host", ""), served.hosts):
+                response = await call_next(request)
+            else:
+                detail = "this server does not go by that name; give it as --public-url"
+                response = JSONResponse({"detail": detail}, 421)
+        except Exception as exc:  # the server must live on
+            log.error("%s", foreign(exc))
+            log.debug("a request failed", exc_info=True)
+            response = JSONResponse({"detail": "goldloop failed; its terminal says why"}, 500)
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self';"
+            " base-uri 'none'; frame-ancestors 'none'"
+        )
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    # Label Studio
+
+    @app.post("/webhook")
+    async def webhook(request: Request) -> dict[str, str]:
+        _check_webhook(request, tokens)
+        body = await _json(request, MAX_HINT_BYTES)
+        about = body.get("project")
+        number = about.get("id") if isinstance(about, dict) else None
+        if number is not None:
+            ours = await run_in_threadpool(served.project)
+            if ours is not None and str(number) != ours:
+                return {"status": "of another project"}
+        served.hint()
+        return {"status": "pulling"}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP", "model_class": "goldloop"}
+
+    @app.post("/setup")
+    async def setup(request: Request) -> dict[str, str]:
+        """Says which student answers. The access token that Label Studio sends is not kept."""
+        _check_backend(request, tokens)
+        await _json(request, MAX_PREDICT_BYTES)
+        return {"model_version": await run_in_threadpool(served.student.version) or "untrained"}
+
+    @app.post("/predict")
+    async def predict(request: Request) -> dict[str, Any]:
+        _check_backend(request, tokens)
+        texts = _texts((await _json(request, MAX_PREDICT_BYTES)).get("tasks"))
+        said = await run_in_threadpool(served.student.answer, texts)
+        labels = await run_in_threadpool(served.labels)
+        results = [
+            {
+                "model_version": said.version,
+                "score": float(score),
+                "result": served.result(labels[int(row)]),
+            }
+            for row, score in zip(said.rows, said.score, strict=True)
+        ]
+        return {"results": results, "model_version": said.version}
+
+    # people
+
+    def known(request: Request) -> bool:
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _same(given, tokens.page):
+            return True
+        return _same(request.cookies.get(cookie, ""), tokens.cookie)
+
+    @app.get("/")
+    async def page(request: Request) -> Response:
+        if not known(request):
+            return _html("login.html.j2", request, 401, campaign=served.campaign, wrong=False)
+        found = await run_in_threadpool(served.progress)
+        return _html("progress.html.j2", request, 200, refresh_s=REFRESH_S, p=found)
+
+    @app.get("/progress.json")
+    async def progress(request: Request) -> Response:
+        if not known(request):
+            raise _RefusedError(401, "wrong or no token")
+        return JSONResponse(await run_in_threadpool(served.progress))
+
+    @app.post("/login")
+    async def login(request: Request) -> Response:
+        body = await _body(request, MAX_LOGIN_BYTES)
+        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
+        if not _same(given, tokens.page):
+            return _html("login.html.j2", request, 401, campaign=served.campaign, wrong=True)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(
+            cookie, tokens.cookie, max_age=30 * 86400, httponly=True, samesite="strict"
+        )
+        return answer
+
+    return app
+
+
+def _html(template: str, request: Request, status: int, **values: Any) -> HTMLResponse:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = pages.get_template(template).render(nonce=request.state.nonce, **values)
+    return HTMLResponse(page, status)
+
+
+# running it
+
+
+def listen(host: str, port: int, last: int | None) -> socket.socket:
+    """A listening socket: on the port asked for, else the last one, else a free one.
+
+    Raises:
+        LoopError: the address cannot be used.
+    """
+    wanted = [port] if port else [*([last] if last else []), 0]
+    failure: OSError | None = None
+    for number in wanted:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                host, number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(128)
+            except OSError:
+                listener.close()
+                raise
+            return listener
+        except OSError as exc:
+            failure = exc
+    raise LoopError(
+        f"Cannot listen on {host}:{port} ({failure and failure.strerror}); choose another --port."
+    )
+
+
+def own_hosts(host: str, public_url: str | None) -> frozenset[str]:
+    """Names under which a server is reached that listens at ``host``."""
+    names = {host, urlsplit(public_url or "").hostname or "", socket.gethostname()}
+    return frozenset(name.lower() for name in names if name)
+
+
+def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serves until interrupted.
+
+    Args:
+        on_ready: called from a thread of its own once requests are answered.
+    """
+    import uvicorn
+
+    settings = uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=QUIET_S,
+        timeout_graceful_shutdown=END_S,
+        access_log=False,
+        log_config=None,  # warnings and errors go to stderr, as Python does it by itself
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+    )
+    server = uvicorn.Server(settings)
+
+    def when_ready() -> None:
+        while not server.started and not server.should_exit:
+            time.sleep(0.05)
+        if server.started:
+            on_ready()
+
+    threading.Thread(target=when_ready, name="ready", daemon=True).start()
+    with seldom_logged(__name__, "uvicorn.error", "asyncio"):
+        server.run(sockets=[listener])

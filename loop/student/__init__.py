@@ -1,0 +1,1 @@
+"""The small classifier: trained with several seeds, put to use, or frozen."""

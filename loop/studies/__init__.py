@@ -1,0 +1,1 @@
+"""Questions beside the rounds: validation, other annotators, variance, plateau."""

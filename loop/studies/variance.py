@@ -1,0 +1,287 @@
+"""Which of its random parts a student's instability comes from.
+
+From several bases, one part is drawn anew while all else stays: the head's first weights; the order
+of the texts and dropout; the texts themselves, with their labels (bootstrap). The share of labels
+that this changes, divided by the share that changes when everything is drawn anew, is the part's
+total-effect index: the shares may sum to more than 1, because parts act together.
+
+Source: Jansen 1999, Analysis of variance designs for model output (the pairs that differ in one
+part); Sobol 2001 (total effects).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+
+from loop.measure.held_out import Truth
+from loop.measure.metric import (
+    FloatArray,
+    IntArray,
+    Metric,
+    item_sums,
+    metrics_of,
+    replicates,
+    seed_spread,
+)
+from loop.ports import Draws
+from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
+from loop.studies.side_runs import SideRuns, merged_labels
+
+FROZEN = (
+    " This is of frozen heads, which end at the same weights wherever they start and see all texts"
+    " in every step: ask the full student too."
+)
+BOOTSTRAP = 1000
+MIN_BASES = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """What changes when one part is drawn anew.
+
+    Attributes:
+        churn: share of labels that change.
+        share: churn relative to drawing everything anew.
+        alpha: agreement beyond chance of students that differ in this part alone.
+        accuracy_sd: standard deviation of accuracy that the part alone causes; None without gold.
+    """
+
+    churn: Metric
+    share: Metric
+    alpha: Metric
+    accuracy_sd: Metric | None
+    macro_f1_sd: Metric | None
+
+
+@dataclass(frozen=True)
+class Variance:
+    """The instability taken apart.
+
+    Attributes:
+        parts: of ``PARTS`` and ``TOGETHER``, by name.
+        told: one plain sentence.
+        items: texts that were classified.
+    """
+
+    round_number: int
+    student: str
+    bases: int
+    items: int
+    parts: dict[str, Part]
+    told: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        parts = {
+            name: {
+                key: None if metric is None else metric.to_json()
+                for key, metric in vars(part).items()
+            }
+            for name, part in self.parts.items()
+        }
+        return asdict(self) | {"parts": parts}
+
+
+def measure_variance(runs: SideRuns, bases: int) -> Variance:
+    """Trains five students a base (three where they are frozen) and takes their changes apart.
+
+    Args:
+        runs: of the round whose labels are learned.
+        bases: at least ``MIN_BASES``; intervals narrow with it.
+    Raises:
+        ValueError: too few bases.
+        StudentError: training failed.
+    """
+    if bases < MIN_BASES:
+        raise ValueError(f"intervals need {MIN_BASES} bases or more, not {bases}")
+    y, weight = merged_labels(runs)
+    parts = tuple(RANDOM_PARTS) if runs.kind == "encoder" else ("init", "sample")
+    draws = _draws(runs.round_.seed, bases, np.flatnonzero(weight > 0), parts)
+    found = runs.train(f"{len(draws)} students", y, weight, draws)
+    rng = np.random.default_rng([runs.round_.seed, runs.round_.number, 13])
+    taken = take_apart(found, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
+    told = taken[1] + FROZEN if runs.kind == "frozen" else taken[1]
+    return Variance(
+        runs.round_.number, runs.kind, bases, int(runs.truth.stable.sum()), taken[0], told
+    )
+
+
+def _draws(seed: int, bases: int, used: IntArray, parts: Sequence[str]) -> dict[str, Draws]:
+    draws = {}
+    for j in range(bases):
+        own, other = seed + j, seed + 10_000 + j
+        resampled = [
+            np.asarray(np.random.default_rng([seed, j, 14, i]).choice(used, len(used)), np.int64)
+            for i in range(2)
+        ]
+        draws[f"base-{j}"] = Draws(own, own)
+        draws[f"init-{j}"] = Draws(other, own)
+        if "order" in parts:
+            draws[f"order-{j}"] = Draws(own, other)
+        for i in range(2):
+            draws[f"sample-{j}-{i}"] = Draws(own, own, resampled[i])
+    return draws
+
+
+def _pairs(bases: Sequence[int], parts: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Runs that differ in a part alone, by part."""
+    pairs = {
+        "init": [(f"base-{j}", f"init-{j}") for j in bases],
+        "order": [(f"base-{j}", f"order-{j}") for j in bases],
+        "sample": [(f"sample-{j}-0", f"sample-{j}-1") for j in bases],
+        "seed": [(f"base-{i}", f"base-{j}") for i, j in combinations(bases, 2)],
+        "all": [(f"sample-{i}-0", f"sample-{j}-1") for i, j in permutations(bases, 2)],
+    }
+    return {name: pairs[name] for name in (*parts, *_together(parts))}
+
+
+def _together(parts: Sequence[str]) -> list[str]:
+    return [name for name in PARTS_TOGETHER if name == "all" or "order" in parts]
+
+
+def take_apart(
+    predictions: Mapping[str, IntArray],
+    bases: int,
+    parts: Sequence[str],
+    truth: Truth,
+    k: int,
+    *,
+    rng: np.random.Generator,
+) -> tuple[dict[str, Part], str]:
+    """What each part changes, and a sentence about it.
+
+    Args:
+        predictions: (n,) classes of every run of ``measure_variance``, by its name.
+        bases: their number.
+        parts: names in ``PARTS``.
+        truth: of the n texts.
+        k: number of classes.
+        rng: draws the replicates.
+    """
+    stable, known = truth.stable, truth.y >= 0
+    numbers = list(range(bases))
+
+    def changes(chosen: Sequence[int]) -> Callable[[FloatArray], dict[str, FloatArray]]:
+        pairs = _pairs(chosen, parts)
+        apart = {
+            name: np.mean([predictions[a][stable] != predictions[b][stable] for a, b in found], 0)
+            for name, found in pairs.items()
+        }
+        shares = {
+            name: np.mean(
+                [np.eye(k)[predictions[run][stable]] for pair in found for run in pair], 0
+            )
+            for name, found in pairs.items()
+        }
+
+        def of(weights: FloatArray) -> dict[str, FloatArray]:
+            total = weights.sum(1)
+            values = {}
+            for name in pairs:
+                churn = weights @ apart[name] / total
+                expected = 1 - ((weights @ shares[name] / total[:, None]) ** 2).sum(1)
+                values[f"{name}.churn"] = churn
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    values[f"{name}.alpha"] = np.where(expected > 0, 1 - churn / expected, np.nan)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                for name in pairs:
+                    values[f"{name}.share"] = values[f"{name}.churn"] / values["all.churn"]
+            for a, b in permutations(parts, 2):
+                values[f"{a}-{b}"] = values[f"{a}.churn"] - values[f"{b}.churn"]
+            return values
+
+        return of
+
+    base = np.ones(int(stable.sum()))
+    point = changes(numbers)(base[None, :])
+    drawn = [changes(numbers)(w) for w in replicates(base, BOOTSTRAP, rng)]
+    spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+    without = [changes([j for j in numbers if j != left]) for left in numbers]
+    of_bases, noise = seed_spread(without, base, rng), rng.standard_t(bases - 1, BOOTSTRAP)
+    ends = {}
+    for name, values in spread.items():
+        there = np.isfinite(values)
+        shaken = (values + of_bases[name] * noise)[there]
+        shaken = shaken[np.isfinite(shaken)]
+        ends[name] = np.percentile(shaken, [2.5, 97.5]) if shaken.size else [np.nan, np.nan]
+
+    def metric(name: str, low: float, high: float) -> Metric:
+        bottom, top = np.clip(ends[name], low, high)
+        return Metric(float(point[name][0]), float(bottom), float(top))
+
+    deviations = _deviations(predictions, bases, parts, truth, k) if known.any() else {}
+    found = {
+        name: Part(
+            metric(f"{name}.churn", 0.0, 1.0),
+            metric(f"{name}.share", 0.0, np.inf),
+            metric(f"{name}.alpha", -np.inf, 1.0),
+            deviations.get((name, "accuracy")),
+            deviations.get((name, "macro_f1")),
+        )
+        for name in (*parts, *_together(parts))
+    }
+    ordered = sorted(parts, key=lambda name: -found[name].churn.value)
+    clear = [ends[f"{ordered[0]}-{other}"][0] > 0 for other in ordered[1:]]
+    return found, _told(found, ordered, clear, bases)
+
+
+def _deviations(
+    predictions: Mapping[str, IntArray], bases: int, parts: Sequence[str], truth: Truth, k: int
+) -> dict[tuple[str, str], Metric]:
+    """Standard deviations that a part alone causes, with chi-square intervals over the bases."""
+    from scipy.stats import chi2
+
+    known = truth.y >= 0
+    value = {}
+    for run, classes in predictions.items():
+        sums = item_sums(classes[None, known], truth.y[known], k)
+        of_run = metrics_of(sums, truth.weight[None, known], 1)
+        value[run] = {key: float(of_run[key][0]) for key in ("accuracy", "macro_f1")}
+    found = {}
+    for name, pairs in _pairs(range(bases), parts).items():
+        # pairs of one part are independent; those among bases have one degree of freedom less
+        df = bases if name in parts else bases - 1
+        for key in ("accuracy", "macro_f1"):
+            sd = float(
+                np.sqrt(np.mean([(value[a][key] - value[b][key]) ** 2 for a, b in pairs]) / 2)
+            )
+            low, high = np.sqrt(df / chi2.ppf([0.975, 0.025], df)) * sd
+            found[name, key] = Metric(sd, float(low), float(high))
+    return found
+
+
+ADVICE = {
+    "init": "averaging seeds steadies such students, more labels may not",
+    "order": "averaging seeds steadies such students, more labels may not",
+    "sample": "more or better labels steady such students, averaging seeds does not",
+}
+
+
+def _told(
+    found: Mapping[str, Part], ordered: Sequence[str], clear: Sequence[bool], bases: int
+) -> str:
+    def part(name: str) -> str:
+        c = found[name].churn
+        return (
+            f"{RANDOM_PARTS[name]}: {100 * c.value:.1f} % ({100 * c.low:.1f} to {100 * c.high:.1f})"
+        )
+
+    shown = "; ".join(part(name) for name in ordered)
+    everything = f"{100 * found['all'].churn.value:.1f} % where everything is drawn anew"
+    first = ordered[0]
+    if not found["all"].churn.value:
+        return "No label changes, whatever is drawn anew."
+    if all(clear):
+        return (
+            f"The largest part of the instability comes from {RANDOM_PARTS[first]}. Labels that"
+            f" change when one part is drawn anew: {shown}; {everything}. So {ADVICE[first]}."
+        )
+    return (
+        f"With {bases} bases it cannot be told which part the instability comes from most."
+        f" Labels that change when one part is drawn anew: {shown}; {everything}."
+    )

@@ -1,0 +1,185 @@
+"""What each arm of a round learns, and how its seeds are trained and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loop.campaign.context import Context
+from loop.campaign.tables import Item, Round, Run, round_id
+from loop.chance import unit_hash
+from loop.llm.ask import text_item
+from loop.llm.votes import read_votes, widened
+from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """What one arm learns: ids, (n, k) labels, (n,) weights."""
+
+    ids: list[str]
+    y: FloatArray
+    weight: FloatArray
+
+
+def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
+    """The loop's own label set and those of its references, most important first."""
+    arms = {"loop": loop_labels(ctx, round_)}
+    references = ctx.config.student.references
+    if not references:
+        return arms
+    items = ctx.store.items(ctx.name, "pool")
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    ids = [i.id for i in items]
+    one_hot = np.eye(len(ctx.config.labels))
+    y_llm, answered = votes.y_llm, votes.answered.astype(np.float64)
+    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    if "llm_only" in references:
+        arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
+    if "random" in references:
+        y, weight = y_llm.copy(), answered.copy()
+        for i, label in random_control(ctx, items).items():
+            y[i], weight[i] = index[label], 1.0
+        arms["random"] = LabelSet(ids, one_hot[y], weight)
+    if "all_gold" in references:
+        gold = np.array([index[str(i.known_label)] for i in items])
+        arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
+    return arms
+
+
+def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
+    """Row -> label of the texts that the random control got a label for.
+
+    It pays for the same number of texts as the loop and gets answers from the same people. The
+    order is by hash, so that it keeps what it bought when texts are added to the pool.
+    """
+    bought = len(ctx.store.reviews(ctx.name))
+    order = sorted(range(len(items)), key=lambda i: unit_hash(ctx.seed, "control", items[i].id))
+    order = order[:bought]
+    chosen = [items[i] for i in order]
+    if ctx.raters is not None:
+        labels = ctx.raters.labels_of([text_item(i) for i in chosen])
+    else:
+        labels = [i.known_label for i in chosen]
+    return {i: la for i, la in zip(order, labels, strict=True) if la is not None}
+
+
+def loop_labels(ctx: Context, round_: Round) -> LabelSet:
+    """What the loop's own students learn in a round: gold, and repaired labels elsewhere."""
+    rows = ctx.store.training_labels(round_id(round_))
+    return LabelSet(
+        [r.item_id for r in rows],
+        widened([r.probs for r in rows], len(ctx.config.labels)),
+        np.array([r.weight for r in rows]),
+    )
+
+
+def label_set_of(ctx: Context, labels: LabelSet, evaluated: Sequence[Item]) -> str:
+    """What tells a trained seed of these labels, this encoder and these settings from others."""
+    dev = [[i.id, i.known_label] for i in _dev_items(ctx)]
+    digest = _digest([ctx.student.revision, *[i.id for i in evaluated], *dev])
+    return _digest([digest, labels.ids, labels.y.tolist(), labels.weight.tolist()])
+
+
+def fit_seeds(
+    ctx: Context,
+    labels: LabelSet,
+    evaluated: Sequence[Item],
+    seeds: Sequence[int],
+    *,
+    what: str,
+    keep: Mapping[int, Path],
+    on_seed: Callable[[SeedResult], None],
+    start: Mapping[int, Path] | None = None,
+) -> None:
+    """Trains seeds on a label set as the campaign file says, under a bar named ``what``."""
+    texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
+    steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
+    with ctx.show(what, steps) as progress:
+        ctx.student.fit(
+            TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight, _dev_texts(ctx)),
+            [i.text for i in evaluated],
+            ctx.config.label_names,
+            seeds,
+            keep=keep,
+            on_seed=on_seed,
+            progress=progress,
+            start=start or {},
+            say=lambda line: ctx.say(f"{what}. {line}"),
+        )
+
+
+def run_saver(
+    ctx: Context, round_: Round, arm: str, label_set: str
+) -> Callable[[SeedResult], None]:
+    """Stores a trained seed as soon as it ends."""
+
+    def save(result: SeedResult) -> None:
+        path = result.path.relative_to(ctx.config.out) if result.path else None
+        with ctx.store.transaction() as session:
+            session.add(
+                Run(
+                    round_id=round_id(round_),
+                    arm=arm,
+                    seed=result.seed,
+                    label_set=label_set,
+                    predictions=[int(p) for p in result.probs.argmax(axis=1)],
+                    seconds=result.seconds,
+                    model_path=str(path) if path else None,
+                )
+            )
+
+    return save
+
+
+def seeds_of(ctx: Context, round_: Round) -> list[int]:
+    """The seeds of a round's students."""
+    return [round_.seed + i for i in range(ctx.config.student.seeds)]
+
+
+def last_models(ctx: Context, round_: Round) -> dict[int, Path]:
+    """Seed -> the model that it became in the last round that trained it, for a warm start.
+
+    A seed whose model is not there is left out, which is said.
+    """
+    if not ctx.config.student.warm_start:
+        return {}
+    numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
+    runs = sorted(ctx.store.runs(ctx.name), key=lambda r: numbers[r.round_id])
+    earlier = [r for r in runs if r.arm == "loop" and numbers[r.round_id] < round_.number]
+    if not earlier:
+        return {}
+    models = {r.seed: ctx.config.out / r.model_path for r in earlier if r.model_path}
+    models = {seed: folder for seed, folder in models.items() if folder.is_dir()}
+    if fresh := [str(seed) for seed in seeds_of(ctx, round_) if seed not in models]:
+        ctx.say(
+            f"No model of an earlier round is there for seed{'s' * (len(fresh) > 1)}"
+            f" {', '.join(fresh)}, so student.warm_start has nothing to go on from:"
+            f" {'they start' if len(fresh) > 1 else 'it starts'} from the pretrained encoder."
+        )
+    return models
+
+
+def _dev_items(ctx: Context) -> list[Item]:
+    """Items to choose the best epoch by: split dev, which no strategy ever sees."""
+    if ctx.config.student.checkpoint == "last":
+        return []
+    return [i for i in ctx.store.items(ctx.name, "dev") if i.known_label]
+
+
+def _dev_texts(ctx: Context) -> KnownTexts | None:
+    items, index = _dev_items(ctx), {name: c for c, name in enumerate(ctx.config.label_names)}
+    if not items:
+        return None
+    y = np.array([index[str(i.known_label)] for i in items], dtype=np.int64)
+    return KnownTexts([i.text for i in items], y)
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:16]

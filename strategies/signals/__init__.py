@@ -1,0 +1,1 @@
+"""Signals of suspicion, one family per file."""

@@ -1,0 +1,180 @@
+"""The probability that the LLM's label is wrong, learned from the gold labels so far."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from strategies.calibrate import batch_calibrate
+from strategies.fuse import fuse_ranks
+from strategies.pool import FloatArray, IntArray, Pool, clip_unit
+from strategies.signals.consistency import votes_against
+from strategies.signals.neighbours import disagreement, neighbour_evidence
+from strategies.signals.students import student_disagreement
+from strategies.signals.uncertainty import (
+    label_doubt,
+)
+from strategies.threads import one_blas_thread
+
+PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
+BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
+PSEUDO_GOLD = 2.0
+PENALTY = 4.0
+MAX_WEIGHT_RATIO = 10.0
+COMPONENTS = 16
+OPINION_PENALTY = 3.0  # of a slope or bias off its assumed value, squared, in gold labels
+RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
+
+
+def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """Suspicion that the label in use is wrong, from all signals and from the gold labels so far.
+
+    Without gold it is the fused ranks of what speaks against the label: its calibrated
+    probability, other votes, neighbours and out-of-fold students. With gold P(label wrong) by
+    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 50).
+
+    Args:
+        pool: uses everything it has; an item's own gold never enters its own score.
+        rng: deals the gold items into folds.
+
+    Returns:
+        (n,) in [0, 1].
+    """
+    evidence = _blind_evidence(pool)
+    signals = {"label_doubt": label_doubt(pool, rng)}
+    if pool.probs.shape[1] > 1:
+        signals["votes_against"] = votes_against(pool, rng)
+    if evidence is not None:
+        signals["knn_disagreement"] = disagreement(evidence, pool.y_llm)
+    if pool.p_student is not None:
+        signals["student_disagreement"] = student_disagreement(pool, rng)
+    against = fuse_ranks(signals)
+    g = int((pool.gold >= 0).sum())
+    if not g:
+        return against
+    posterior = _posterior(pool, evidence, rng=rng)
+    p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
+    # Values, not ranks: an item's own gold moves the others' P(wrong), and so its rank.
+    trust = g / (g + PRIOR_GOLD)
+    return clip_unit(trust * p_wrong + (1.0 - trust) * against)
+
+
+def class_posterior(
+    pool: Pool,
+    *,
+    rng: np.random.Generator,
+    folds: int = 5,
+    p_gold: FloatArray | None = None,
+) -> FloatArray:
+    """P(true class | all that is known of an item), learned from the gold labels so far.
+
+    A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
+    probabilities, the labels of the neighbours and the LLM's label itself each get one slope; every
+    class gets a bias, and every pair of the LLM's label and a true class one of its own. The few
+    slopes are held at values that suit most LLMs, and the biases at 0, while gold is scarce. Which
+    items were bought depends on the same evidence, so that no weights 1/pi are needed.
+
+    Args:
+        pool: uses everything it has; without gold it says what the assumed slopes say.
+        rng: deals the gold items into folds.
+        folds: models that judge the gold items, so that none sees its own answer.
+        p_gold: (n, k) **out-of-fold** probabilities of students of nothing but gold, one more
+            opinion, or None.
+
+    Returns:
+        (n, k) rows sum to 1.
+    Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
+    """
+    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds, p_gold=p_gold)
+
+
+def _blind_evidence(pool: Pool) -> FloatArray | None:
+    """What the neighbours' LLM labels say, or None without embeddings.
+
+    Without gold: else an item's gold would reach its own posterior through its neighbours.
+    """
+    if pool.embeddings is None:
+        return None
+    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
+    return neighbour_evidence(blind, "class_posterior")
+
+
+@one_blas_thread
+def _posterior(
+    pool: Pool,
+    evidence: FloatArray | None,
+    *,
+    rng: np.random.Generator,
+    folds: int = 5,
+    p_gold: FloatArray | None = None,
+) -> FloatArray:
+    """``class_posterior`` with the neighbours' evidence already at hand: finding it is dear."""
+    experts, assumed = _experts(pool, evidence, p_gold)
+    known = np.flatnonzero(pool.gold >= 0)
+    theta = _fit_opinions(experts[known], pool.y_llm[known], pool.gold[known], assumed)
+    posterior = _opinions(theta, experts, pool.y_llm)
+    if not len(known):
+        return posterior
+    order = np.lexsort(np.round(experts[known].reshape(len(known), -1), 6).T[::-1])
+    fold_of = np.empty(len(known), dtype=np.int64)
+    fold_of[order] = rng.permutation(np.arange(len(known)) % min(folds, len(known)))
+    for fold in range(int(fold_of.max()) + 1):
+        rest, own = known[fold_of != fold], known[fold_of == fold]
+        theta = _fit_opinions(experts[rest], pool.y_llm[rest], pool.gold[rest], assumed)
+        posterior[own] = _opinions(theta, experts[own], pool.y_llm[own])
+    return posterior
+
+
+def _experts(
+    pool: Pool, evidence: FloatArray | None, p_gold: FloatArray | None
+) -> tuple[FloatArray, FloatArray]:
+    """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
+    calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
+    held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
+    slopes = [0.3, float(np.log(4.0 * (pool.k - 1)))]
+    if pool.p_student is not None:
+        held.append(np.log(np.maximum(pool.p_student.mean(axis=0), 1e-3)))
+        slopes.append(0.5)
+    if evidence is not None:
+        smoothed = evidence + 1.0 / pool.k
+        held.append(np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
+        slopes.append(0.2)
+    if p_gold is not None:
+        held.append(np.log(np.maximum(p_gold, 1e-3)))
+        slopes.append(0.2)
+    return np.stack(held, axis=2), np.array(slopes)
+
+
+def _fit_opinions(
+    experts: FloatArray, y_llm: IntArray, gold: IntArray, assumed: FloatArray
+) -> FloatArray:
+    """Slopes, class biases and confusions of most likelihood, held at what is assumed."""
+    from scipy.optimize import minimize
+
+    n, k, _ = experts.shape
+    start: FloatArray = np.concatenate([assumed, np.zeros(k + k * k)])
+    if not n:
+        return start
+    truth = np.eye(k)[gold]
+    said = np.eye(k)[y_llm]
+
+    def loss(theta: FloatArray) -> tuple[float, FloatArray]:
+        p = _opinions(theta, experts, y_llm)
+        off = theta - start
+        value = -float(np.log(np.maximum(p[np.arange(n), gold], 1e-300)).sum())
+        error = p - truth
+        slopes = np.einsum("nk,nke->e", error, experts)
+        gradient = np.concatenate([slopes, error.sum(axis=0), (said.T @ error).ravel()])
+        return value + 0.5 * OPINION_PENALTY * float(off @ off), gradient + OPINION_PENALTY * off
+
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return np.asarray(found.x, dtype=np.float64)
+
+
+def _opinions(theta: FloatArray, experts: FloatArray, y_llm: IntArray) -> FloatArray:
+    k, e = experts.shape[1:]
+    confusion = theta[e + k :].reshape(k, k)
+    logits = experts @ theta[:e] + theta[e : e + k] + confusion[y_llm]
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from connectors.llm.recorded import RecordedAnnotator
+from loop.errors import AnnotatorError
+from loop.ports import TextItem
+from loop.prompt import Label, PromptVariant
+
+LABELS = (Label("negative"), Label("positive"))
+
+
+def variant(index: int = 0) -> PromptVariant:
+    return PromptVariant(index, "Sentiment?", LABELS, ())
+
+
+def items(*values: Any, column: str = "llm") -> list[TextItem]:
+    return [TextItem(str(i), f"text {i}", {column: value}) for i, value in enumerate(values)]
+
+
+def test_names_become_one_hot_rows_and_all_else_no_answer() -> None:
+    answer = RecordedAnnotator(["llm"], LABELS).annotate(
+        variant(), items("positive", " negative ", "other", None, float("nan"), "Positive", 3, [])
+    )
+    assert answer.probs[:2].tolist() == [[0, 1], [1, 0]]
+    assert np.isnan(answer.probs[2:]).all()
+    assert answer.off_label_mass[:2].tolist() == [0, 0]
+    assert answer.tokens.tolist() == [0] * 8
+
+
+def test_each_variant_has_its_column() -> None:
+    both = [TextItem("a", "a", {"one": "negative", "two": "positive"})]
+    annotator = RecordedAnnotator(["one", "two"], LABELS)
+    assert annotator.annotate(variant(0), both).probs.tolist() == [[1, 0]]
+    assert annotator.annotate(variant(1), both).probs.tolist() == [[0, 1]]
+    with pytest.raises(AnnotatorError, match="variant 2 has no column"):
+        annotator.annotate(variant(2), both)
+
+
+@pytest.mark.parametrize("wrap", [dict, json.dumps])
+@pytest.mark.parametrize(
+    ("mapping", "expected", "off"),
+    [
+        ({"positive": 0.9, "negative": 0.1}, [0.1, 0.9], 0.0),
+        ({"positive": 0.6, "negative": 0.2}, [0.25, 0.75], 0.2),
+        ({"positive": 0.6, "negative": 0.2, "other": 0.2}, [0.25, 0.75], 0.2),
+        ({"positive": 3, "negative": 1, "unsure": 1}, [0.25, 0.75], 0.2),
+        ({"positive": 1.0, "negative": None}, [0.0, 1.0], 0.0),
+    ],
+)
+def test_mappings_become_probabilities(
+    wrap: Any, mapping: dict[str, Any], expected: list[float], off: float
+) -> None:
+    answer = RecordedAnnotator(["llm"], LABELS).annotate(variant(), items(wrap(mapping)))
+    np.testing.assert_allclose(answer.probs, [expected])
+    np.testing.assert_allclose(answer.off_label_mass, [off], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{}, {"other": 1.0}, {"positive": -1.0}, {"positive": "high"}, {"positive": float("inf")},
+     '{"positive": ', "[1, 2]", {"positive": 0.0, "negative": 0.0}],
+)  # fmt: skip
+def test_broken_mappings_are_no_answer(broken: Any) -> None:
+    answer = RecordedAnnotator(["llm"], LABELS).annotate(variant(), items(broken))
+    assert np.isnan(answer.probs).all()
+    assert np.isnan(answer.off_label_mass).all()
+
+
+def test_numbers_and_booleans_match_label_names() -> None:
+    digits = RecordedAnnotator(["llm"], (Label("0"), Label("1")))
+    asked = PromptVariant(0, "t", (Label("0"), Label("1")), ())
+    assert digits.annotate(asked, items(0, 1.0, np.int64(1))).probs.argmax(1).tolist() == [0, 1, 1]
+    truth = RecordedAnnotator(["llm"], (Label("false"), Label("true")))
+    asked = PromptVariant(0, "t", (Label("false"), Label("true")), ())
+    assert truth.annotate(asked, items(True, False)).probs.argmax(1).tolist() == [1, 0]
+
+
+def test_stated_confidence_is_the_labels_probability() -> None:
+    three = (*LABELS, Label("neutral"))
+    rows = [
+        TextItem(str(i), "t", {"llm": name, "sure": sure})
+        for i, (name, sure) in enumerate(
+            [("positive", 0.8), ("positive", "0.5"), ("neutral", None), ("neutral", 80)]
+        )
+    ]
+    annotator = RecordedAnnotator(["llm"], three, prob_columns=["sure"])
+    answer = annotator.annotate(PromptVariant(0, "t", three, ()), rows)
+    np.testing.assert_allclose(answer.probs[:2], [[0.1, 0.8, 0.1], [0.25, 0.5, 0.25]])
+    assert np.isnan(answer.probs[2:]).all()
+    with pytest.raises(AnnotatorError, match="'sure'"):
+        annotator.check(items("positive"))
+
+
+def test_check_names_what_is_wrong() -> None:
+    RecordedAnnotator(["llm"], LABELS).check(items("other", "positive"))
+    RecordedAnnotator(["llm"], LABELS).check([])
+    with pytest.raises(AnnotatorError, match=r"no column 'gpt'. Columns: llm"):
+        RecordedAnnotator(["gpt"], LABELS).check(items("positive"))
+    with pytest.raises(AnnotatorError, match=r"POS, \(empty\)\. Labels: negative, positive"):
+        RecordedAnnotator(["llm"], LABELS).check(items("POS", "POS", None))
+
+
+def test_a_column_missing_from_some_items_is_no_answer_there() -> None:
+    mixed = [*items("positive"), TextItem("x", "t")]
+    answer = RecordedAnnotator(["llm"], LABELS).annotate(variant(), mixed)
+    assert np.isfinite(answer.probs).all(axis=1).tolist() == [True, False]
+    with pytest.raises(AnnotatorError, match="no column 'llm'"):
+        RecordedAnnotator(["llm"], LABELS).annotate(variant(), mixed[1:])
+
+
+def test_no_items_no_rows() -> None:
+    assert RecordedAnnotator(["llm"], LABELS).annotate(variant(), []).probs.shape == (0, 2)
+
+
+@pytest.mark.parametrize("columns", [[], ["a", "a"]])
+def test_columns_must_be_distinct_and_there(columns: list[str]) -> None:
+    with pytest.raises(AnnotatorError, match="one column per prompt variant"):
+        RecordedAnnotator(columns, LABELS)
+
+
+def test_probability_columns_pair_with_columns() -> None:
+    with pytest.raises(AnnotatorError, match="as many probability columns"):
+        RecordedAnnotator(["a"], LABELS, prob_columns=["b", "c"])
+
+
+def test_the_labels_of_the_variant_count() -> None:
+    items = [TextItem("1", "t", {"a": LABELS[0].name}), TextItem("2", "t", {"a": LABELS[-1].name})]
+    fewer = PromptVariant(0, "t", LABELS[:-1], ())
+    found = RecordedAnnotator(["a"], LABELS).annotate(fewer, items).probs
+    assert found.shape == (2, len(LABELS) - 1)
+    assert found[0, 0] == 1.0
+    assert np.isnan(found[1]).all()
+
+
+def test_revision_knows_the_columns() -> None:
+    one = RecordedAnnotator(["a"], LABELS).revision
+    assert one.startswith("recorded:")
+    assert one == RecordedAnnotator(["a"], LABELS).revision
+    assert one != RecordedAnnotator(["b"], LABELS).revision
+    assert one != RecordedAnnotator(["a"], LABELS, prob_columns=["p"]).revision
+    assert RecordedAnnotator(["a"], LABELS, name="gpt").revision.startswith("gpt:")

@@ -1,0 +1,148 @@
+import pytest
+
+from loop.campaign.campaign_file import render
+from loop.campaign.config import line_of, load
+from loop.errors import ConfigError
+
+GOOD = """\
+[campaign]
+name = "c"
+task = "Decide."
+
+[[labels]]
+name = "yes"
+
+[[labels]]
+name = "no"
+
+[texts]
+source = "t.csv"
+gold_column = "gold"
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "goldloop.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_are_the_papers(tmp_path):
+    student = load(write(tmp_path, GOOD)).student
+    found = (student.encoder, student.epochs, student.batch_size, student.lr, student.seeds)
+    assert found == ("roberta-base", 3, 16, 2e-5, 5)
+    assert (student.weight_decay, student.warmup_frac) == (0.01, 0.05)
+
+
+def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path, GOOD)
+    monkeypatch.chdir("/")
+    config = load(path)
+    assert config.source == str(tmp_path / "t.csv")
+    assert config.store_url == f"sqlite:///{tmp_path / 'c.db'}"
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+def test_the_store_is_relative_to_the_file_however_it_is_spelt(tmp_path, monkeypatch, scheme):
+    path = write(tmp_path, GOOD + f'[store]\nurl = "{scheme}:///deep/s.db"\n')
+    monkeypatch.chdir("/")
+    assert load(path).store_url == f"{scheme}:///{tmp_path / 'deep' / 's.db'}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///:memory:?cache=shared",
+        "sqlite:///file:x?mode=memory&uri=true",
+        "sqlite+pysqlite://",
+        "sqlite://c.db",
+    ],
+)
+def test_a_store_that_would_be_lost_is_refused(tmp_path, url):
+    with pytest.raises(ConfigError, match="would be lost when the command ends; name one"):
+        load(write(tmp_path, GOOD + f'[store]\nurl = "{url}"\n'))
+
+
+@pytest.mark.parametrize("url", ["", "c.db", "mysql://h/d", "postgres://h/d", "Sqlite:///c.db"])
+def test_a_store_of_another_kind_is_refused(tmp_path, url):
+    with pytest.raises(ConfigError, match="SQLite or PostgreSQL database, such as"):
+        load(write(tmp_path, GOOD + f'[store]\nurl = "{url}"\n'))
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("[student]\nencodr = 'x'\n", "Unknown key 'encodr' in [student]. Did you mean 'encoder'?"),
+        ("[studnt]\nencoder = 'x'\n", "Unknown key 'studnt' in the file. Did you mean 'student'?"),
+        ("[strategy]\nsignals = ['margn']\n", "Unknown strategy 'margn'. Did you mean 'margin'?"),
+        ("[budget]\nlabels = 0\n", "budget.labels = 0: Input should be greater than or equal to 1"),
+        ("[budget]\nlabels = 9\n[rounds]\nbatch_size = 10\n", "larger than budget.labels 9"),
+        ("[annotator]\nkind = 'recorded'\n", "needs columns"),
+        ("[raters]\nkind = 'recorded'\n", "needs ratings_column"),
+        ("[annotator]\nkind = 'openai_server'\n", "needs base_url"),
+        ("[prompt]\nitem = 'Text:'\n", "the item template needs {text} once: 'Text:'"),
+        ("[prompt]\nitem = ['{text}', '{text} ']\n", "must not end in white space"),
+        ("[prompt]\ninstruction = '{task} {lables}'\n", "{lables} in the instruction template is"),
+        ("[prompt]\ninstruction = []\n", "need a template each"),
+        ("[prompt]\nlabel_form='ids'\ninstruction='{task}'\n", 'ids" needs {labels}'),
+        (
+            "[prompt]\ncalibrate='contextual'\n[annotator]\nkind='recorded'\ncolumns=['x']\n",
+            "asks the LLM about empty texts",
+        ),
+        ("[prompt]\nvariants = 1\n[strategy]\nsignals=['flip_rate']\n", "needs prompt.variants"),
+        ("[prompt.class_prior]\nyes = 1.0\n", "one positive share for every label"),
+    ],
+)
+def test_each_mistake_is_named_with_its_line(tmp_path, extra, expected):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, GOOD + extra))
+    assert expected in str(caught.value)
+    assert "goldloop.toml" in str(caught.value)
+
+
+def test_all_mistakes_come_in_one_pass(tmp_path):
+    text = GOOD + "[student]\nseeds = 1\nlrr = 2\n[rounds]\nrounds = 0\n"
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in sorted(lines)] == ["15", "16", "18"]
+
+
+def test_line_of_counts_repeated_tables():
+    assert line_of(GOOD, ("labels", 1, "name")) == 9
+    assert line_of(GOOD, ("texts", "gold_column")) == 13
+    assert line_of(GOOD, ("nowhere",)) is None
+
+
+def test_labels_given_twice_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="given twice: yes"):
+        load(write(tmp_path, GOOD.replace('"no"', '"yes"')))
+
+
+def test_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(ConfigError, match="goldloop init"):
+        load(tmp_path / "none.toml")
+
+
+def test_broken_toml_names_the_place(tmp_path):
+    with pytest.raises(ConfigError, match="line 2"):
+        load(write(tmp_path, "[campaign]\nname = \n"))
+
+
+def test_init_file_round_trips_hostile_values(tmp_path):
+    labels = [('a "quoted", <b>', "x = 'y' # not a comment"), ("é\\n", ""), ("c]", "[[labels]]")]
+    text = render(
+        name="n",
+        task='Say "yes"\nor no \x7f',
+        source="a b.csv",
+        text_column="te\txt",
+        gold_column=None,
+        labels=labels,
+    )
+    config = load(write(tmp_path, text))
+    assert [(la.name, la.description) for la in config.labels] == labels
+    assert config.campaign.task == 'Say "yes"\nor no \x7f'
+    assert config.texts.text_column == "te\txt"

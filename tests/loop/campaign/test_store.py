@@ -1,0 +1,134 @@
+import sqlite3
+from pathlib import Path
+
+import pytest
+from sqlmodel import SQLModel
+
+from loop.campaign import store as store_module
+from loop.campaign.store import Store, insert_all
+from loop.campaign.tables import Item, Round
+from loop.errors import StageError, StoreError
+
+
+@pytest.fixture
+def store(store_url):
+    opened = Store(store_url)
+    opened.open_campaign("c", ["a", "b"])
+    yield opened
+    opened.close()
+
+
+def item(number, **more):
+    return {"id": f"i{number}", "campaign": "c", "text": "t", "split": "pool", "row": number} | {
+        "known_label": None,
+        "meta": {"q": "é\x00"},
+        **more,
+    }
+
+
+def test_migrations_make_exactly_the_tables_of_the_models(store):
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    with store.engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_a_transaction_leaves_no_trace_when_it_fails(store):
+    def fail():
+        with store.transaction() as session:
+            insert_all(session, Item, [item(1)])
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert store.items("c") == []
+
+
+def test_items_come_in_source_order_with_their_meta(store):
+    with store.transaction() as session:
+        insert_all(session, Item, [item(2), item(1, split="test")], chunk=1)
+    assert [i.id for i in store.items("c")] == ["i1", "i2"]
+    assert [i.id for i in store.items("c", "pool")] == ["i2"]
+    assert store.items("c")[0].meta == {"q": "é\x00"}
+
+
+def test_a_campaign_keeps_its_labels(store):
+    with pytest.raises(StoreError, match="was begun with labels"):
+        store.open_campaign("c", ["a", "z"])
+
+
+def test_a_store_from_the_future_is_refused(tmp_path):
+    path = tmp_path / "s.db"
+    Store(f"sqlite:///{path}").close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    connection.close()
+    with pytest.raises(StoreError, match="newer goldloop"):
+        Store(f"sqlite:///{path}")
+
+
+def test_something_else_at_the_path_is_one_sentence(tmp_path):
+    path = tmp_path / "s.db"
+    path.write_text("this is not a database, it is a text of more than sixteen bytes")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store(f"sqlite:///{path}")
+    assert path.read_text().startswith("this is not")
+
+
+def test_rounds_advance_with_their_data(store):
+    with store.transaction() as session:
+        round_ = Round(campaign="c", number=1, stage="annotate", seed=0, config={}, versions={})
+        session.add(round_)
+    with store.transaction() as session:
+        store.advance(session, round_, "done")
+    last = store.last_round("c")
+    assert last is not None
+    assert last.stage == "done"
+    assert last.closed_at is not None
+
+
+def test_a_round_that_another_process_moved_on_is_not_moved_again(store):
+    with store.transaction() as session:
+        round_ = Round(campaign="c", number=1, stage="annotate", seed=0, config={}, versions={})
+        session.add(round_)
+    mine, theirs = store.last_round("c"), store.last_round("c")
+    with store.transaction() as session:
+        store.advance(session, theirs, "score")
+
+    def stale():
+        with store.transaction() as session:
+            insert_all(session, Item, [item(1)])
+            store.advance(session, mine, "score")
+
+    with pytest.raises(StageError, match="no longer at stage 'annotate'"):
+        stale()
+    assert store.items("c") == []
+    assert store.last_round("c").stage == "score"
+
+
+def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
+    from alembic import command
+    from alembic.config import Config
+
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    old = Store(url)
+    old.open_campaign("c", ["a", "b"])
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(store_module.__file__).parent / "migrations")
+    )
+    with old.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+        connection.exec_driver_sql(
+            "insert into variant (hash, campaign, position, annotator, prefix, demonstrations,"
+            " created_at) values ('h', 'c', 0, 'llm', 'p', '[]', '2026-01-01 00:00:00')"
+        )
+        connection.commit()
+    old.close()
+    new = Store(url)
+    (kept,) = new.variants("c", "llm")
+    assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
+    new.close()

@@ -1,0 +1,332 @@
+"""The command line as its user meets it: sentences, exit codes, and nothing lost."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from loop.campaign.campaign_file import quoted
+from loop.cli import __main__ as cli
+
+ROOT = Path(__file__).parents[3]
+
+
+def goldloop(monkeypatch, capsys, *args):
+    """Runs the command in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["goldloop", *map(str, args)])
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as exc:
+        code = int(exc.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: goldloop(monkeypatch, capsys, *args)
+
+
+CAMPAIGN = """\
+[campaign]
+name = "c"
+task = "t"
+
+[[labels]]
+name = "yes"
+
+[[labels]]
+name = {second}
+
+[texts]
+source = {source}
+gold_column = "gold"
+
+[annotator]
+kind = "recorded"
+columns = ["llm"]
+
+[strategy]
+signals = ["margin"]
+
+[budget]
+labels = 10
+
+[rounds]
+batch_size = 10
+
+[label_studio]
+url = {url}
+"""
+
+
+def write_campaign(folder, *, source="t.csv", second="no", url="local", extra=""):
+    text = CAMPAIGN.format(source=quoted(source), second=quoted(second), url=quoted(url)) + extra
+    (folder / "goldloop.toml").write_text(text, encoding="utf-8")
+
+
+def write_texts(folder, rows, header=("text", "gold", "llm")):
+    with (folder / "t.csv").open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([header, *rows])
+
+
+def good_rows(n=40, second="no"):
+    return [(f"text number {i}", ["yes", second][i % 2], "yes") for i in range(n)]
+
+
+def one_sentence(err):
+    lines = [line for line in err.splitlines() if line.startswith(("Error", "error"))]
+    assert "Traceback" not in err
+    assert lines, err
+    return "\n".join(lines)
+
+
+def test_init_check_and_status_from_flags(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    code, _, err = run(
+        "init", "--source", "t.csv", "--task", "Decide.", "--gold-column", "gold",
+        "--label", "yes: it is", "--label", "no",
+    )  # fmt: skip
+    assert code == 0, err
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert [la["name"] for la in data["labels"]] == ["yes", "no"]
+    code, _, err = run("check")
+    assert code == 0, err
+    assert "is fine" in err
+    code, _, err = run("status", "--json")
+    assert (code, "There is no store" in one_sentence(err), "`goldloop run`" in err) == (
+        1,
+        True,
+        True,
+    )
+    code, _, err = run("init", "--source", "t.csv", "--task", "x")
+    assert (code, "--force" in err) == (1, True)
+
+
+def test_check_warns_of_class_numbers_for_a_small_model(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    asked = Path("goldloop.toml").read_text().replace('"recorded"\ncolumns = ["llm"]', '"local_lm"')
+    Path("goldloop.toml").write_text(asked + '[prompt]\nlabel_form = "ids"\n')
+    code, _, err = run("check")
+    assert code == 0, err
+    assert "warning: goldloop.toml: prompt.label_form" in err
+    assert "near chance with class numbers" in err
+
+
+def test_init_without_labels_writes_nothing(run):
+    code, _, err = run("init", "--source", "t.csv", "--task", "x", "--label", "only")
+    assert code == 1
+    assert "two labels or more" in one_sentence(err)
+    assert not Path("goldloop.toml").exists()
+
+
+BAD_TEXTS = {
+    "missing file": (None, "does not exist|not found|No file|no file"),
+    "empty file": (b"", "empty"),
+    "header only": (b"text,gold,llm\n", "no rows|no texts|empty"),
+    "missing column": (b"txt,gold,llm\nhello,yes,yes\n", r"'text'"),
+    "empty texts": (b"text,gold,llm\n,yes,yes\nb,no,no\n", "empty"),
+    "conflicting gold": (b"text,gold,llm\na,yes,yes\na,no,no\n", "two different gold labels"),
+    "unknown label": (b"text,gold,llm\na,yess,yes\nb,no,no\n", "yess.*yes"),
+    "one class only": (b"text,gold,llm\na,yes,yes\nb,yes,no\n", "one class|only one|class"),
+    "invalid UTF-8": (b"text,gold,llm\n\xff\xfe\xfa,yes,yes\nb,no,no\n", "UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXTS)
+@pytest.mark.parametrize("command", ["check", "annotate"])
+def test_bad_texts_are_one_sentence_and_leave_nothing_behind(run, tmp_path, name, command):
+    content, expected = BAD_TEXTS[name]
+    write_campaign(tmp_path)
+    if content is not None:
+        (tmp_path / "t.csv").write_bytes(content)
+    code, _, err = run(command)
+    assert code == 1
+    assert re.search(expected, one_sentence(err)), err
+    if command == "annotate":
+        code, out, _ = run("status", "--json")
+        assert (code, json.loads(out)["texts"]) == (0, 0)
+    else:
+        assert not list(tmp_path.glob("*.db"))
+
+
+def test_duplicates_are_merged_and_long_texts_accepted(run, tmp_path):
+    rows = [*good_rows(), ("text  number 1", "no", "yes"), ("word " * 40_000, "yes", "no")]
+    write_texts(tmp_path, rows)
+    write_campaign(tmp_path)
+    assert run("annotate")[0] == 0
+    assert json.loads(run("status", "--json")[1])["texts"] == 41
+
+
+def test_hostile_label_names_survive_to_the_export(run, tmp_path):
+    second = 'a "b", <i>c</i> & =1+1'
+    write_texts(tmp_path, good_rows(second=second))
+    write_campaign(tmp_path, second=second)
+    assert run("annotate")[0] == 0
+    assert run("score")[0] == 0
+    assert run("select")[0] == 0
+    assert run("export", "out.jsonl")[0] == 0
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert {r["label"] for r in rows} <= {"yes", second}
+    assert run("export", "out.csv")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ("[budgett]\nlabels = 3\n", "Did you mean 'budget'"),
+        ("[student]\nsead = 3\n", "Did you mean 'seeds'"),
+    ],
+)
+def test_unknown_keys_come_with_a_suggestion(run, tmp_path, extra, expected):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path, extra=extra)
+    code, _, err = run("run")
+    assert code == 1
+    assert expected in one_sentence(err)
+
+
+def test_budget_zero_and_a_batch_beyond_the_pool(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    for old, new, expected in (
+        ("labels = 10", "labels = 0", "budget.labels = 0"),
+        ("batch_size = 10", "batch_size = 11", "larger than budget.labels 10"),
+        ("labels = 10\n", "labels = 500\n", "larger than the pool"),
+    ):
+        write_campaign(tmp_path)
+        path = tmp_path / "goldloop.toml"
+        path.write_text(path.read_text().replace(old, new))
+        code, _, err = run("annotate")
+        assert code == 1
+        assert expected in one_sentence(err)
+
+
+def test_an_annotator_that_answers_nothing(run, tmp_path):
+    write_texts(tmp_path, [(t, g, "other") for t, g, _ in good_rows()])
+    write_campaign(tmp_path)
+    for command in ("check", "annotate"):
+        code, _, err = run(command)
+        assert code == 1
+        assert "other" in one_sentence(err) or "no usable answer" in one_sentence(err)
+
+
+def test_label_studio_down_or_without_token(run, tmp_path, monkeypatch):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path, url="http://127.0.0.1:9")
+    for command in ("annotate", "score", "select"):
+        assert run(command)[0] == 0
+    code, _, err = run("push")
+    assert code == 1
+    assert "LABEL_STUDIO_API_KEY" in one_sentence(err)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123456789abcdef" * 2)
+    code, _, err = run("push")
+    assert code == 1
+    assert "127.0.0.1:9" in one_sentence(err)
+    assert "0123456789abcdef" not in err
+    found = json.loads(run("status", "--json")[1])
+    assert (found["stage"], found["this_round"]["chosen"]) == ("push", 10)
+
+
+def test_usage_errors_exit_with_2(run):
+    assert run("nonsense")[0] == 2
+    assert run("run", "--rounds", "0")[0] == 2
+
+
+def commands():
+    import typer
+
+    def walk(command, path):
+        for name, sub in sorted(getattr(command, "commands", {}).items()):
+            yield from walk(sub, [*path, name])
+        if not getattr(command, "commands", None):
+            yield path, command
+
+    return list(walk(typer.main.get_command(cli.app), []))
+
+
+def test_every_command_has_help_and_stands_in_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path, command in commands():
+        assert command.help, path
+        assert f"goldloop {' '.join(path)}" in readme, path
+        for parameter in command.params:
+            if parameter.name != "help" and parameter.param_type_name == "option":
+                assert parameter.help, (path, parameter.name)
+
+
+def test_help_works_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "loop.cli.__main__", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_plan_and_validation_from_the_command_line(run, tmp_path):
+    write_texts(tmp_path, good_rows(120))
+    write_campaign(tmp_path)
+    code, out, err = run("annotate", "--plan")
+    assert code == 0, err
+    assert "at most 1.00 calls a text" in out
+    assert "none (annotator.usd_per_million_tokens is 0)" in out
+    assert not list(tmp_path.glob("*.db"))  # the plan stored nothing
+    code, _, err = run("validate", "--size", "5")
+    assert code == 2
+    assert "size" in err
+
+
+def test_bench_has_texts_labelled_by_a_campaigns_annotator(run, tmp_path, monkeypatch):
+    from fakes import CentroidStudent
+
+    monkeypatch.setattr("loop.cli.studies.build_encoder_student", lambda *_: CentroidStudent())
+    write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
+    write_campaign(tmp_path)
+    for _ in range(2):  # the second run finds the votes of the first
+        code, _, err = run(
+            "bench", "t.csv", "--label", "gold", "--annotator", "goldloop.toml", "--repetitions",
+            2, "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--strategies", "entropy,random",
+            "--out", "b",
+        )  # fmt: skip
+        assert code == 0, err
+    found = json.loads(Path("b/results.json").read_text())
+    assert found["records"][0]["pool"] < 96  # four fifths of a pool without test texts
+    llm = next(r for r in found["records"] if r["strategy"] == "llm_only")
+    assert 0.3 < llm["label_accuracy"] < 0.7  # it says yes to all
+    assert Path("b/annotated.db").exists()
+
+
+def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch):
+    from fakes import CentroidStudent
+
+    monkeypatch.setattr("loop.cli.studies.build_encoder_student", lambda *_: CentroidStudent())
+    write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
+    code, out, err = run(
+        "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--repetitions", 2,
+        "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--out", "b",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "goldloop" in out
+    found = json.loads(Path("b/results.json").read_text())
+    assert {r["strategy"] for r in found["records"]} >= {"goldloop", "random", "entropy"}
+    assert len(found["records"][0]["per_class"]["recall"]) == 2
+    for labels in ((), ("--llm-column", "llm", "--annotator", "c.toml")):
+        code, _, err = run("bench", "t.csv", "--label", "gold", *labels)
+        assert code == 1
+        assert "--annotator" in one_sentence(err)
+    code, _, err = run(
+        "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--strategies", "entropi"
+    )
+    assert code == 1
+    assert "entropi" in one_sentence(err)

@@ -1,0 +1,179 @@
+"""Annotating over HTTP, killed in the middle: what was answered and stored is not asked again."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fault_llm_server import ALL_FAULTS, running
+
+from loop.campaign.store import Store
+
+CAMPAIGN = """\
+[campaign]
+name = "c"
+task = "Feeling?"
+
+[[labels]]
+name = "negative"
+[[labels]]
+name = "neutral"
+[[labels]]
+name = "positive"
+
+[texts]
+source = "t.csv"
+gold_column = "gold"
+split_column = "split"
+
+[annotator]
+kind = "openai_server"
+base_url = "{url}"
+model = "tiny"
+
+[prompt]
+shots = 1
+variants = 1
+[[prompt.demonstrations]]
+text = "so nice"
+label = "positive"
+
+[strategy]
+signals = ["margin"]
+"""
+TEXTS = 2_000
+
+
+def annotate(folder, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "loop.cli.__main__", "annotate", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stored(folder):
+    """Texts whose vote is in the store."""
+    store = Store(f"sqlite:///{folder / 'c.db'}")
+    revisions = set()
+    with store.transaction() as session:
+        from sqlmodel import select
+
+        from loop.campaign.tables import Item, Vote
+
+        query = select(Item.text, Vote.annotator).join(Vote)
+        rows = session.exec(query).all()
+        revisions = {annotator for _, annotator in rows}
+    store.close()
+    assert len(revisions) <= 1
+    return [text for text, _ in rows]
+
+
+def write_texts(folder, n):
+    rows = [f"text number {i} end,{['negative', 'neutral'][i % 2]},pool" for i in range(n)]
+    rows += [f"held out {i},positive,test" for i in range(20)]
+    (folder / "t.csv").write_text("text,gold,split\n" + "\n".join(rows) + "\n")
+
+
+def finish(process):
+    """Exit code and what it said."""
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def spent(folder):
+    store = Store(f"sqlite:///{folder / 'c.db'}")
+    found = store.spent("c")
+    store.close()
+    return found
+
+
+def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
+    write_texts(tmp_path, TEXTS)
+    with running("vllm") as server:
+        (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
+        first = annotate(tmp_path)
+        deadline = time.monotonic() + 120
+        while server.answered.total() < 700 and first.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+        kept = stored(tmp_path)
+        assert 0 < len(kept) < TEXTS
+        again = annotate(tmp_path)
+        _, err = again.communicate(timeout=300)
+        assert again.returncode == 0, err
+        assert sorted(stored(tmp_path)) == sorted(f"text number {i} end" for i in range(TEXTS))
+        calls = {
+            text: sum(n for prompt, n in server.calls.items() if f"Text: {text}\n" in str(prompt))
+            for text in kept[:100]
+        }
+        total = server.calls.total()
+    assert set(calls.values()) == {1}
+    assert total <= TEXTS + 256 + 20  # one chunk under way, and what the checks at start ask
+
+
+@pytest.mark.slow
+def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_paid_twice(tmp_path):
+    write_texts(tmp_path, 400)
+    rng = np.random.default_rng(0)
+    faults = [str(rng.choice(ALL_FAULTS)) if rng.random() < 0.12 else None for _ in range(3_000)]
+    with running("vllm", faults=faults) as server:
+        priced = CAMPAIGN.format(url=server.url).replace(
+            'model = "tiny"',
+            'model = "tiny"\nusd_per_million_tokens = 100.0\nusd_per_million_output_tokens = 500.0',
+        )
+        capped = priced + "[budget]\nusd = 2.0\n"
+        (tmp_path / "goldloop.toml").write_text(capped)
+        code, err = finish(annotate(tmp_path))
+        assert code == 1
+        worst = float(re.findall(r"LLM answer may cost \$([\d.]+), but", err)[0])
+        assert "of budget.usd = 2.00" in err
+        assert "Traceback" not in err
+        first = spent(tmp_path)
+        assert 0 < first.votes < 400
+        assert 2.0 - 1.1 * worst < first.usd <= 2.0
+        asked = server.answered.total()
+        code, err = finish(annotate(tmp_path))
+        assert code == 1
+        assert server.answered.total() <= asked + 2  # how the server answers, but about no text
+        (tmp_path / "goldloop.toml").write_text(priced + "[budget]\nusd = 500.0\n")
+        code, err = finish(annotate(tmp_path))
+        assert code == 0, err
+        texts = stored(tmp_path)
+        assert len(texts) == len(set(texts)) == 400
+        assert server.answered.total() < 400 + 20
+
+
+def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
+    write_texts(tmp_path, 400)
+
+    def some(body):
+        number = str(body["prompt"]).rpartition("number ")[2].split(" ")[0]
+        return "400" if number.isdigit() and int(number) % 80 == 0 else None
+
+    with running("vllm", faults=some) as server:
+        (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
+        code, err = finish(annotate(tmp_path))
+        assert code == 0, err
+        assert "5 LLM answers to 5 texts are missing (most often:" in err
+        assert "cannot read this text" in err
+        assert "`goldloop annotate --retry`" in err
+        assert len(stored(tmp_path)) == 395
+        before = server.answered.total()
+        server.faults = []
+        code, err = finish(annotate(tmp_path, "--retry"))
+        assert code == 0, err
+        assert "Asked again: 5 questions, 5 of them are answered now." in err
+        assert "missing" not in err
+        assert server.answered.total() - before <= 5 + 3  # and what the checks at start ask
+        assert len(stored(tmp_path)) == 400

@@ -1,0 +1,293 @@
+"""What gold says after a round, and the stopping rule that follows from it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from campaigns import LABELS, make, texts
+
+import loop.round as stages
+from loop.measure.llm_quality import (
+    covers_next,
+    predictor_metrics,
+    quality_lines,
+    quality_metrics,
+    suspect_metrics,
+    why_good_enough,
+)
+from loop.next_round import open_campaign, why_finished
+from loop.report.collect import campaign_view
+from loop.report.rounds_json import rounds_json
+from loop.report.status import campaign_status, status_lines
+from loop.round import run_round
+from strategies.pool import Pool
+
+
+def config(stop_below=None, rounds=3):
+    return SimpleNamespace(
+        labels=("a", "b"),
+        label_names=("a", "b"),
+        rounds=SimpleNamespace(stop_below=stop_below, rounds=rounds),
+    )
+
+
+def campaign(seed, error, n=3000, audit=150, suspects=300):
+    """Suspects chosen by a telling suspicion, a random audit of the rest."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(2, size=n)
+    wrong = rng.random(n) < error
+    suspicion = np.clip(0.6 * wrong + 0.5 * rng.random(n), 0, 1)
+    audited = rng.choice(n, audit, replace=False)
+    rest = np.setdiff1d(np.argsort(-suspicion), audited, assume_unique=True)
+    order = np.argsort(-suspicion)
+    chosen = order[~np.isin(order, audited)][:suspects]
+    gold = np.full(n, -1)
+    gold[audited], gold[chosen] = truth[audited], truth[chosen]
+    pi = np.full(n, audit / n)
+    pi[chosen] = 1.0
+    pi[np.intersect1d(audited, order[:suspects])] = 1.0
+    assert len(rest) == n - audit
+    y = np.where(wrong, 1 - truth, truth)
+    left = float((np.where(gold >= 0, gold, y) != truth).mean())
+    return y, gold, pi, np.where(gold >= 0, 1, -1), suspicion, left
+
+
+def test_what_remains_stays_below_its_bound_in_all_rounds_but_few():
+    held = []
+    for seed in range(60):
+        *arrays, left = campaign(seed, error=0.15)
+        found = quality_metrics(config(), *arrays)
+        held.append(left <= found["remaining_at_most"])
+        assert found["remaining_error"]["low"] <= found["remaining_at_most"]
+    assert np.mean(held) >= 0.95
+    assert 0 < found["kl"]["high"] < 0.2
+    assert found["recall"][0]["value"] == pytest.approx(0.85, abs=0.15)
+
+
+def test_a_good_llm_stops_the_campaign_and_a_bad_one_does_not():
+    for error, stops in ((0.02, True), (0.3, False)):
+        *arrays, _ = campaign(1, error)
+        metrics = {"label_quality": quality_metrics(config(0.05), *arrays)}
+        rounds = [SimpleNamespace(stage="done", metrics=metrics)]
+        reason = why_good_enough(config(0.05), rounds)
+        assert (reason is not None) == stops
+        assert why_good_enough(config(None), rounds) is None
+    assert "stop_below = 0.05" in why_good_enough(
+        config(0.05),
+        [SimpleNamespace(stage="done", metrics={"label_quality": {"remaining_at_most": 0.04}})],
+    )
+
+
+def test_too_small_an_audit_is_said_and_stops_nothing():
+    y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
+    pi[gold >= 0] = 1.0
+    found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
+    assert "audit_frac" in found["problem"]
+    rounds = [SimpleNamespace(stage="done", metrics={"label_quality": found})]
+    assert why_good_enough(config(0.5), rounds) is None
+
+
+def test_a_round_that_is_hardly_answered_is_said_to_tell_nothing_and_does_not_break():
+    y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
+    audit = np.flatnonzero((gold >= 0) & (pi < 1))
+    gold[audit[6:]] = -1  # six random answers are back, each standing for few texts
+    found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
+    assert "cannot speak for" in found["problem"]
+
+
+def foreseeing(told, seed=0, n=600):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(2, size=n)
+    wrong = rng.random(n) < 0.3
+    y = np.where(wrong, 1 - truth, truth)
+    sure = np.where(wrong, 0.55, 0.95) if told else rng.uniform(0.55, 0.95, n)
+    probs = np.empty((n, 1, 2))
+    probs[np.arange(n), 0, y], probs[np.arange(n), 0, 1 - y] = sure, 1 - sure
+    earlier, batch = np.zeros(n, bool), np.zeros(n, bool)
+    earlier[:200], batch[200:500] = True, True
+    pool = Pool(probs=probs, y_llm=y, gold=np.where(earlier, truth, -1))
+    return pool, batch, np.where(earlier | batch, truth, -1)
+
+
+def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
+    told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
+    blind = predictor_metrics(*foreseeing(told=False), rng=np.random.default_rng(0))
+    assert told["n"] == 300
+    assert told["learned_from"] == 200
+    assert told["auroc"]["value"] > 0.95
+    assert told["precision"] > 0.9
+    assert abs(blind["auroc"]["value"] - 0.5) < 0.12
+    assert blind["auroc"]["low"] < blind["auroc"]["value"] < blind["auroc"]["high"]
+    for found in (told, blind):
+        assert found["expected"] == pytest.approx(found["found"], abs=0.07)
+        assert sum(items for _, _, items in found["bins"]) == 300
+    assert told["brier"] < blind["brier"]
+    pool, batch, gold = foreseeing(told=True)
+    batch[0] = True
+    with pytest.raises(ValueError, match="must not have seen"):
+        predictor_metrics(pool, batch, gold, rng=np.random.default_rng(0))
+
+
+def test_foreseen_errors_are_told_in_a_sentence():
+    told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
+    (line,) = quality_lines({"predictor": told})
+    assert "AUROC 100.0 (100.0 to 100.0)" in line
+    assert "200 earlier labels" in line
+    assert quality_lines({}) == []
+
+
+def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+    ctx = make(
+        tmp_path,
+        rows=texts(n=200, wrong=0.0),
+        budget={"labels": 120},
+        rounds={"rounds": 3, "batch_size": 40, "audit_frac": 0.5, "stop_below": 0.25},
+        strategy={"repair": "soft", "signals": ["learned_error"]},
+    )
+    open_campaign(ctx)
+    run_round(ctx)
+    metrics = ctx.store.rounds("c")[0].metrics
+    assert metrics["label_quality"]["accuracy"]["value"] == pytest.approx(1.0)
+    assert metrics["predictor"]["n"] == 40
+    assert metrics["predictor"]["learned_from"] == 0
+    assert "stop_below" in why_finished(ctx)
+    status = campaign_status(ctx.config, ctx.store)
+    assert status["next"] == "`goldloop report`"
+    assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
+    view = campaign_view(ctx.config, ctx.store)
+    assert any("are still wrong" in note for note in view.notes)
+    shown = json.loads(json.dumps(rounds_json(view), allow_nan=False))["rows"]
+    assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [metrics["label_quality"]]
+    assert [r["predictor"]["n"] for r in shown if r["arm"] == "loop"] == [40]
+
+
+def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+    rows = texts(n=300)
+    truth = {r.text: r.gold for r in rows}
+    for row in rows:
+        row.gold = None
+    ctx = make(
+        tmp_path,
+        raters=False,
+        rows=rows,
+        texts={"source": "x.csv"},
+        budget={"labels": 100},
+        rounds={"rounds": 1, "batch_size": 100, "audit_frac": 0.5},
+        student={"seeds": 2, "references": []},
+    )
+    run_round(ctx)
+    by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
+    for item in ctx.reviewer.open_items():
+        ctx.reviewer.answer(item, "ann", by_id[item])
+    last = run_round(ctx)
+    assert last.stage == "done"
+    audits = {r.item_id for r in ctx.store.reviews("c") if r.reason == "audit"}
+    labels = {t.item_id: t for t in ctx.store.training_labels(last.id)}
+    out = {i for i in audits if labels[i].weight == 0}
+    assert len(audits) == 50
+    assert 10 <= len(out) <= 30  # a fifth of the hundred
+    assert ctx.store.rounds("c")[0].metrics["evaluated"] >= len(out)
+    assert all(labels[i].source == "gold" for i in audits - out)
+    # What measures has not even reached the posterior of its own text.
+    assert all(labels[i].source != "gold" for i in out)
+
+
+def sent(suspects, wrong_suspects, others, wrong_others, reason="audit"):
+    """Why each text of a batch was sent and which labels were wrong; the suspects come first."""
+    why = ["suspect"] * suspects + [reason] * others
+    wrong = np.zeros(len(why), bool)
+    wrong[:wrong_suspects] = True
+    wrong[suspects : suspects + wrong_others] = True
+    return why, wrong, np.linspace(1, 0, len(why))
+
+
+@pytest.mark.parametrize(
+    ("batch", "next_", "told"),
+    [
+        ((30, 20, 30, 6), "suspects", "67 % of 30 texts sent as suspects"),
+        ((30, 9, 30, 8), "suspects", "may show this by chance"),
+        ((30, 4, 30, 12), "coverage", "0.4 times as often"),
+        ((30, 6, 30, 6), "coverage", "whole batch is drawn at random"),
+        ((30, 0, 30, 0), "suspects", None),
+        ((30, 2, 2, 2), "suspects", None),
+        ((30, 2, 0, 0), "suspects", None),
+    ],
+)
+def test_suspects_are_sent_again_only_where_they_were_wrong_more_often(batch, next_, told):
+    found = suspect_metrics(*sent(*batch))
+    assert found["next"] == next_
+    assert found["suspects"] == {"wrong": batch[1], "n": batch[0]}
+    lines = quality_lines({"suspects": found})
+    assert (told in lines[0]) if told else not lines
+    if told:
+        assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+
+
+def test_a_round_of_random_texts_says_whether_suspects_are_worth_another_try():
+    why, wrong, suspicion = sent(0, 0, 60, 12, reason="coverage")
+    found = suspect_metrics(why, wrong, suspicion)  # the wrong ones were the most suspect
+    assert not found["tried"]
+    assert found["suspects"] == {"wrong": 12, "n": 15}
+    assert found["next"] == "suspects"
+    assert "held most suspect" in quality_lines({"suspects": found})[0]
+    assert suspect_metrics(why, wrong, -suspicion)["next"] == "coverage"
+
+
+def test_the_newest_measured_round_decides():
+    rounds = [
+        SimpleNamespace(metrics={"suspects": {"next": "suspects"}}),
+        SimpleNamespace(metrics={"suspects": {"next": "coverage"}}),
+        SimpleNamespace(metrics={}),
+    ]
+    assert covers_next(rounds)
+    assert not covers_next(rounds[:1])
+    assert not covers_next([SimpleNamespace(metrics={"label_quality": {}})])
+    assert not covers_next([])
+
+
+def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkeypatch):
+    ctx = make(
+        tmp_path,
+        strategy={"signals": ["margin"]},
+        budget={"labels": 60},
+        rounds={"rounds": 3, "batch_size": 20, "audit_frac": 0.5},
+    )
+
+    def worst(pool, rng):
+        """Suspects exactly the labels that are right."""
+        truth = [LABELS.index(i.known_label) for i in ctx.store.items("c", "pool")]
+        return (np.array(truth) == pool.y_llm).astype(float)
+
+    monkeypatch.setattr(stages, "STRATEGIES", {"margin": worst})
+    run_round(ctx)
+    first = ctx.store.rounds("c")[0]
+    assert first.metrics["suspects"]["suspects"] == {"wrong": 0, "n": 10}
+    assert first.metrics["suspects"]["next"] == "coverage"
+    line = [
+        line for line in status_lines(campaign_status(ctx.config, ctx.store)) if "drawn" in line
+    ]
+    assert "cannot tell here which labels are wrong" in line[0]
+    assert any(
+        "whole batch is drawn at random" in n for n in campaign_view(ctx.config, ctx.store).notes
+    )
+    for stage in ("annotate", "score", "select"):
+        stages.run_stage(ctx, stage)
+    second = {r.item_id: r for r in ctx.store.reviews("c") if r.round_id != first.id}
+    assert sorted(r.reason for r in second.values()) == ["audit"] * 10 + ["coverage"] * 10
+    left = len(ctx.store.item_ids("c", "pool")) - 20
+    assert {r.inclusion_prob for r in second.values()} == {20 / left}
+    assert {r.audit_prob for r in second.values()} == {10 / left}
+    # the same decision again, after everything of the round is forgotten but what was measured
+    with ctx.store.transaction() as session:
+        for review in second.values():
+            session.delete(session.merge(review))
+        round_ = session.merge(ctx.store.rounds("c")[1])
+        round_.stage = "select"
+    stages.run_stage(ctx, "select")
+    again = {r.item_id: r.reason for r in ctx.store.reviews("c") if r.round_id != first.id}
+    assert again == {item: r.reason for item, r in second.items()}

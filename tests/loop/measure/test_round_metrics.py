@@ -1,0 +1,227 @@
+"""What a round's metrics say beside the arms themselves, on a whole campaign of quick parts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from campaigns import LABELS, make, texts
+
+from loop.errors import LoopError, StageError
+from loop.measure.held_out import evaluation_items, truth_of
+from loop.measure.stability import paired_difference
+from loop.next_round import open_campaign, why_finished
+from loop.people.gold import people_alpha
+from loop.report.collect import campaign_view
+from loop.round import run_round, run_stage
+from loop.serve.progress import campaign_progress
+from loop.studies.plateau import measure_plateau
+from loop.studies.side_runs import side_runs, write_result
+from loop.studies.variance import measure_variance
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A campaign of two rounds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
+        ctx = make(tmp_path_factory.mktemp("campaign"))
+        open_campaign(ctx)
+        while why_finished(ctx) is None:
+            run_round(ctx)
+    return ctx
+
+
+def predictions(ctx, number):
+    rounds = {r.number: r.id for r in ctx.store.rounds("c")}
+    runs = [r for r in ctx.store.runs("c") if r.arm == "loop" and r.round_id == rounds[number]]
+    return np.array([r.predictions for r in sorted(runs, key=lambda r: r.seed)])
+
+
+def test_a_round_is_compared_with_the_one_before(finished):
+    first, second = finished.store.rounds("c")
+    assert "previous" not in first.metrics["compared"]
+    found = second.metrics["compared"]["previous"]
+    y = truth_of(finished, evaluation_items(finished)).y
+    d = paired_difference(
+        predictions(finished, 1), predictions(finished, 2), y, "accuracy", k=2,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert found["accuracy"]["value"] == pytest.approx(d.value)
+    view = campaign_view(finished.config, finished.store)
+    assert any(
+        line.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
+        and line.endswith("more stable.")
+        for line in view.notes
+    )
+
+
+def test_the_llm_and_its_students_stand_side_by_side(finished):
+    last = finished.store.rounds("c")[-1]
+    llm = last.metrics["llm"]
+    assert np.sum(llm["confusion"]) == pytest.approx(1)
+    assert llm["n_gold"] == len(finished.store.gold("c"))
+    for arm in ("loop", "llm_only"):
+        matrix = np.array(last.metrics["confusion"][arm])
+        recall = matrix.diagonal() / matrix.sum(axis=1)
+        told = [m["value"] for m in last.metrics["arms"][arm]["recall"]]
+        np.testing.assert_allclose(recall, told)
+    view = campaign_view(finished.config, finished.store)
+    assert view.llm is not None
+    assert [row.label for row in view.rows[0].per_class] == list(LABELS)
+
+
+def test_the_frozen_student_is_held_against_the_full_one(finished):
+    found = finished.store.rounds("c")[-1].metrics["frozen"]
+    assert found["same"]["low"] <= found["same"]["value"] <= found["same"]["high"]
+    arms = finished.store.rounds("c")[-1].metrics["arms"]
+    assert found["accuracy"]["full"] == pytest.approx(arms["loop"]["accuracy"]["value"])
+    view = campaign_view(finished.config, finished.store)
+    assert any(line.startswith("The frozen student gives") for line in view.notes)
+
+
+class BrokenOffError(Exception):
+    """Someone pulls the plug."""
+
+
+def test_side_runs_go_on_where_they_broke_off(finished):
+    runs = side_runs(finished, "frozen")
+    fit, trained = runs.student.fit, []
+
+    def watched(train, texts, labels, seeds, *, on_seed, **rest):
+        def once(result):
+            on_seed(result)
+            trained.append(result.seed)
+            if len(trained) == 4:
+                raise BrokenOffError
+
+        fit(train, texts, labels, seeds, on_seed=once, **rest)
+
+    runs.student.fit = watched
+    with pytest.raises(BrokenOffError):
+        measure_variance(runs, 3)
+    first = json.dumps(measure_variance(runs, 3).to_json())
+    assert sorted(trained) == list(range(12)), "each run is trained once"
+    assert json.dumps(measure_variance(runs, 3).to_json()) == first
+    assert len(trained) == 12
+    assert not [r for r in finished.store.runs("c") if r.seed > 10], "the store holds no side run"
+
+
+def test_both_results_stand_in_the_report_and_its_json(finished):
+    from loop.report.html import render
+    from loop.report.rounds_json import rounds_json
+
+    runs = side_runs(finished, "frozen")
+    write_result(finished, "variance", measure_variance(runs, 3).to_json())
+    curves = measure_plateau(runs, sizes=3, seeds=2)
+    write_result(finished, "plateau", curves.to_json())
+    view = campaign_view(finished.config, finished.store)
+    assert view.plateau.told == curves.told
+    assert [c.name for c in view.plateau.curves] == ["LLM labels", "merged labels", "gold labels"]
+    page = render(view)
+    assert "Where the instability comes from" in page
+    assert "Would more LLM labels help?" in page
+    json.dumps(rounds_json(view), allow_nan=False)
+    path = finished.config.out / "variance.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(LoopError, match=r"variance.json cannot be read; delete it"):
+        campaign_view(finished.config, finished.store)
+    path.unlink()
+
+
+def test_both_commands_say_their_sentence_and_leave_their_files(finished, monkeypatch, capsys):
+    from contextlib import nullcontext
+
+    from loop.cli import __main__ as cli
+
+    def goldloop(*args):
+        monkeypatch.setattr("sys.argv", ["goldloop", *args])
+        monkeypatch.setattr(cli, "at_work", lambda _file, _command: nullcontext(finished))
+        try:
+            cli.main()
+        except SystemExit as exc:
+            return exc.code or 0, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    code, shown = goldloop("variance", "--student", "frozen", "--bases", "3")
+    assert code == 0
+    told = json.loads((finished.config.out / "variance.json").read_text())["told"]
+    assert shown.out.strip() == told
+    code, shown = goldloop("plateau", "--sizes", "3", "--seeds", "2", "--json")
+    assert code == 0
+    assert json.loads(shown.out)["verdict"] in ("will not help", "will help", "cannot be told")
+    assert (finished.config.out / "plateau.svg").read_text().startswith("<svg xmlns=")
+    assert "Would more LLM labels help?" in (finished.config.out / "report.html").read_text()
+    for wrong in (("--student", "tiny"), ("--metric", "auc"), ("--sizes", "2")):
+        code, shown = goldloop("plateau", *wrong)
+        assert code == 2
+        assert shown.err
+    for name in ("variance.json", "plateau.json", "plateau.svg"):
+        (finished.config.out / name).unlink()
+
+
+def test_there_must_be_a_measured_round(tmp_path):
+    ctx = make(tmp_path)
+    open_campaign(ctx)
+    with pytest.raises(StageError, match="No round is measured yet"):
+        side_runs(ctx, "frozen")
+
+
+def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
+    rows = texts()
+    truth = {row.text: row.gold for row in rows}
+    for row in rows:
+        row.gold = None
+    ctx = make(tmp_path, rows=rows, raters=False, student={"seeds": 3, "references": ["llm_only"]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
+        open_campaign(ctx)
+        by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
+        while why_finished(ctx) is None:
+            run_round(ctx)
+            for item_id in ctx.reviewer.open_items(1):
+                ctx.reviewer.answer(item_id, "somebody", by_id[item_id])
+            run_round(ctx)
+    first, last = (r.metrics for r in ctx.store.rounds("c"))
+    assert last["accuracy_from"] == "audit"
+    assert last["evaluated"] > first["evaluated"], "audit texts are added from round to round"
+    assert set(last["compared"]["previous"]) == {"alpha_k", "p_uc"}
+    tests = len(ctx.store.items("c", "test"))
+    d = paired_difference(
+        predictions(ctx, 1)[:, :tests], predictions(ctx, 2)[:, :tests], None, "p_uc", k=2,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert last["compared"]["previous"]["p_uc"]["value"] == pytest.approx(d.value)
+
+
+def test_people_of_an_ordinal_campaign_are_compared_by_how_far_they_lie_apart(tmp_path):
+    labels = ("low", "mid", "high")
+    rows = texts()
+    for i, row in enumerate(rows):
+        row.gold = row.meta["llm"] = row.meta["llm_2"] = labels[i % 3]
+    found = {}
+    for ordinal in (False, True):
+        folder = tmp_path / str(ordinal)
+        folder.mkdir()
+        ctx = make(
+            folder,
+            rows=rows,
+            raters=False,
+            overlap=2,
+            campaign={"name": "c", "task": "t", "ordinal": ordinal},
+            labels=[{"name": name} for name in labels],
+        )
+        open_campaign(ctx)
+        run_round(ctx)
+        truth = {i.id: i.known_label for i in ctx.store.items("c")}
+        for item_id in ctx.reviewer.open_items(2):
+            ctx.reviewer.answer(item_id, "ann", truth[item_id])
+            near = "mid" if truth[item_id] == "low" else truth[item_id]
+            ctx.reviewer.answer(item_id, "bob", near)
+        run_stage(ctx, "pull")
+        answers = ctx.store.annotations("c")
+        assert len(answers) == 30
+        found[ordinal] = campaign_progress(ctx.config, ctx.store)["agreement"]
+        assert found[ordinal] == people_alpha(answers, labels, ordinal=ordinal)
+    assert 0 < found[False] < found[True] < 1

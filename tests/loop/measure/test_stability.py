@@ -1,0 +1,367 @@
+"""loop.measure.stability against krippendorff and scikit-learn, its traps, and its intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import krippendorff
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from loop.measure import stability
+from loop.measure.stability import measure, paired_difference, recovered_share
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def noisy(y, flips, seeds, k, generator):
+    """Predictions that leave y with probability ``flips``, independently per seed."""
+    preds = np.tile(y, (seeds, 1))
+    away = generator.random(preds.shape) < flips
+    return np.where(away, (preds + generator.integers(1, k, preds.shape)) % k, preds)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 7), st.integers(2, 40), st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_alpha_equals_krippendorff(seed, s, n, k):
+    preds = rng(seed).integers(0, k, (s, n))
+    if len(np.unique(preds)) == 1:
+        assert math.isnan(stability.alpha_k(preds))
+        return
+    expected = krippendorff.alpha(reliability_data=preds, level_of_measurement="nominal")
+    assert stability.alpha_k(preds) == pytest.approx(expected, abs=1e-12)
+    found = measure(preds, None, k, bootstrap=0, rng=rng())
+    for c in range(k):
+        if 0 < (preds == c).mean() < 1:
+            one = krippendorff.alpha(
+                reliability_data=(preds == c).astype(int), level_of_measurement="nominal"
+            )
+            assert found.alpha_per_class[c].value == pytest.approx(one, abs=1e-12)
+        else:
+            assert math.isnan(found.alpha_per_class[c].value)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 40), st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_accuracy_parts_equal_scikit_learn(seed, s, n, k):
+    generator = rng(seed)
+    preds, y = generator.integers(0, k, (s, n)), generator.integers(0, k, n)
+    weight = generator.uniform(0.5, 3, n)
+    found = measure(preds, y, k, weight=weight, bootstrap=0, rng=rng())
+    accuracy = [accuracy_score(y, p, sample_weight=weight) for p in preds]
+    macro = [f1_score(y, p, average="macro", sample_weight=weight) for p in preds]
+    assert found.accuracy.value == pytest.approx(np.mean(accuracy))
+    assert found.macro_f1.value == pytest.approx(np.mean(macro))
+    if s > 1:
+        assert found.accuracy_sd.value == pytest.approx(np.std(accuracy, ddof=1))
+        assert found.macro_f1_sd.value == pytest.approx(np.std(macro, ddof=1))
+    for c in set(y.tolist()):
+        recall = [
+            recall_score(y, p, labels=[c], average=None, sample_weight=weight)[0] for p in preds
+        ]
+        assert found.recall[c].value == pytest.approx(np.mean(recall))
+        predicted = [p for p in preds if (p == c).any()]
+        if predicted:
+            precision = [
+                precision_score(y, p, labels=[c], average=None, sample_weight=weight)[0]
+                for p in predicted
+            ]
+            assert found.precision[c].value == pytest.approx(np.mean(precision))
+
+
+def test_shares_by_hand():
+    preds = np.array([[0, 1, 1, 2], [0, 1, 0, 1], [0, 1, 1, 0]])
+    y = np.array([0, 0, 1, 2])
+    assert stability.p_uc(preds) == 0.5
+    assert stability.churn(preds) == pytest.approx((0 + 0 + 2 / 3 + 1) / 4)
+    np.testing.assert_allclose(stability.flip_prob(preds), [0, 0, 2 / 3, 1])
+    assert stability.reliable_accuracy(preds, y) == 0.25
+    assert stability.reliable_accuracy(preds, [0, -1, -1, -1]) == 1.0
+
+
+def test_one_class_everywhere_and_one_seed_are_undefined_and_say_why():
+    one_class = measure(np.zeros((5, 9), int), np.zeros(9, int), 3, rng=rng())
+    assert math.isnan(one_class.alpha_k.value)
+    assert one_class.alpha_k.note == stability.ONE_CLASS
+    assert one_class.p_uc.value == 1
+    one_seed = measure(np.array([[0, 1, 0]]), None, 2, rng=rng())
+    assert math.isnan(one_seed.alpha_k.value)
+    assert math.isnan(one_seed.churn.value)
+    assert one_seed.alpha_k.note == stability.ONE_SEED
+    assert math.isnan(measure(np.array([[0, 1]]), [0, 1], 2, rng=rng()).accuracy_sd.value)
+    none = measure(np.empty((3, 0), int), None, 2, rng=rng())
+    assert math.isnan(none.p_uc.value)
+
+
+def test_a_rare_deviation_is_explained():
+    preds = np.zeros((5, 10_000), int)
+    preds[0, 0] = 1
+    found = measure(preds, None, 2, bootstrap=0, rng=rng())
+    assert abs(found.alpha_k.value) < 0.01
+    assert "100% of all predictions are one class" in found.alpha_k.note
+    assert "AC1, which that does not pull down, is 100.0" in found.alpha_k.note
+
+
+def test_unknown_gold_is_left_out():
+    generator = rng(3)
+    y = generator.integers(0, 3, 200)
+    preds = noisy(y, 0.3, 5, 3, generator)
+    part = np.where(np.arange(200) < 80, y, -1)
+    whole = measure(preds, part, 3, bootstrap=0, rng=rng())
+    only = measure(preds[:, :80], y[:80], 3, bootstrap=0, rng=rng())
+    assert whole.known == 80
+    for name in ("accuracy", "macro_f1", "reliable_accuracy", "accuracy_sd"):
+        assert getattr(whole, name).value == pytest.approx(getattr(only, name).value)
+    assert whole.alpha_k.value == pytest.approx(stability.alpha_k(preds))
+    assert measure(preds, np.full(200, -1), 3, bootstrap=0, rng=rng()).accuracy is None
+
+
+def test_weights_undo_a_biased_draw():
+    generator = rng(5)
+    y = generator.integers(0, 2, 40_000)
+    easy = generator.random(40_000) < 0.5
+    preds = np.where(easy, y, noisy(y, 0.4, 3, 2, generator))
+    pi = np.where(easy, 0.05, 0.5)
+    drawn = generator.random(40_000) < pi
+    found = measure(preds[:, drawn], y[drawn], 2, weight=1 / pi[drawn], bootstrap=0, rng=rng())
+    truth = measure(preds, y, 2, bootstrap=0, rng=rng())
+    for name in ("accuracy", "p_uc", "alpha_k", "reliable_accuracy"):
+        assert getattr(found, name).value == pytest.approx(getattr(truth, name).value, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["alpha_k", "p_uc", "churn", "accuracy", "macro_f1"])
+def test_intervals_cover_what_they_say(name):
+    """200 draws of 150 items from a population of 30,000: about 95 % cover its value."""
+    generator = rng(11)
+    y = generator.choice(3, 30_000, p=[0.6, 0.3, 0.1])
+    preds = noisy(y, generator.choice([0.02, 0.5], 30_000), 5, 3, generator)
+    truth = getattr(measure(preds, y, 3, bootstrap=0, rng=rng()), name).value
+    covered = 0
+    for _ in range(200):
+        rows = generator.choice(30_000, 150, replace=False)
+        found = getattr(measure(preds[:, rows], y[rows], 3, bootstrap=200, rng=generator), name)
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def campaign(generator, n):
+    """n items of 3 classes, as students see them: how clear each is, and four quirks of each."""
+    y = generator.choice(3, n, p=[0.6, 0.3, 0.1])
+    clear = np.eye(3)[y] * generator.normal(1.2, 1.2, n)[:, None] + [0.5, 0.2, 0]
+    return y, clear, generator.normal(0, 0.5, (n, 4))
+
+
+def students(generator, clear, quirks, moods):
+    """Predictions of seeds, each with its own mood about the quirks."""
+    logits = clear + np.einsum("nq,sqc->snc", quirks, moods)
+    return (logits + generator.gumbel(0, 0.2, logits.shape)).argmax(2)
+
+
+@pytest.fixture(scope="module")
+def covered():
+    """Per metric, how often each kind of interval holds the value of all seeds and items."""
+    generator, names = rng(12), ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1")
+    y, clear, quirks = campaign(generator, 8_000)
+
+    def mood():
+        return generator.normal(0, 0.7, (5, 4, 3))
+
+    whole = [
+        measure(students(generator, clear, quirks, mood()), y, 3, bootstrap=0, rng=rng())
+        for _ in range(60)
+    ]
+    truth = {name: np.mean([getattr(m, name).value for m in whole]) for name in names}
+    found = {(name, over): 0.0 for name in names for over in ("items", "items and seeds")}
+    for _ in range(120):
+        rows = generator.choice(8_000, 250, replace=False)
+        preds = students(generator, clear[rows], quirks[rows], mood())
+        for over in ("items", "items and seeds"):
+            m = measure(preds, y[rows], 3, bootstrap=200, over=over, rng=generator)
+            for name in names:
+                one = getattr(m, name)
+                found[name, over] += (one.low <= truth[name] <= one.high) / 120
+    return found
+
+
+@pytest.mark.parametrize("name", ["alpha_k", "p_uc", "churn", "accuracy", "macro_f1"])
+def test_intervals_over_items_and_seeds_cover_other_seeds_too(covered, name):
+    # p_uc's jackknife, at one seed fewer, is on the safe side
+    assert 0.89 <= covered[name, "items and seeds"] <= (1 if name == "p_uc" else 0.995)
+
+
+def test_intervals_over_items_alone_would_claim_too_much(covered):
+    assert all(covered[name, "items"] < 0.8 for name in ("alpha_k", "p_uc", "churn"))
+
+
+def test_paired_intervals_cover_the_difference_over_items_and_seeds():
+    """Two sets of students that differ in nothing: about 95 % of the intervals hold zero."""
+    generator = rng(13)
+    _, clear, quirks = campaign(generator, 6_000)
+    counts = {"items": 0, "items and seeds": 0}
+    for _ in range(120):
+        rows = generator.choice(6_000, 250, replace=False)
+        before, after = (
+            students(generator, clear[rows], quirks[rows], generator.normal(0, 0.7, (5, 4, 3)))
+            for _ in range(2)
+        )
+        for over in counts:
+            d = paired_difference(
+                before, after, None, "alpha_k", k=3, bootstrap=200, over=over, rng=generator
+            )
+            counts[over] += d.low <= 0 <= d.high
+    assert counts["items"] / 120 < 0.8
+    assert 0.89 <= counts["items and seeds"] / 120 <= 1
+    uneven = paired_difference(before, after[:4], None, "churn", k=3, bootstrap=100, rng=rng())
+    assert uneven.low < uneven.value < uneven.high
+
+
+@given(st.integers(0, 10_000), st.integers(3, 6), st.integers(5, 40), st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_intervals_hold_their_value_and_keep_to_their_bounds(seed, s, n, k):
+    generator = rng(seed)
+    y = generator.integers(0, k, n)
+    preds = noisy(y, 0.4, s, k, generator)
+    found = measure(preds, y, k, bootstrap=100, rng=generator)
+    assert found.over == "items and seeds"
+    for name in ("p_uc", "churn", "accuracy", "reliable_accuracy", "macro_f1"):
+        one = getattr(found, name)
+        assert 0 <= one.low <= one.high <= 1
+    for name in ("alpha_k", "ac1"):
+        one = getattr(found, name)
+        assert math.isnan(one.low) or one.low <= one.high <= 1
+    shuffled = generator.permutation(s)
+    again = measure(preds[shuffled], y, k, bootstrap=0, rng=rng())
+    assert again.alpha_k.value == pytest.approx(found.alpha_k.value, nan_ok=True)
+    assert measure(preds[:2], y, k, bootstrap=20, rng=rng()).over == "items"
+
+
+def test_a_seed_that_is_one_of_a_kind_widens_the_interval():
+    """Four seeds alike and one that differs: other seeds might well differ, items say nothing."""
+    generator = rng(1)
+    y = generator.integers(0, 2, 400)
+    preds = np.tile(y, (5, 1))
+    odd = generator.random(400) < 0.3
+    preds[4, odd] = 1 - preds[4, odd]
+    of_items, of_both = (
+        measure(preds, y, 2, over=over, rng=rng()).churn for over in ("items", "items and seeds")
+    )
+    assert (of_both.high - of_both.low) > 2 * (of_items.high - of_items.low)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 40), st.integers(2, 4))
+@settings(max_examples=40, deadline=None)
+def test_ac1_equals_its_definition(seed, s, n, k):
+    preds = rng(seed).integers(0, k, (s, n))
+    agree = np.mean([(preds[i] == preds[j]).mean() for i in range(s) for j in range(s) if i != j])
+    share = np.array([(preds == c).mean() for c in range(k)])
+    chance = (share * (1 - share)).sum() / (k - 1)
+    found = measure(preds, None, k, bootstrap=0, rng=rng()).ac1.value
+    if chance > 1e-9:
+        assert found == pytest.approx((agree - chance) / (1 - chance))
+
+
+def test_the_spread_over_seeds_has_a_chi_square_interval():
+    generator, covered = rng(8), 0
+    for _ in range(300):
+        right = (generator.normal(0.8, 0.02, 5) * 2_000).astype(int)
+        preds = (np.arange(2_000) >= right[:, None]).astype(int)
+        found = measure(
+            preds, np.zeros(2_000, int), 2, bootstrap=1, over="items", rng=rng()
+        ).accuracy_sd
+        covered += found.low <= 0.02 <= found.high
+    assert 0.92 <= covered / 300 <= 0.98
+
+
+def test_classes_that_say_little_are_named():
+    preds = np.zeros((4, 200), int)
+    preds[:, :60] = 1
+    preds[0, 100:103] = 2
+    y = np.r_[np.full(195, 0), np.full(5, 2)]
+    found = measure(preds, y, 4, bootstrap=50, rng=rng())
+    assert (
+        found.alpha_per_class[2].note
+        == "predicted for 0.8 of 200 texts a seed; its alpha says little"
+    )
+    assert found.alpha_per_class[3].note == "no seed predicts this class"
+    assert found.recall[2].note == "only 5 test texts of this class"
+    assert found.recall[0].note == ""
+
+
+def test_same_generator_same_intervals_and_quick():
+    generator = rng(2)
+    y = generator.integers(0, 4, 2000)
+    preds = noisy(y, 0.2, 5, 4, generator)
+    started = time.process_time()
+    first = measure(preds, y, 4, rng=rng(9))
+    assert time.process_time() - started < 6
+    assert first == measure(preds, y, 4, rng=rng(9))
+    assert first.alpha_k.low < first.alpha_k.value < first.alpha_k.high
+
+
+def test_json_has_no_nan():
+    found = measure(np.zeros((2, 3), int), np.array([0, 1, -1]), 2, bootstrap=10, rng=rng())
+    text = json.dumps(found.to_json(), allow_nan=False)
+    assert json.loads(text)["alpha_k"]["value"] is None
+    assert json.loads(text)["accuracy"]["value"] == 0.5
+    assert measure(np.zeros((2, 3), int), None, 2, rng=rng()).to_json()["accuracy"] is None
+
+
+def test_recovered_share():
+    assert recovered_share(75, 50, 100, noise=1) == (0.5, 50)
+    assert recovered_share(40, 50, 100, noise=1) == (pytest.approx(-0.2), 50)
+    assert recovered_share(80, 90, 70, noise=1) == (0.5, -20)
+    assert recovered_share(75, 99.5, 100, noise=1) == (None, 0.5)
+    assert recovered_share(math.nan, 50, 100, noise=1)[0] is None
+    with pytest.raises(ValueError, match="noise must be >= 0"):
+        recovered_share(1, 2, 3, noise=-1)
+
+
+def test_paired_difference_sees_what_separate_intervals_hide():
+    generator = rng(4)
+    y = generator.integers(0, 3, 400)
+    before = noisy(y, 0.20, 5, 3, generator)
+    after = before.copy()
+    mended = generator.random(before.shape) < 0.25
+    after[mended] = np.broadcast_to(y, before.shape)[mended]
+    for name in ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy"):
+        found = paired_difference(before, after, y, name, k=3, rng=rng())
+        assert found.clear
+        assert found.value > 0
+        assert found.prob_above_zero > 0.97
+    assert paired_difference(before, after, None, "churn", k=3, rng=rng()).high < 0
+    same = paired_difference(before, before, y, "accuracy", k=3, rng=rng())
+    assert (same.value, same.prob_above_zero, same.clear) == (0, 0.5, False)
+
+
+def test_bad_input_is_refused():
+    good = np.zeros((3, 4), int)
+    with pytest.raises(ValueError, match=r"preds must be \(s, n\)"):
+        measure([0, 1], None, 2, rng=rng())
+    with pytest.raises(ValueError, match=r"preds must lie in 0\.\.1"):
+        measure(good + 2, None, 2, rng=rng())
+    with pytest.raises(ValueError, match="integer classes"):
+        measure(good * 0.5, None, 2, rng=rng())
+    with pytest.raises(ValueError, match=r"y must have shape \(4,\)"):
+        measure(good, [0, 1], 2, rng=rng())
+    with pytest.raises(ValueError, match="finite and > 0"):
+        measure(good, None, 2, weight=[1, 1, 0, 1], rng=rng())
+    with pytest.raises(ValueError, match="Unknown metric 'kappa'"):
+        paired_difference(good, good, None, "kappa", k=2, rng=rng())
+    with pytest.raises(ValueError, match="needs gold labels"):
+        paired_difference(good, good, None, "accuracy", k=2, rng=rng())
+    with pytest.raises(ValueError, match="equal numbers"):
+        paired_difference(good, good[:2], None, "p_uc", k=2, rng=rng())
+
+
+def test_import_stays_light():
+    code = "import sys, loop.measure.stability; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

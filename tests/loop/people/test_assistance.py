@@ -1,0 +1,100 @@
+"""What help does to people, measured on texts that got it by chance."""
+
+import json
+
+import numpy as np
+import pytest
+
+from loop.errors import ConfigError
+from loop.people.assistance import assistance_lines, campaign_assistance, effects
+from loop.report.collect import campaign_view
+from loop.round import run_round
+from tests.loop.people.test_gold import answer
+from tests.loop.test_round import _no_plots, finish, make
+
+__all__ = ["_no_plots"]
+
+
+def given(n, agree_shown, agree_hidden, rng):
+    help_, llm, said = {}, {}, []
+    for i in range(n):
+        item = f"i{i}"
+        help_[item] = bool(rng.random() < 0.5)
+        llm[item] = "x"
+        agrees = rng.random() < (agree_shown if help_[item] else agree_hidden)
+        one = answer("ann", "x" if agrees else "y")
+        one.item_id = item
+        one.lead_time_s = float(np.exp(rng.normal(np.log(4.0 if help_[item] else 8.0), 0.5)))
+        said.append(one)
+    return said, help_, llm
+
+
+def test_a_planted_effect_is_found():
+    said, help_, llm = given(800, 0.95, 0.75, np.random.default_rng(0))
+    found = {e.what: e for e in effects(said, help_, llm=llm, known={})}
+    assert set(found) == {"agrees_with_llm", "seconds"}
+    assert found["agrees_with_llm"].low > 0.1
+    assert found["agrees_with_llm"].high < 0.3
+    assert found["seconds"].difference == pytest.approx(-0.5, abs=0.08)
+    assert found["seconds"].shown == pytest.approx(4.0, abs=0.5)
+
+
+def test_intervals_cover_the_truth():
+    rng = np.random.default_rng(1)
+    hits = []
+    for _ in range(300):
+        said, help_, llm = given(120, 0.9, 0.8, rng)
+        found = {e.what: e for e in effects(said, help_, llm=llm, known={})}
+        hits.append(found["agrees_with_llm"].low <= 0.1 <= found["agrees_with_llm"].high)
+    assert 0.91 <= np.mean(hits) <= 0.985
+
+
+def test_checks_show_whether_help_misleads():
+    help_ = {f"c{i}": i % 2 == 0 for i in range(40)}
+    said = []
+    for i in range(40):
+        one = answer("ann", "wrong" if i % 4 == 0 else "right")
+        one.item_id = f"c{i}"
+        said.append(one)
+    (found,) = effects(said, help_, llm={}, known=dict.fromkeys(help_, "right"))
+    assert (found.what, found.shown, found.hidden) == ("checks_right", 0.5, 1.0)
+    assert found.high < 0
+
+
+def test_too_few_texts_say_nothing():
+    said, help_, llm = given(6, 0.9, 0.8, np.random.default_rng(2))
+    assert effects(said, help_, llm=llm, known={}) == []
+
+
+def test_a_campaign_helps_with_a_share_of_its_texts_and_says_what_it_did(tmp_path):
+    studio = {"overlap": 1, "assist": "prefill", "assist_share": 0.5}
+    ctx = make(
+        tmp_path,
+        budget={"labels": 60},
+        rounds={"batch_size": 60, "rounds": 1, "audit_frac": 0.2},
+        label_studio=studio,
+    )
+    finish(ctx)
+    helped = {r.item_id: r.assisted for r in ctx.store.reviews("c")}
+    assert 15 <= sum(helped.values()) <= 45
+    tasks = json.loads(ctx.reviewer.path.read_text())["tasks"]
+    assert {k: t["assisted"] for k, t in tasks.items()} == helped
+    found = campaign_assistance(ctx.config, ctx.store)
+    assert "agrees_with_llm" in {e.what for e in found}
+    lines = assistance_lines("prefill", found)
+    assert any("points (" in line for line in lines)
+    assert set(lines) <= set(campaign_view(ctx.config, ctx.store).notes)
+    ctx.store.close()
+
+
+def test_without_a_share_nothing_is_compared(tmp_path):
+    ctx = make(tmp_path)
+    run_round(ctx)
+    assert {r.assisted for r in ctx.store.reviews("c")} == {False}
+    assert campaign_assistance(ctx.config, ctx.store) == []
+    ctx.store.close()
+
+
+def test_a_share_of_nothing_is_refused(tmp_path):
+    with pytest.raises((ConfigError, ValueError), match="assist_share is for assist"):
+        make(tmp_path, label_studio={"assist_share": 0.5})
