@@ -25,9 +25,8 @@ from sqlmodel import Session, col, select
 from loop.campaign.config import AnnotatorSection, Config
 from loop.campaign.panel import Panel
 from loop.campaign.store import Store
-from loop.campaign.tables import Annotation, HiddenCheck, Item, LlmCalls, Review, now
+from loop.campaign.tables import DELETED, Annotation, HiddenCheck, Item, LlmCalls, Review, now
 from loop.errors import AnnotatorError, StageError
-from loop.people.tally import DELETED
 from loop.ports import Annotator, ClassProbs, FloatArray, TextItem
 from loop.prompt import PromptVariant
 

@@ -257,8 +257,8 @@ def create_user(username: str, *, data_dir: Path | None = None) -> str:
 def install(progress: Say = _silent, show: Show = show_nothing) -> Path:
     """The Python of an environment that has Label Studio, made on the first call.
 
-    Its packages are those of ``requirements.lock`` beside this file, checked by hash. Where another process or
-    thread is installing it already, this waits.
+    Its packages are those of ``requirements.lock`` beside this file, checked by hash. Where another
+    process or thread is installing it already, this waits.
 
     Args:
         progress: told what is being waited for.

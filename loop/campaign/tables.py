@@ -22,6 +22,10 @@ STAGES = (
     "done",
 )
 
+UNSERVED = "unserved"
+"""Outcome of a text whose task Label Studio fails to show."""
+DELETED = "deleted"
+"""Outcome of a text whose task was deleted in Label Studio while it waited for people."""
 VALIDATION = 0
 """Number of the round that only measures the LLM: a random sample, no training."""
 

@@ -14,7 +14,9 @@ from sqlmodel import Session, col, select
 from loop.campaign.context import Context
 from loop.campaign.panel import Panel
 from loop.campaign.tables import (
+    DELETED,
     STAGES,
+    UNSERVED,
     Annotation,
     CampaignRow,
     HiddenCheck,
@@ -26,7 +28,6 @@ from loop.campaign.tables import (
 from loop.money import account, asked_answers
 from loop.people.gold import decide_all, latest_per_person, wanted_answers
 from loop.people.review_tasks import known_checks
-from loop.people.tally import DELETED, UNSERVED
 from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
 
 READ_ALL = "read everything"  # in the audit trail

@@ -6,12 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from loop.campaign.tables import Annotation, Review
+from loop.campaign.tables import DELETED, UNSERVED, Annotation, Review
 
-UNSERVED = "unserved"
-"""Outcome of a text whose task Label Studio fails to show."""
-DELETED = "deleted"
-"""Outcome of a text whose task was deleted in Label Studio while it waited for people."""
 CANNOT_SHOW = "Label Studio cannot show it"
 
 MAX_REASONS, MAX_REASON_CHARS, MAX_TASKS = 6, 60, 10
