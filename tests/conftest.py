@@ -8,14 +8,15 @@ from collections import defaultdict
 from ipaddress import ip_address
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-settings.register_profile("goldloop", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure.
+settings.register_profile("goldloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("goldloop")
 
 

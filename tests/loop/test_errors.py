@@ -17,7 +17,7 @@ import sqlalchemy.exc
 
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
-from loop.errors import LoopError, Stopped, UnforeseenError, foreign
+from loop.errors import LoopError, Stopped, StoreError, UnforeseenError, foreign
 from tests.loop.cli.test_main import goldloop, good_rows, write_campaign, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -118,24 +118,31 @@ def test_memory_is_known_by_what_is_said_where_no_class_tells():
 
 def test_parameters_of_sql_stay_out_of_every_message(store_url):
     store = Store(store_url)
-    with pytest.raises(sqlalchemy.exc.DBAPIError) as caught, store.transaction() as session:
+    with pytest.raises(StoreError) as caught, store.transaction() as session:
         session.connection().execute(
             sqlalchemy.text("insert into item (id) values (:a)"), {"a": "a text that is private"}
         )
     store.close()
-    assert "parameters hidden" in str(caught.value)
-    assert "private" not in str(foreign(caught.value))
+    cause = caught.value.__cause__
+    assert "parameters hidden" in str(cause)
+    assert "private" not in str(caught.value) + str(foreign(cause))
 
 
 # through the command line
+
+
+def begun(folder):
+    """A campaign file with its texts and its store, which commands that read ask for."""
+    write_texts(folder, good_rows())
+    write_campaign(folder)
+    Store(f"sqlite:///{folder / 'c.db'}").close()
 
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_debug", False)
-    write_texts(tmp_path, good_rows())
-    write_campaign(tmp_path)
+    begun(tmp_path)
     return lambda *args: goldloop(monkeypatch, capsys, *args)
 
 
@@ -230,8 +237,7 @@ def shell(command, folder):
     ],
 )
 def test_streams_that_take_nothing_more(tmp_path, command, expected):
-    write_texts(tmp_path, good_rows())
-    write_campaign(tmp_path)
+    begun(tmp_path)
     done = shell(command, tmp_path)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -240,14 +246,13 @@ def test_streams_that_take_nothing_more(tmp_path, command, expected):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
-    write_texts(tmp_path, good_rows())
-    write_campaign(tmp_path)
+    begun(tmp_path)
     (tmp_path / "wait.py").write_text(
         "import signal, sys, time, loop.cli.__main__, loop.report.status\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*a, **k):\n    print('now', flush=True)\n    time.sleep(60)\n"
         "loop.report.status.campaign_status = wait\n"
-        "sys.argv = ['goldloop', 'status']\nloop.cli.main()\n"
+        "sys.argv = ['goldloop', 'status']\nloop.cli.__main__.main()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "wait.py"], cwd=tmp_path, text=True,

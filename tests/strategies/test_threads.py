@@ -6,7 +6,6 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from loop.bench import error_predictor
 from loop.student import frozen_student as frozen
-from strategies.signals import learned_error as learned
 from strategies.signals import students
 from strategies.threads import one_blas_thread
 
@@ -41,7 +40,7 @@ def test_students_and_the_predictor_take_one_thread(two_threads, monkeypatch, na
     seen = []
     module, inner = {
         "out_of_fold_probs": (students, "_second_moment"),
-        "error_predictor": (learned, "_logistic"),
+        "error_predictor": (error_predictor, "fit_logistic"),
         "frozen": (frozen, "fit_heads"),
     }[name]
 

@@ -309,6 +309,7 @@ def test_a_store_opened_to_read_cannot_be_written(empty_url, kind):
 
 
 def test_commands_that_read_leave_the_folder_as_it_is(kept, tmp_path, goldloop):
+    assert goldloop("upgrade", "-f", kept / "goldloop.toml")[0] == 0
     before = {p: p.stat().st_mtime_ns for p in kept.rglob("*") if p.is_file()}
     (tmp_path / "out").mkdir()
     for args in read_commands(kept, tmp_path / "out"):
@@ -318,6 +319,7 @@ def test_commands_that_read_leave_the_folder_as_it_is(kept, tmp_path, goldloop):
 
 
 def test_commands_that_read_work_on_a_disk_that_cannot_be_written(kept, tmp_path, goldloop):
+    assert goldloop("upgrade", "-f", kept / "goldloop.toml")[0] == 0
     (tmp_path / "out").mkdir()
     plain = goldloop("status", "-f", kept / "goldloop.toml")
     with read_only_disk(kept):
@@ -373,7 +375,8 @@ def test_a_kept_store_is_continued_and_reported(kept, tmp_path, goldloop):
     file = ("-f", kept / "goldloop.toml")
     upgraded = goldloop("upgrade", *file)
     assert upgraded[0] == 0, upgraded[2]
-    assert "Round 2 of 3, stage pull: 6 chosen, 6 sent, 3 back" in goldloop("status", *file)[1]
+    waiting = "Round 2 of 3, stage pull: 6 chosen, 6 sent to people (3 back, 3 out)"
+    assert waiting in goldloop("status", *file)[1]
     ctx = kept_campaign(kept)
     gold = gold_of(ctx)
     assert len(gold) == 6

@@ -62,6 +62,7 @@ labels = 10
 
 [rounds]
 batch_size = 10
+audit = "uniform"
 
 [label_studio]
 url = {url}

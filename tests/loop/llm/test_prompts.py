@@ -143,7 +143,7 @@ def test_examples_stay_unless_they_are_to_be_refreshed(tmp_path):
 
 
 def test_refreshed_examples_come_from_peoples_labels(tmp_path):
-    ctx = campaign(tmp_path, refresh="round")
+    ctx = campaign(tmp_path, refresh="round", shots=8)
     run_round(ctx)
     pool = {i.text: i for i in ctx.store.items("c", "pool")}
     before = ctx.store.variants("c", "seeing")

@@ -134,10 +134,11 @@ def test_both_commands_say_their_sentence_and_leave_their_files(finished, monkey
     from contextlib import nullcontext
 
     from loop.cli import __main__ as cli
+    from loop.cli import studies
 
     def goldloop(*args):
         monkeypatch.setattr("sys.argv", ["goldloop", *args])
-        monkeypatch.setattr(cli, "at_work", lambda _file, _command: nullcontext(finished))
+        monkeypatch.setattr(studies, "at_work", lambda _file, _command: nullcontext(finished))
         try:
             cli.main()
         except SystemExit as exc:

@@ -22,6 +22,7 @@ from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.campaign.store import Store
 from loop.campaign.tables import Annotation, Event
 from loop.cli import __main__ as cli
+from loop.cli import rounds
 from loop.next_round import open_campaign, open_round
 from loop.people.answers import record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
@@ -41,8 +42,8 @@ SUMS = ("back", "out", "unreadable", "skipped", "deleted")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     quick = SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic)
-    for name in ("_client", "_push", "_views"):
-        monkeypatch.setattr(f"connectors.label_studio.reviewer{name}.time", quick)
+    for name in ("client", "push", "views"):
+        monkeypatch.setattr(f"connectors.label_studio.{name}.time", quick)
     monkeypatch.setattr("label_studio_sdk.core.http_client.time.sleep", lambda seconds: None)
 
 
@@ -357,7 +358,7 @@ def test_pull_all_reads_everything_at_once(tmp_path, monkeypatch, capsys):
     ctx, studio, tasks = waiting(tmp_path)
     studio.put(tasks[0], studio.answer(tasks[0], "Positive"))
     del studio.tasks[tasks[1]]
-    monkeypatch.setattr(cli, "at_work", lambda file, command: nullcontext(ctx))
+    monkeypatch.setattr(rounds, "at_work", lambda file, command: nullcontext(ctx))
     said = {}
     for command in ("pull", "pull --all"):
         monkeypatch.setattr(sys, "argv", ["goldloop", *command.split()])

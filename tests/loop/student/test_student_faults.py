@@ -241,7 +241,16 @@ def test_a_campaign_waits_at_training_and_goes_on_once_it_is_mended(
     monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
 
     def campaign():
-        ctx = make(tmp_path, student=section, strategy={"signals": ["entropy"], "repair": "keep"})
+        ctx = make(
+            tmp_path,
+            student=section,
+            strategy={"signals": ["entropy"], "repair": "keep"},
+            rounds={
+                "batch_size": 15,
+                "rounds": 2,
+                "audit": "uniform",
+            },  # embeds nothing
+        )
         ctx.parts = replace(ctx.parts, student=lambda: tiny_student(folder, epochs=1))
         return ctx
 
