@@ -53,6 +53,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                 "confusion": [list(line) for line in row.confusion],
                 "label_quality": _plain(row.label_quality),
                 "predictor": _plain(row.predictor),
+                "suspects": _plain(row.suspects),
                 "recovered": {
                     key: {
                         "share": _number(r.share),

@@ -108,6 +108,7 @@ class ReportRow:
         confusion: share of the test texts by true class and label, mean over the seeds.
         label_quality: of the round, as ``loop.quality`` gives it; JSON.
         predictor: likewise.
+        suspects: likewise.
     """
 
     arm: Arm
@@ -121,6 +122,7 @@ class ReportRow:
     confusion: tuple[tuple[float, ...], ...] = ()
     label_quality: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
+    suspects: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

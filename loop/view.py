@@ -202,4 +202,5 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         confusion=_matrix((metrics.get("confusion") or {}).get(arm), k),
         label_quality=(metrics.get("label_quality") or {}) if own else {},
         predictor=(metrics.get("predictor") or {}) if own else {},
+        suspects=(metrics.get("suspects") or {}) if own else {},
     )
