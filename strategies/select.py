@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from strategies.pool import FloatArray, IntArray
 
-MOST_COMPARED = 4000  # candidates that are compared with one another, or 20 for each item drawn
+MOST_COMPARED = 4000  # candidates that are compared with one another, or 10 for each item drawn
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def spread_sample(about: FloatArray, n: int, rng: np.random.Generator) -> IntArr
 
     The local pivotal method: a random row that is still undecided and the nearest other one settle
     which of them takes over the other's chance. Where one is chosen its neighbours are therefore
-    not. Of very many rows a plain random sample of ``MOST_COMPARED``, or 20 n, is compared.
+    not. Of very many rows a plain random sample of ``MOST_COMPARED``, or 10 n, is compared.
 
     Args:
         about: (t, c) places of the rows.
@@ -200,7 +200,7 @@ def spread_sample(about: FloatArray, n: int, rng: np.random.Generator) -> IntArr
         method, Biometrics 68 (LPM2).
     """
     rows: IntArray = np.arange(len(about))
-    most = max(MOST_COMPARED, 20 * n)
+    most = max(MOST_COMPARED, 10 * n)
     if len(rows) > most:
         rows = np.sort(rng.choice(len(rows), most, replace=False))
     full = len(rows)

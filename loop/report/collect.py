@@ -225,6 +225,7 @@ def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
         label_quality=(metrics.get("label_quality") or {}) if own else {},
         predictor=(metrics.get("predictor") or {}) if own else {},
         not_comparable=tuple(metrics.get("not_comparable") or ()) if own else (),
+        suspects=(metrics.get("suspects") or {}) if own else {},
     )
 
 

@@ -105,6 +105,7 @@ class ReportRow:
         predictor: likewise.
         not_comparable: keys of the campaign file that changed since the round before and keep the
             two from being compared.
+        suspects: likewise.
     """
 
     arm: Arm
@@ -119,6 +120,7 @@ class ReportRow:
     label_quality: Mapping[str, Any] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
     not_comparable: tuple[str, ...] = ()
+    suspects: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

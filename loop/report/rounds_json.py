@@ -54,6 +54,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                 "label_quality": _plain(row.label_quality),
                 "predictor": _plain(row.predictor),
                 "not_comparable": list(row.not_comparable),
+                "suspects": _plain(row.suspects),
                 "recovered": {
                     key: {
                         "share": _number(r.share),

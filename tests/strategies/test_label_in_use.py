@@ -11,6 +11,7 @@ from strategies import STRATEGIES
 from strategies.calibrate import batch_calibrate
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
+from strategies.signals.learned_error import class_posterior
 from strategies.signals.students import out_of_fold_probs
 
 
@@ -82,3 +83,21 @@ def test_gold_moves_the_suspicion_towards_the_labels_that_are_wrong():
         aurocs.append(weighted_auroc(score[left], (pool.y_llm != truth)[left], np.ones(left.sum())))
     assert aurocs[1] > aurocs[0] + 0.1
     assert aurocs[1] > 0.75
+
+
+def test_the_residual_head_learns_what_no_opinion_says():
+    """Texts of one kind have a class of their own that neither LLM nor students ever name."""
+    rng = np.random.default_rng(0)
+    n, k = 500, 3
+    about = rng.normal(size=(n, 8)).astype(np.float32)
+    about[:, 0] *= 3
+    truth = np.where(about[:, 0] > 2, 2, rng.integers(2, size=n))
+    y = np.where(truth == 2, rng.integers(2, size=n), truth)
+    probs = np.full((n, 1, k), 0.01)
+    probs[np.arange(n), 0, y] = 0.98
+    gold = np.where(np.arange(n) < 200, truth, -1)
+    pool = Pool(probs=probs, y_llm=y, gold=gold, embeddings=about)
+    posterior = class_posterior(pool, rng=np.random.default_rng(0))
+    kind = (gold < 0) & (truth == 2)
+    assert (posterior[kind].argmax(axis=1) == 2).mean() > 0.6
+    assert (posterior[(gold < 0) & ~kind].argmax(axis=1) == truth[(gold < 0) & ~kind]).mean() > 0.9

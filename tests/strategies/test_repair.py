@@ -191,7 +191,8 @@ def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
     def right(posterior):
         return (posterior[rows].argmax(axis=1) == truth[rows]).mean()
 
-    without = right(class_posterior(llm, rng=np.random.default_rng(0)))
+    opinions = replace(llm, embeddings=None)  # and no head on what the texts are about
+    without = right(class_posterior(opinions, rng=np.random.default_rng(0)))
     found = right(corrected_posterior(llm, rng=np.random.default_rng(0)))
     assert without < 0.6
     assert found > 0.8

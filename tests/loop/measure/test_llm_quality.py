@@ -161,6 +161,7 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     shown = json.loads(json.dumps(rounds_json(view), allow_nan=False))["rows"]
     assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [metrics["label_quality"]]
     assert [r["predictor"]["n"] for r in shown if r["arm"] == "loop"] == [40]
+    assert [r["suspects"] for r in shown if r["arm"] == "loop"] == [metrics["suspects"]]
 
 
 def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
