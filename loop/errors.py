@@ -16,7 +16,8 @@
 
     Stopped                  Ctrl-C or a request to end; no Exception, so that nothing swallows it
 
-What libraries raise is turned into one of these by :func:`foreign`, in one place: the command line.
+What libraries raise is turned into one of these by :func:`foreign`, where goldloop is called from:
+the command line, and the methods of ``Campaign``.
 Arrays of a wrong shape or range raise ``ValueError``; those are bugs, not user errors.
 """
 

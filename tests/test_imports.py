@@ -105,7 +105,7 @@ def test_floors_are_counted_right(tmp_path, files, back, chain):
 
 def test_help_needs_no_heavy_library():
     code = (
-        "import sys; import loop.cli.__main__, strategies, connectors;"
+        "import sys; import goldloop, loop.cli.__main__, strategies, connectors;"
         "heavy = {'torch', 'transformers', 'faiss', 'sklearn', 'pandas', 'label_studio_sdk',"
         " 'sqlmodel', 'matplotlib', 'pyarrow'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"

@@ -63,6 +63,7 @@ TESTED_BY = {
     "loop.bench.tables": "loop/bench/test_run.py",
     "loop.cli.build": "loop/campaign/test_context.py",
     "loop.cli.campaign": "loop/cli/test_main.py",
+    "loop.cli.face": "test_goldloop.py",
     "loop.cli.delivery": "loop/cli/test_main.py",
     "loop.cli.options": "loop/cli/test_main.py",
     "loop.cli.reports": "loop/cli/test_main.py",

@@ -44,6 +44,22 @@ def open_store(config: Config, *, read_only: bool = False) -> Iterator[Store]:
 
 
 @contextmanager
+def reading(file: Path) -> Iterator[tuple[Config, Store]]:
+    """The campaign file and its store, to read only.
+
+    Raises:
+        ConfigError: the file is wrong.
+        NoStoreError: there is no store yet.
+        StoreError: see ``open_store``.
+    """
+    from loop.campaign.config import load
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        yield config, store
+
+
+@contextmanager
 def at_work(file: Path, command: str) -> Iterator[Context]:
     """The campaign at work, with the writer's lock held."""
     from loop.campaign.config import load

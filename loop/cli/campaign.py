@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from loop.cli.build import build_annotator, texts_arguments
+from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import say
 from loop.errors import LoopError
-
-if TYPE_CHECKING:
-    from loop.campaign.config import Config
-
 
 app = typer.Typer()
 
@@ -82,38 +77,9 @@ def init(
 @app.command()
 def check(file: File = CAMPAIGN) -> None:
     """Say everything that is wrong with the campaign file and its texts, in one pass."""
-    from connectors.texts.read import find_problems
-    from loop.campaign.config import line_of, load
-
-    config = load(file)
-    problems = find_problems(**texts_arguments(config) | {"meta_columns": None})
-    raw = file.read_text(encoding="utf-8")
-    at = line_of(raw, ("texts", "source")) or 1
+    problems = Campaign(file).check()
     for problem in problems:
-        where = f"{file}:{line_of(raw, ('texts', 'text_column')) or at}: "
-        say(f"{problem.level}: {where}{problem.message}")
-    if any(p.level == "error" for p in problems) or not _annotator_is_fine(config, file):
+        say(str(problem))
+    if any(problem.level == "error" for problem in problems):
         raise typer.Exit(1)
     say(f"{file} is fine.")
-
-
-def _annotator_is_fine(config: Config, file: Path) -> bool:
-    from connectors.texts.read import load_texts
-    from loop.ports import TextItem
-
-    if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
-        say(
-            f'warning: {file}: prompt.label_form = "ids" is for larger models; one as small as'
-            " smollm2-135m answers near chance with class numbers."
-        )
-    if config.annotator.kind != "recorded":
-        return True
-    rows = load_texts(**texts_arguments(config))
-    try:
-        build_annotator(config).check(
-            [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
-        )
-    except LoopError as exc:
-        say(f"error: {file}: {exc}")
-        return False
-    return True

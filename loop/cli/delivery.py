@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loop.cli.build import at_work, open_store
+from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, say
 
@@ -20,15 +20,7 @@ def export(
     file: File = CAMPAIGN,
 ) -> None:
     """Write the final labels with their provenance, confidence and round."""
-    from connectors.texts.write import write_labels
-    from loop.campaign.config import load
-    from loop.deliver.export import final_labels
-
-    config = load(file)
-    with open_store(config, read_only=True) as store:
-        rows = final_labels(config, store)
-    write_labels(rows, out)
-    say(f"Wrote {len(rows)} labels to {out}.")
+    say(f"Wrote {Campaign(file).export(out)} labels to {out}.")
 
 
 @app.command()
@@ -43,15 +35,7 @@ def model(
     file: File = CAMPAIGN,
 ) -> None:
     """Make the final model of the last finished round, with its model card."""
-    from loop.deliver.final_model import make_final_model
-
-    with at_work(file, "model") as ctx:
-        made = make_final_model(
-            ctx, folder or ctx.config.out / "final", keep_seeds=seeds, force=force
-        )
-    for line in made.news:
-        say(line)
-    typer.echo(str(made.folder))
+    typer.echo(str(Campaign(file).model(folder, seeds=seeds, force=force)))
 
 
 @app.command()

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from loop.cli.build import at_work, open_store
+from loop.cli.build import at_work, reading
+from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import print_rounds, print_table, say
 
@@ -28,13 +29,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say where the campaign stands, and what to type next."""
-    from loop.campaign.config import load
-    from loop.report.status import campaign_status, status_lines
+    from loop.report.status import status_lines
 
-    config = load(file)
-    with open_store(config, read_only=True) as store:
-        found = campaign_status(config, store)
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(status_lines(found)))
+    told = Campaign(file).status()
+    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(status_lines(told)))
 
 
 @app.command()
@@ -45,14 +43,11 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html and rounds.json, and print the table."""
-    from loop.campaign.config import load
-    from loop.report.collect import campaign_view, write_outputs
+    from loop.report.collect import campaign_view
 
-    config = load(file)
-    with open_store(config, read_only=True) as store:
+    with reading(file) as (config, store):
         print_rounds(campaign_view(config, store))
-        path = write_outputs(config, store, out)
-    say(f"Report: {path}")
+    say(f"Report: {Campaign(file).report(out)}")
 
 
 @app.command()
@@ -63,12 +58,10 @@ def codebook(
     ] = None,
 ) -> None:
     """Write codebook.md: examples of each label, where people differ, and what no label fits."""
-    from loop.campaign.config import load
     from loop.deliver.codebook import codebook as drawn
     from loop.files import write_whole
 
-    config = load(file)
-    with open_store(config, read_only=True) as store:
+    with reading(file) as (config, store):
         text = drawn(config, store)
     path = (out or config.out) / "codebook.md"
     write_whole(path, text)
@@ -81,12 +74,10 @@ def people(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say how well each person labels: agreement, hidden checks, time, and what to look at."""
-    from loop.campaign.config import load
     from loop.people.assistance import assistance_lines, campaign_assistance
     from loop.people.scorecards import campaign_people, people_table, unreadable_lines
 
-    config = load(file)
-    with open_store(config, read_only=True) as store:
+    with reading(file) as (config, store):
         found = campaign_people(config, store)
         helped = campaign_assistance(config, store)
     if as_json:

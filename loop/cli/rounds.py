@@ -12,16 +12,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loop.cli.build import at_work, build_annotator, load_campaign_texts, local_login, open_store
+from loop.cli.build import (
+    at_work,
+    build_annotator,
+    load_campaign_texts,
+    local_login,
+    open_store,
+    reading,
+)
+from loop.cli.face import Campaign, run_rounds, waiting_line
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, print_rounds, say
 from loop.errors import LoopError, NoStoreError
 
 if TYPE_CHECKING:
     from loop.campaign.config import Config
-    from loop.campaign.context import Context
     from loop.campaign.store import Store
-    from loop.campaign.tables import Round
 
 
 app = typer.Typer()
@@ -39,8 +45,8 @@ def run(
     ] = False,
 ) -> None:
     """Run the loop as far as it goes; run it again to resume."""
-    with at_work(file, "run") as ctx:
-        _run(ctx, rounds=rounds, wait=wait, close=close)
+    if Campaign(file).run(rounds, wait=wait, close=close):
+        _print_result(file)
 
 
 @app.command()
@@ -79,7 +85,7 @@ def validate(
                 ask_rival(ctx, config, annotator)
                 rivals.append((name, config, annotator.revision))
         if round_.stage != "done":
-            say(_waiting(ctx, round_))
+            say(waiting_line(ctx, round_))
             return
         found = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
         lines = validation_lines(found, ctx.config.budget.labels)
@@ -183,7 +189,7 @@ def pull(
             if close and round_.stage == "pull":
                 close_early(ctx, open_round(ctx))
                 round_ = run_stage(ctx, "pull")
-            say(_waiting(ctx, round_))
+            say(waiting_line(ctx, round_))
             for line in answer_lines(ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)):
                 say(line)
         if withdraw:
@@ -219,10 +225,10 @@ def demo(
     else:
         say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
     with at_work(file, "demo") as ctx:
-        _run(ctx, rounds=None, wait=by_hand, close=False)
-        from loop.report.collect import write_outputs
-
-        path = write_outputs(ctx.config, ctx.store)
+        finished = run_rounds(ctx, rounds=None, wait=by_hand, close=False)
+    if finished:
+        _print_result(file)
+    path = Campaign(file).report()
     ran_s = time.monotonic() - started
     for line in closing_lines(file, path, installed_s, ran_s, local_login()):
         say(line)
@@ -296,47 +302,10 @@ def _texts_in_a_store(config: Config) -> Iterator[Store]:
         yield store
 
 
-def _run(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> None:
-    from loop.next_round import open_campaign, open_round, take_in_new_texts, why_finished
+def _print_result(file: Path) -> None:
+    """The table per round, and where the report is."""
     from loop.report.collect import campaign_view
-    from loop.round import close_early, run_round
 
-    open_campaign(ctx)
-    finished, told = 0, ""
-    while rounds is None or finished < rounds:
-        take_in_new_texts(ctx)
-        if reason := why_finished(ctx):
-            say(f"The campaign is finished: {reason}.")
-            break
-        round_ = run_round(ctx)
-        if round_.stage == "done":
-            finished += 1
-            say(f"Round {round_.number} is done.")
-        elif close:
-            close_early(ctx, open_round(ctx))
-            close = False  # the round that waits now, not those that are opened after it
-        else:
-            news = _waiting(ctx, round_)
-            if news != told:
-                say(news)
-                told = news
-            if not wait:
-                return
-            time.sleep(5)
-    print_rounds(campaign_view(ctx.config, ctx.store))
-    say(f"Report: {ctx.config.out / 'report.html'}")
-
-
-def _waiting(ctx: Context, round_: Round) -> str:
-    """What is back, and where people label; or what comes next."""
-    from loop.next_round import next_command
-    from loop.people.tally import tally, tally_line
-
-    if round_.stage != "pull":
-        return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
-    reviews = ctx.store.reviews(ctx.name, round_.id)
-    became = tally(reviews)
-    news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
-    login = local_login() if ctx.config.label_studio.url == "local" else None
-    who = f" (user {login[1]}, password {login[2]})" if login else ""
-    return f"{news} People label at {ctx.reviewer.url()}{who}"
+    with reading(file) as (config, store):
+        print_rounds(campaign_view(config, store))
+    say(f"Report: {config.out / 'report.html'}")

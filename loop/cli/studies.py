@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loop.cli.build import at_work, build_encoder_student, build_parts, open_store
+from loop.cli.build import at_work
+from loop.cli.face import bench as replayed
 from loop.cli.options import CAMPAIGN, AsJson, File, Student
-from loop.cli.terminal import bar, print_table, say
+from loop.cli.terminal import print_table, say
 from loop.errors import LoopError
 
 if TYPE_CHECKING:
-    from loop.bench.data_sets import BenchData
     from loop.studies.side_runs import StudentKind
 
 
@@ -117,74 +116,29 @@ def bench(
     ),
 ) -> None:
     """Replay strategies side by side at equal gold budget on texts whose labels are known."""
-    from connectors.texts.read import load_texts
-    from loop.bench.data_sets import data_from_rows
-    from loop.bench.peers import peers
-    from loop.bench.policies import POLICIES
-    from loop.bench.run import run_bench
-    from loop.bench.tables import tables, write_results
-    from loop.campaign.config import StudentSection
+    from loop.bench.tables import tables
 
-    columns = votes.split(",") if votes else [llm_column] if llm_column else []
-    if bool(columns) == (annotator is not None):
-        raise LoopError(
-            "Name the LLM's labels, --llm-column COLUMN or --votes COLUMN,COLUMN,…, or what gives"
-            " them, --annotator CAMPAIGN_FILE."
-        )
-    if student not in ("frozen", "encoder"):
-        raise LoopError(f"Unknown student {student!r}; allowed: frozen, encoder.")
     try:
         shares = [float(share) for share in budgets.split(",")]
     except ValueError as exc:
         raise LoopError(f"--budgets {budgets!r} must be shares such as 0.05,0.1.") from exc
-    names = strategies.split(",")
-    model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
-    if annotator is not None:
-        texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
-        data = _annotated(annotator, source, texts, out, model.embed)
-    else:
-        rows = load_texts(
-            str(source), on_note=say, text_column=text_column, gold_column=label,
-            split_column=split_column, meta_columns="plain",
-        )  # fmt: skip
-        data = data_from_rows(source.stem, rows, columns, model.embed)
-    with bar("Replaying", repetitions * (2 + len(names) * len(shares))) as progress:
-        result = run_bench(
-            [data], names, budgets=shares, rounds=rounds,
-            learner=None if student == "frozen" else model,
-            seeds=seeds, repetitions=repetitions, policies={**POLICIES, **peers()},
-            progress=progress,
-        )  # fmt: skip
+    result = replayed(
+        source,
+        label,
+        llm_column=llm_column,
+        votes=votes.split(",") if votes else (),
+        annotator=annotator,
+        text_column=text_column,
+        split_column=split_column,
+        strategies=strategies.split(","),
+        budgets=shares,
+        rounds=rounds,
+        student=student,
+        encoder=encoder,
+        lr=lr,
+        seeds=seeds,
+        repetitions=repetitions,
+        out=out,
+    )
     for table in tables(result):
         print_table(table)
-    for path in write_results(result, out):
-        say(f"Wrote {path}")
-
-
-def _annotated(
-    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
-) -> BenchData:
-    """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
-    from loop.bench.data_sets import data_from_votes
-    from loop.campaign.config import StoreSection, load
-    from loop.campaign.context import Context
-    from loop.llm.votes import read_votes
-    from loop.round import run_stage
-
-    given = load(file)
-    section = given.texts.model_copy(update={"source": str(source.resolve()), **texts})
-    store_section = StoreSection(
-        url=f"sqlite:///{out.resolve() / 'annotated.db'}", folder=str(out.resolve())
-    )
-    config = given.model_copy(update={"texts": section, "store": store_section})
-    out.mkdir(parents=True, exist_ok=True)
-    with open_store(config) as store:
-        context = Context(config, store, build_parts(config, store), show=bar, say=say)
-        with closing(context):
-            run_stage(context, "annotate")
-            pool = store.items(context.name, "pool")
-            votes = read_votes(config, store, context.annotator.revision, pool)
-            test = store.items(context.name, "test")
-    return data_from_votes(
-        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
-    )

@@ -143,6 +143,42 @@ class Labeller:
         return np.stack([tokens.together(each) for each in found])
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of n texts, some of which may hold no letters.
+
+    Attributes:
+        classes: (k,) the labels that the model knows.
+        labels: (n,) the likeliest label; None where the text holds nothing.
+        probabilities: (n, k) in the order of ``classes``, rows sum to 1; NaN where no label is.
+        stability: (n,) share of the seeds that agree with the label, NaN where no label is; None
+            where it was not asked for, or the model was saved without its seeds' models.
+    """
+
+    classes: tuple[str, ...]
+    labels: list[str | None]
+    probabilities: FloatArray
+    stability: FloatArray | None
+
+
+def predictions(labeller: Labeller, texts: Sequence[str]) -> Predictions:
+    """Labels texts, ``PIECE`` at a time."""
+    n = len(texts)
+    labels: list[str | None] = [None] * n
+    probs = np.full((n, len(labeller.labels)), np.nan)
+    stability = np.full(n, np.nan) if labeller.stable else None
+    given = [row for row, text in enumerate(texts) if text.strip()]
+    for start in range(0, len(given), PIECE):
+        rows = given[start : start + PIECE]
+        said = labeller([texts[row] for row in rows])
+        probs[rows] = said.probs
+        if stability is not None:
+            stability[rows] = said.stability
+        for row, y in zip(rows, said.y, strict=True):
+            labels[row] = labeller.labels[y]
+    return Predictions(labeller.labels, labels, probs, stability)
+
+
 # a whole file
 
 
@@ -206,25 +242,22 @@ def label_rows(
     started = time.perf_counter()
     names = list(prediction_columns(labeller.labels))
     for piece in pieces:
-        given = [row for row, found in enumerate(piece) if found.text.strip()]
-        said: dict[int, list[Any]] = {}
-        if given:
-            found = labeller([piece[row].text for row in given])
-            for at, row in enumerate(given):
-                probs = [round(float(p), 6) for p in found.probs[at]]
-                stability = None if found.stability is None else float(found.stability[at])
-                label = labeller.labels[int(found.y[at])]
-                said[row] = [label, *probs, stability]
+        said = predictions(labeller, [row.text for row in piece])
+        records = []
+        for at, (row, label) in enumerate(zip(piece, said.labels, strict=True)):
+            cells: list[Any] = [None] * len(names)
+            if label is not None:
+                probs = [round(float(p), 6) for p in said.probabilities[at]]
+                cells = [
+                    label,
+                    *probs,
+                    None if said.stability is None else float(said.stability[at]),
+                ]
                 tally.labels[label] += 1
-            if found.stability is not None and tally.agreed is not None:
-                tally.agreed += int((found.stability == 1).sum())
-        nothing: list[Any] = [None] * len(names)
-        write(
-            [
-                {**row.values, **dict(zip(names, said.get(at, nothing), strict=True))}
-                for at, row in enumerate(piece)
-            ]
-        )
+            records.append({**row.values, **dict(zip(names, cells, strict=True))})
+        if said.stability is not None and tally.agreed is not None:
+            tally.agreed += int((said.stability == 1).sum())
+        write(records)
         progress(len(piece))
     tally.seconds = time.perf_counter() - started
     return tally

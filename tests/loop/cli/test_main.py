@@ -291,7 +291,7 @@ def test_plan_and_validation_from_the_command_line(run, tmp_path):
 def test_bench_has_texts_labelled_by_a_campaigns_annotator(run, tmp_path, monkeypatch):
     from fakes import CentroidStudent
 
-    monkeypatch.setattr("loop.cli.studies.build_encoder_student", lambda *_: CentroidStudent())
+    monkeypatch.setattr("loop.cli.face.build_encoder_student", lambda *_: CentroidStudent())
     write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
     write_campaign(tmp_path)
     for _ in range(2):  # the second run finds the votes of the first
@@ -311,7 +311,7 @@ def test_bench_has_texts_labelled_by_a_campaigns_annotator(run, tmp_path, monkey
 def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch):
     from fakes import CentroidStudent
 
-    monkeypatch.setattr("loop.cli.studies.build_encoder_student", lambda *_: CentroidStudent())
+    monkeypatch.setattr("loop.cli.face.build_encoder_student", lambda *_: CentroidStudent())
     write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
     code, out, err = run(
         "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--repetitions", 2,

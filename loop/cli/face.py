@@ -1,0 +1,599 @@
+"""A campaign as notebooks and scripts use it; the commands of the same names call the same methods.
+
+``goldloop`` re-exports it. Nothing heavy is imported before a method needs it, and nothing but the
+final model's weights is kept between calls: neither the store nor the right to write to it.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+
+from loop.addresses import hidden
+from loop.cli.build import (
+    at_work,
+    build_annotator,
+    build_encoder_student,
+    build_parts,
+    local_login,
+    open_store,
+    reading,
+    texts_arguments,
+)
+from loop.cli.terminal import bar, say
+from loop.errors import DataError, LoopError, NoStoreError, foreign
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from loop.bench.data_sets import BenchData
+    from loop.bench.tables import BenchResult
+    from loop.campaign.config import Config
+    from loop.campaign.context import Context
+    from loop.campaign.tables import Round
+    from loop.deliver.predict import Labeller, Predictions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Records = list[dict[str, Any]]
+
+
+def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
+    """What a library raises inside the function leaves it as a ``LoopError``."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except LoopError:
+            raise
+        except Exception as exc:
+            raise foreign(exc) from exc
+
+    return call
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a campaign, or worth knowing.
+
+    Attributes:
+        level: an error keeps the campaign from running; a warning or a note does not.
+        where: the campaign file, with the line where one is known.
+        message: what is wrong and what to do.
+    """
+
+    level: Literal["error", "warning", "note"]
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.where}: {self.message}"
+
+
+class Campaign:
+    """A campaign, named by its file.
+
+    Every call reads the campaign file, opens the store and closes it again, as a command does, so
+    that commands and other notebooks can work on the same campaign between two calls. News and
+    progress bars go to stderr. Every method raises ``LoopError`` or a subclass, and nothing else.
+
+    Args:
+        file: the campaign file. It is read by the first call; ``open`` reads it at once.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file)
+        self._labeller: tuple[object, Labeller] | None = None
+
+    @classmethod
+    @_raises_loop_errors
+    def open(cls, file: str | Path = "goldloop.toml") -> Self:
+        """The campaign of a file, wherever the process goes afterwards.
+
+        Raises:
+            ConfigError: there is no such file, or it is wrong; every problem with its line.
+        """
+        from loop.campaign.config import load
+
+        campaign = cls(Path(file).absolute())
+        load(campaign.file)
+        return campaign
+
+    def close(self) -> None:
+        """Frees the memory of the final model; ``predict`` loads it again."""
+        self._labeller = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # going on
+
+    @_raises_loop_errors
+    def check(self) -> list[Problem]:
+        """Everything that is wrong with the campaign file and its texts; empty if all is fine.
+
+        Raises:
+            ConfigError: the file is wrong; every problem with its line.
+        """
+        from connectors.texts.read import find_problems
+        from loop.campaign.config import line_of, load
+
+        config = load(self.file)
+        raw = self.file.read_text(encoding="utf-8")
+        line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
+        problems = [
+            Problem(problem.level, f"{self.file}:{line}", problem.message)
+            for problem in find_problems(**texts_arguments(config) | {"meta_columns": None})
+        ]
+        if not any(problem.level == "error" for problem in problems):
+            problems += _annotator_problems(config, self.file)
+        return problems
+
+    @_raises_loop_errors
+    def run(self, rounds: int | None = None, wait: bool = False, close: bool = False) -> bool:
+        """Runs the loop as far as it goes; run it again to resume.
+
+        Args:
+            rounds: rounds to finish now; None is all that are left.
+            wait: wait while people label.
+            close: continue with the answers received so far.
+
+        Returns:
+            Whether the rounds that were asked for, or the campaign, are finished; False: the last
+            round waits for people.
+        Raises:
+            BusyError: another process is writing to the campaign.
+            LoopError: a stage failed; what was done is kept.
+        """
+        if rounds is not None and rounds < 1:
+            raise LoopError(
+                f"rounds must be 1 or more, or None for all that are left; not {rounds}."
+            )
+        with at_work(self.file, "run") as ctx:
+            return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
+
+    # where it stands
+
+    @_raises_loop_errors
+    def status(self) -> dict[str, Any]:
+        """Where the campaign stands, as ``goldloop status --json`` prints it.
+
+        Returns:
+            Among others ``round``, ``stage``, ``sent``, ``back``, ``gold`` (counts of texts),
+            ``budget``, ``metrics`` of the last round measured (each between 0 and 1, with ``low``
+            and ``high``), and ``next``, the command to run next.
+        Raises:
+            NoStoreError: the campaign was never run.
+        """
+        from loop.report.status import campaign_status
+
+        with reading(self.file) as (config, store):
+            return campaign_status(config, store)
+
+    @_raises_loop_errors
+    def rounds(self) -> pd.DataFrame | Records:
+        """The report's table: one row per round and per reference.
+
+        Returns:
+            A data frame, or a list of dicts without pandas: ``name``, ``arm``, ``round`` (missing
+            for references that are trained once), ``gold_bought``, and each metric between 0 and
+            1 as ``accuracy``, ``accuracy_low``, ``accuracy_high``, …, missing where there is none.
+        Raises:
+            NoStoreError: the campaign was never run.
+        """
+        from loop.report.collect import campaign_view
+        from loop.report.contents import METRICS, Metric
+
+        with reading(self.file) as (config, store):
+            view = campaign_view(config, store)
+        records = []
+        for row in view.ordered:
+            record = {
+                "name": row.name,
+                "arm": row.arm,
+                "round": row.round,
+                "gold_bought": row.gold_bought,
+            }
+            for key in METRICS:
+                metric = row.metrics.get(key) or Metric(float("nan"))
+                ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
+                for end, value in ends.items():
+                    missing = value is None or value != value
+                    record[key + end] = None if missing else value
+            records.append(record)
+        metrics = [key + end for key in METRICS for end in ("", "_low", "_high")]
+        types = {"round": "Int64", "gold_bought": "int64"} | dict.fromkeys(metrics, "float64")
+        return _table(records, ["name", "arm", "round", "gold_bought", *metrics], types)
+
+    @_raises_loop_errors
+    def labels(self) -> pd.DataFrame | Records:
+        """The final labels with their provenance: one row per text of the pool.
+
+        Returns:
+            A data frame, or a list of dicts without pandas, with the columns that ``goldloop
+            export`` writes: ``id``, ``text``, ``label``, ``source`` (gold, repaired, llm), ``how``,
+            ``confidence``, ``round``, ``llm_label``, ``llm_confidence``, ``suspicion``.
+        Raises:
+            NoStoreError: the campaign was never run.
+            StageError: nothing is labelled yet.
+        """
+        return _table(self._final_labels())
+
+    def _final_labels(self) -> Records:
+        from loop.deliver.export import final_labels
+
+        with reading(self.file) as (config, store):
+            return final_labels(config, store)
+
+    # taking away
+
+    @_raises_loop_errors
+    def export(self, out: str | Path) -> int:
+        """Writes the final labels to a CSV, JSONL or Parquet file, or a data set folder.
+
+        Returns:
+            The number of labels.
+        Raises:
+            DataError: unknown extension, or the file cannot be written.
+            StageError: nothing is labelled yet.
+        """
+        from connectors.texts.write import write_labels
+
+        records = self._final_labels()
+        write_labels(records, out)
+        return len(records)
+
+    @_raises_loop_errors
+    def report(self, out: str | Path | None = None) -> Path:
+        """Writes ``report.html`` and ``rounds.json``.
+
+        Args:
+            out: their folder; None is the campaign's own, ``runs``.
+
+        Returns:
+            The report's path.
+        Raises:
+            NoStoreError: the campaign was never run.
+        """
+        from loop.report.collect import write_outputs
+
+        with reading(self.file) as (config, store):
+            return write_outputs(config, store, None if out is None else Path(out))
+
+    @_raises_loop_errors
+    def model(
+        self, folder: str | Path | None = None, *, seeds: bool = True, force: bool = False
+    ) -> Path:
+        """Makes the final model of the last finished round, or finds that it is up to date.
+
+        Args:
+            folder: where it goes; None is ``runs/final``.
+            seeds: keep the seeds' models, for ``stability``.
+            force: build it anew.
+
+        Returns:
+            The model's folder.
+        Raises:
+            StageError: no round is finished yet.
+            StudentError: the folder holds something else, or training failed.
+        """
+        from loop.deliver.final_model import make_final_model
+
+        with at_work(self.file, "model") as ctx:
+            place = ctx.config.out / "final" if folder is None else Path(folder)
+            made = make_final_model(ctx, place, keep_seeds=seeds, force=force)
+        for line in made.news:
+            say(line)
+        return made.folder
+
+    @_raises_loop_errors
+    def predict(
+        self, texts: Iterable[str], *, fast: bool = False, device: str = "auto"
+    ) -> Predictions:
+        """Labels texts with the campaign's final model, which stays loaded until ``close``.
+
+        Args:
+            texts: n of them; one without letters gets no label.
+            fast: only the final model: no stability, several times faster.
+            device: auto, cpu, cuda, cuda:1, …
+
+        Returns:
+            ``labels`` (n), ``probabilities`` (n, k) in the order of ``classes``, and ``stability``
+            (n,), the share of the seeds that agree with the label.
+        Raises:
+            DataError: something else than texts.
+            StudentError: there is no final model yet, or it is damaged.
+        """
+        from loop.deliver.predict import predictions
+
+        if isinstance(texts, str | bytes):
+            raise DataError("predict takes a list of texts, not a single text; give [text].")
+        given = list(texts)
+        for row, text in enumerate(given):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"predict takes texts; number {row} of the list is of type"
+                    f" {type(text).__name__}. Leave it out, or write it as a text."
+                )
+        return predictions(self._final_labeller(fast, device), given)
+
+    def _final_labeller(self, fast: bool, device: str) -> Labeller:
+        """The final model, loaded anew where ``goldloop model`` has written it since."""
+        from loop.campaign.config import load
+        from loop.deliver.predict import Labeller, saved_model
+        from loop.student.encoder_files import RECORD
+
+        config = load(self.file)
+        folder = config.out / "final"
+        saved_model(folder, config.label_names)
+        key = (folder, fast, device, (folder / RECORD).stat().st_mtime_ns)
+        if self._labeller is None or self._labeller[0] != key:
+            self._labeller = None  # frees the old one first
+            self._labeller = (key, Labeller(folder, fast=fast, device=device))
+        return self._labeller[1]
+
+    # what a notebook shows
+
+    def __repr__(self) -> str:
+        name, facts = self._summary()
+        width = max(map(len, facts))
+        lines = [f"{fact:{width}}  {value}" for fact, value in facts.items()]
+        return "\n  ".join([f"Campaign {name}", *lines])
+
+    def _repr_html_(self) -> str:
+        name, facts = self._summary()
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(fact)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for fact, value in facts.items()
+        )
+        return f"<table><caption>Campaign {html.escape(name)}</caption>{rows}</table>"
+
+    def _summary(self) -> tuple[str, dict[str, str]]:
+        """The campaign's name, and where it stands; an error is part of what is shown."""
+        from loop.campaign.config import load
+        from loop.report.contents import Metric
+        from loop.report.wording import COLUMNS, interval, percent
+
+        file = {"file": str(self.file)}
+        try:
+            name = load(self.file).campaign.name
+        except LoopError as exc:
+            return "that cannot be read", file | {"problem": hidden(str(exc))}
+        try:
+            status = self.status()
+        except NoStoreError:
+            return name, file | {"stage": "not begun; run() begins it"}
+        except LoopError as exc:
+            return name, file | {"problem": hidden(str(exc))}
+        facts = file | {
+            "round": f"{status['round']} of {status['rounds']}",
+            "stage": str(status["stage"]),
+            "texts sent": str(status["sent"]),
+            "back": str(status["back"]),
+            "gold labels": str(status["gold"]),
+        }
+        for column in COLUMNS:
+            stored = (status["metrics"] or {}).get(column.key)
+            if stored and stored["value"] is not None:
+                metric = Metric(stored["value"], stored.get("low"), stored.get("high"))
+                within = interval(metric)
+                shown = percent(metric.value) + (f" ({within})" if within else "")
+                facts[f"{column.title}, round {status['measured_round']}"] = shown
+        return name, facts | {"next": str(status["next"])}
+
+
+def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+    from connectors.texts.read import load_texts
+    from loop.ports import TextItem
+
+    problems = []
+    if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
+        problems.append(
+            Problem(
+                "warning",
+                str(file),
+                'prompt.label_form = "ids" is for larger models; one as small as smollm2-135m'
+                " answers near chance with class numbers.",
+            )
+        )
+    if config.annotator.kind == "recorded":
+        rows = load_texts(**texts_arguments(config))
+        items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
+        try:
+            build_annotator(config).check(items)
+        except LoopError as exc:
+            problems.append(Problem("error", str(file), str(exc)))
+    return problems
+
+
+def _table(
+    records: Records, columns: Sequence[str] | None = None, types: dict[str, str] | None = None
+) -> pd.DataFrame | Records:
+    """A data frame, or the records themselves where pandas is not installed."""
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as exc:
+        if exc.name != "pandas":  # pandas is there, but broken
+            raise
+        return records
+    return pd.DataFrame(records, columns=columns).astype(types or {})
+
+
+# the loop, for ``run`` and the demo
+
+
+def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> bool:
+    """Runs the loop as far as it goes, see :meth:`Campaign.run`."""
+    from loop.next_round import open_campaign, open_round, take_in_new_texts, why_finished
+    from loop.round import close_early, run_round
+
+    open_campaign(ctx)
+    finished, told = 0, ""
+    while rounds is None or finished < rounds:
+        take_in_new_texts(ctx)
+        if reason := why_finished(ctx):
+            say(f"The campaign is finished: {reason}.")
+            break
+        round_ = run_round(ctx)
+        if round_.stage == "done":
+            finished += 1
+            say(f"Round {round_.number} is done.")
+        elif close:
+            close_early(ctx, open_round(ctx))
+            close = False  # the round that waits now, not those that are opened after it
+        else:
+            news = waiting_line(ctx, round_)
+            if news != told:
+                say(news)
+                told = news
+            if not wait:
+                return False
+            time.sleep(5)
+    return True
+
+
+def waiting_line(ctx: Context, round_: Round) -> str:
+    """What is back, and where people label; or what comes next."""
+    from loop.next_round import next_command
+    from loop.people.tally import tally, tally_line
+
+    if round_.stage != "pull":
+        return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
+    reviews = ctx.store.reviews(ctx.name, round_.id)
+    became = tally(reviews)
+    news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
+    login = local_login() if ctx.config.label_studio.url == "local" else None
+    who = f" (user {login[1]}, password {login[2]})" if login else ""
+    return f"{news} People label at {ctx.reviewer.url()}{who}"
+
+
+# strategies side by side
+
+
+@_raises_loop_errors
+def bench(
+    source: str | Path,
+    label: str,
+    *,
+    llm_column: str | None = None,
+    votes: Sequence[str] = (),
+    annotator: str | Path | None = None,
+    text_column: str = "text",
+    split_column: str | None = None,
+    strategies: Sequence[str] = ("goldloop", "random", "entropy"),
+    budgets: Sequence[float] = (0.05, 0.1, 0.25),
+    rounds: int = 3,
+    student: str = "frozen",
+    encoder: str = "minilm",
+    lr: float = 1e-4,
+    seeds: int = 5,
+    repetitions: int = 5,
+    out: str | Path = "bench",
+) -> BenchResult:
+    """Replays strategies side by side at equal gold budget on texts whose labels are known.
+
+    Args:
+        source: CSV, JSONL or Parquet with gold labels.
+        label: column with the human labels.
+        llm_column: column with the LLM's labels.
+        votes: columns with its votes; the first leads. Instead of ``llm_column``.
+        annotator: campaign file whose annotator and prompt label the texts first. Instead of both.
+        text_column: column with the texts.
+        split_column: column that names test rows.
+        strategies: policies to compare; the first is compared with each of the others.
+        budgets: shares of the pool to buy, in (0, 1].
+        rounds: rounds that a budget is spread over.
+        student: "frozen" heads on embeddings, quick, or "encoder", fine-tuned.
+        encoder: hub name, folder, or embedded: minilm, mpnet.
+        lr: learning rate of the fine-tuned student.
+        seeds: students per label set, 2 or more.
+        repetitions: samples of the pool; with 1, intervals are over test texts.
+        out: folder for results.json, .txt and .svg, and for the annotator's votes.
+
+    Raises:
+        DataError: the texts or labels are wrong, a strategy is unknown, or settings make no sense.
+        LoopError: not one source of LLM labels, or an unknown student.
+    """
+    from connectors.texts.read import load_texts
+    from loop.bench.data_sets import data_from_rows
+    from loop.bench.peers import peers
+    from loop.bench.policies import POLICIES
+    from loop.bench.run import run_bench
+    from loop.bench.tables import write_results
+    from loop.campaign.config import StudentSection
+
+    columns = list(votes) or ([llm_column] if llm_column else [])
+    if bool(columns) == (annotator is not None):
+        raise LoopError(
+            "Name the LLM's labels, --llm-column COLUMN or --votes COLUMN,COLUMN,…, or what gives"
+            " them, --annotator CAMPAIGN_FILE (in Python: llm_column, votes, annotator)."
+        )
+    if student not in ("frozen", "encoder"):
+        raise LoopError(f"Unknown student {student!r}; allowed: frozen, encoder.")
+    source, out = Path(source), Path(out)
+    model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
+    if annotator is not None:
+        texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
+        data = _annotated(Path(annotator), source, texts, out, model.embed)
+    else:
+        rows = load_texts(
+            str(source), on_note=say, text_column=text_column, gold_column=label,
+            split_column=split_column, meta_columns="plain",
+        )  # fmt: skip
+        data = data_from_rows(source.stem, rows, columns, model.embed)
+    with bar("Replaying", repetitions * (2 + len(strategies) * len(budgets))) as progress:
+        result = run_bench(
+            [data], strategies, budgets=budgets, rounds=rounds,
+            learner=None if student == "frozen" else model,
+            seeds=seeds, repetitions=repetitions, policies={**POLICIES, **peers()},
+            progress=progress,
+        )  # fmt: skip
+    for path in write_results(result, out):
+        say(f"Wrote {path}")
+    return result
+
+
+def _annotated(
+    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
+) -> BenchData:
+    """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
+    from loop.bench.data_sets import data_from_votes
+    from loop.campaign.config import StoreSection, load
+    from loop.campaign.context import Context
+    from loop.llm.votes import read_votes
+    from loop.round import run_stage
+
+    given = load(file)
+    section = given.texts.model_copy(update={"source": str(source.resolve()), **texts})
+    store_section = StoreSection(
+        url=f"sqlite:///{out.resolve() / 'annotated.db'}", folder=str(out.resolve())
+    )
+    config = given.model_copy(update={"texts": section, "store": store_section})
+    out.mkdir(parents=True, exist_ok=True)
+    with open_store(config) as store:
+        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        with closing(context):
+            run_stage(context, "annotate")
+            pool = store.items(context.name, "pool")
+            votes = read_votes(config, store, context.annotator.revision, pool)
+            test = store.items(context.name, "test")
+    return data_from_votes(
+        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
+    )

@@ -1,0 +1,220 @@
+"""The public face: a notebook does what the command line does, and keeps nothing open."""
+
+import csv
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from campaigns import LABELS, make, texts
+from tiny_encoder import save_encoder
+
+import goldloop
+from goldloop import Campaign, ConfigError, DataError, LoopError, NoStoreError, StudentError
+from loop import errors
+from loop.cli import __main__ as cli
+from loop.cli.build import at_work
+
+ROOT = Path(__file__).parent.parent
+FILE = """\
+campaign = {name = "c", task = "t"}
+labels = [{name = "bad"}, {name = "good"}]
+texts = {source = "x.csv", gold_column = "g"}
+annotator = {kind = "recorded", columns = ["llm", "llm_2"]}
+store = {url = "sqlite:///c.db"}
+budget.labels = 30
+rounds = {batch_size = 15, rounds = 2, audit_frac = 0.2}
+student = {seeds = 3, references = ["llm_only"], max_tokens = 48}
+"""
+
+
+def write(folder):
+    (folder / "goldloop.toml").write_text(FILE, encoding="utf-8")
+    with (folder / "x.csv").open("w", newline="", encoding="utf-8") as handle:
+        rows = [(r.text, r.gold, r.meta["llm"], r.meta["llm_2"]) for r in texts()]
+        csv.writer(handle).writerows([("text", "g", "llm", "llm_2"), *rows])
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A campaign file whose people and student are quick stand-ins."""
+    quick = make(tmp_path)
+    quick.store.close()
+    (tmp_path / "c.db").unlink()
+
+    def parts(_config, store):
+        quick.store = store
+        truth = {i.text: i.gold for i in texts()}
+
+        class Raters(type(quick.parts.raters())):
+            def answer(self, project_id, progress=lambda _n: None):
+                self.truth = {i.id: truth[i.text] for i in store.items("c")}
+                return super().answer(project_id, progress)
+
+            def labels_of(self, items):
+                return [truth[i.text] for i in items]
+
+        return type(quick.parts)(
+            texts=quick.parts.texts,
+            annotator=quick.parts.annotator,
+            reviewer=quick.parts.reviewer,
+            student=quick.parts.student,
+            raters=lambda: Raters(quick.parts.reviewer(), {}),
+        )
+
+    monkeypatch.setattr("loop.cli.build.build_parts", parts)
+    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    return tmp_path
+
+
+def save_final_model(folder, tmp_path_factory):
+    from loop.student.encoder_files import load_classifier, load_tokenizer, save_model
+
+    encoder = save_encoder(tmp_path_factory.mktemp("encoder"))
+    model, tokenizer = load_classifier(encoder, LABELS), load_tokenizer(encoder)
+    tokenizer.model_max_length = 48
+    record = {"labels": list(LABELS), "max_tokens": 48}
+    seeds = {"kind": "final", "seeds": ["seeds/seed-0"]}
+    save_model(model, tokenizer, folder / "runs/final", record | seeds)
+    save_model(model, tokenizer, folder / "runs/final/seeds/seed-0", record)
+
+
+def test_the_readmes_lines_run(folder, tmp_path_factory):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("### In a notebook")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) == 6
+    save_final_model(folder, tmp_path_factory)
+    names = {}
+    exec(code, names)  # noqa: S102
+    rounds, labels, predicted = names["rounds"], names["labels"], names["predicted"]
+    assert list(rounds["name"]) == ["LLM labels only", "Round 1", "Round 2"]
+    assert list(rounds["round"])[1:] == [1, 2]
+    assert list(rounds["gold_bought"]) == [0, 15, 30]
+    assert rounds["accuracy"].between(0.5, 1).all()
+    assert (rounds["accuracy_low"] <= rounds["accuracy"]).all()
+    assert (labels["source"] == "gold").sum() == 30
+    assert set(labels["label"]) == set(LABELS)
+    assert predicted.classes == LABELS
+    assert set(predicted.labels) <= set(LABELS)
+    np.testing.assert_allclose(predicted.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert list(predicted.stability) == [1, 1]
+
+
+def test_it_keeps_neither_the_lock_nor_the_folder(folder, monkeypatch, tmp_path_factory):
+    with Campaign.open() as campaign:
+        assert campaign.run(rounds=1)
+        with at_work(folder / "goldloop.toml", "other"), pytest.raises(goldloop.BusyError):
+            campaign.run()
+        monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        assert campaign.status()["round"] == 1
+        assert campaign.report() == folder / "runs/report.html"
+        assert campaign.export(folder / "labels.csv") == len(campaign.labels())
+
+
+def test_it_says_where_it_stands(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["goldloop", "status"])
+    campaign = Campaign.open(folder / "goldloop.toml")
+    assert "not begun" in repr(campaign)
+    with pytest.raises(NoStoreError):
+        campaign.status()
+    campaign.run()
+    shown = repr(campaign)
+    for part in ("Campaign c", "2 of 2", "done", "accuracy, round 2"):
+        assert part in shown
+    for fact in ("texts sent", "back", "gold labels"):
+        assert re.search(rf"{fact}\s+30\b", shown)
+    (folder / "goldloop.toml").write_text("broken [", encoding="utf-8")
+    assert "Mend the TOML" in repr(campaign)
+
+
+def test_html_is_escaped(folder):
+    text = FILE.replace('name = "c"', 'name = "<script>alert(1)</script>"')
+    (folder / "goldloop.toml").write_text(text, encoding="utf-8")
+    try:
+        shown = Campaign(folder / "goldloop.toml")._repr_html_()
+    except LoopError as exc:  # pragma: no cover
+        raise AssertionError("showing a campaign never fails") from exc
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+
+
+def test_commands_use_the_same_methods(folder, monkeypatch, capsys):
+    called = []
+    for name in ("run", "status", "report", "export", "check", "model"):
+
+        def fail(self, *_args, _name=name, **_rest):
+            called.append(_name)
+            raise LoopError("stop here")
+
+        monkeypatch.setattr(Campaign, name, fail)
+        monkeypatch.setattr(sys, "argv", ["goldloop", name, *["x.csv"] * (name == "export")])
+        if name == "report":
+            continue  # prints the table first, which needs a begun campaign
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert called.pop() == name
+    assert "stop here" in capsys.readouterr().err
+
+
+def test_without_pandas_there_are_dicts(folder, monkeypatch):
+    campaign = Campaign.open()
+    campaign.run(rounds=1)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    rounds, labels = campaign.rounds(), campaign.labels()
+    assert rounds[0]["round"] is None
+    assert rounds[1]["round"] == 1
+    assert {row["source"] for row in labels} <= {"gold", "repaired", "llm"}
+
+
+def test_predict_says_what_is_wrong(folder, tmp_path_factory):
+    campaign = Campaign.open()
+    with pytest.raises(StudentError, match=r"no model in .*goldloop model"):
+        campaign.predict(["a"])
+    save_final_model(folder, tmp_path_factory)
+    for wrong in ("great", ["great", None]):
+        with pytest.raises(DataError, match="predict takes"):
+            campaign.predict(wrong)
+    said = campaign.predict(["", "great"])
+    assert said.labels[0] is None
+    assert np.isnan(said.probabilities[0]).all()
+    assert np.isnan(said.stability[0])
+    assert campaign.predict([]).labels == []
+
+
+def test_check_lists_what_is_wrong(folder):
+    campaign = Campaign.open()
+    assert campaign.check() == []
+    (folder / "x.csv").write_text("text,g\nhello,bad\n", encoding="utf-8")
+    problems = campaign.check()
+    assert {p.level for p in problems} >= {"error"}
+    assert "goldloop.toml:3" in str(problems[0])
+
+
+def test_errors_are_ours(folder, monkeypatch):
+    with pytest.raises(ConfigError, match="No campaign file"):
+        Campaign.open("nothing.toml")
+    campaign = Campaign.open()
+    with pytest.raises(LoopError, match="rounds must be 1 or more"):
+        campaign.run(rounds=0)
+
+    def fail(*_args, **_rest):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("loop.campaign.config.load", fail)
+    for call in (campaign.run, campaign.status, campaign.labels, campaign.check, Campaign.open):
+        with pytest.raises(goldloop.MachineError, match="no room"):
+            call()
+
+
+def test_every_error_class_is_public_and_nothing_else():
+    ours = {
+        name
+        for name, value in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(value, LoopError)
+    }
+    assert set(goldloop.__all__) == ours | {"Campaign", "bench", "STRATEGIES"}
