@@ -153,8 +153,9 @@ class ReviewTask:
         item_id: our key, carried in the task so that it can be found again.
         rank: 0 is labelled first.
         why: one plain sentence for the labelling page, shown only where the campaign asks for it.
-        llm_label: the LLM's label; leaves the house only where ``assist`` is ``prefill``.
-        llm_confidence: (0, 1].
+        llm_label: the LLM's label, or "" where it gave none; leaves the house only where ``assist``
+            is ``prefill``.
+        llm_confidence: (0, 1], or 0 without a label.
         assisted: whether the page shows for this item what ``assist`` names.
     """
 

@@ -117,7 +117,8 @@ def annotate(ctx: Context, round_: Round) -> bool:
         unanswered = take_votes(
             ctx.config, ctx.store, ctx.annotator, items, variants, progress=progress
         )
-    if news := unanswered_line(ctx.store, ctx.name, ctx.annotator.revision):
+    recorded = ctx.config.annotator.kind == "recorded"
+    if news := unanswered_line(ctx.store, ctx.name, ctx.annotator.revision, recorded=recorded):
         ctx.say(f"{news} A text without any LLM answer counts as most suspect.")
     return _advance(ctx, round_, "annotate", unanswered=unanswered)
 
@@ -133,14 +134,15 @@ def score(ctx: Context, round_: Round) -> bool:
             signals[name] = STRATEGIES[name](arrays.pool, rng)
             progress(1)
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
-    suspicion[~arrays.votes.answered] = 2.0  # no label at all: nothing in [0, 1] is as doubtful
+    answered = arrays.votes.answered
+    suspicion[~answered] = 2.0  # no label at all: nothing in [0, 1] is as doubtful
     labels = ctx.config.label_names
     rows = [
         {
             "round_id": round_.id,
             "item_id": item.id,
-            "llm_label": labels[arrays.pool.y_llm[i]],
-            "llm_confidence": float(arrays.votes.posterior[i].max()),
+            "llm_label": labels[arrays.pool.y_llm[i]] if answered[i] else None,
+            "llm_confidence": float(arrays.votes.posterior[i].max()) if answered[i] else None,
             "signals": {name: float(values[i]) for name, values in signals.items()},
             "suspicion": float(suspicion[i]),
         }
@@ -223,8 +225,8 @@ def push(ctx: Context, round_: Round) -> bool:
             round_number=round_.number,
             rank=r.rank,
             why=why_sent(r, scores[r.item_id]),
-            llm_label=scores[r.item_id].llm_label,
-            llm_confidence=scores[r.item_id].llm_confidence,
+            llm_label=scores[r.item_id].llm_label or "",
+            llm_confidence=scores[r.item_id].llm_confidence or 0.0,
         )
         for r in waiting
     ]
@@ -446,12 +448,13 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
             np.ones(len(gold)) if pi is None else pi,
             np.array([-1 if r is None else numbers[r] for r in of]),
             np.array([scores[i.id].suspicion for i in before.items]),
+            before.votes.answered,
         )
     }
     sent = [
         (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], scores[item.id].suspicion)
         for i, item in enumerate(before.items)
-        if item.id in mine and gold[i] >= 0
+        if item.id in mine and gold[i] >= 0 and before.votes.answered[i]
     ]
     if sent:
         reasons, wrong, suspicion = zip(*sent, strict=True)
@@ -459,7 +462,7 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
     if learns:
         found["predictor"] = predictor_metrics(
             before.pool,
-            np.array([r == round_.id for r in of]) & (gold >= 0),
+            np.array([r == round_.id for r in of]) & (gold >= 0) & before.votes.answered,
             gold,
             rng=np.random.default_rng([round_.seed, round_.number, 12]),
         )

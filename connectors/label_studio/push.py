@@ -86,7 +86,7 @@ class Push:
             progress(len(batch))
         if self._assist == "prefill":
             self._repair_predictions(
-                [t for t in ordered if t.assisted and not there[t.item_id].predictions], there
+                [t for t in ordered if _shows_label(t) and not there[t.item_id].predictions], there
             )
         few = [task for task in there.values() if task.overlap < self._overlap]
         ask(self._client, {str(task.id): self._overlap for task in few})
@@ -152,7 +152,7 @@ class Push:
                 failure = exc
             else:
                 made = {t.item_id: _Task(i, 1, 0, 1) for t, i in zip(todo, ids, strict=True)}
-                if predictions < sum(t.assisted for t in todo):
+                if predictions < sum(_shows_label(t) for t in todo):
                     made = self._look_up([t.item_id for t in todo])
                 there |= made
                 return self._without_twins(there) if repeated else there
@@ -186,7 +186,7 @@ class Push:
                 raise LostError(
                     f"Label Studio named {len(ids)} of the {len(tasks)} tasks imported."
                 )
-            wanted = self._assist == "prefill" and any(task.assisted for task in tasks)
+            wanted = self._assist == "prefill" and any(_shows_label(task) for task in tasks)
             return ids, int(body.prediction_count or 0) if wanted else len(tasks)
 
     def _payload(self, task: ReviewTask) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class Push:
         if self._assist == "why":
             data["why"] = sendable(task.why) if task.assisted else ""
         payload: dict[str, Any] = {"data": data}
-        if self._assist == "prefill" and task.assisted:
+        if self._assist == "prefill" and _shows_label(task):
             payload["predictions"] = [self._prediction(task)]
         return payload
 
@@ -289,3 +289,8 @@ def wait_until(patience_s: float, done: Callable[[], bool]) -> None:
             return
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 5.0)
+
+
+def _shows_label(task: ReviewTask) -> bool:
+    """Whether the page may be filled in; an LLM that gave no answer has no label to show."""
+    return task.assisted and bool(task.llm_label)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from connectors.llm.label_spelling import label_in
+from connectors.texts.values import SHOWN, suggestion
 from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, IntArray, TextItem
+from loop.ports import ClassProbs, FloatArray, IntArray, News, TextItem, no_news
 from loop.prompt import Label, PromptVariant
 
 
@@ -20,8 +24,9 @@ class RecordedAnnotator:
     """Prompt variant i answers with column i of ``item.meta``.
 
     A value is a label's name, which becomes probability 1, or the probabilities themselves: a
-    mapping (or JSON object) from label name to probability. Anything else, such as "other", None
-    or NaN, is no answer. Probability that a mapping gives to no label is the off-label mass.
+    mapping (or JSON object) from label name to probability. A name may be spelt in its own way as
+    far as it can only be one label (see ``label_in``). Anything else, such as "other", None or NaN,
+    is no answer. Probability that a mapping gives to no label is the off-label mass.
 
     Args:
         columns: one column per prompt variant.
@@ -30,6 +35,7 @@ class RecordedAnnotator:
             there; the rest is spread evenly over the other classes, and a label without a usable
             probability is no answer.
         name: begins the revision.
+        say: told at ``close`` how many values were read although they are spelt in another way.
     Raises:
         AnnotatorError: no columns, or a column named twice.
     """
@@ -41,6 +47,7 @@ class RecordedAnnotator:
         *,
         prob_columns: Sequence[str] | None = None,
         name: str = "recorded",
+        say: News = no_news,
     ) -> None:
         self._columns = tuple(columns)
         self._names = tuple(label.name for label in labels)
@@ -56,6 +63,8 @@ class RecordedAnnotator:
                 f"{len(self._columns)} columns need as many probability columns;"
                 f" there are {len(self._prob_columns)}."
             )
+        self._say = say
+        self._read_as: dict[tuple[str, str, str], set[str]] = {}
         seen = json.dumps([self._columns, self._prob_columns])
         self._revision = f"{name}:{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 
@@ -65,21 +74,54 @@ class RecordedAnnotator:
         return self._revision
 
     def check(self, items: Sequence[TextItem]) -> None:
-        """Looks whether the columns hold answers at all; no items are fine.
+        """Looks what the columns hold, and says of each what was read and what was not.
 
         Raises:
             AnnotatorError: a column is in none of the items, or none of its values is a label.
         """
         for position, column in enumerate(self._columns if items else ()):
             self._must_exist(items, position)
-            values = [item.meta.get(column) for item in items]
-            if not any(self._read(position, item.meta, self._names) is not None for item in items):
-                common = Counter("(empty)" if _empty(v) else str(v)[:40] for v in values)
+            unread: Counter[str] = Counter()
+            for item in items:
+                if self._read(position, item, self._names) is None:
+                    unread[_quoted(item.meta.get(column))] += 1
+            if unread.total() == len(items):
                 raise AnnotatorError(
                     f"No value of the column {column!r} is a label with a usable probability."
-                    f" Values seen: {', '.join(value for value, _ in common.most_common(5))}."
+                    f" Values seen: {', '.join(value for value, _ in unread.most_common(5))}."
                     f" Labels: {', '.join(self._names)}."
                 )
+            if unread:
+                self._say(self._unread_line(column, unread, len(items)))
+        self._tell_spellings()
+
+    def _unread_line(self, column: str, unread: Counter[str], n: int) -> str:
+        shown = [
+            f"{value} ({count}){suggestion(value, self._names).rstrip('?')}"
+            for value, count in unread.most_common(SHOWN)
+        ]
+        more = f", and {len(unread) - SHOWN} other values" if len(unread) > SHOWN else ""
+        return (
+            f"{unread.total()} of {n} values of the column {column!r} cannot be read as a label:"
+            f" {', '.join(shown)}{more}. These texts have no LLM label in this column and count"
+            " neither as right nor as wrong. To use the values, write them as one of the labels"
+            f" ({', '.join(self._names)}) in the source."
+        )
+
+    def _tell_spellings(self) -> None:
+        """How many values were read although they are spelt in another way; each is told once."""
+        by_column: dict[str, list[tuple[int, str, str]]] = {}
+        for (column, value, name), texts in self._read_as.items():
+            by_column.setdefault(column, []).append((len(texts), value, name))
+        self._read_as.clear()
+        for column, spellings in by_column.items():
+            spellings.sort(key=lambda s: (-s[0], s[1]))
+            shown = [f"{value} as {name!r} ({count})" for count, value, name in spellings[:SHOWN]]
+            more = f", and {len(spellings) - SHOWN} more" if len(spellings) > SHOWN else ""
+            self._say(
+                f"{sum(s[0] for s in spellings)} values of the column {column!r} are spelt in"
+                f" another way than the labels and were read: {', '.join(shown)}{more}."
+            )
 
     def annotate(self, variant: PromptVariant, items: Sequence[TextItem]) -> ClassProbs:
         """The recorded answers, among the variant's labels; a row of NaN where an item has none.
@@ -98,11 +140,15 @@ class RecordedAnnotator:
         n = len(items)
         probs = np.full((n, len(names)), np.nan)
         off = np.full(n, np.nan)
+        problems = {}
         for row, item in enumerate(items):
-            answer = self._read(variant.index, item.meta, names)
+            answer = self._read(variant.index, item, names)
             if answer is not None:
                 probs[row], off[row] = answer
-        return ClassProbs(probs, off, np.zeros(n, dtype=np.int64))
+            else:
+                value = _quoted(item.meta.get(self._columns[variant.index]))
+                problems[item.id] = f"the recorded value {value} cannot be read as a label"
+        return ClassProbs(probs, off, np.zeros(n, dtype=np.int64), problems=problems)
 
     def most_tokens(
         self, variant: PromptVariant, items: Sequence[TextItem]
@@ -111,7 +157,8 @@ class RecordedAnnotator:
         return np.zeros(len(items), dtype=np.int64), np.zeros(len(items), dtype=np.int64)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing is open; says how many values were spelt in another way."""
+        self._tell_spellings()
 
     def _must_exist(self, items: Sequence[TextItem], position: int) -> None:
         wanted = [self._columns[position]]
@@ -126,12 +173,22 @@ class RecordedAnnotator:
                 )
 
     def _read(
-        self, position: int, meta: Mapping[str, Any], names: tuple[str, ...]
+        self, position: int, item: TextItem, names: tuple[str, ...]
     ) -> tuple[FloatArray, float] | None:
         """Class probabilities and off-label mass, or None for no answer."""
-        value = meta.get(self._columns[position])
-        name = _as_name(value)
-        if name in names:
+        meta, column = item.meta, self._columns[position]
+        value = meta.get(column)
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            with suppress(ValueError, RecursionError):  # label_in reads what else it may be
+                value = json.loads(value)
+        if isinstance(value, Mapping) and (masses := _from_mapping(value, names)) is not None:
+            return masses
+        written = value if isinstance(value, list | Mapping) else _as_name(value)
+        name = label_in(written, names)
+        if name is not None and name != written:
+            seen = (column, _quoted(meta.get(column)), name)
+            self._read_as.setdefault(seen, set()).add(item.id)
+        if name is not None:
             confidence = 1.0
             if self._prob_columns is not None:
                 stated = _as_mass(meta.get(self._prob_columns[position]))
@@ -142,28 +199,36 @@ class RecordedAnnotator:
             probs = np.full(len(names), others)
             probs[names.index(name)] = confidence
             return (probs / probs.sum(), 0.0) if probs.sum() > 0 else None
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                return None
-        return _from_mapping(value, names) if isinstance(value, Mapping) else None
+        return None
 
 
 def _from_mapping(
     value: Mapping[Any, Any], names: tuple[str, ...]
 ) -> tuple[FloatArray, float] | None:
-    masses = {str(key): _as_mass(0.0 if mass is None else mass) for key, mass in value.items()}
-    known = [mass for mass in masses.values() if mass is not None]
-    named = np.array([masses.get(name) or 0.0 for name in names])
-    if len(known) < len(masses) or named.sum() <= 0:
+    known, named = [], np.zeros(len(names))
+    for key, stated in value.items():
+        mass = _as_mass(0.0 if stated is None else stated)
+        if mass is None:
+            return None
+        known.append(mass)
+        if (name := label_in(str(key), names)) is not None:
+            named[names.index(name)] += mass
+    if named.sum() <= 0:
         return None
     off = 1.0 - named.sum() / max(1.0, math.fsum(known))  # counts above 1 are shares of all
     return named / named.sum(), float(np.clip(off, 0.0, 1.0))
 
 
-def _empty(value: Any) -> bool:
-    return value is None or value != value or value == ""
+def _quoted(value: Any) -> str:
+    """The value for a message: quoted, invisible characters shown, a long one cut."""
+    if value is None or value != value or value == "":
+        return "(empty)"
+    if isinstance(value, str):  # what nobody can see is written as \\u200b
+        value = "".join(
+            c if c.isprintable() and not unicodedata.combining(c) else ascii(c)[1:-1] for c in value
+        )
+        return f"'{value if len(value) <= 40 else f'{value[:39]}…'}'"
+    return str(value)[:40]
 
 
 def _as_name(value: Any) -> str:

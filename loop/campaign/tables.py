@@ -159,12 +159,15 @@ def round_id(round_: Round) -> int:
 
 
 class Score(SQLModel, table=True):
-    """The suspicion of one item in one round: each signal, and the fused one."""
+    """The suspicion of one item in one round: each signal, and the fused one.
+
+    Where the LLM gave no answer, there is no label and no confidence.
+    """
 
     round_id: int = Field(foreign_key="round.id", primary_key=True)
     item_id: str = Field(foreign_key="item.id", primary_key=True)
-    llm_label: str
-    llm_confidence: float
+    llm_label: str | None
+    llm_confidence: float | None
     signals: dict[str, float] = Field(sa_column=Column(JSON, nullable=False))
     suspicion: float
 

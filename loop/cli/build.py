@@ -120,7 +120,7 @@ def build_annotator(config: Config) -> Any:
         from connectors.llm.recorded import RecordedAnnotator
 
         return RecordedAnnotator(
-            section.columns, config.port_labels, prob_columns=section.prob_columns
+            section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
         )
     if section.kind == "openai_server":
         from connectors.llm.openai_server import OpenAIServerAnnotator

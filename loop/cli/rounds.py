@@ -135,7 +135,8 @@ def _retry(file: Path) -> None:
                 progress=progress,
             )
         say(f"Asked again: {asked} questions, {asked - still} of them are answered now.")
-        if news := unanswered_line(ctx.store, ctx.name, revision):
+        recorded = ctx.config.annotator.kind == "recorded"
+        if news := unanswered_line(ctx.store, ctx.name, revision, recorded=recorded):
             say(news)
 
 

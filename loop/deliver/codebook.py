@@ -40,6 +40,7 @@ def codebook(config: Config, store: Store) -> str:
         item: score.llm_label
         for round_id in rounds
         for item, score in store.scores(round_id or 0).items()
+        if score.llm_label is not None
     }
     gold = {item: found.label for item, found in store.gold(name).items()}
     parts = [f"# Codebook of {escape(name)}", escape(config.campaign.task)]

@@ -10,11 +10,12 @@ from loop.errors import StageError
 
 
 def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
-    """One record per pool text: label, provenance (gold, repaired, llm), confidence, round.
+    """One record per pool text: label, provenance (gold, repaired, llm, none), confidence, round.
 
     Gold is what people decided; repaired is what the last round's students learned in place of the
     LLM's label, where that is another class; confidence of an LLM label is its own probability.
-    Where people could give no label, ``how`` is "unsure".
+    A text that neither people nor the LLM gave a label has label, ``llm_label`` and confidence None
+    and source "none". Where people could give no label, ``how`` is "unsure".
 
     Raises:
         StageError: nothing is labelled yet.
@@ -37,11 +38,13 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
         score, record = scores[item.id], mended.get(item.id)
         label, source, round_number = score.llm_label, "llm", scored[-1].number
         confidence, how = score.llm_confidence, "llm"
+        if label is None:
+            source = how = "none"
         if item.id in gold:
             decision = gold[item.id]
             label, source, round_number = decision.label, "gold", decision.round_number
             confidence, how = decision.confidence, decision.how
-        elif record is not None and record.source == "repaired":
+        elif label is not None and record is not None and record.source == "repaired":
             best = max(range(len(record.probs)), key=lambda c: record.probs[c])
             if config.label_names[best] != score.llm_label:
                 label, source, round_number = config.label_names[best], "repaired", mended_round

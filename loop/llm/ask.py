@@ -25,6 +25,7 @@ from loop.ports import Annotator, ClassProbs, FloatArray, Progress, TextItem
 from loop.prompt import PromptVariant
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+RETRY = "goldloop annotate --retry"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 
 
@@ -92,18 +93,27 @@ def calls_limit(config: Config, n: int, m: int) -> int | None:
     return round(per_item * n)
 
 
-def unanswered_line(store: Store, campaign: str, annotator: str) -> str | None:
-    """How many texts have a question without an answer, why, and what to do; None for none."""
+def unanswered_line(
+    store: Store, campaign: str, annotator: str, *, recorded: bool = False
+) -> str | None:
+    """How many texts have a question without an answer, why, and what to do; None for none.
+
+    Args:
+        recorded: the answers come from columns of the source, so that asking again changes nothing.
+    """
     failed = store.unanswered(campaign, annotator)
     if not failed:
         return None
     texts = len({row.item_id for row in failed})
     (reason, _), *_ = Counter(row.reason for row in failed).most_common(1)
-    return (
-        f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
-        f" {reason.rstrip('.')}). They are asked for again in the next round, or now with"
-        " `goldloop annotate --retry`."
-    )
+    line = f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
+    line = f"{line} {reason.rstrip('.')})."
+    if recorded:
+        return (
+            f"{line} `goldloop check` lists what could not be read; values that are corrected in"
+            " the source are read in the next round."
+        )
+    return f"{line} They are asked for again in the next round, or now with `{RETRY}`."
 
 
 def _ask_where_worth_it(

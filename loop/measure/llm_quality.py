@@ -35,8 +35,9 @@ def quality_metrics(
     inclusion_prob: FloatArray,
     round_of: IntArray,
     suspicion: FloatArray,
+    answered: NDArray[np.bool_] | None = None,
 ) -> dict[str, Any]:
-    """Quality of the LLM's labels on the whole pool, as JSON.
+    """Quality of the LLM's labels on the texts of the pool that it gave one, as JSON.
 
     Args:
         config: names the classes and the number of rounds.
@@ -45,14 +46,25 @@ def quality_metrics(
         inclusion_prob: (n,) of the gold items, in the round that chose each.
         round_of: (n,) number of that round.
         suspicion: (n,) in [0, 1], free of each item's own gold; it narrows the intervals.
+        answered: (n,) bool, whether the LLM gave a label; the others count neither right nor wrong.
+            None where it gave one to all.
 
     Returns:
         The fields of ``LabelQuality`` with 95 % intervals; ``labels``, the order of the classes;
-        and ``remaining_at_most``, which the remaining error rate stays below with 95 % confidence
-        over all planned rounds together, each having an equal share of the risk (Bonferroni).
+        ``unanswered``, how many texts have no LLM label, their share, and how many of them no
+        label at all; and ``remaining_at_most``, which the share of wrong or missing labels in the
+        whole pool stays below with 95 % confidence over all planned rounds together, each having an
+        equal share of the risk (Bonferroni).
         Gold that never came back is taken to be missing at random. Where too few gold
-        items were chosen at random, nothing but ``problem``, which says so.
+        items were chosen at random, nothing but ``problem``, which says so, and ``unanswered``.
     """
+    answered = np.ones(len(gold), dtype=bool) if answered is None else answered
+    n, without = len(answered), int((~answered).sum())
+    missing = int((~answered & (gold < 0)).sum())
+    counts = {"n": without, "share": without / n, "without_any_label": missing}
+    y_llm, gold, inclusion_prob, round_of, suspicion = (
+        of[answered] for of in (y_llm, gold, inclusion_prob, round_of, suspicion)
+    )
     k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
     try:
         found, bound = (
@@ -62,10 +74,11 @@ def quality_metrics(
             for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
         )
     except TooFewRandomError as exc:
-        return {"problem": str(exc)}
+        return {"problem": str(exc), "unanswered": counts}
     return asdict(found) | {
         "labels": list(config.label_names),
-        "remaining_at_most": bound.remaining_error.high,
+        "unanswered": counts,
+        "remaining_at_most": (bound.remaining_error.high * (n - without) + missing) / n,
     }
 
 
@@ -79,7 +92,7 @@ def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
     if bound is None or bound > wanted:
         return None
     return (
-        f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong"
+        f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong or missing"
         f" (rounds.stop_below = {wanted:g})"
     )
 
@@ -238,6 +251,13 @@ def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(f"LLM labels: {right} % right; with people's put in, {left} % are still wrong")
     elif "problem" in quality:
         lines.append(f"How good the LLM's labels are is not known: {quality['problem']}")
+    missing = quality.get("unanswered") or {}
+    if missing.get("n"):
+        lines.append(
+            f"The LLM gave no label to {missing['n']} texts ({100 * missing['share']:.1f} % of the"
+            " pool). They count neither as right nor as wrong;"
+            f" {missing['without_any_label']} of them have no label from people either"
+        )
     if auroc := foreseen.get("auroc"):
         lines.append(
             f"Wrong labels of the last batch were foreseen with AUROC {100 * auroc['value']:.1f}"

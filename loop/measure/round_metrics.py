@@ -229,7 +229,8 @@ def _confusion(predictions: IntArray, truth: Truth, k: int) -> list[list[float]]
 def _llm(ctx: Context) -> dict[str, Any]:
     """How good the LLM's labels are by class, from gold weighted by its inclusion probabilities.
 
-    They are the labels that the students of ``llm_only`` learn, before gold scales anything.
+    They are the labels that the students of ``llm_only`` learn, before gold scales anything. Texts
+    that the LLM gave no label are left out.
     Empty while too few texts were drawn at random to speak for the pool.
     """
     from strategies.estimate import (
@@ -253,8 +254,9 @@ def _llm(ctx: Context) -> dict[str, Any]:
     steps = np.array(
         [reviews[i.id].round_id if b else 0 for i, b in zip(items, bought, strict=True)]
     )
-    said = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items).y_llm
-    k = len(labels)
+    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
+    said, k = votes.y_llm[votes.answered], len(labels)
+    truth, pi, steps = truth[votes.answered], pi[votes.answered], steps[votes.answered]
     try:
         quality = label_quality(said, truth, pi, k, round_of=steps)
         confusion = weighted_confusion(said, truth, pi, k, round_of=steps)
@@ -302,9 +304,9 @@ def _pushed_wrong(ctx: Context, round_: Round) -> dict[str, Any]:
     scores = ctx.store.scores(round_.id or 0)
     wrong: dict[str, list[bool]] = defaultdict(list)
     for review in ctx.store.reviews(ctx.name, round_.id):
-        if review.item_id in gold:
-            is_wrong = scores[review.item_id].llm_label != gold[review.item_id].label
-            wrong[review.reason].append(is_wrong)
+        said = scores[review.item_id].llm_label
+        if review.item_id in gold and said is not None:
+            wrong[review.reason].append(said != gold[review.item_id].label)
     return {
         reason: {"share": sum(found) / len(found), "n": len(found)}
         for reason, found in sorted(wrong.items())

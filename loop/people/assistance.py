@@ -65,7 +65,8 @@ def campaign_assistance(config: Config, store: Store) -> list[Effect]:
     for review in store.reviews(name):
         if review.assisted is not None:
             help_[review.item_id] = review.assisted
-            llm[review.item_id] = rounds[review.round_id][review.item_id].llm_label
+            if label := rounds[review.round_id][review.item_id].llm_label:
+                llm[review.item_id] = label
     help_ |= {c.id: c.assisted for c in store.checks(name) if c.assisted is not None}
     return effects(
         store.annotations(name), help_, llm=llm, known=known, adjudicator=section.adjudicator

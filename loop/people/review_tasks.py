@@ -78,8 +78,8 @@ def with_checks(
             round_number=round_.number,
             rank=check.rank,
             why=why_suspect(score_) if score_ else "",
-            llm_label=score_.llm_label if score_ else "",
-            llm_confidence=score_.llm_confidence if score_ else 0.0,
+            llm_label=(score_.llm_label or "") if score_ else "",
+            llm_confidence=(score_.llm_confidence or 0.0) if score_ else 0.0,
         )
         placed.append((check.rank, 1, task))
     placed.sort(key=lambda place: place[:2])

@@ -7,6 +7,7 @@ from typing import Any
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
+from loop.llm.ask import RETRY
 from loop.measure.llm_quality import quality_lines, why_good_enough
 from loop.money import account, labels_left, why_nothing_to_buy
 from loop.next_round import next_command
@@ -54,6 +55,9 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
                 for a in store.annotators(name)
                 if RIVAL_MARK not in a
             ),
+            "llm_unanswered_next": "goldloop check"
+            if config.annotator.kind == "recorded"
+            else RETRY,
             "answers": money.answers,
             "usd_spent": money.spent_usd,
             "usd_committed": money.committed_usd,
@@ -96,7 +100,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     ]
     if budget["llm_unanswered"]:
         lines.append(
-            f"{budget['llm_unanswered']} LLM answers are missing (`goldloop annotate --retry`)"
+            f"{budget['llm_unanswered']} LLM answers are missing"
+            f" (`{budget['llm_unanswered_next']}`)"
         )
     if status["metrics"]:
         shown = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")

@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 from loop.campaign.config import Config
 from loop.campaign.context import Context
 from loop.campaign.store import Store
-from loop.campaign.tables import VALIDATION, Round
+from loop.campaign.tables import VALIDATION, Item, Round
 from loop.errors import StageError
-from loop.llm.votes import calibrated_votes, read_votes
+from loop.llm.votes import calibrated_votes, read_votes, vote_arrays
 from loop.next_round import new_round, open_campaign
 from loop.ports import FloatArray
-from strategies.estimate import MIN_RANDOM, Estimate, LabelQuality, label_quality
+from strategies.estimate import (
+    MIN_RANDOM,
+    Estimate,
+    LabelQuality,
+    TooFewRandomError,
+    label_quality,
+)
 from strategies.signals.uncertainty import normalised_entropy
 
 SAFE_FROM = 0.93
@@ -54,15 +60,18 @@ class Validation:
 
     Attributes:
         pool: texts in the pool.
+        unanswered: those of them that the LLM gave no label; quality and price leave them out.
         sent: texts in the sample.
         quality: of the LLM's labels as they are used.
-        side_by_side: the same for each prompt, or each recorded column, that answered every text.
+        side_by_side: the same for each prompt, or each recorded column, that answered every text
+            that has an LLM label.
         verdict: whether a student of these labels is likely to suffer.
         goal: share of right labels that the price is for.
         price: gold labels to the goal.
     """
 
     pool: int
+    unanswered: int
     sent: int
     labels: tuple[str, ...]
     quality: LabelQuality
@@ -124,14 +133,24 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
     # Texts that came back without a label leave the sample: chance chose those that stayed.
     pi = np.full(len(items), float(known.mean()))
     k = len(index)
-    quality = label_quality(votes.y_llm, gold, pi, k)
+    said = votes.answered
+    try:
+        quality = label_quality(votes.y_llm[said], gold[said], pi[said], k)
+    except TooFewRandomError as exc:
+        raise StageError(
+            f"{int((known & said).sum())} texts of the sample have both a gold label and an LLM"
+            f" label; at least {MIN_RANDOM} are needed to say anything."
+        ) from exc
     rivals = []
+    taken = _taken(config, store, annotator, items)
     view = calibrated_votes(config, votes.probs)
     for v, title in enumerate(_titles(config, view.shape[1]) if view.shape[1] > 1 else ()):
-        if np.isfinite(view[:, v]).all():
-            rivals.append((title, label_quality(view[:, v].argmax(axis=1), gold, pi, k)))
+        if taken[said, v].all():
+            own = view[said, v].argmax(axis=1)
+            rivals.append((title, label_quality(own, gold[said], pi[said], k)))
     return Validation(
         pool=len(items),
+        unanswered=int((~said).sum()),
         sent=len(reviews),
         labels=config.label_names,
         quality=quality,
@@ -139,13 +158,23 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
         verdict=_verdict(quality.accuracy),
         goal=goal,
         price=price_of_goal(
-            normalised_entropy(votes.posterior[known]),
-            votes.y_llm[known] == gold[known],
-            len(items),
+            normalised_entropy(votes.posterior[known & said]),
+            votes.y_llm[known & said] == gold[known & said],
+            int(said.sum()),
             goal,
             rng=np.random.default_rng([config.rounds.seed, 11]),
         ),
     )
+
+
+def _taken(
+    config: Config, store: Store, annotator: str, items: Sequence[Item]
+) -> NDArray[np.bool_]:
+    """(n, m) whether each prompt was answered itself; ``read_votes`` fills the first one's gaps."""
+    column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
+    row = {item.id: i for i, item in enumerate(items)}
+    probs, _ = vote_arrays(config, store, annotator, row, column)
+    return np.asarray(np.isfinite(probs).all(axis=2))
 
 
 def _titles(config: Config, m: int) -> Sequence[str]:
@@ -223,6 +252,12 @@ def validation_lines(found: Validation, budget: int) -> list[str]:
         f"LLM accuracy {shown(q.accuracy)}, macro-F1 {shown(q.macro_f1)},"
         f" KL(true mix || LLM's mix) {q.kl.value:.3f} ({q.kl.low:.3f} to {q.kl.high:.3f})",
     ]
+    if found.unanswered:
+        lines.append(
+            f"The LLM gave no label to {found.unanswered:,} of {found.pool:,} texts"
+            f" ({100 * found.unanswered / found.pool:.1f} %). They count neither as right nor as"
+            " wrong, and each needs a label of its own on top of the price below."
+        )
     width = max(len(label) for label in found.labels)
     for label, precision, recall, share in zip(
         found.labels, q.precision, q.recall, q.class_share, strict=True

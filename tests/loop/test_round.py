@@ -271,6 +271,50 @@ def test_export_says_where_each_label_comes_from(tmp_path):
     assert {r["how"] for r in rows if r["source"] == "gold"} == {"single"}
 
 
+def test_a_text_without_an_llm_answer_has_no_llm_label_and_counts_neither_right_nor_wrong(tmp_path):
+    rows = texts(n=200, wrong=0.0)  # where it answers, the LLM is always right
+    mute = {row.text for row in rows[::3]}
+    for row in rows:
+        row.meta["llm"] = "other" if row.text in mute else row.gold
+    ctx = make(
+        tmp_path,
+        rows=rows,
+        annotator={"kind": "recorded", "columns": ["llm"]},
+        budget={"labels": 60},
+        rounds={"rounds": 1, "batch_size": 60, "audit_frac": 0.8},
+    )
+    said = []
+    ctx.say = said.append
+    finish(ctx)
+    pool = ctx.store.items("c", "pool")
+    without = {i.id for i in pool if i.text in mute}
+    rows = {r["id"]: r for r in final_labels(ctx.config, ctx.store)}
+    assert {i for i, r in rows.items() if r["llm_label"] is None} == without
+    assert {i for i, r in rows.items() if r["llm_confidence"] is None} == without
+    gold = set(ctx.store.gold("c"))
+    assert {i for i, r in rows.items() if r["source"] == "none"} == without - gold
+    assert {r["label"] for r in rows.values() if r["source"] == "none"} == {None}
+    assert without & gold
+    assert without - gold
+    metrics = ctx.store.rounds("c")[0].metrics
+    quality = metrics["label_quality"]
+    assert quality["accuracy"]["value"] == 1.0
+    assert metrics["llm"]["accuracy"]["value"] == 1.0
+    assert {share["share"] for share in metrics["pushed_wrong"].values()} == {0.0}
+    counts = {
+        "n": len(without),
+        "share": len(without) / len(pool),
+        "without_any_label": len(without - gold),
+    }
+    assert quality["unanswered"] == counts
+    # labels that are missing are not "good enough" either
+    assert quality["remaining_at_most"] >= len(without - gold) / len(pool)
+    lines = status_lines(campaign_status(ctx.config, ctx.store))
+    assert any(f"no label to {len(without)} texts" in line for line in lines)
+    assert not any("--retry" in line for line in [*lines, *said])
+    assert any("goldloop check" in line for line in said)
+
+
 def test_money_stops_the_campaign_cleanly(tmp_path):
     ctx = make(tmp_path, budget={"labels": 30, "usd": 2.0, "usd_per_label": 0.1})
     finish(ctx)

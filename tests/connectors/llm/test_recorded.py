@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from connectors.llm.label_spelling import label_in
 from connectors.llm.recorded import RecordedAnnotator
 from loop.errors import AnnotatorError
 from loop.ports import TextItem
@@ -24,7 +28,7 @@ def items(*values: Any, column: str = "llm") -> list[TextItem]:
 
 def test_names_become_one_hot_rows_and_all_else_no_answer() -> None:
     answer = RecordedAnnotator(["llm"], LABELS).annotate(
-        variant(), items("positive", " negative ", "other", None, float("nan"), "Positive", 3, [])
+        variant(), items("positive", " negative ", "other", None, float("nan"), "good", 3, [])
     )
     assert answer.probs[:2].tolist() == [[0, 1], [1, 0]]
     assert np.isnan(answer.probs[2:]).all()
@@ -101,7 +105,7 @@ def test_check_names_what_is_wrong() -> None:
     RecordedAnnotator(["llm"], LABELS).check([])
     with pytest.raises(AnnotatorError, match=r"no column 'gpt'. Columns: llm"):
         RecordedAnnotator(["gpt"], LABELS).check(items("positive"))
-    with pytest.raises(AnnotatorError, match=r"POS, \(empty\)\. Labels: negative, positive"):
+    with pytest.raises(AnnotatorError, match=r"'POS', \(empty\)\. Labels: negative, positive"):
         RecordedAnnotator(["llm"], LABELS).check(items("POS", "POS", None))
 
 
@@ -144,3 +148,116 @@ def test_revision_knows_the_columns() -> None:
     assert one != RecordedAnnotator(["b"], LABELS).revision
     assert one != RecordedAnnotator(["a"], LABELS, prob_columns=["p"]).revision
     assert RecordedAnnotator(["a"], LABELS, name="gpt").revision.startswith("gpt:")
+
+
+# an answer spelt in its own way
+
+
+DECOMPOSED = unicodedata.normalize("NFD", "Négatif")
+
+
+@pytest.mark.parametrize(
+    ("written", "labels", "meant"),
+    [
+        *(
+            (written, ("negative", "positive"), "positive")
+            for written in (
+                "Positive", "POSITIVE", "positive.", '"positive"', "'Positive'.", "`positive`",
+                "**Positive**", "“positive”", "Label: positive", "label = Positive.",
+                "The answer is: positive", "Final answer: positive", "**Label:** positive",
+                "<think>not negative</think>positive", "<think>\n</think>\n\nLabel: Positive",
+                "```json\n{\"label\": \"positive\"}\n```", {"label": "positive"},
+                '{"label": "Positive", "confidence": 0.9}', "{'label': 'positive'}",
+                '["positive"]', ["Positive"], "['positive']", [{"label": "positive"}],
+                "posi\u200btive", "\ufeffpositive", "positive\u00a0", "\u200epositive\u200f",
+                "positive\u00ad", "ｐｏｓｉｔｉｖｅ",
+            )
+        ),
+        (DECOMPOSED, ("Négatif", "Positif"), "Négatif"),
+        (DECOMPOSED.upper(), ("négatif", "positif"), "négatif"),
+        ("STRASSE", ("Straße", "Weg"), "Straße"),
+        ("very  positive", ("very positive", "positive"), "very positive"),
+        ("US", ("us", "US"), "US"),
+        ("-", ("-", "+"), "-"),
+        ("c", ("C", "C."), "C"),
+        ("10:30: morning", ("10:30: morning", "morning"), "10:30: morning"),
+        ("Label: x", ("Label: x", "x"), "Label: x"),
+    ],
+)  # fmt: skip
+def test_spelling_does_not_change_which_label_is_meant(
+    written: Any, labels: tuple[str, ...], meant: str
+) -> None:
+    named = tuple(Label(name) for name in labels)
+    said: list[str] = []
+    annotator = RecordedAnnotator(["llm"], named, say=said.append)
+    answer = annotator.annotate(PromptVariant(0, "t", named, ()), items(written))
+    assert answer.probs.tolist() == [[float(name == meant) for name in labels]]
+    annotator.close()
+    told = isinstance(written, str) and written.strip() in labels
+    assert len(said) == (0 if told else 1)
+    assert told or f"as {meant!r} (1)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "labels"),
+    [
+        ("Us", ("us", "US")),
+        ("c!", ("C", "C.")),
+        ('["positive", "negative"]', ("negative", "positive")),
+        (["positive", "positive"], ("negative", "positive")),
+        ({"label": "positive", "second": "negative"}, ("negative", "positive")),
+        ("not positive", ("negative", "positive")),
+        ("positive or negative", ("negative", "positive")),
+        ("<think>positive", ("negative", "positive")),
+        ("not: positive", ("negative", "positive")),
+        ("...", ("-", "+")),
+        ("\u200b", ("negative", "positive")),
+        ('{"label": ', ("negative", "positive")),
+        ("[" * 5000, ("negative", "positive")),
+        ({"label": None}, ("negative", "positive")),
+    ],
+)
+def test_what_could_be_two_labels_or_none_is_no_answer(
+    written: Any, labels: tuple[str, ...]
+) -> None:
+    named = tuple(Label(name) for name in labels)
+    annotator = RecordedAnnotator(["llm"], named)
+    answer = annotator.annotate(PromptVariant(0, "t", named, ()), items(written))
+    assert np.isnan(answer.probs).all()
+    assert "cannot be read as a label" in answer.problems["0"]
+
+
+@given(
+    st.lists(st.text(min_size=1).map(str.strip).filter(bool), min_size=2, max_size=5, unique=True),
+    st.data(),
+)
+def test_a_label_written_exactly_is_always_itself(labels: list[str], data: Any) -> None:
+    name = data.draw(st.sampled_from(labels))
+    assert label_in(f" {name} ", labels) == name
+    spelt = data.draw(st.sampled_from([name.upper(), f'"{name}"', f"{name}.", f"Label: {name}"]))
+    alike = [label for label in labels if _letters(label) == _letters(name)]
+    assert len(alike) > 1 or label_in(spelt, labels) in (name, spelt.strip(), None)
+
+
+def _letters(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(c for c in folded if c.isalnum())
+
+
+def test_spellings_of_one_label_add_up_among_probabilities() -> None:
+    answer = RecordedAnnotator(["llm"], LABELS).annotate(
+        variant(), items({"Positive": 0.5, "positive": 0.1, "negative": 0.4})
+    )
+    np.testing.assert_allclose(answer.probs, [[0.4, 0.6]])
+
+
+def test_check_lists_what_was_read_and_what_was_not() -> None:
+    said: list[str] = []
+    values = ["positive"] * 4 + ["Positive"] * 3 + ["positve"] * 2 + [None]
+    RecordedAnnotator(["llm"], LABELS, say=said.append).check(items(*values))
+    unread, read = said
+    assert "3 of 10 values of the column 'llm' cannot be read" in unread
+    assert "'positve' (2) did you mean 'positive', (empty) (1)" in unread
+    assert "neither as right nor as wrong" in unread
+    assert read.startswith("3 values of the column 'llm' are spelt in another way")
+    assert "'Positive' as 'positive' (3)" in read
