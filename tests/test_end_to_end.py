@@ -186,7 +186,8 @@ main()
 """
 
 
-def test_killed_ten_times_it_loses_and_doubles_nothing(server, tmp_path):
+@pytest.mark.parametrize("times", [4, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path, times):
     make(tmp_path, NAME)
     # Between the import into Label Studio and our commit.
     done = subprocess.run(
@@ -204,7 +205,7 @@ def test_killed_ten_times_it_loses_and_doubles_nothing(server, tmp_path):
     store.close()
     rng = random.Random(0)
     kills, folder = 1, tmp_path
-    while kills < 10:
+    while kills < times:
         process = goldloop(folder, "run", start_new_session=True)
         try:
             out, _ = process.communicate(timeout=rng.uniform(2, 12))

@@ -204,7 +204,7 @@ class Campaign:
             view = campaign_view(config, store)
         records = []
         for row in view.ordered:
-            record = {
+            record: dict[str, Any] = {
                 "name": row.name,
                 "arm": row.arm,
                 "round": row.round,

@@ -62,9 +62,8 @@ def quality_metrics(
     n, without = len(answered), int((~answered).sum())
     missing = int((~answered & (gold < 0)).sum())
     counts = {"n": without, "share": without / n, "without_any_label": missing}
-    y_llm, gold, inclusion_prob, round_of, suspicion = (
-        of[answered] for of in (y_llm, gold, inclusion_prob, round_of, suspicion)
-    )
+    y_llm, gold, round_of = y_llm[answered], gold[answered], round_of[answered]
+    inclusion_prob, suspicion = inclusion_prob[answered], suspicion[answered]
     k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
     try:
         found, bound = (

@@ -487,8 +487,9 @@ def test_import_stays_light():
 
 @pytest.fixture(scope="module")
 def minilm():
-    assets = pytest.importorskip("connectors.downloads.packages")
-    return assets.minilm_dir()
+    from connectors.downloads.models import minilm_dir
+
+    return minilm_dir()
 
 
 @pytest.mark.slow
