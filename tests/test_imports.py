@@ -26,7 +26,7 @@ FLOORS = (
     ("loop.money",),
     ("loop.student", "loop.campaign"),
     ("loop.ports", "loop.files", "loop.chance"),
-    ("loop.errors", "loop.prompt", "loop.addresses", "loop", "strategies"),
+    ("loop.errors", "loop.prompt", "loop.addresses", "loop.hardware", "loop", "strategies"),
 )
 """From the top down. Rooms on the same floor do not import each other."""
 
@@ -37,6 +37,7 @@ FOR_CONNECTORS = {
     "loop.errors",
     "loop.files",
     "loop.addresses",
+    "loop.hardware",
 }
 HEIGHT = {room: len(FLOORS) - row for row, floor in enumerate(FLOORS) for room in floor}
 ARROWS = import_floors.arrows()

@@ -27,6 +27,7 @@ from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.llm.local_scorer import Precision, Prefix, Scorer
 from connectors.llm.prompt_text import most_tokens_of, one_line
 from loop.errors import AnnotatorError, LoopError
+from loop.hardware import cpu_has_bf16
 from loop.ports import ClassProbs, IntArray, Progress, TextItem, no_progress
 from loop.prompt import PromptVariant
 
@@ -51,7 +52,8 @@ class LocalLM:
         threads: CPU threads while answering; None leaves torch's setting.
         max_text_tokens: longer texts lose their middle; holds for demonstrations too.
         device: where torch computes.
-        precision: of weights and activations; logits are float32 in any case.
+        precision: of weights and activations; logits are float32 in any case. Processors without
+            bf16 compute "bfloat16" in float32, three times as fast and at least as exact.
         chat: wrap the prompt in the model's chat template.
         progress: told of finished items.
     Raises:
@@ -138,8 +140,11 @@ class LocalLM:
     def _scorer(self) -> Scorer:
         log.info("loading %s", self._model)
         folder = self._folder
+        precision = self._precision
+        if precision == "bfloat16" and self._device == "cpu" and not cpu_has_bf16():
+            precision = "float32"
         with _translated(self._model):
-            return Scorer(folder, self._device, self._precision, chat=self._chat)
+            return Scorer(folder, self._device, precision, chat=self._chat)
 
     def close(self) -> None:
         """Lets go of the model; the next question loads it again."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from loop.errors import StudentError
+from loop.hardware import cpu_has_bf16
 from loop.ports import FloatArray, IntArray, Progress, no_progress
 from loop.student.encoder_files import (
     RECORD,
@@ -54,16 +55,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    words = set(flags[: 1 << 16].split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
