@@ -14,23 +14,22 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import SQLModel
 
+import loop.campaign.tables  # noqa: F401  registers the tables
 from loop.errors import NoStoreError, StoreError
-
-if TYPE_CHECKING:
-    from alembic.config import Config as AlembicConfig
 
 BUSY_S = 30.0
 """How long one process waits for another one's transaction."""
 SCHEMA_KEY = 0x676F6C64
 """PostgreSQL's advisory lock on the schema."""
 VERSION_TABLE = "alembic_version"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def database_file(url: URL) -> Path | None:
@@ -196,21 +195,16 @@ def _use_wal(cursor: sqlite3.Cursor) -> None:
 # the schema
 
 
-def _scripts() -> tuple[AlembicConfig, tuple[str, ...]]:
-    """Alembic's settings, and every schema that it knows, oldest first."""
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    scripts = ScriptDirectory.from_config(config).walk_revisions()
-    return config, tuple(script.revision for script in scripts)[::-1]
+def _schemas() -> tuple[str, ...]:
+    """Every schema that this version knows, oldest first: the numbers of the migration files."""
+    return tuple(sorted(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")))
 
 
 def _version(connection: Connection) -> str | None:
-    from alembic.runtime.migration import MigrationContext
-
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    row = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).first()  # noqa: S608
+    return None if row is None else str(row[0])
 
 
 def _check(engine: Engine) -> None:
@@ -219,7 +213,7 @@ def _check(engine: Engine) -> None:
     Raises:
         StoreError: it has another schema than the present one.
     """
-    _, schemas = _scripts()
+    schemas = _schemas()
     with engine.connect() as connection:
         version = _version(connection)
     where = engine.url.render_as_string()
@@ -243,9 +237,7 @@ def _refuse_newer(version: str | None, schemas: tuple[str, ...], where: str) -> 
 
 def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], None]) -> None:
     """Creates or upgrades the schema in one transaction; nothing happens if it is the newest."""
-    from alembic import command
-
-    config, schemas = _scripts()
+    schemas = _schemas()
     with engine.connect() as connection:
         if _version(connection) == schemas[-1]:
             return
@@ -265,10 +257,34 @@ def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], No
             version = None
         if version is None:
             _refuse_foreign(connection, where)
-        elif file is not None:
+            _create(connection, schemas[-1])
+            return
+        if file is not None:
             say(f"Upgrading the store; a copy of it as it was is {_keep_copy(file, version)}.")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _upgrade(connection)
+
+
+def _create(connection: Connection, schema: str) -> None:
+    """The tables of the models, which are those that all migrations make one after the other."""
+    SQLModel.metadata.create_all(connection)
+    key = f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY"
+    connection.exec_driver_sql(
+        f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, {key} (version_num))"
+    )
+    connection.execute(
+        text(f"INSERT INTO {VERSION_TABLE} VALUES (:schema)"),  # noqa: S608
+        {"schema": schema},
+    )
+
+
+def _upgrade(connection: Connection, to: str = "head") -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
 
 
 def _tables(connection: Connection) -> set[str]:

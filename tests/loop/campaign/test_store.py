@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from sqlmodel import SQLModel
 
+from loop.campaign import database
 from loop.campaign import store as store_module
 from loop.campaign.store import Store, insert_all
 from loop.campaign.tables import Item, Round
@@ -26,13 +27,40 @@ def item(number, **more):
     }
 
 
-def test_migrations_make_exactly_the_tables_of_the_models(store):
+def test_migrations_make_exactly_the_tables_that_a_new_store_has(store_url, store):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
+    from sqlalchemy import inspect
 
-    with store.engine.connect() as connection:
+    def schema():
+        inspected = inspect(engine)
+        return {
+            name: (
+                {c["name"]: (str(c["type"]), c["nullable"]) for c in inspected.get_columns(name)},
+                inspected.get_pk_constraint(name)["constrained_columns"],
+                sorted(str(key["constrained_columns"]) for key in inspected.get_foreign_keys(name)),
+                sorted(
+                    (i["name"], i["unique"], i["column_names"]) for i in inspected.get_indexes(name)
+                ),
+                sorted(str(u["column_names"]) for u in inspected.get_unique_constraints(name)),
+            )
+            for name in sorted(inspected.get_table_names())
+        }
+
+    engine = store.engine
+    new = schema()
+    with engine.begin() as connection:
+        (version,) = connection.exec_driver_sql("select * from alembic_version").one()
+        SQLModel.metadata.drop_all(connection)
+        connection.exec_driver_sql("drop table alembic_version")
+    with engine.begin() as connection:
+        database._upgrade(connection)
+    assert schema() == new
+    assert len(new) > 10
+    with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, SQLModel.metadata) == []
+        assert context.get_current_revision() == version == database._schemas()[-1]
 
 
 def test_a_transaction_leaves_no_trace_when_it_fails(store):
