@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round, Run, round_id
+from loop.campaign.tables import VALIDATION, Item, Round, Run, round_id
 from loop.chance import unit_hash
 from loop.llm.ask import text_item
 from loop.llm.votes import read_votes, widened
+from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 
 
@@ -42,7 +43,7 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     index = {name: i for i, name in enumerate(ctx.config.label_names)}
     if "llm_only" in references:
         arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
-    if "random" in references:
+    if "random" in references and _is_random_due(ctx, round_):
         y, weight = y_llm.copy(), answered.copy()
         for i, label in random_control(ctx, items).items():
             y[i], weight[i] = index[label], 1.0
@@ -51,6 +52,15 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
         gold = np.array([index[str(i.known_label)] for i in items])
         arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
     return arms
+
+
+def _is_random_due(ctx: Context, round_: Round) -> bool:
+    """Whether the random control is trained in this round: in each, or where no other follows."""
+    if ctx.config.student.random_rounds == "each":
+        return True
+    before = {r.number for r in ctx.store.rounds(ctx.name) if r.number != VALIDATION}
+    last = len(before | {round_.number}) >= ctx.config.rounds.rounds
+    return last or why_nothing_to_buy(ctx.config, ctx.store) is not None
 
 
 def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:

@@ -90,6 +90,7 @@ seeds = 5
 # device = "auto"             # cuda, cpu
 # precision = "auto"          # bf16 or fp16 where the device has it, else fp32
 # references = ["llm_only"]   # add "random" and "all_gold" where gold is known for every text
+# random_rounds = "each"      # "last": train the random control in the last round only
 
 [label_studio]
 url = "local"                 # goldloop installs and runs one; or the URL of your server

@@ -155,6 +155,7 @@ POLICIES: dict[str, Policy] = {
     "student.device": _AT_ONCE,
     "student.precision": _STUDENT,
     "student.references": _AT_ONCE,
+    "student.random_rounds": _AT_ONCE,
     "label_studio.url": Policy(
         "at once", why="Refused where the server does not have the campaign's project."
     ),

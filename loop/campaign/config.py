@@ -270,6 +270,7 @@ class StudentSection(Section):
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
+    random_rounds: Literal["each", "last"] = "each"
 
     @model_validator(mode="after")
     def _warm_start_needs_models(self) -> StudentSection:

@@ -57,6 +57,7 @@ lr = 1e-4          # 2e-5, the default for roberta-base, under-trains so small a
 seeds = 5
 max_tokens = 64
 references = {references}
+random_rounds = "last"
 
 [label_studio]
 url = "local"
@@ -82,8 +83,8 @@ def campaign_text(*, by_hand: bool) -> str:
         )
     return CAMPAIGN.format(
         people="The people are simulated: they draw\n# their answers from the recorded ratings.",
-        labels=180,
-        batch_size=60,
+        labels=150,
+        batch_size=50,
         references='["llm_only", "random", "all_gold"]',
         overlap=3,
         raters="recorded",

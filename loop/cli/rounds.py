@@ -209,7 +209,7 @@ def demo(
     by_hand: Annotated[
         bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
     ] = False,
-    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 500,
+    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 400,
 ) -> None:
     """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
     from connectors.downloads.hutto import write_demo_texts

@@ -56,6 +56,19 @@ def test_once_trained_arms_are_not_trained_again(tmp_path):
     assert arms.count((2, "random")) == 3
 
 
+def test_the_random_control_may_be_trained_in_the_last_round_only(tmp_path):
+    student = {"seeds": 3, "references": ["llm_only", "random"], "random_rounds": "last"}
+    ctx = make(tmp_path / "rounds", student=student)
+    finish(ctx)
+    assert [(r.round_id, r.arm) for r in ctx.store.runs("c") if r.arm == "random"] == [
+        (2, "random")
+    ] * 3
+    spent = make(tmp_path / "budget", student=student, budget={"labels": 15})
+    finish(spent)
+    (only,) = spent.store.rounds("c")
+    assert set(only.metrics["arms"]) == {"loop", "llm_only", "random"}
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing may catch it."""
 

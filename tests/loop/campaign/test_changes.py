@@ -95,6 +95,7 @@ EDITS = {
     "student.device": "cpu",
     "student.precision": "fp32",
     "student.references": [],
+    "student.random_rounds": "last",
     "label_studio.url": "http://127.0.0.1:2",
     "label_studio.token_env": "TOKEN",
     "label_studio.assist": "why",
