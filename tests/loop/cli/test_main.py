@@ -254,11 +254,11 @@ def commands():
     return list(walk(typer.main.get_command(cli.app), []))
 
 
-def test_every_command_has_help_and_stands_in_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_command_has_help_and_stands_in_the_docs():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for path, command in commands():
         assert command.help, path
-        assert f"goldloop {' '.join(path)}" in readme, path
+        assert f"goldloop {' '.join(path)}" in page, path
         for parameter in command.params:
             if parameter.name != "help" and parameter.param_type_name == "option":
                 assert parameter.help, (path, parameter.name)
