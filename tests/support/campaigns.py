@@ -29,7 +29,7 @@ def texts(n=120, wrong=0.3):
     return rows
 
 
-def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
+def make(tmp_path, *, url=None, raters=True, overlap=1, rows=None, **sections):
     settings = {
         "campaign": {"name": "c", "task": "t"},
         "labels": [{"name": name} for name in LABELS],
@@ -42,7 +42,7 @@ def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
     }
     config = Config.model_validate(settings | sections)
     config._folder = tmp_path
-    store = Store(f"sqlite:///{tmp_path / 'c.db'}")
+    store = Store(url or f"sqlite:///{tmp_path / 'c.db'}")
     reviewer = FileReviewer(tmp_path / "studio.json")
     rows = rows or texts()
 
