@@ -19,6 +19,7 @@ from sqlalchemy import update
 from sqlmodel import Session, col
 
 from loop.campaign.context import Context
+from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
 from loop.campaign.panel import Panel
 from loop.campaign.store import insert_all
 from loop.campaign.tables import (
@@ -46,7 +47,7 @@ from loop.measure.llm_quality import (
     quality_metrics,
     suspect_metrics,
 )
-from loop.measure.round_metrics import ONCE, measure_round
+from loop.measure.round_metrics import measure_round
 from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round
 from loop.people.answers import ask_further, close_answered, everything_is_due, take_in
@@ -412,8 +413,8 @@ def measure(ctx: Context, round_: Round) -> bool:
     from loop.report.collect import write_outputs
 
     metrics = measure_round(ctx, round_, evaluation_items(ctx))
-    metrics["calibration"] = _calibration(ctx, round_)
-    metrics |= _gold_says(ctx, round_)
+    metrics = replace(metrics, calibration=_calibration(ctx, round_))
+    metrics = _with_gold(ctx, round_, metrics)
     with ctx.store.transaction() as session:
         session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
         _advance(ctx, round_, "measure", session)
@@ -421,15 +422,15 @@ def measure(ctx: Context, round_: Round) -> bool:
     return True
 
 
-def _calibration(ctx: Context, round_: Round) -> Any:
+def _calibration(ctx: Context, round_: Round) -> Calibration:
     """How well the LLM's confidence fits what the audit found, raw and as used."""
     arrays = pool_arrays(ctx, round_, ())
     reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
     return summary(arrays.view, arrays.votes, arrays.pool.gold, audited(arrays.items, reviews))
 
 
-def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
-    """What gold says of the LLM's labels, and of how well the round foresaw their errors."""
+def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:
+    """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
     strategy = ctx.config.strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
     mine = {r.item_id for r in ctx.store.reviews(ctx.name, round_.id)}
@@ -440,8 +441,9 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
     scores = ctx.store.scores(round_id(round_))
     gold = gold_classes(ctx, before.items)
     pi = before.pool.inclusion_prob
-    found = {
-        "label_quality": quality_metrics(
+    metrics = replace(
+        metrics,
+        label_quality=quality_metrics(
             ctx.config,
             before.pool.y_llm,
             gold,
@@ -449,8 +451,8 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
             np.array([-1 if r is None else numbers[r] for r in of]),
             np.array([scores[i.id].suspicion for i in before.items]),
             before.votes.answered,
-        )
-    }
+        ),
+    )
     sent = [
         (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], scores[item.id].suspicion)
         for i, item in enumerate(before.items)
@@ -458,15 +460,18 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
     ]
     if sent:
         reasons, wrong, suspicion = zip(*sent, strict=True)
-        found["suspects"] = suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
+        metrics = replace(
+            metrics, suspects=suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
+        )
     if learns:
-        found["predictor"] = predictor_metrics(
+        predictor = predictor_metrics(
             before.pool,
             np.array([r == round_.id for r in of]) & (gold >= 0) & before.votes.answered,
             gold,
             rng=np.random.default_rng([round_.seed, round_.number, 12]),
         )
-    return found
+        metrics = replace(metrics, predictor=predictor)
+    return metrics
 
 
 RUN: dict[str, Callable[[Context, Round], bool]] = {

@@ -154,8 +154,8 @@ def test_a_campaign_on_real_parts(server, tmp_path):
     store = Store(f"sqlite:///{tmp_path / NAME}.db")
     check_nothing_lost_nothing_doubled(server, store, NAME)
     rounds = store.rounds(NAME)
-    assert [r.metrics["bought"] for r in rounds] == [10, 20]
-    gold = [r.metrics["gold"] for r in rounds]
+    assert [r.metrics.bought for r in rounds] == [10, 20]
+    gold = [r.metrics.gold for r in rounds]
     assert 0 < gold[0] < gold[1]
     model = tmp_path / "runs" / "models" / "round-2"
     from transformers import pipeline

@@ -88,9 +88,8 @@ def replay(
         order.append(rows)
         if policy.guard:
             wrong = data.gold[rows] != data.y_llm[rows]
-            cover = (
-                suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])["next"] == "coverage"
-            )
+            measured = suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])
+            cover = measured.next == "coverage"
     rng = np.random.default_rng([*seed, rounds])
     kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
     if policy.only_gold:

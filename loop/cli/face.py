@@ -197,8 +197,8 @@ class Campaign:
         Raises:
             NoStoreError: the campaign was never run.
         """
+        from loop.campaign.metrics import WITH_SPREADS, Metric
         from loop.report.collect import campaign_view
-        from loop.report.contents import METRICS, Metric
 
         with reading(self.file) as (config, store):
             view = campaign_view(config, store)
@@ -210,14 +210,13 @@ class Campaign:
                 "round": row.round,
                 "gold_bought": row.gold_bought,
             }
-            for key in METRICS:
+            for key in WITH_SPREADS:
                 metric = row.metrics.get(key) or Metric(float("nan"))
                 ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
                 for end, value in ends.items():
-                    missing = value is None or value != value
-                    record[key + end] = None if missing else value
+                    record[key + end] = None if value != value else value
             records.append(record)
-        metrics = [key + end for key in METRICS for end in ("", "_low", "_high")]
+        metrics = [key + end for key in WITH_SPREADS for end in ("", "_low", "_high")]
         types = {"round": "Int64", "gold_bought": "int64"} | dict.fromkeys(metrics, "float64")
         return _table(records, ["name", "arm", "round", "gold_bought", *metrics], types)
 
@@ -368,8 +367,8 @@ class Campaign:
     def _summary(self) -> tuple[str, dict[str, str]]:
         """The campaign's name, and where it stands; an error is part of what is shown."""
         from loop.campaign.config import load
-        from loop.report.contents import Metric
-        from loop.report.wording import COLUMNS, interval, percent
+        from loop.campaign.metrics import METRICS, Metric, of_json
+        from loop.report.wording import with_interval
 
         file = {"file": str(self.file)}
         try:
@@ -389,13 +388,10 @@ class Campaign:
             "back": str(status["back"]),
             "gold labels": str(status["gold"]),
         }
-        for column in COLUMNS:
-            stored = (status["metrics"] or {}).get(column.key)
-            if stored and stored["value"] is not None:
-                metric = Metric(stored["value"], stored.get("low"), stored.get("high"))
-                within = interval(metric)
-                shown = percent(metric.value) + (f" ({within})" if within else "")
-                facts[f"{column.title}, round {status['measured_round']}"] = shown
+        for info in METRICS.values():
+            stored = (status["metrics"] or {}).get(info.key)
+            if stored and (shown := with_interval(of_json(Metric, stored))):
+                facts[f"{info.title}, round {status['measured_round']}"] = shown
         return name, facts | {"next": str(status["next"])}
 
 

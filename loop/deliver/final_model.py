@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
+from loop.campaign.metrics import Metric
 from loop.campaign.tables import VALIDATION, Item, Round
 from loop.deliver.candidates import MIN_DEV, Choice, ask_model, build_candidates
 from loop.deliver.model_card import CardFacts, model_card
@@ -261,22 +262,23 @@ def _assemble(
 
 def _own_test(
     ctx: Context, round_: Round, chosen: Path, evaluated: Sequence[Item]
-) -> dict[str, Any] | None:
+) -> dict[str, Metric]:
     """The chosen model's accuracy and macro-F1 where the round measured its seeds'."""
     truth = truth_of(ctx, evaluated)
     known = truth.y >= 0
     if not known.any():
-        return None
+        return {}
     texts = [i.text for i, there in zip(evaluated, known, strict=True) if there]
     predictions = ask_model(ctx, chosen, texts).argmax(axis=1)[None]
-    found = measure(
+    stability = measure(
         predictions,
         truth.y[known],
         len(ctx.config.labels),
         weight=truth.weight[known],
         rng=np.random.default_rng([round_.seed, round_.number, 11]),
-    ).to_json()
-    return {name: found[name] for name in ("accuracy", "macro_f1")}
+    )
+    own = {key: stability.metric(key) for key in ("accuracy", "macro_f1")}
+    return {key: metric for key, metric in own.items() if metric is not None}
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

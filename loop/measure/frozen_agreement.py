@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loop.measure.metric import FloatArray, IntArray, Metric, replicates, seed_spread
+from loop.campaign.metrics import Metric
+from loop.measure.metric import FloatArray, IntArray, replicates, seed_spread
 from loop.pool_arrays import item_embeddings
 from loop.student.frozen_student import FrozenHeads
 

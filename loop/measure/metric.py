@@ -1,4 +1,4 @@
-"""A metric with its interval: what each test item adds to it, and metrics of weighted items.
+"""What each test item adds to a metric, and metrics of weighted items.
 
 Every metric of ``loop.measure.stability`` is a function of sums over test items, so that a
 bootstrap replicate is one row of item weights and 1,000 replicates are a few matrix products.
@@ -6,9 +6,7 @@ bootstrap replicate is one row of item weights and 1,000 replicates are a few ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +15,6 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
-
-METRICS = ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1", "reliable_accuracy")
-"""What ``paired_difference`` compares."""
 
 
 def item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArray]:
@@ -167,28 +162,3 @@ def replicates(base: FloatArray, bootstrap: int, rng: np.random.Generator) -> It
         rows = min(step, bootstrap - start)
         drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
         yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n) * base
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value with its 95 % interval.
-
-    Attributes:
-        value: nan where the metric is undefined; ``note`` says why.
-        low: nan where no interval was asked for, or none can be had.
-        high: likewise.
-        note: why the value is undefined, or what to mind when reading it.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    note: str = ""
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """Numbers by name; nan becomes None, which JSON knows."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        found: dict[str, float | str | None] = {
-            name: None if math.isnan(x) else x for name, x in numbers.items()
-        }
-        return found | ({"note": self.note} if self.note else {})

@@ -9,14 +9,15 @@ every curve, and add the seeds' spread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
+from loop.campaign.metrics import METRICS, Json, Metric, as_json
 from loop.errors import StageError
 from loop.measure.held_out import Truth
-from loop.measure.metric import FloatArray, IntArray, Metric, item_sums, metrics_of, replicates
+from loop.measure.metric import FloatArray, IntArray, item_sums, metrics_of, replicates
 from loop.ports import Draws
 from loop.report.wording import CURVE_NAMES
 from loop.studies.side_runs import SideRuns, gold_labels, llm_labels, merged_labels
@@ -29,8 +30,8 @@ WIDE = 0.15
 ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
 
-METRICS = ("accuracy", "macro_f1")
 CurveMetric = Literal["accuracy", "macro_f1"]
+CURVE_METRICS: tuple[CurveMetric, ...] = get_args(CurveMetric)
 Verdict = Literal["will not help", "will help", "cannot be told"]
 
 EXPONENTS = np.geomspace(0.2, 2.0, 24)
@@ -92,9 +93,9 @@ class Plateau:
     verdict: Verdict
     told: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values."""
-        return asdict(self)
+        return as_json(self)
 
 
 def measure_plateau(
@@ -264,7 +265,7 @@ def judged(
     reference's labels do for the texts that there are.
     """
     llm, name = curves["llm"], CURVE_NAMES[reference]
-    of = metric.replace("macro_f1", "macro-F1")
+    of = METRICS[metric].title
     gains = (
         f"twice as many would add {_points(llm.doubling)} to {of}, {name} for the same texts"
         f" {_points(instead)}"

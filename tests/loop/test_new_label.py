@@ -113,7 +113,7 @@ def test_a_label_may_come_at_any_stage(tmp_path, stage, number):
         trained_after = (r.number, STAGES.index("repair")) >= (number, STAGES.index(stage))
         widths = {len(t.probs) for t in after.store.training_labels(r.id)}
         assert widths == {3 if trained_after else 2}
-    assert len(rounds[-1].metrics["per_class_n"]) == 3
+    assert len(rounds[-1].metrics.per_class_n) == 3
     report = json.loads((after.config.out / "rounds.json").read_text())
     for row in report["rows"]:
         assert [c["label"] for c in row["per_class"]] == [*LABELS, "odd"]

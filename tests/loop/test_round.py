@@ -5,6 +5,7 @@ from campaigns import make, texts
 from fakes import CentroidStudent
 
 from loop.campaign.context import Parts
+from loop.campaign.metrics import NoLlmLabel
 from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, Vote
 from loop.deliver.export import final_labels
@@ -33,12 +34,12 @@ def test_a_campaign_runs_to_its_end(tmp_path):
     finish(ctx)
     rounds = ctx.store.rounds("c")
     assert [r.stage for r in rounds] == ["done", "done"]
-    assert [r.metrics["gold"] for r in rounds] == [15, 30]
+    assert [r.metrics.gold for r in rounds] == [15, 30]
     gold = ctx.store.gold("c")
     truth = {i.id: i.known_label for i in ctx.store.items("c")}
     assert {k: g.label for k, g in gold.items()} == {k: truth[k] for k in gold}
-    assert set(rounds[0].metrics["arms"]) == {"loop", "llm_only", "random", "all_gold"}
-    assert rounds[0].metrics["pushed_wrong"]["suspect"]["n"] == 12
+    assert set(rounds[0].metrics.arms) == {"loop", "llm_only", "random", "all_gold"}
+    assert rounds[0].metrics.pushed_wrong["suspect"].n == 12
     assert (tmp_path / "runs" / "report.html").exists()
     assert (tmp_path / "runs" / "rounds.json").exists()
     reviews = ctx.store.reviews("c")
@@ -251,8 +252,8 @@ def test_without_gold_texts_accuracy_comes_from_audit_items_kept_out_of_training
             ctx.reviewer.answer(item, "ann", by_id[item])
         assert run_round(ctx).stage == "done"
     last = ctx.store.rounds("c")[-1]
-    assert last.metrics["accuracy_from"] == "audit"
-    assert last.metrics["arms"]["loop"]["accuracy"]["value"] is not None
+    assert last.metrics.accuracy_from == "audit"
+    assert last.metrics.arms["loop"].metric("accuracy") is not None
     audits = {r.item_id for r in ctx.store.reviews("c") if r.reason == "audit"}
     weights = {t.item_id: t.weight for t in ctx.store.training_labels(last.id)}
     assert len(audits) == 6
@@ -310,18 +311,14 @@ def test_a_text_without_an_llm_answer_has_no_llm_label_and_counts_neither_right_
     assert without & gold
     assert without - gold
     metrics = ctx.store.rounds("c")[0].metrics
-    quality = metrics["label_quality"]
-    assert quality["accuracy"]["value"] == 1.0
-    assert metrics["llm"]["accuracy"]["value"] == 1.0
-    assert {share["share"] for share in metrics["pushed_wrong"].values()} == {0.0}
-    counts = {
-        "n": len(without),
-        "share": len(without) / len(pool),
-        "without_any_label": len(without - gold),
-    }
-    assert quality["unanswered"] == counts
+    quality = metrics.label_quality
+    assert quality.accuracy.value == 1.0
+    assert {share.share for share in metrics.pushed_wrong.values()} == {0.0}
+    assert quality.unanswered == NoLlmLabel(
+        len(without), len(without) / len(pool), len(without - gold)
+    )
     # labels that are missing are not "good enough" either
-    assert quality["remaining_at_most"] >= len(without - gold) / len(pool)
+    assert quality.remaining_at_most >= len(without - gold) / len(pool)
     lines = status_lines(campaign_status(ctx.config, ctx.store))
     assert any(f"no label to {len(without)} texts" in line for line in lines)
     assert not any("--retry" in line for line in [*lines, *said])

@@ -16,9 +16,7 @@ from loop.bench.policies import DEFAULT, POLICIES, Policy
 from loop.bench.replay import replay
 from loop.bench.run import run_bench
 from loop.bench.tables import (
-    METRICS,
     REFERENCES,
-    SEED_SPREADS,
     compare,
     reference_table,
     share_table,
@@ -26,6 +24,7 @@ from loop.bench.tables import (
     tables,
     write_results,
 )
+from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.errors import DataError
 from loop.student.frozen_student import fit_heads
 
@@ -158,7 +157,7 @@ def test_a_gap_within_the_noise_has_no_recovered_share():
     values = {"llm_only": (0.5, 0.5), "all_gold": (0.52, 0.54), "mine": (0.55, 0.56)}
     records = [
         {**record, "strategy": name, "budget": 0.1 if name == "mine" else 0.0, "repetition": i}
-        | dict.fromkeys((*METRICS, *SEED_SPREADS), v)
+        | dict.fromkeys(WITH_SPREADS, v)
         for name, pair in values.items()
         for i, v in enumerate(pair)
     ]

@@ -239,7 +239,7 @@ def test_an_edit_in_the_middle_of_a_round_is_said_once_and_kept_with_the_round(b
     round_ = run_round(ctx)
     assert ctx.said == []
     assert ctx.store.rounds("c")[-1].config["student"]["lr"] == 1e-4
-    assert ctx.store.rounds("c")[-1].metrics["not_comparable"] == ["student.lr"]
+    assert ctx.store.rounds("c")[-1].metrics.not_comparable == ("student.lr",)
     assert round_.stage == "done"
     ctx.store.close()
 
@@ -248,11 +248,11 @@ def test_rounds_that_are_not_comparable_are_marked_and_not_compared(begun):
     ctx = build(begun, student=BASE["student"] | {"epochs": 5})
     run_round(ctx)
     first, second = ctx.store.rounds("c")
-    assert (first.metrics["not_comparable"], second.metrics["not_comparable"]) == (
+    assert (first.metrics.not_comparable, second.metrics.not_comparable) == (
         [],
         ["student.epochs"],
     )
-    assert "previous" not in second.metrics["compared"]
+    assert "previous" not in second.metrics.compared
     view = campaign_view(ctx.config, ctx.store)
     assert [r.name for r in view.ordered if r.arm == "loop"] == ["Round 1", "Round 2†"]
     assert any("student.epochs" in note and "not comparable" in note for note in view.notes)
@@ -263,7 +263,7 @@ def test_an_unchanged_file_says_nothing_and_rounds_are_compared(begun):
     ctx = build(begun)
     run_round(ctx)
     assert ctx.said == []
-    assert "previous" in ctx.store.rounds("c")[-1].metrics["compared"]
+    assert "previous" in ctx.store.rounds("c")[-1].metrics.compared
     ctx.store.close()
 
 
@@ -304,14 +304,14 @@ def test_other_seeds_are_said_before_training_and_the_campaign_goes_on(
     assert run_round(ctx).stage == "done"
     line = next(line for line in ctx.said if "The students' seeds are" in line)
     metrics = ctx.store.rounds("c")[-1].metrics
-    assert metrics["arms"]["loop"]["seeds"] == metrics["arms"]["llm_only"]["seeds"] == len(seeds)
+    assert metrics.arms["loop"].seeds == metrics.arms["llm_only"].seeds == len(seeds)
     if common >= 2:
         assert f"compared over the {common} seeds" in line
-        assert metrics["compared"]["previous"]["p_uc"]["value"] is not None
+        assert metrics.compared["previous"]["p_uc"].known
     else:
         assert "no paired comparison" in line
-        assert "previous" not in metrics["compared"]
-    assert metrics["compared"]["llm_only"]["p_uc"]["value"] is not None
+        assert "previous" not in metrics.compared
+    assert metrics.compared["llm_only"]["p_uc"].known
     ctx.store.close()
 
 
@@ -369,8 +369,8 @@ def test_new_texts_are_taken_in_and_old_ones_keep_split_and_answers(begun):
     assert set(asked) == {i.id for i in new if i.split == "pool"}
     assert f"Imported 40 new texts of x.csv ({splits.count('pool')} to label" in ctx.said[0]
     metrics = ctx.store.rounds("c")[-1].metrics
-    assert metrics["compared"]["previous"]["accuracy"]["value"] is not None
-    assert metrics["tests"] == sum(i.split == "test" for i in items)
+    assert metrics.compared["previous"]["accuracy"].known
+    assert metrics.tests == sum(i.split == "test" for i in items)
     ctx.store.close()
 
 

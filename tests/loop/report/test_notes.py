@@ -7,19 +7,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from loop.campaign.metrics import Metric, RoundMetrics
 from loop.measure.stability import ONE_CLASS, measure
-from loop.report.contents import Metric, ReportRow
+from loop.report.contents import ReportRow
 from loop.report.notes import _comparisons, _warnings
 
 
 def round_of(preds, y, k):
-    found = measure(np.asarray(preds), y, k, bootstrap=20, rng=np.random.default_rng(0))
-    return SimpleNamespace(
-        metrics={
-            "arms": {"loop": found.to_json()},
-            "per_class_n": np.bincount(y, minlength=k).tolist(),
-            "accuracy_from": "test",
-        }
+    students = measure(np.asarray(preds), y, k, bootstrap=20, rng=np.random.default_rng(0))
+    return RoundMetrics(
+        arms={"loop": students},
+        per_class_n=tuple(np.bincount(y, minlength=k).tolist()),
+        accuracy_from="test",
     )
 
 

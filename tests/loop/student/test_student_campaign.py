@@ -68,7 +68,7 @@ def test_a_round_that_changes_no_label_is_trained_and_measured_too(tmp_path):
     open_campaign(ctx)
     while why_finished(ctx) is None:
         run_round(ctx)
-    assert ["loop" in r.metrics["arms"] for r in ctx.store.rounds("c")] == [True, True]
+    assert ["loop" in r.metrics.arms for r in ctx.store.rounds("c")] == [True, True]
     assert len({r.label_set for r in ctx.store.runs("c")}) == 1
     ctx.store.close()
 
