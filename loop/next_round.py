@@ -127,7 +127,7 @@ def new_round(ctx: Context, number: int, **settings: Any) -> Round:
             config=config | settings,
             versions=versions(),
         )
-        session.add(round_)
+        ctx.store.add_round(session, round_)
         ctx.store.log(session, ctx.name, "round", "opened", number=number)
     return round_
 

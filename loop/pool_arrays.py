@@ -41,7 +41,7 @@ def pool_arrays(
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     gold = gold_classes(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
     needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
@@ -81,7 +81,7 @@ def pool_arrays(
 def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
     """(n,) class that people gave each item, -1 where they gave none."""
     labels = ctx.store.gold(ctx.name)
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
     return np.array(known, dtype=np.int64)
 
@@ -95,7 +95,7 @@ def _view(
     ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
 ) -> tuple[View, LlmVotes]:
     """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
     earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
     view = choose_view(

@@ -15,25 +15,21 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sqlalchemy import update
-from sqlmodel import Session, col
+from sqlmodel import Session
 
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
 from loop.campaign.panel import Panel
-from loop.campaign.store import insert_all
 from loop.campaign.tables import (
     STAGES,
     VALIDATION,
     Annotation,
-    CampaignRow,
     Gold,
     HiddenCheck,
     Review,
     Round,
     Score,
     TrainingLabel,
-    now,
     round_id,
 )
 from loop.errors import StageError
@@ -150,7 +146,7 @@ def score(ctx: Context, round_: Round) -> bool:
         for i, item in enumerate(arrays.items)
     ]
     with ctx.store.transaction() as session:
-        insert_all(session, Score, rows)
+        ctx.store.insert(session, Score, rows)
         if arrays.view.reason:
             ctx.store.log(
                 session,
@@ -205,8 +201,8 @@ def choose(ctx: Context, round_: Round) -> bool:
     ]
     checks = draw_checks(ctx, round_, n)
     with ctx.store.transaction() as session:
-        insert_all(session, Review, rows)
-        insert_all(session, HiddenCheck, checks)
+        ctx.store.insert(session, Review, rows)
+        ctx.store.insert(session, HiddenCheck, checks)
         return _advance(
             ctx, round_, "select", session, chosen=n, checks=len(checks), coverage=cover
         )
@@ -237,18 +233,13 @@ def push(ctx: Context, round_: Round) -> bool:
     ]
     with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
-    assisted = {task.item_id for task in tasks if task.assisted}
-    asked = Panel.of(ctx.config.label_studio).first
     with ctx.store.transaction() as session:
-        for item_id, task_id in task_ids.items():
-            values = {
-                "task_id": task_id,
-                "sent_at": now(),
-                "asked": asked,
-                "assisted": item_id in assisted,
-            }
-            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
-            session.exec(update(Review).where(col(Review.item_id) == item_id).values(**values))
+        ctx.store.mark_sent(
+            session,
+            task_ids,
+            asked=Panel.of(ctx.config.label_studio).first,
+            assisted=(task.item_id for task in tasks if task.assisted),
+        )
         return _advance(ctx, round_, "push", session, sent=len(tasks))
 
 
@@ -272,11 +263,7 @@ def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
         total = len(open_reviews) * ctx.config.label_studio.overlap
         with ctx.show(f"Round {round_.number}: simulated raters answer", total) as progress:
             ctx.raters.answer(project_id, progress)
-    with ctx.store.transaction() as session:
-        row = session.get(CampaignRow, ctx.name)
-        cursor = row.pull_cursor if row else None
-    if everything_is_due(ctx):
-        cursor = None
+    cursor = None if everything_is_due(ctx) else ctx.store.pull_cursor(ctx.name)
     started = time.monotonic()
     fetched = ctx.reviewer.fetch(cursor)
     with ctx.store.transaction() as session:
@@ -320,25 +307,22 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
     )
     with ctx.store.transaction() as session:
         for item_id, decision in decisions.items():
-            session.exec(
-                update(Review).where(col(Review.item_id) == item_id).values(outcome=decision.how)
-            )
+            ctx.store.set_outcome(session, item_id, decision.how)
             old = gold.get(item_id)
             if decision.label is None:
                 if old is not None:  # the answers that it came from were withdrawn
-                    session.delete(session.merge(old))
+                    ctx.store.delete_gold(session, old)
                     changed += 1
             elif old is None or (old.label, old.how) != (decision.label, decision.how):
                 changed += 1
-                session.merge(
-                    Gold(
-                        item_id=item_id,
-                        label=decision.label,
-                        how=decision.how,
-                        confidence=decision.confidence,
-                        round_number=old.round_number if old else round_.number,
-                    )
+                gold_now = Gold(
+                    item_id=item_id,
+                    label=decision.label,
+                    how=decision.how,
+                    confidence=decision.confidence,
+                    round_number=old.round_number if old else round_.number,
                 )
+                ctx.store.put_gold(session, gold_now)
         return _advance(ctx, round_, "adjudicate", session, changed=changed)
 
 
@@ -368,7 +352,7 @@ def mend(ctx: Context, round_: Round) -> bool:
         for i, item in enumerate(arrays.items)
     ]
     with ctx.store.transaction() as session:
-        insert_all(session, TrainingLabel, rows)
+        ctx.store.insert(session, TrainingLabel, rows)
         return _advance(ctx, round_, "repair", session, mode=mode)
 
 
@@ -416,7 +400,7 @@ def measure(ctx: Context, round_: Round) -> bool:
     metrics = replace(metrics, calibration=_calibration(ctx, round_))
     metrics = _with_gold(ctx, round_, metrics)
     with ctx.store.transaction() as session:
-        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
+        ctx.store.set_metrics(session, round_, metrics)
         _advance(ctx, round_, "measure", session)
     write_outputs(ctx.config, ctx.store)
     return True
@@ -425,7 +409,7 @@ def measure(ctx: Context, round_: Round) -> bool:
 def _calibration(ctx: Context, round_: Round) -> Calibration:
     """How well the LLM's confidence fits what the audit found, raw and as used."""
     arrays = pool_arrays(ctx, round_, ())
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     return summary(arrays.view, arrays.votes, arrays.pool.gold, audited(arrays.items, reviews))
 
 
@@ -433,9 +417,9 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
     strategy = ctx.config.strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
-    mine = {r.item_id for r in ctx.store.reviews(ctx.name, round_.id)}
+    mine = ctx.store.reviews_by_item(ctx.name, round_id(round_)).keys()
     before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
     scores = ctx.store.scores(round_id(round_))

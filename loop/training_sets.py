@@ -40,7 +40,7 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     ids = [i.id for i in items]
     one_hot = np.eye(len(ctx.config.labels))
     y_llm, answered = votes.y_llm, votes.answered.astype(np.float64)
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     if "llm_only" in references:
         arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
     if "random" in references and _is_random_due(ctx, round_):
@@ -132,18 +132,17 @@ def run_saver(
 
     def save(result: SeedResult) -> None:
         path = result.path.relative_to(ctx.config.out) if result.path else None
-        with ctx.store.transaction() as session:
-            session.add(
-                Run(
-                    round_id=round_id(round_),
-                    arm=arm,
-                    seed=result.seed,
-                    label_set=label_set,
-                    predictions=[int(p) for p in result.probs.argmax(axis=1)],
-                    seconds=result.seconds,
-                    model_path=str(path) if path else None,
-                )
+        ctx.store.add_run(
+            Run(
+                round_id=round_id(round_),
+                arm=arm,
+                seed=result.seed,
+                label_set=label_set,
+                predictions=[int(p) for p in result.probs.argmax(axis=1)],
+                seconds=result.seconds,
+                model_path=str(path) if path else None,
             )
+        )
 
     return save
 
@@ -184,7 +183,7 @@ def _dev_items(ctx: Context) -> list[Item]:
 
 
 def _dev_texts(ctx: Context) -> KnownTexts | None:
-    items, index = _dev_items(ctx), {name: c for c, name in enumerate(ctx.config.label_names)}
+    items, index = _dev_items(ctx), ctx.config.label_index
     if not items:
         return None
     y = np.array([index[str(i.known_label)] for i in items], dtype=np.int64)

@@ -163,24 +163,6 @@ def load_texts(
     return list(table.rows)
 
 
-def source_columns(
-    source: str,
-    *,
-    format: Format = "auto",
-    hf_split: str = "train",
-) -> tuple[str, ...]:
-    """Names of the source's columns.
-
-    Raises:
-        DataError: the source cannot be read at all.
-    """
-    found = Found(source)
-    raw = read_raw(source, format, hf_split, lambda _name, _plain: True, found)
-    if raw is None:
-        raise DataError("\n".join(problem.message for problem in found.sorted()))
-    return raw.columns
-
-
 def _check_columns(given: Mapping[str, str | None], columns: Sequence[str], found: Found) -> None:
     for role, name in given.items():
         if name is None or name in columns or not columns:

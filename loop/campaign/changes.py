@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
-from sqlalchemy import delete, update
-from sqlmodel import col
 
 from loop.campaign.config import Config
 from loop.campaign.context import Context
 from loop.campaign.import_texts import check_fit
-from loop.campaign.tables import Round, Variant
+from loop.campaign.tables import Round
 from loop.errors import ConfigError, StoreError
 from loop.files import write_whole
 
@@ -289,9 +287,9 @@ def check_changes(ctx: Context) -> None:
         section, name = key.split(".")
         config[section][name] = value
     with ctx.store.transaction() as session:
-        session.exec(update(Round).where(col(Round.id) == last.id).values(config=config))
+        ctx.store.set_round_config(session, last, config)
         if not asked:  # the frozen prompts have no answers: they are drawn anew
-            session.exec(delete(Variant).where(col(Variant.campaign) == ctx.name))
+            ctx.store.forget_variants(session, ctx.name)
         ctx.store.log(session, ctx.name, "round", "campaign file changed", changed=sorted(now))
     for line in change_lines(now, f"round {last.number} was opened"):
         ctx.say(line)

@@ -459,6 +459,11 @@ class Config(Section):
         return tuple(label.name for label in self.labels)
 
     @property
+    def label_index(self) -> dict[str, int]:
+        """Each class's index by its name."""
+        return {name: i for i, name in enumerate(self.label_names)}
+
+    @property
     def port_labels(self) -> tuple[Label, ...]:
         """Classes as the ports want them."""
         return tuple(Label(label.name, label.description) for label in self.labels)

@@ -1,4 +1,4 @@
-"""Opens the store's database: the engine, its file, and the schema that it is brought up to.
+"""The store's database: its transactions, its file, and the schema that it is brought up to.
 
 Creating and upgrading happen in one transaction that begins before the version is read, so that a
 process killed at any statement leaves the database as it was, and processes that open it at the
@@ -11,15 +11,25 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel
 
 import loop.campaign.tables  # noqa: F401  registers the tables
 from loop.errors import NoStoreError, StoreError
@@ -37,6 +47,73 @@ def database_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database).resolve()
+
+
+class Database:
+    """An open database of campaigns.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:////path/to.db`` or ``postgresql+psycopg://…``.
+        read_only: nothing is created, upgraded or written.
+        say: told one line of news, such as where the copy made before an upgrade lies.
+
+    Attributes:
+        fence: called at the beginning of every transaction; raises where nothing may be written
+            any longer (see ``loop.campaign.lock``).
+
+    Raises:
+        NoStoreError: ``read_only``, and there is no store yet.
+        StoreError: the database cannot be opened or migrated.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.url = url
+        self.fence: Callable[[Session], None] = lambda _session: None
+        self.engine = open_database(url, read_only=read_only, say=say)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits at the end, or leaves no trace.
+
+        Raises:
+            StoreError: the database cannot be read or written.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                self.fence(session)
+                yield session
+        except DBAPIError as exc:
+            raise store_failure(exc, self.engine.url.render_as_string()) from exc
+
+    def close(self) -> None:
+        """Lets go of every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def within(self, session: Session | None) -> Iterator[Session]:
+        """The caller's transaction, which sees what it has not committed yet, or one of its own."""
+        if session is not None:
+            yield session
+        else:
+            with self.transaction() as own:
+                yield own
+
+    def insert(
+        self,
+        session: Session,
+        table: type[SQLModel],
+        rows: Sequence[Mapping[str, Any]],
+        chunk: int = 5_000,
+    ) -> None:
+        """Inserts many rows at the speed of the driver, in the caller's transaction."""
+        for start in range(0, len(rows), chunk):
+            session.execute(insert(table), [dict(row) for row in rows[start : start + chunk]])
 
 
 def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> Engine:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import update
-from sqlmodel import col
-
 from loop.campaign.config import Config, suggestion
-from loop.campaign.store import Store, insert_all
+from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
 from loop.errors import ConfigError, DataError
@@ -36,7 +33,7 @@ def import_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> in
     without_gold = sum(s == "pool" and not r.gold for r, s in zip(rows, splits, strict=True))
     _check_fit(config, counts, without_gold)
     with store.transaction() as session:
-        insert_all(session, Item, _item_rows(name, rows, splits, first_row=0))
+        store.insert(session, Item, _item_rows(name, rows, splits, first_row=0))
         store.log(session, name, "import", "texts imported", **counts)
     return len(rows)
 
@@ -86,10 +83,9 @@ def import_new_texts(
     if new or relabelled or altered:
         first_row = 1 + max(item.row for item in stored.values())
         with store.transaction() as session:
-            insert_all(session, Item, _item_rows(name, new, splits, first_row=first_row))
+            store.insert(session, Item, _item_rows(name, new, splits, first_row=first_row))
             for i in {*relabelled, *altered}:
-                values = {"known_label": there[i].gold, "meta": dict(there[i].meta)}
-                session.exec(update(Item).where(col(Item.id) == i).values(**values))
+                store.update_item(session, i, there[i].gold, there[i].meta)
             store.log(
                 session,
                 name,

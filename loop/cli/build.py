@@ -6,19 +6,23 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from loop.cli.terminal import bar, say
 from loop.errors import LoopError
 
 if TYPE_CHECKING:
+    from connectors.label_studio.reviewer import LabelStudioReviewer
+    from connectors.llm.recorded import RecordedAnnotator
+    from connectors.texts.values import Format
     from loop.campaign.config import Config, StudentSection
     from loop.campaign.context import Context, Parts
     from loop.campaign.store import Store
-    from loop.ports import Raters, Reviewer
+    from loop.ports import Annotator, Raters, SourceText, Student
+    from loop.serve.tokens import Tokens
 
 
 @contextmanager
@@ -86,8 +90,22 @@ def build_parts(config: Config, store: Store) -> Parts:
     )
 
 
-def texts_arguments(config: Config) -> dict[str, Any]:
-    """What ``connectors.texts.read`` is to be told of the campaign's source."""
+class TextsArguments(TypedDict):
+    """What ``connectors.texts.read`` is to be told of a campaign's source."""
+
+    source: str
+    format: Format
+    text_column: str
+    gold_column: str | None
+    split_column: str | None
+    hf_split: str
+    meta_columns: Literal["plain"] | None
+    named: Sequence[str]
+    labels: Sequence[str]
+
+
+def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") -> TextsArguments:
+    """How the campaign's source is to be read, with or without its other columns."""
     texts = config.texts
     return {
         "source": config.source,
@@ -96,7 +114,7 @@ def texts_arguments(config: Config) -> dict[str, Any]:
         "gold_column": texts.gold_column,
         "split_column": texts.split_column,
         "hf_split": texts.hf_split,
-        "meta_columns": "plain",
+        "meta_columns": meta,
         "named": (
             *config.annotator.columns,
             *(config.annotator.prob_columns or ()),
@@ -106,22 +124,18 @@ def texts_arguments(config: Config) -> dict[str, Any]:
     }
 
 
-def load_campaign_texts(config: Config) -> Any:
+def load_campaign_texts(config: Config) -> Sequence[SourceText]:
     """The texts of the campaign's source."""
     from connectors.texts.read import load_texts
 
     return load_texts(**texts_arguments(config), on_note=say)
 
 
-def build_annotator(config: Config) -> Any:
+def build_annotator(config: Config) -> Annotator:
     """The LLM that the campaign file names."""
     section = config.annotator
     if section.kind == "recorded":
-        from connectors.llm.recorded import RecordedAnnotator
-
-        return RecordedAnnotator(
-            section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
-        )
+        return build_recorded(config)
     if section.kind == "openai_server":
         from connectors.llm.openai_server import OpenAIServerAnnotator
 
@@ -152,12 +166,22 @@ def build_annotator(config: Config) -> Any:
     )
 
 
-def build_student(config: Config) -> Any:
+def build_recorded(config: Config) -> RecordedAnnotator:
+    """The recorded answers that the campaign file names."""
+    from connectors.llm.recorded import RecordedAnnotator
+
+    section = config.annotator
+    return RecordedAnnotator(
+        section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
+    )
+
+
+def build_student(config: Config) -> Student:
     """The student that the campaign file describes."""
     return build_encoder_student(config.student, config.folder)
 
 
-def build_encoder_student(section: StudentSection, folder: Path) -> Any:
+def build_encoder_student(section: StudentSection, folder: Path) -> Student:
     """A student; an encoder that is a folder is looked up from ``folder``."""
     from loop.student.encoder_student import EncoderStudent
 
@@ -200,7 +224,7 @@ def _server(config: Config) -> tuple[str, str]:
     return config.label_studio.url, token
 
 
-def build_reviewer(config: Config, store: Store) -> Reviewer:
+def build_reviewer(config: Config, store: Store) -> LabelStudioReviewer:
     """The campaign's Label Studio."""
     from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.campaign.panel import Panel
@@ -253,17 +277,14 @@ def local_login() -> tuple[str, str, str] | None:
     return (info.url, info.username, info.password) if info else None
 
 
-def connect_project(config: Config, store: Store, url: str, tokens: Any) -> None:
+def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:
     """Makes the campaign's Label Studio project call this server."""
-    from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.serve.tokens import BACKEND_USER, TOKEN_HEADER
 
     project = store.project_id(config.campaign.name)
     if project is None:
         raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
     reviewer = build_reviewer(config, store)
-    if not isinstance(reviewer, LabelStudioReviewer):
-        raise LoopError("Only Label Studio can be connected.")
     reviewer.open_project(project)
     reviewer.connect_server(
         url,

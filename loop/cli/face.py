@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
 from loop.addresses import hidden
 from loop.cli.build import (
     at_work,
-    build_annotator,
     build_encoder_student,
     build_parts,
+    build_recorded,
     local_login,
     open_store,
     reading,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
+    from loop.ports import Student
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class Campaign:
         line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
         problems = [
             Problem(problem.level, f"{self.file}:{line}", problem.message)
-            for problem in find_problems(**texts_arguments(config) | {"meta_columns": None})
+            for problem in find_problems(**texts_arguments(config, meta=None))
         ]
         if not any(problem.level == "error" for problem in problems):
             problems += _annotator_problems(config, self.file)
@@ -413,7 +414,7 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
         rows = load_texts(**texts_arguments(config))
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
-            build_annotator(config).check(items)
+            build_recorded(config).check(items)
         except LoopError as exc:
             problems.append(Problem("error", str(file), str(exc)))
     return problems
@@ -547,7 +548,7 @@ def bench(
     model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
     if annotator is not None:
         texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
-        data = _annotated(Path(annotator), source, texts, out, model.embed)
+        data = _annotated(Path(annotator), source, texts, out, model)
     else:
         rows = load_texts(
             str(source), on_note=say, text_column=text_column, gold_column=label,
@@ -567,7 +568,7 @@ def bench(
 
 
 def _annotated(
-    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
+    file: Path, source: Path, texts: dict[str, str | None], out: Path, student: Student
 ) -> BenchData:
     """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
     from loop.bench.data_sets import data_from_votes
@@ -591,5 +592,11 @@ def _annotated(
             votes = read_votes(config, store, context.annotator.revision, pool)
             test = store.items(context.name, "test")
     return data_from_votes(
-        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
+        source.stem,
+        config.label_names,
+        pool,
+        votes,
+        test,
+        student.embed,
+        ordinal=config.campaign.ordinal,
     )

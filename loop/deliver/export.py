@@ -6,6 +6,7 @@ from typing import Any
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
+from loop.campaign.tables import round_id
 from loop.errors import StageError
 
 
@@ -22,13 +23,14 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """
     name = config.campaign.name
     rounds = store.rounds(name)
-    scored = [r for r in rounds if r.id is not None and store.scores(r.id)]
+    scored = [r for r in rounds if store.scores(round_id(r))]
     if not scored:
         raise StageError("No label is there to export yet; run `goldloop run` first.")
-    scores = store.scores(scored[-1].id or 0)
+    scores = store.scores(round_id(scored[-1]))
     gold = store.gold(name)
-    trained = [r for r in rounds if r.id is not None and store.training_labels(r.id)]
-    mended = {t.item_id: t for t in store.training_labels(trained[-1].id or 0)} if trained else {}
+    trained = [r for r in rounds if store.training_labels(round_id(r))]
+    learned = store.training_labels(round_id(trained[-1])) if trained else []
+    mended = {t.item_id: t for t in learned}
     mended_round = trained[-1].number if trained else 0
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []

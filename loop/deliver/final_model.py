@@ -30,7 +30,7 @@ import numpy as np
 
 from loop.campaign.context import Context
 from loop.campaign.metrics import Metric
-from loop.campaign.tables import VALIDATION, Item, Round
+from loop.campaign.tables import VALIDATION, Item, Round, round_id
 from loop.deliver.candidates import MIN_DEV, Choice, ask_model, build_candidates
 from loop.deliver.model_card import CardFacts, model_card
 from loop.deliver.saved_models import (
@@ -238,7 +238,7 @@ def _assemble(
             record=record,
             learned=[
                 (names[int(np.argmax(t.probs))], t.source)
-                for t in ctx.store.training_labels(round_.id or 0)
+                for t in ctx.store.training_labels(round_id(round_))
             ],
             round_=round_,
             rounds=sum(

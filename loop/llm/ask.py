@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.config import Config
-from loop.campaign.store import Store, insert_all
+from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, Item, Unanswered, Vote, now
 from loop.errors import AnnotatorError
 from loop.llm.prompts import without_item
@@ -227,7 +227,7 @@ class _Clerk:
                 )
             ]
             with self.store.transaction() as session:
-                insert_all(session, ContentFree, rows)
+                self.store.insert(session, ContentFree, rows)
                 self.purse.book(session, reserved, float(usd.sum()))
 
     def _ask_chunk(
@@ -269,8 +269,8 @@ class _Clerk:
                 reason = answer.problems.get(item.id, "it gave no usable probabilities")
                 failures.append(row | {"reason": reason})
         with self.store.transaction() as session:
-            insert_all(session, Vote, votes)
-            insert_all(session, Unanswered, failures)
+            self.store.insert(session, Vote, votes)
+            self.store.insert(session, Unanswered, failures)
             self.purse.book(session, reserved, float(usd.sum()))
         if must and not votes:
             raise AnnotatorError(

@@ -76,7 +76,7 @@ class Truth:
 
 def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
     """What is known of evaluated items: test labels, or else what the audit found."""
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     stable = np.array([i.split == "test" for i in evaluated])
     ones = np.ones(len(evaluated))
     known = np.array(

@@ -25,9 +25,11 @@ from loop.campaign.metrics import (
     Stability,
 )
 from loop.campaign.tables import Item, Round, Run, round_id
+from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.stability import measure, paired_difference, recovered_share
 from loop.people.gold import people_alpha
+from loop.pool_arrays import item_embeddings
 from loop.ports import IntArray
 from loop.training_sets import random_control, seeds_of
 
@@ -196,10 +198,8 @@ def _frozen(
     ctx: Context, round_: Round, evaluated: Sequence[Item], full: IntArray, truth: Truth
 ) -> FrozenAgreement | None:
     """How far a frozen student of the same labels agrees with the full one, and how right it is."""
-    from loop.measure.frozen_agreement import agreement, frozen_predictions
-
     learned = {t.item_id: (t.probs, t.weight) for t in ctx.store.training_labels(round_id(round_))}
-    frozen = frozen_predictions(ctx, learned, evaluated, range(len(full)))
+    frozen = _frozen_predictions(ctx, learned, evaluated, range(len(full)))
     k, rows = len(ctx.config.labels), truth.stable
     if not rows.any():
         return None
@@ -223,6 +223,34 @@ def _frozen(
         of_full, of_frozen = (None if m.accuracy is None else m.accuracy.value for m in right)
         accuracy = FrozenAccuracy(of_full, of_frozen, apart)
     return FrozenAgreement(**agreed, accuracy=accuracy)
+
+
+def _frozen_predictions(
+    ctx: Context,
+    labels: Mapping[str, tuple[Sequence[float], float]],
+    evaluated: Sequence[Item],
+    seeds: Sequence[int],
+) -> IntArray:
+    """(s, n) classes that frozen heads give the evaluated texts.
+
+    Args:
+        ctx: the campaign; its encoder embeds.
+        labels: what a round's students learn, item id -> (soft label, weight).
+        evaluated: the n texts.
+        seeds: as many as the full student has.
+    Raises:
+        StudentError: the encoder cannot be loaded.
+        ValueError: no label has a positive weight.
+    """
+    from loop.student.frozen_student import FrozenHeads
+
+    pool = ctx.store.items(ctx.name, "pool")
+    rows = [row for row, item in enumerate(pool) if item.id in labels]
+    train = item_embeddings(ctx, pool)[rows]
+    y = np.array([labels[pool[row].id][0] for row in rows])
+    weight = np.array([labels[pool[row].id][1] for row in rows])
+    probs = FrozenHeads().probs(train, y, weight, item_embeddings(ctx, evaluated), seeds)
+    return np.asarray(probs.argmax(axis=2), dtype=np.int64)
 
 
 def _confusion(predictions: IntArray, truth: Truth, k: int) -> tuple[tuple[float, ...], ...]:

@@ -179,7 +179,7 @@ def llm_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
 
 def gold_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray] | None:
     """Gold for the whole pool, where the source knows it."""
-    index = {name: c for c, name in enumerate(runs.ctx.config.label_names)}
+    index = runs.ctx.config.label_index
     known = [index.get(str(i.known_label), -1) for i in runs.pool]
     if min(known) < 0:
         return None

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.texts.formats import Problem
-from connectors.texts.read import find_problems, load_texts, read_texts, source_columns
+from connectors.texts.read import find_problems, load_texts, read_texts
 from connectors.texts.values import escape_cell, unescape_cell
 from connectors.texts.write import write_labels
 from loop.errors import DataError
@@ -112,7 +112,6 @@ def test_parquet_with_lists_dates_and_class_names(tmp_path: Path) -> None:
     rows = load_texts(str(tmp_path / "t.parquet"), gold_column="gold")
     assert [r.gold for r in rows] == ["yes", "no", None]
     assert [r.meta["r"] for r in rows] == [[1, 2], [], None]
-    assert source_columns(str(tmp_path / "t.parquet")) == ("text", "gold", "r")
 
 
 def test_a_saved_data_set_with_splits_and_class_names(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from sqlmodel import SQLModel
 
 from loop.campaign import database
 from loop.campaign import store as store_module
-from loop.campaign.store import Store, insert_all
+from loop.campaign.store import Store
 from loop.campaign.tables import Item, Round
 from loop.errors import StageError, StoreError
 
@@ -66,7 +66,7 @@ def test_migrations_make_exactly_the_tables_that_a_new_store_has(store_url, stor
 def test_a_transaction_leaves_no_trace_when_it_fails(store):
     def fail():
         with store.transaction() as session:
-            insert_all(session, Item, [item(1)])
+            store.insert(session, Item, [item(1)])
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError):
@@ -76,7 +76,7 @@ def test_a_transaction_leaves_no_trace_when_it_fails(store):
 
 def test_items_come_in_source_order_with_their_meta(store):
     with store.transaction() as session:
-        insert_all(session, Item, [item(2), item(1, split="test")], chunk=1)
+        store.insert(session, Item, [item(2), item(1, split="test")], chunk=1)
     assert [i.id for i in store.items("c")] == ["i1", "i2"]
     assert [i.id for i in store.items("c", "pool")] == ["i2"]
     assert store.items("c")[0].meta == {"q": "é\x00"}
@@ -127,7 +127,7 @@ def test_a_round_that_another_process_moved_on_is_not_moved_again(store):
 
     def stale():
         with store.transaction() as session:
-            insert_all(session, Item, [item(1)])
+            store.insert(session, Item, [item(1)])
             store.advance(session, mine, "score")
 
     with pytest.raises(StageError, match="no longer at stage 'annotate'"):
