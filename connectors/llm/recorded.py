@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from connectors.llm.label_spelling import label_in
-from connectors.texts.values import SHOWN, suggestion
-from loop.errors import AnnotatorError
+from connectors.texts.values import SHOWN
+from loop.errors import AnnotatorError, suggestion
 from loop.ports import ClassProbs, FloatArray, IntArray, News, TextItem, no_news
 from loop.prompt import Label, PromptVariant
 

@@ -18,8 +18,8 @@ from connectors.texts.values import (
     SUFFIXES,
     counted,
     some_of,
-    suggestion,
 )
+from loop.errors import suggestion
 
 BATCH = 1024  # rows of a Parquet file or data set that are in memory besides the texts
 KEPT = 20  # rows that a problem remembers by number

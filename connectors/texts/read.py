@@ -25,9 +25,8 @@ from connectors.texts.values import (
     plain,
     shown,
     some_of,
-    suggestion,
 )
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.ports import normalise
 
 LONG_TEXT_CHARS = 20_000  # far beyond what an encoder of 512 tokens reads

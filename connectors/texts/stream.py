@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from connectors.texts.formats import MAX_FIELD_BYTES, csv_delimiter
-from connectors.texts.values import SUFFIXES, as_text, clean_text, escape_cell, plain, suggestion
-from loop.errors import DataError
+from connectors.texts.values import SUFFIXES, as_text, clean_text, escape_cell, plain
+from loop.errors import DataError, suggestion
 from loop.files import SHARED, as_text_file, replacing
 from loop.ports import normalise
 

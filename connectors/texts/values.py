@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,13 +87,6 @@ def escape_cell(cell: str) -> str:
 def unescape_cell(cell: str) -> str:
     """What :func:`escape_cell` was given."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`` did you mean 'x'?`` with a leading space, or nothing."""
-    names = {str(k).lower(): str(k) for k in known}
-    close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
-    return f" did you mean {names[close[0]]!r}?" if close else ""
 
 
 def counted(n: int, noun: str) -> str:

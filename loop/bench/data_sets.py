@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.campaign.config import suggestion
 from loop.campaign.tables import Item
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.llm.votes import LlmVotes
 from loop.ports import FloatArray, IntArray, SourceText
 
@@ -110,9 +109,9 @@ def data_from_rows(
     for column in llm_columns:
         if not any(column in row.meta for row in known):
             columns = sorted({key for row in known[:100] for key in row.meta})
+            hint = suggestion(column, columns, begins=True)
             raise DataError(
-                f"There is no column {column!r} in {name}.{suggestion(column, columns)}"
-                f" Available: {', '.join(columns)}."
+                f"There is no column {column!r} in {name}.{hint} Available: {', '.join(columns)}."
             )
     labels = tuple(sorted({str(row.gold) for row in known}))
     index = {label: i for i, label in enumerate(labels)}

@@ -30,9 +30,8 @@ from loop.bench.tables import (
     over_items_intervals,
     summarise,
 )
-from loop.campaign.config import suggestion
 from loop.campaign.metrics import METRICS, WITH_SPREADS
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.measure.stability import measure, metric_replicates, paired_difference
 from loop.ports import FloatArray, IntArray, Progress, Student, no_progress
 
@@ -123,7 +122,7 @@ def _check_settings(
     for name in strategies:
         if name not in known:
             raise DataError(
-                f"Unknown strategy {name!r}.{suggestion(name, known)}"
+                f"Unknown strategy {name!r}.{suggestion(name, known, begins=True)}"
                 f" Available: {', '.join(known)}."
             )
     if len(set(strategies)) < len(strategies):

@@ -6,7 +6,6 @@ Relative paths in the file are relative to the file. Defaults are those of the p
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pydantic import (
 )
 
 from loop.addresses import hidden, secret_in
-from loop.errors import ConfigError
+from loop.errors import ConfigError, suggestion
 from loop.prompt import Demonstration, Label, PromptTemplate
 
 CAMPAIGN_FILE = "goldloop.toml"
@@ -225,7 +224,7 @@ class Strategy(Section):
         for name in signals:
             if name not in NEEDS:
                 available = ", ".join(sorted(NEEDS))
-                hint = suggestion(name, NEEDS)
+                hint = suggestion(name, NEEDS, begins=True)
                 raise ValueError(f"Unknown strategy {name!r}.{hint} Available: {available}.")
         return signals
 
@@ -500,12 +499,6 @@ class Config(Section):
         return source if source.startswith("hf:") else str(self._folder / source)
 
 
-def suggestion(word: str, known: Any) -> str:
-    """`` Did you mean 'x'?`` with a leading space, or nothing."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def load(path: Path) -> Config:
     """Reads and checks a campaign file.
 
@@ -581,7 +574,8 @@ def _sentence(error: Any, text: str) -> str:
         known = list(model.model_fields) if model else []
         where = f"[{'.'.join(str(p) for p in loc[:-1])}]" if len(loc) > 1 else "the file"
         allowed = f" Allowed: {', '.join(known)}." if known else ""
-        return f"{at}Unknown key {loc[-1]!r} in {where}.{suggestion(str(loc[-1]), known)}{allowed}"
+        hint = suggestion(loc[-1], known, begins=True)
+        return f"{at}Unknown key {loc[-1]!r} in {where}.{hint}{allowed}"
     if kind == "missing":
         return f"{at}{name} is missing; add it."
     message = error["msg"].removeprefix("Value error, ").rstrip(".")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loop.campaign.config import Config, suggestion
+from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
-from loop.errors import ConfigError, DataError
+from loop.errors import ConfigError, DataError, suggestion
 from loop.ports import SourceText, item_id
 
 SPLITS = ("pool", "test", "dev")

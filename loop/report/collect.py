@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from loop.addresses import without_secrets
 from loop.campaign.config import Config
@@ -16,6 +16,7 @@ from loop.campaign.metrics import (
     ONCE,
     WITH_SPREADS,
     Arm,
+    Json,
     LlmQuality,
     Metric,
     RoundMetrics,
@@ -199,27 +200,22 @@ def instability(folder: Path) -> Instability | None:
     """
     from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
 
-    found = _read(folder / "variance.json")
-    if found is None:
-        return None
-    try:
-        parts = tuple(
-            PartRow(
-                (RANDOM_PARTS | PARTS_TOGETHER)[name],
-                **{key: _metric(m) for key, m in part.items()},
-            )
-            for name, part in found["parts"].items()
-        )
+    names = RANDOM_PARTS | PARTS_TOGETHER
+
+    def drawn(result: Json) -> Instability:
         return Instability(
-            found["round_number"],
-            found["student"],
-            found["bases"],
-            found["items"],
-            parts,
-            found["told"],
+            round=result["round_number"],
+            student=result["student"],
+            bases=result["bases"],
+            items=result["items"],
+            parts=tuple(
+                PartRow(names[name], **{key: _metric(m) for key, m in part.items()})
+                for name, part in result["parts"].items()
+            ),
+            told=result["told"],
         )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise _broken(folder / "variance.json", "variance") from exc
+
+    return _last_result(folder, "variance", drawn)
 
 
 def plateau(folder: Path) -> LearningCurves | None:
@@ -230,53 +226,46 @@ def plateau(folder: Path) -> LearningCurves | None:
     """
     from loop.report.wording import CURVE_NAMES
 
-    found = _read(folder / "plateau.json")
-    if found is None:
+    def drawn(result: Json) -> LearningCurves:
+        return LearningCurves(
+            round=result["round_number"],
+            student=result["student"],
+            metric=METRICS[result["metric"]].title,
+            seeds=result["seeds"],
+            items=result["items"],
+            curves=tuple(
+                CurveRow(
+                    name=CURVE_NAMES[kind],
+                    arm=ARM_OF[kind],
+                    sizes=tuple(curve["sizes"]),
+                    points=of_json(tuple[Metric, ...], curve["points"]),
+                    asymptote=of_json(Metric, curve["asymptote"]),
+                    doubling=of_json(Metric, curve["doubling"]),
+                    shown_at=tuple(curve["shown_at"]),
+                    fitted=of_json(tuple[Metric, ...], curve["fitted"]),
+                )
+                for kind, curve in result["curves"].items()
+            ),
+            told=result["told"],
+        )
+
+    return _last_result(folder, "plateau", drawn)
+
+
+def _last_result(folder: Path, command: str, drawn: Callable[[Json], Value]) -> Value | None:
+    """What a study of that name left in the folder, or None."""
+    path = folder / f"{command}.json"
+    if not path.exists():
         return None
     try:
-        curves = tuple(
-            CurveRow(
-                name=CURVE_NAMES[kind],
-                arm=ARM_OF[kind],
-                sizes=tuple(curve["sizes"]),
-                points=of_json(tuple[Metric, ...], curve["points"]),
-                asymptote=of_json(Metric, curve["asymptote"]),
-                doubling=of_json(Metric, curve["doubling"]),
-                shown_at=tuple(curve["shown_at"]),
-                fitted=of_json(tuple[Metric, ...], curve["fitted"]),
-            )
-            for kind, curve in found["curves"].items()
-        )
-        return LearningCurves(
-            found["round_number"],
-            found["student"],
-            METRICS[found["metric"]].title,
-            found["seeds"],
-            found["items"],
-            curves,
-            found["told"],
-        )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise _broken(folder / "plateau.json", "plateau") from exc
+        return drawn(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise LoopError(
+            f"{path} cannot be read; delete it, or run `goldloop {command}` again."
+        ) from exc
 
 
 def _metric(stored: object) -> Metric | None:
     """A stored metric; None where it has no value."""
     metric = None if stored is None else of_json(Metric, stored)
     return metric if metric is not None and metric.known else None
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise _broken(path, path.stem) from exc
-    if not isinstance(found, dict):
-        raise _broken(path, path.stem)
-    return found
-
-
-def _broken(path: Path, command: str) -> LoopError:
-    return LoopError(f"{path} cannot be read; delete it, or run `goldloop {command}` again.")

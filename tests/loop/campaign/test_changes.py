@@ -249,8 +249,8 @@ def test_rounds_that_are_not_comparable_are_marked_and_not_compared(begun):
     run_round(ctx)
     first, second = ctx.store.rounds("c")
     assert (first.metrics.not_comparable, second.metrics.not_comparable) == (
-        [],
-        ["student.epochs"],
+        (),
+        ("student.epochs",),
     )
     assert "previous" not in second.metrics.compared
     view = campaign_view(ctx.config, ctx.store)

@@ -50,7 +50,7 @@ def test_a_split_column_is_obeyed(store):
 
 def test_unknown_split_names_the_row(store):
     source = config(texts={"source": "x", "gold_column": "g", "split_column": "s"})
-    with pytest.raises(DataError, match=r"Row 1 of x has split 'tset'; Did you mean 'test'"):
+    with pytest.raises(DataError, match=r"Row 1 of x has split 'tset'; did you mean 'test'"):
         import_texts(source, store, rows(20, split="tset"))
 
 
