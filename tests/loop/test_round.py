@@ -67,7 +67,7 @@ def test_the_random_control_may_be_trained_in_the_last_round_only(tmp_path):
     spent = make(tmp_path / "budget", student=student, budget={"labels": 15})
     finish(spent)
     (only,) = spent.store.rounds("c")
-    assert set(only.metrics["arms"]) == {"loop", "llm_only", "random"}
+    assert set(only.metrics.arms) == {"loop", "llm_only", "random"}
 
 
 class Killed(BaseException):
