@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from loop.campaign.database import Database
 from loop.campaign.tables import ContentFree, Item, LlmCalls, Unanswered, Variant, Vote, now
 
 
@@ -33,8 +34,12 @@ class VoteTimes(NamedTuple):
     seconds: float
 
 
-class LlmStore(Database):
-    """Votes are append-only."""
+class LlmStore(ABC):
+    """The store's part about the LLM. Votes are append-only."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Session]:
+        """See ``loop.campaign.database.Database``."""
 
     def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, Sequence[float], float]]:
         """(item id, variant hash, probabilities, off-label mass) of every vote."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
+from loop.campaign.database import Database
 from loop.campaign.llm_store import LlmStore
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
@@ -48,7 +49,7 @@ class SeenAnswer(NamedTuple):
     superseded: bool
 
 
-class Store(LlmStore):
+class Store(Database, LlmStore):
     """All campaigns of one database: their texts, rounds, reviews, answers and gold."""
 
     # campaign and items

@@ -1,3 +1,4 @@
+import re
 import sqlite3
 from pathlib import Path
 
@@ -160,3 +161,19 @@ def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
     (kept,) = new.variants("c", "llm")
     assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
     new.close()
+
+
+def test_no_sql_stands_outside_the_store():
+    statement = re.compile(
+        r"\bsession\.(exec|execute|add|merge|delete)\(|import .*\b(select|update)\b"
+    )
+    loop = Path(__file__).parents[3] / "loop"
+    own = {loop / "campaign" / f"{name}.py" for name in ("store", "llm_store", "database")}
+    outside = [
+        f"{path}:{number}"
+        for path in sorted(loop.rglob("*.py"))
+        if path not in own and "migrations" not in path.parts
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if statement.search(line)
+    ]
+    assert outside == []
