@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loop.campaign.metrics import METRICS, Metric, MetricInfo
 from loop.files import write_whole
@@ -30,6 +31,9 @@ from loop.report.wording import (
     with_spread,
 )
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
 _SHORT = {"llm_only": "LLM only", "random": "random", "all_gold": "all gold"}
 
 
@@ -42,10 +46,10 @@ def write_report(view: ReportView, path: Path) -> None:
     write_whole(path, render(view))
 
 
-def render(view: ReportView) -> str:
-    """The report as one HTML page."""
+@cache
+def _template() -> Template:
+    """The page's template, compiled once a process."""
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -55,8 +59,15 @@ def render(view: ReportView) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, interval=interval, difference=difference)
+    return environment.get_template("report.html.j2")
+
+
+def render(view: ReportView) -> str:
+    """The report as one HTML page."""
+    from markupsafe import Markup
+
     newest = {arm: row for arm in ARMS if (row := view.last(arm)) is not None}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         view=view,
         columns=tuple(METRICS.values()),
         arm_names=ARM_NAMES,
