@@ -33,15 +33,35 @@ from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
 from connectors.llm.server_listed import Completions, TopK, Votes
 from connectors.llm.server_ways import TOO_LONG, Plan, Server
-from connectors.texts.values import suggestion
-from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, IntArray, Progress, TextItem, no_progress
+from loop.errors import AnnotatorError, suggestion
+from loop.ports import (
+    AnnotatorSetup,
+    ClassProbs,
+    FloatArray,
+    IntArray,
+    Progress,
+    TextItem,
+    no_progress,
+)
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
 
 FORM = "server-2"  # how labels are scored; raise the number when answers change
 SHORTEST_TEXT = 64  # a text is halved down to this to fit into the model's context
+
+
+def build(setup: AnnotatorSetup) -> OpenAIServerAnnotator:
+    """The annotator of a campaign with ``annotator.kind = "openai_server"``."""
+    settings = setup.settings
+    return OpenAIServerAnnotator(
+        settings["base_url"],
+        settings["model"],
+        api_key_env=settings["api_key_env"],
+        chat=settings["chat"],
+        concurrency=settings["concurrency"],
+        votes_when_no_logprobs=settings["votes_when_no_logprobs"],
+    )
 
 
 class OpenAIServerAnnotator:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from loop.campaign.config import LabelStudioSection
-
 Rule = Literal["majority", "dawid-skene", "ask-one-more"]
 
 
@@ -28,13 +26,6 @@ class Panel:
     early_stop: bool = False
     most: int = 0
     adjudicator: str | None = None
-
-    @classmethod
-    def of(cls, section: LabelStudioSection) -> Panel:
-        """The panel that a campaign asks for."""
-        return cls(
-            section.rule, section.overlap, section.early_stop, section.most, section.adjudicator
-        )
 
     @property
     def first(self) -> int:

@@ -294,6 +294,11 @@ class _Clerk:
             raise
         seconds = (time.perf_counter() - started) / len(items)
         n, k = len(items), len(variant.labels)
+        if not isinstance(answer, ClassProbs):
+            raise AnnotatorError(
+                f"The annotator {self.revision} answered with {type(answer).__name__} where"
+                " ClassProbs is due."
+            )
         if answer.probs.shape != (n, k):
             raise AnnotatorError(
                 f"The annotator {self.revision} answered with shape {answer.probs.shape}"
