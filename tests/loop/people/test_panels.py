@@ -280,10 +280,10 @@ def test_intervals_are_wilsons():
     ],
 )
 def test_rules_that_do_not_fit_are_refused(section, says):
-    from loop.campaign.config import LabelStudioSection
+    from loop.campaign.config import PeopleSection
 
     with pytest.raises((ConfigError, ValueError), match=says):
-        LabelStudioSection(**section)
+        PeopleSection(**section)
 
 
 @pytest.mark.slow
