@@ -26,7 +26,6 @@ TESTED_BY = {
     "loop.pool_arrays": "loop/test_no_leaks.py",
     "loop.training_sets": "loop/test_round.py",
     "loop.campaign.llm_store": "loop/campaign/test_store.py",
-    "loop.campaign.panel": "loop/people/test_gold.py",
     "loop.campaign.campaign_file": "loop/cli/test_main.py",
     "loop.campaign.tables": "loop/campaign/test_store.py",
     "loop.llm.votes": "loop/llm/test_ask.py",

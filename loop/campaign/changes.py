@@ -269,7 +269,7 @@ def check_changes(ctx: Context) -> None:
         if last is not None:
             known = with_people(last.config)[0]
             with ctx.store.transaction() as session:
-                session.exec(update(Round).where(col(Round.id) == last.id).values(config=known))
+                ctx.store.set_round_config(session, last, known)
     changed = changes(last.config, ctx.config.model_dump(mode="json")) if last else {}
     if last is None or not changed:
         return

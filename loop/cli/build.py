@@ -14,14 +14,13 @@ from loop.cli.terminal import bar, say
 from loop.errors import ConfigError, LoopError
 
 if TYPE_CHECKING:
-    from connectors.label_studio.reviewer import LabelStudioReviewer
     from connectors.llm.recorded import RecordedAnnotator
     from connectors.texts.values import Format
     from loop.campaign.config import Config, StudentSection
     from loop.campaign.context import Context, Parts
     from loop.campaign.extensions import Group
     from loop.campaign.store import Store
-    from loop.ports import Annotator, Raters, Reviewer, SourceText, Student
+    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, SourceText, Student
     from loop.serve.tokens import Tokens
 
 
@@ -137,11 +136,17 @@ def build_annotator(config: Config) -> Annotator:
     Raises:
         LoopError: it cannot be built.
     """
-    from loop.ports import Annotator, AnnotatorSetup
+    from loop.ports import Annotator
+
+    kind = config.annotator.kind
+    return cast(Annotator, _built("annotators", kind, _annotator_setup(config), Annotator))
+
+
+def _annotator_setup(config: Config) -> AnnotatorSetup:
+    from loop.ports import AnnotatorSetup
 
     section = config.annotator
-    setup = AnnotatorSetup(section.model_dump(), section.options, config.port_labels, say)
-    return cast(Annotator, _built("annotators", section.kind, setup, Annotator))
+    return AnnotatorSetup(section.model_dump(), section.options, config.port_labels, say)
 
 
 def _built(group: Group, name: str, setup: object, port: type) -> object:
@@ -172,12 +177,9 @@ def _built(group: Group, name: str, setup: object, port: type) -> object:
 
 def build_recorded(config: Config) -> RecordedAnnotator:
     """The recorded answers that the campaign file names."""
-    from connectors.llm.recorded import RecordedAnnotator
+    from connectors.llm.recorded import build
 
-    section = config.annotator
-    return RecordedAnnotator(
-        section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
-    )
+    return build(_annotator_setup(config))
 
 
 def build_student(config: Config) -> Student:
@@ -275,6 +277,7 @@ def local_login() -> tuple[str, str, str] | None:
 
 def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:
     """Makes the campaign's Label Studio project call this server."""
+    from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.serve.tokens import BACKEND_USER, TOKEN_HEADER
 
     project = store.project_id(config.campaign.name)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 from loop.addresses import hidden
 from loop.cli.build import (
     at_work,
+    build_annotator,
     build_encoder_student,
     build_parts,
     build_recorded,

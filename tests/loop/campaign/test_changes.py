@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from campaigns import LABELS, make, texts
 from fakes import CentroidStudent
-from sqlalchemy import update
-from sqlmodel import col
 
 from loop.campaign.changes import POLICIES, campaign_keys, changes, check_changes, policy_table
 from loop.campaign.config import Config
 from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
-from loop.campaign.tables import Round
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
 from loop.report.collect import campaign_view
@@ -631,7 +628,7 @@ def test_a_round_of_a_version_without_people_is_compared_and_the_note_is_said_on
         people = dict(last.config["people"])
         del people["platform"], people["options"]
         old["label_studio"] = old["label_studio"] | people
-        session.exec(update(Round).where(col(Round.id) == last.id).values(config=old))
+        ctx.store.set_round_config(session, last, old)
     assert changes(old, ctx.config.model_dump(mode="json")) == {}
     again = build(tmp_path, people={"overlap": 2})
     again.config._old_keys = ("overlap",)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loop.campaign.panel import Panel
+from loop.campaign.config import Panel
 from loop.errors import ConfigError
 from loop.people.gold import Decision, decide, decide_all, wanted_answers
 from loop.people.person import Rate
