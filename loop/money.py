@@ -22,7 +22,6 @@ import numpy as np
 from sqlmodel import Session
 
 from loop.campaign.config import AnnotatorSection, Config
-from loop.campaign.panel import Panel
 from loop.campaign.store import Store
 from loop.campaign.tables import DELETED, HiddenCheck, Review
 from loop.errors import AnnotatorError, StageError
@@ -165,7 +164,7 @@ def asked_answers(review: Review | HiddenCheck, first: int) -> int:
 
 def _asked(config: Config, store: Store, session: Session) -> Mapping[str, int]:
     """Answers asked of people, by the id that a task carries."""
-    first = Panel.of(config.label_studio).first
+    first = config.people.panel.first
     reviews = store.reviews(config.campaign.name, session=session)
     checks = store.checks(config.campaign.name, session=session)
     there = [r for r in reviews if r.outcome != DELETED]  # nobody can answer a deleted task
@@ -188,8 +187,8 @@ def texts_that_fit(config: Config, store: Store) -> int:
     answers = account(config, store).answers_that_fit
     if answers is None:
         return labels
-    section = config.label_studio
-    tasks = answers // Panel.of(section).first
+    section = config.people
+    tasks = answers // section.panel.first
     return next(n for n in range(min(labels, tasks), -1, -1) if n + section.checks_for(n) <= tasks)
 
 
@@ -200,7 +199,7 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         return f"the budget of {budget.labels} labels is spent (budget.labels)"
     if not texts_that_fit(config, store):
         money = account(config, store)
-        usd = Panel.of(config.label_studio).first * money.answer_usd
+        usd = config.people.panel.first * money.answer_usd
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
     if len(store.reviews(name)) >= len(store.item_ids(name, "pool")):
@@ -219,7 +218,7 @@ def check_committed(config: Config, store: Store) -> None:
         return
     raise StageError(
         f"Nothing is sent: {money}, which is ${money.committed_usd - money.cap_usd:.2f} too much."
-        " Raise budget.usd, or restore the prices, label_studio.overlap or rule that the texts were"
+        " Raise budget.usd, or restore the prices, people.overlap or rule that the texts were"
         " chosen under."
     )
 

@@ -7,17 +7,19 @@ import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.context import Context
+from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Item, Review, Round
+from loop.errors import ConfigError
 from loop.files import replacing
 from loop.llm.calibration import View, choose_view
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
-from strategies.needs import NEEDS
 from strategies.pool import Pool
 
 Vectors = NDArray[np.float32]
@@ -44,7 +46,7 @@ def pool_arrays(
     reviews = ctx.store.reviews_by_item(ctx.name)
     unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
-    needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
+    needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
     if needs & {"embeddings", "p_student"}:
@@ -164,3 +166,27 @@ def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> Non
             f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
             " without; they are computed anew when they are needed next."
         )
+
+
+def suspicion_by(name: str, pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """(n,) suspicion of every item by one strategy; higher = more suspect.
+
+    Raises:
+        ConfigError: another package's strategy fails, or answers with something else.
+    """
+    strategy = load("strategies", name)
+    if name in BUILT_IN["strategies"]:
+        return cast(FloatArray, strategy(pool, rng))
+    try:
+        suspicion = np.asarray(strategy(pool, rng), dtype=np.float64)
+    except Exception as exc:  # another package's code may raise anything
+        raise ConfigError(
+            f"{what('strategies', name)} failed ({type(exc).__name__}: {exc}). Update it, or take"
+            " another."
+        ) from exc
+    if suspicion.shape != (pool.n,) or not np.isfinite(suspicion).all():
+        raise ConfigError(
+            f"{what('strategies', name)} must give one finite number for each of {pool.n} texts; it"
+            f" gave shape {suspicion.shape} with {np.isfinite(suspicion).sum()} finite numbers."
+        )
+    return suspicion

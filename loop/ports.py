@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.prompt import PromptVariant
+from loop.prompt import Label, PromptVariant
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -106,6 +106,23 @@ class ClassProbs:
     cached_tokens: IntArray | None = None
     output_tokens: IntArray | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AnnotatorSetup:
+    """What a campaign tells the one who builds its annotator.
+
+    Attributes:
+        settings: the keys of ``[annotator]``, with their defaults.
+        options: ``[annotator.options]``, as it stands there, for annotators of other packages.
+        labels: the classes, in their order.
+        say: told one line of news at a time.
+    """
+
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    labels: tuple[Label, ...]
+    say: News = no_news
 
 
 class Annotator(Protocol):
@@ -224,8 +241,41 @@ class Fetched:
     unserved: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ReviewerSetup:
+    """What a campaign tells the one who builds the platform where people label.
+
+    Attributes:
+        settings: the platform's own section of the campaign file, if it has one.
+        options: ``[people.options]``, as it stands there, for platforms of other packages.
+        title: of the project, for people.
+        campaign_id: marks what is sent as this campaign's.
+        labels: the classes, in their order.
+        task: the question put to people.
+        assist: what people see besides the text: "blind", "prefill" or "why".
+        note: whether people may leave a note.
+        overlap: how many people answer each text at first.
+        folder: where relative paths begin.
+        say: told one line of news at a time.
+        show: opens a progress bar.
+    """
+
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    title: str
+    campaign_id: str
+    labels: tuple[Label, ...]
+    task: str
+    assist: Literal["blind", "prefill", "why"]
+    note: bool
+    overlap: int
+    folder: Path
+    say: News = no_news
+    show: Show = show_nothing
+
+
 class Reviewer(Protocol):
-    """Where people label: Label Studio."""
+    """Where people label: Label Studio, or another platform."""
 
     def open_project(self, project_id: str | None) -> str:
         """Checks the server and token, creates or updates the project; its id, to be stored.

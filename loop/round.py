@@ -19,7 +19,6 @@ from sqlmodel import Session
 
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
-from loop.campaign.panel import Panel
 from loop.campaign.tables import (
     STAGES,
     VALIDATION,
@@ -55,10 +54,9 @@ from loop.people.review_tasks import (
     why_sent,
     with_checks,
 )
-from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays
+from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays, suspicion_by
 from loop.ports import FloatArray, ReviewTask
 from loop.training_sets import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
-from strategies import STRATEGIES
 from strategies.fuse import fuse_ranks
 from strategies.repair import repair
 from strategies.select import select_batch
@@ -128,7 +126,7 @@ def score(ctx: Context, round_: Round) -> bool:
     with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
         for position, name in enumerate(names):
             rng = np.random.default_rng([round_.seed, round_.number, 2, position])
-            signals[name] = STRATEGIES[name](arrays.pool, rng)
+            signals[name] = suspicion_by(name, arrays.pool, rng)
             progress(1)
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
     answered = arrays.votes.answered
@@ -209,7 +207,7 @@ def choose(ctx: Context, round_: Round) -> bool:
 
 
 def push(ctx: Context, round_: Round) -> bool:
-    """Sends the outbox to Label Studio; tasks that are already there are adopted."""
+    """Sends the outbox to where people label; tasks that are already there are adopted."""
     check_committed(ctx.config, ctx.store)
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.task_id is None]
     items = {i.id: i for i in ctx.store.items(ctx.name, "pool")}
@@ -231,13 +229,13 @@ def push(ctx: Context, round_: Round) -> bool:
         replace(task, assisted=is_assisted(ctx, task.item_id))
         for task in with_checks(ctx, round_, tasks, scores)
     ]
-    with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
+    with ctx.show(f"Round {round_.number}: to people", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
     with ctx.store.transaction() as session:
         ctx.store.mark_sent(
             session,
             task_ids,
-            asked=Panel.of(ctx.config.label_studio).first,
+            asked=ctx.config.people.panel.first,
             assisted=(task.item_id for task in tasks if task.assisted),
         )
         return _advance(ctx, round_, "push", session, sent=len(tasks))
@@ -260,7 +258,7 @@ def pull(ctx: Context, round_: Round) -> bool:
 def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
     if ctx.raters is not None:
         open_reviews = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
-        total = len(open_reviews) * ctx.config.label_studio.overlap
+        total = len(open_reviews) * ctx.config.people.overlap
         with ctx.show(f"Round {round_.number}: simulated raters answer", total) as progress:
             ctx.raters.answer(project_id, progress)
     cursor = None if everything_is_due(ctx) else ctx.store.pull_cursor(ctx.name)
@@ -302,7 +300,7 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
     decisions = decide_all(
         {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
         ctx.config.label_names,
-        Panel.of(ctx.config.label_studio),
+        ctx.config.people.panel,
         known,
     )
     with ctx.store.transaction() as session:

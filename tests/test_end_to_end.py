@@ -65,7 +65,7 @@ seeds = 2
 max_tokens = 32
 references = ["llm_only", "random"]
 
-[label_studio]
+[people]
 overlap = 3
 
 [raters]

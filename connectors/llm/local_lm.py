@@ -28,7 +28,7 @@ from connectors.llm.local_scorer import Precision, Prefix, Scorer
 from connectors.llm.prompt_text import most_tokens_of, one_line
 from loop.errors import AnnotatorError, LoopError
 from loop.hardware import cpu_has_bf16
-from loop.ports import ClassProbs, IntArray, Progress, TextItem, no_progress
+from loop.ports import AnnotatorSetup, ClassProbs, IntArray, Progress, TextItem, no_progress
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,17 @@ FORM = "names-1"  # how labels are scored; raise the number when answers change
 KEPT_VARIANTS = 4  # shared prefixes kept between calls
 CHARS_PER_TOKEN = 16  # no text has longer tokens on average; what is beyond is cut unread
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def build(setup: AnnotatorSetup) -> LocalLM:
+    """The annotator of a campaign with ``annotator.kind = "local_lm"``."""
+    settings = setup.settings
+    return LocalLM(
+        settings["model"],
+        batch_size=settings["batch_size"],
+        max_text_tokens=settings["max_text_tokens"],
+        chat=settings["chat"],
+    )
 
 
 class LocalLM:

@@ -16,8 +16,19 @@ import numpy as np
 from connectors.llm.label_spelling import label_in
 from connectors.texts.values import SHOWN
 from loop.errors import AnnotatorError, suggestion
-from loop.ports import ClassProbs, FloatArray, IntArray, News, TextItem, no_news
+from loop.ports import AnnotatorSetup, ClassProbs, FloatArray, IntArray, News, TextItem, no_news
 from loop.prompt import Label, PromptVariant
+
+
+def build(setup: AnnotatorSetup) -> RecordedAnnotator:
+    """The annotator of a campaign with ``annotator.kind = "recorded"``."""
+    settings = setup.settings
+    return RecordedAnnotator(
+        settings["columns"],
+        setup.labels,
+        prob_columns=settings["prob_columns"],
+        say=setup.say,
+    )
 
 
 class RecordedAnnotator:

@@ -115,11 +115,13 @@ def _pool(
     rng: np.random.Generator,
 ) -> Pool:
     """The pool as a round sees it: gold only where it was bought."""
-    from strategies.needs import NEEDS
+    from loop.campaign.extensions import needs_of
     from strategies.pool import Pool
     from strategies.signals.students import out_of_fold_probs
 
-    wanted = policy.ranker is not None or any("p_student" in NEEDS[name] for name in policy.signals)
+    wanted = policy.ranker is not None or any(
+        "p_student" in needs_of(name) for name in policy.signals
+    )
     p_student = None
     if wanted:
         fresh = not (gold >= 0).any()
@@ -161,7 +163,7 @@ def _choose(
     cover: bool,
 ) -> tuple[Batch, FloatArray, dict[str, FloatArray]]:
     """What to buy, and the suspicion and the signals of all items."""
-    from strategies import STRATEGIES
+    from loop.pool_arrays import suspicion_by
     from strategies.fuse import fuse_ranks, learn_weights
     from strategies.select import Batch, select_batch
     from strategies.signals.components import SPREAD_OVER, leading_components
@@ -178,7 +180,7 @@ def _choose(
         if first and name in shared.signals:
             signals[name] = shared.signals[name]
             continue
-        signals[name] = STRATEGIES[name](pool, rng)
+        signals[name] = suspicion_by(name, pool, rng)
         if first and name != "random":
             shared.signals[name] = signals[name]
     weights = None
@@ -208,10 +210,10 @@ def _choose(
 
 def usable(signals: Iterable[str], data: BenchData) -> tuple[str, ...]:
     """Those of the signals that the data can give; 'random' if it can give none."""
-    from strategies.needs import NEEDS
+    from loop.campaign.extensions import needs_of
 
     has = available(data)
-    return tuple(name for name in signals if NEEDS[name] <= has) or ("random",)
+    return tuple(name for name in signals if needs_of(name) <= has) or ("random",)
 
 
 def available(data: BenchData) -> frozenset[str]:

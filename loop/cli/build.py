@@ -5,23 +5,22 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from loop.cli.terminal import bar, say
-from loop.errors import LoopError
+from loop.errors import ConfigError, LoopError
 
 if TYPE_CHECKING:
-    from connectors.label_studio.reviewer import LabelStudioReviewer
     from connectors.llm.recorded import RecordedAnnotator
     from connectors.texts.values import Format
     from loop.campaign.config import Config, StudentSection
     from loop.campaign.context import Context, Parts
+    from loop.campaign.extensions import Group
     from loop.campaign.store import Store
-    from loop.ports import Annotator, Raters, SourceText, Student
+    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, SourceText, Student
     from loop.serve.tokens import Tokens
 
 
@@ -132,48 +131,55 @@ def load_campaign_texts(config: Config) -> Sequence[SourceText]:
 
 
 def build_annotator(config: Config) -> Annotator:
-    """The LLM that the campaign file names."""
+    """The LLM that the campaign file names.
+
+    Raises:
+        LoopError: it cannot be built.
+    """
+    from loop.ports import Annotator
+
+    kind = config.annotator.kind
+    return cast(Annotator, _built("annotators", kind, _annotator_setup(config), Annotator))
+
+
+def _annotator_setup(config: Config) -> AnnotatorSetup:
+    from loop.ports import AnnotatorSetup
+
     section = config.annotator
-    if section.kind == "recorded":
-        return build_recorded(config)
-    if section.kind == "openai_server":
-        from connectors.llm.openai_server import OpenAIServerAnnotator
+    return AnnotatorSetup(section.model_dump(), section.options, config.port_labels, say)
 
-        return OpenAIServerAnnotator(
-            str(section.base_url),
-            section.model,
-            api_key_env=section.api_key_env,
-            chat=section.chat,
-            concurrency=section.concurrency,
-            votes_when_no_logprobs=section.votes_when_no_logprobs,
+
+def _built(group: Group, name: str, setup: object, port: type) -> object:
+    """What goldloop or another package builds under a name; it must have all that the port asks."""
+    from loop.campaign.extensions import BUILT_IN, load, what
+
+    build = load(group, name)
+    if name in BUILT_IN[group]:
+        return build(setup)
+    try:
+        part = build(setup)
+    except LoopError:
+        raise
+    except Exception as exc:  # another package's code may raise anything
+        raise ConfigError(
+            f"{what(group, name)} cannot be built ({type(exc).__name__}: {exc}). Look at its"
+            " options in the campaign file, or update it."
+        ) from exc
+    asked = [member for member in vars(port) if not member.startswith("_")]
+    missing = [member for member in asked if not hasattr(part, member)]
+    if missing:
+        raise ConfigError(
+            f"{what(group, name)} cannot be used: {type(part).__name__} lacks {', '.join(missing)}"
+            f" of loop.ports.{port.__name__}."
         )
-    if section.kind == "vllm":
-        from connectors.llm.vllm_engine import VllmAnnotator
-
-        return VllmAnnotator(
-            section.model,
-            gpu_memory_utilization=section.gpu_memory_utilization,
-            max_text_tokens=section.max_text_tokens,
-            chat=section.chat,
-        )
-    from connectors.llm.local_lm import LocalLM
-
-    return LocalLM(
-        section.model,
-        batch_size=section.batch_size,
-        max_text_tokens=section.max_text_tokens,
-        chat=section.chat,
-    )
+    return part
 
 
 def build_recorded(config: Config) -> RecordedAnnotator:
     """The recorded answers that the campaign file names."""
-    from connectors.llm.recorded import RecordedAnnotator
+    from connectors.llm.recorded import build
 
-    section = config.annotator
-    return RecordedAnnotator(
-        section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
-    )
+    return build(_annotator_setup(config))
 
 
 def build_student(config: Config) -> Student:
@@ -208,44 +214,36 @@ def build_encoder_student(section: StudentSection, folder: Path) -> Student:
     )
 
 
-def _server(config: Config) -> tuple[str, str]:
-    """URL and token of the campaign's Label Studio; starts the local one."""
-    if config.label_studio.url == "local":
-        from connectors.label_studio import server as label_studio_server
+def build_reviewer(config: Config, store: Store) -> Reviewer:
+    """The platform where the campaign's people label.
 
-        info = label_studio_server.up(progress=say, show=bar)
-        return info.url, info.token
-    token = os.environ.get(config.label_studio.token_env, "")
-    if not token:
-        raise LoopError(
-            f"Set {config.label_studio.token_env} to an access token of {config.label_studio.url}"
-            " (Label Studio: Account & Settings)."
-        )
-    return config.label_studio.url, token
+    Raises:
+        LoopError: it cannot be built, or its server cannot be started.
+    """
+    from loop.ports import Reviewer, ReviewerSetup
 
-
-def build_reviewer(config: Config, store: Store) -> LabelStudioReviewer:
-    """The campaign's Label Studio."""
-    from connectors.label_studio.reviewer import LabelStudioReviewer
-    from loop.campaign.panel import Panel
-
-    url, token = _server(config)
-    section = config.label_studio
-    return LabelStudioReviewer(
-        url,
-        token,
-        project_title=f"goldloop: {config.campaign.name}",
+    people, platform = config.people, config.people.platform
+    own = config.label_studio.model_dump() if platform == "label_studio" else {}
+    setup = ReviewerSetup(
+        settings=own,
+        options=people.options,
+        title=f"goldloop: {config.campaign.name}",
         campaign_id=store.campaign_uid(config.campaign.name),
         labels=config.port_labels,
         task=config.campaign.task,
-        assist=section.assist,
-        note=section.note,
-        overlap=Panel.of(section).first,
+        assist=people.assist,
+        note=people.note,
+        overlap=people.panel.first,
+        folder=config.folder,
+        say=say,
+        show=bar,
     )
+    return cast(Reviewer, _built("reviewers", platform, setup, Reviewer))
 
 
 def build_raters(config: Config, store: Store) -> Raters:
     """Simulated people who answer with recorded labels or ratings."""
+    from connectors.label_studio.reviewer import address
     from connectors.label_studio.simulated_people import RecordedRaters
 
     items = store.items(config.campaign.name, "pool")
@@ -255,10 +253,10 @@ def build_raters(config: Config, store: Store) -> Raters:
         for item in items
     }
     return RecordedRaters(
-        _server(config)[0],
+        address(config.label_studio.model_dump(), say=say, show=bar)[0],
         _rater_token,
         ratings=ratings,
-        overlap=config.label_studio.most,
+        overlap=config.people.most,
         seed=config.rounds.seed,
     )
 
@@ -279,12 +277,17 @@ def local_login() -> tuple[str, str, str] | None:
 
 def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:
     """Makes the campaign's Label Studio project call this server."""
+    from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.serve.tokens import BACKEND_USER, TOKEN_HEADER
 
     project = store.project_id(config.campaign.name)
     if project is None:
         raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
     reviewer = build_reviewer(config, store)
+    if not isinstance(reviewer, LabelStudioReviewer):
+        raise LoopError(
+            f"--connect is for Label Studio; people label in {config.people.platform!r} here."
+        )
     reviewer.open_project(project)
     reviewer.connect_server(
         url,
@@ -292,6 +295,6 @@ def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> N
         webhook_token=tokens.webhook,
         user=BACKEND_USER,
         password=tokens.backend,
-        use=config.label_studio.assist != "prefill",
+        use=config.people.assist != "prefill",
     )
     say(f"Connected: project {project} calls {url} when somebody answers.")

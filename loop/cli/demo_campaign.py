@@ -59,9 +59,11 @@ max_tokens = 64
 references = {references}
 random_rounds = "last"
 
+[people]
+overlap = {overlap}
+
 [label_studio]
 url = "local"
-overlap = {overlap}
 
 [raters]
 kind = "{raters}"

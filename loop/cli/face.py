@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from loop.addresses import hidden
 from loop.cli.build import (
     at_work,
+    build_annotator,
     build_encoder_student,
     build_parts,
     build_recorded,
@@ -398,9 +399,13 @@ class Campaign:
 
 def _annotator_problems(config: Config, file: Path) -> list[Problem]:
     from connectors.texts.read import load_texts
+    from loop.campaign.extensions import BUILT_IN, Group
+    from loop.campaign.extensions import load as load_part
     from loop.ports import TextItem
 
     problems = []
+    if note := config.old_keys_note:
+        problems.append(Problem("warning", str(file), note))
     if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
         problems.append(
             Problem(
@@ -415,6 +420,17 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
             build_recorded(config).check(items)
+        except LoopError as exc:
+            problems.append(Problem("error", str(file), str(exc)))
+    for group, name in (
+        ("annotators", config.annotator.kind),
+        ("reviewers", config.people.platform),
+        *(("strategies", signal) for signal in config.strategy.signals),
+    ):
+        try:
+            load_part(cast(Group, group), name)
+            if group == "annotators" and name not in BUILT_IN["annotators"]:
+                build_annotator(config).close()
         except LoopError as exc:
             problems.append(Problem("error", str(file), str(exc)))
     return problems
@@ -476,7 +492,9 @@ def waiting_line(ctx: Context, round_: Round) -> str:
     reviews = ctx.store.reviews(ctx.name, round_.id)
     became = tally(reviews)
     news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
-    login = local_login() if ctx.config.label_studio.url == "local" else None
+    config = ctx.config
+    local = config.people.platform == "label_studio" and config.label_studio.url == "local"
+    login = local_login() if local else None
     who = f" (user {login[1]}, password {login[2]})" if login else ""
     return f"{news} People label at {ctx.reviewer.url()}{who}"
 

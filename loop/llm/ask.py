@@ -275,8 +275,8 @@ class _Clerk:
         if must and not votes:
             raise AnnotatorError(
                 f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
-                " items; look at its model, columns and label names, then run the command"
-                " again."
+                f" items ({failures[0]['reason'].rstrip('.')}); look at its model, columns and"
+                " label names, then run the command again."
             )
         self.have |= {(row["item_id"], variant_hash) for row in votes}
         self.progress(len(chunk))
@@ -294,6 +294,11 @@ class _Clerk:
             raise
         seconds = (time.perf_counter() - started) / len(items)
         n, k = len(items), len(variant.labels)
+        if not isinstance(answer, ClassProbs):
+            raise AnnotatorError(
+                f"The annotator {self.revision} answered with {type(answer).__name__} where"
+                " ClassProbs is due."
+            )
         if answer.probs.shape != (n, k):
             raise AnnotatorError(
                 f"The annotator {self.revision} answered with shape {answer.probs.shape}"

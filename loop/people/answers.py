@@ -10,7 +10,6 @@ from datetime import UTC
 from sqlmodel import Session
 
 from loop.campaign.context import Context
-from loop.campaign.panel import Panel
 from loop.campaign.store import SeenAnswer
 from loop.campaign.tables import (
     DELETED,
@@ -174,7 +173,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     everywhere = ctx.store.reviews(ctx.name, session=session)
     reviews = [review for review in everywhere if review.round_id == round_.id]
     by_item = _current_answers(ctx, session)
-    panel = Panel.of(ctx.config.label_studio)
+    panel = ctx.config.people.panel
     for review in everywhere:  # late answers to earlier rounds
         if review.round_id != round_.id and review.task_id and not _is_missing(review):
             enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
@@ -229,7 +228,7 @@ def ask_further(ctx: Context, round_: Round) -> int:
 
     Called again after an interruption, it says the same again, which changes nothing.
     """
-    panel = Panel.of(ctx.config.label_studio)
+    panel = ctx.config.people.panel
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
     further = {
         r.item_id: (r.task_id, r.wanted)

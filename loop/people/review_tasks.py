@@ -27,7 +27,7 @@ def why_suspect(score: Score) -> str:
 
 def known_checks(ctx: Context) -> dict[str, str]:
     """Labels of the hidden checks, where they have a say in what the others mean."""
-    if ctx.config.label_studio.rule != "dawid-skene":
+    if ctx.config.people.rule != "dawid-skene":
         return {}
     return {check: label for check, label in labels_of_checks(ctx.store, ctx.name).items() if label}
 
@@ -38,7 +38,7 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
     They are gold texts that several people agreed on or an adjudicator settled, and, where tasks
     show nothing but the text, texts whose label the source knows and that train nothing.
     """
-    section = ctx.config.label_studio
+    section = ctx.config.people
     wanted = section.checks_for(n)
     if not wanted:
         return []
@@ -97,7 +97,7 @@ def why_sent(review: Review, score_: Score) -> str:
 
 def is_assisted(ctx: Context, item_id: str) -> bool:
     """Whether the page helps with this item; the same whenever asked."""
-    section = ctx.config.label_studio
+    section = ctx.config.people
     if section.assist == "blind":
         return False
     return unit_hash(ctx.seed, "assist", item_id) < section.assist_share

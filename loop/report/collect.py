@@ -70,7 +70,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
             alpha=None if alpha is None else Metric(alpha),
             answers=len(answers),
             annotators=len({a.annotator for a in answers}),
-            overlap=config.label_studio.overlap,
+            overlap=config.people.overlap,
             rows=tuple(campaign_people(config, store)),
         )
     return ReportView(

@@ -41,7 +41,7 @@ def campaign_notes(
             f" {outcomes.count('unsure')} unsure, {outcomes.count('unreadable')} unreadable);"
             " `goldloop codebook` shows them."
         )
-    notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
+    notes += assistance_lines(config.people.assist, campaign_assistance(config, store))
     calibration = newest.calibration if newest else None
     if calibration is not None and calibration.view == "raw" and calibration.reason:
         notes.append(f"{calibration.reason[0].upper()}{calibration.reason[1:]}.")

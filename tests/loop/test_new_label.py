@@ -163,10 +163,10 @@ def test_an_answer_that_was_unreadable_counts_once_its_label_is_known(tmp_path):
 
 def test_live_progress_that_began_before_the_label_counts_its_answers(tmp_path):
     """`goldloop serve` keeps the campaign file as it was read when it started."""
-    before = campaign(tmp_path, label_studio={"overlap": 2})
+    before = campaign(tmp_path, people={"overlap": 2})
     for stage in ("annotate", "score", "select", "push"):
         run_stage(before, stage)
-    after = campaign(tmp_path, labels=MORE, label_studio={"overlap": 2})
+    after = campaign(tmp_path, labels=MORE, people={"overlap": 2})
     for item, label in zip(after.reviewer.open_items(), ("odd", "bad", "odd", "bad"), strict=False):
         for person in ("ann", "bob"):
             after.reviewer.answer(item, person, label)

@@ -38,7 +38,7 @@ def make(tmp_path, *, url=None, raters=True, overlap=1, rows=None, **sections):
         "budget": {"labels": 30},
         "rounds": {"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
         "student": {"seeds": 3, "references": ["llm_only", "random", "all_gold"]},
-        "label_studio": {"overlap": overlap},
+        "people": {"overlap": overlap},
     }
     config = Config.model_validate(settings | sections)
     config._folder = tmp_path

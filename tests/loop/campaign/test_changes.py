@@ -10,8 +10,9 @@ import pytest
 from campaigns import LABELS, make, texts
 from fakes import CentroidStudent
 
-from loop.campaign.changes import POLICIES, campaign_keys, changes, policy_table
+from loop.campaign.changes import POLICIES, campaign_keys, changes, check_changes, policy_table
 from loop.campaign.config import Config
+from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
@@ -26,7 +27,7 @@ BASE = {
     "budget": {"labels": 30},
     "rounds": {"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
     "student": {"seeds": 3, "references": ["llm_only"]},
-    "label_studio": {"overlap": 1},
+    "people": {"overlap": 1},
 }
 
 EDITS = {
@@ -58,6 +59,7 @@ EDITS = {
     "annotator.chat": True,
     "annotator.votes_when_no_logprobs": 3,
     "annotator.gpu_memory_utilization": 0.5,
+    "annotator.options": {"x": 1},
     "prompt.shots": 1,
     "prompt.variants": 2,
     "prompt.calls_per_item": 1.5,
@@ -96,17 +98,19 @@ EDITS = {
     "student.precision": "fp32",
     "student.references": [],
     "student.random_rounds": "last",
+    "people.platform": "desk",
+    "people.options": {"x": 1},
+    "people.assist": "why",
+    "people.assist_share": {"assist": "why", "assist_share": 0.5},
+    "people.note": False,
+    "people.overlap": 2,
+    "people.rule": "ask-one-more",
+    "people.early_stop": True,
+    "people.max_overlap": {"rule": "ask-one-more", "max_overlap": 4},
+    "people.adjudicator": "me@here.org",
+    "people.check_frac": 0.1,
     "label_studio.url": "http://127.0.0.1:2",
     "label_studio.token_env": "TOKEN",
-    "label_studio.assist": "why",
-    "label_studio.assist_share": {"assist": "why", "assist_share": 0.5},
-    "label_studio.note": False,
-    "label_studio.overlap": 2,
-    "label_studio.rule": "ask-one-more",
-    "label_studio.early_stop": True,
-    "label_studio.max_overlap": {"rule": "ask-one-more", "max_overlap": 4},
-    "label_studio.adjudicator": "me@here.org",
-    "label_studio.check_frac": 0.1,
     "raters.kind": "gold",
     "raters.ratings_column": "r",
     "store.url": "sqlite:///other.db",
@@ -118,6 +122,7 @@ EDITS = {
 def _no_plots():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("loop.report.plots.course_plot", lambda *_: "")
+        patch.setitem(BUILT_IN["reviewers"], "desk", "nowhere:build")
         yield
 
 
@@ -611,4 +616,26 @@ def test_a_warm_start_without_a_seeds_model_starts_it_fresh(tmp_path):
     assert starts == [[0, 2]]
     (line,) = ctx.said
     assert "for seed 1, so student.warm_start has nothing to go on from" in line
+    ctx.store.close()
+
+
+def test_a_round_of_a_version_without_people_is_compared_and_the_note_is_said_once(tmp_path):
+    ctx = build(tmp_path)
+    open_campaign(ctx)
+    open_round(ctx)
+    with ctx.store.transaction() as session:  # the file as an earlier version kept it
+        last = ctx.store.last_round("c")
+        old = {key: value for key, value in last.config.items() if key != "people"}
+        people = dict(last.config["people"])
+        del people["platform"], people["options"]
+        old["label_studio"] = old["label_studio"] | people
+        ctx.store.set_round_config(session, last, old)
+    assert changes(old, ctx.config.model_dump(mode="json")) == {}
+    again = build(tmp_path, people={"overlap": 2})
+    again.config._old_keys = ("overlap",)
+    for _ in range(2):
+        check_changes(again)
+    assert [line for line in again.said if "these keys are about people" in line] == again.said[:1]
+    assert again.store.last_round("c").config["people"]["overlap"] == 2
+    again.store.close()
     ctx.store.close()

@@ -111,6 +111,23 @@ def test_all_mistakes_come_in_one_pass(tmp_path):
     assert [line.split(":")[1] for line in sorted(lines)] == ["15", "16", "18"]
 
 
+def test_keys_about_people_are_still_read_where_they_were(tmp_path):
+    old = '[label_studio]\nurl = "http://x"\noverlap = 3\nrule = "dawid-skene"\n'
+    new = '[label_studio]\nurl = "http://x"\n[people]\noverlap = 3\nrule = "dawid-skene"\n'
+    before, after = (load(write(tmp_path, GOOD + text)) for text in (old, new))
+    assert before.model_dump() == after.model_dump()
+    assert before.people.overlap == 3
+    assert after.old_keys_note is None
+    assert before.old_keys_note.startswith("overlap, rule: these keys are about people and now")
+    both = write(tmp_path, GOOD + old + "[people]\noverlap = 2\n")
+    with pytest.raises(ConfigError, match=r"overlap stands in \[people\] and in \[label_studio\]"):
+        load(both)
+    wrong = write(tmp_path, GOOD + '[label_studio]\nurl = "http://x"\noverlap = 0\n')
+    line = (GOOD + old).splitlines().index("overlap = 3") + 1
+    with pytest.raises(ConfigError, match=rf":{line}: people.overlap = 0"):
+        load(wrong)
+
+
 def test_line_of_counts_repeated_tables():
     assert line_of(GOOD, ("labels", 1, "name")) == 9
     assert line_of(GOOD, ("texts", "gold_column")) == 13

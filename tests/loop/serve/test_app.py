@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from connectors.label_studio.ml_backend import MlBackend
+from connectors.label_studio.page import choice_result
 from loop.errors import BusyError, ReviewerError, StoreError
 from loop.round import pull_answers, run_round
 from loop.serve.app import MAX_HINT_BYTES, Served, listen, make_app
@@ -26,10 +28,9 @@ TOKENS = Tokens(bytes(32))
 
 
 class Fixture:
-    def __init__(self, ctx):
+    def __init__(self, ctx, *, blind=False):
         self.ctx = ctx
         self.hints = 0
-        self.result = lambda label: [{"value": {"choices": [label]}}]
         self.models = {}
         served = Served(
             tokens=TOKENS,
@@ -41,7 +42,7 @@ class Fixture:
             progress=lambda: (
                 campaign_progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
             ),
-            result=lambda label: self.result(label),
+            backend=MlBackend(blind=blind),
         )
         self.http = TestClient(
             make_app(served), base_url="http://127.0.0.1:8001", follow_redirects=False
@@ -236,11 +237,11 @@ def test_the_current_student_answers(site):
         answer = site.http.post("/predict", json=tasks("great", "poor"), headers=backend())
     assert answer.json()["model_version"] == version
     first, _ = answer.json()["results"]
-    assert first["result"] == [{"value": {"choices": ["good"]}}]
+    assert first["result"] == choice_result("good")
     assert first["score"] == pytest.approx(0.7)
     assert site.models == {"round-1": 1}  # loaded once
-    site.result = lambda label: []
-    blind = site.http.post("/predict", json=tasks("great"), headers=backend()).json()
+    hiding = Fixture(site.ctx, blind=True)
+    blind = hiding.http.post("/predict", json=tasks("great"), headers=backend()).json()
     assert blind["results"][0]["result"] == []
     assert site.http.post("/predict", json=tasks(), headers=backend()).json()["results"] == []
 
