@@ -16,9 +16,6 @@ from loop.ports import no_progress, show_nothing
 from loop.report.collect import write_outputs
 from loop.round import RUN, run_stage
 from loop.serve.progress import campaign_progress
-from tests.loop.test_round import _no_plots
-
-__all__ = ["_no_plots"]
 
 MORE = [{"name": name} for name in (*LABELS, "odd")]
 ROUNDS = {"batch_size": 15, "rounds": 2, "audit_frac": 0.5}

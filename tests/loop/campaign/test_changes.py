@@ -12,7 +12,6 @@ from fakes import CentroidStudent
 
 from loop.campaign.changes import POLICIES, campaign_keys, changes, check_changes, policy_table
 from loop.campaign.config import Config
-from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
@@ -116,14 +115,6 @@ EDITS = {
     "store.url": "sqlite:///other.db",
     "store.folder": "elsewhere",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_plots():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
-        patch.setitem(BUILT_IN["reviewers"], "desk", "nowhere:build")
-        yield
 
 
 def build(folder, rows=None, **sections):

@@ -10,9 +10,7 @@ from loop.people.assistance import assistance_lines, campaign_assistance, effect
 from loop.report.collect import campaign_view
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
-from tests.loop.test_round import _no_plots, finish, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import finish, make
 
 
 def given(n, agree_shown, agree_hidden, rng):

@@ -13,9 +13,7 @@ from loop.people.scorecards import DIFFERS, HURRIES, MISSES, people, people_line
 from loop.report.status import campaign_status
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
-from tests.loop.test_round import _no_plots, finish, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import finish, make
 
 
 def wanted(labels, panel):

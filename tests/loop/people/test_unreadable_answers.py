@@ -32,9 +32,6 @@ from loop.ports import FetchedTask, RawAnnotation
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
 from loop.round import close_early, run_stage
-from tests.loop.test_round import _no_plots
-
-__all__ = ["_no_plots"]
 
 SUMS = ("back", "out", "unreadable", "skipped", "deleted")
 

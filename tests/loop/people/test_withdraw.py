@@ -3,9 +3,7 @@
 from loop.campaign.tables import HiddenCheck, Review
 from loop.people.answers import withdraw_unanswered
 from loop.round import close_early, run_round
-from tests.loop.test_round import _no_plots, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import make
 
 
 def waiting(tmp_path):

@@ -20,9 +20,7 @@ from loop.serve.current_student import CurrentStudent
 from loop.serve.progress import campaign_progress, pace
 from loop.serve.puller import Puller
 from loop.serve.tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
-from tests.loop.test_round import _no_plots, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import make
 
 TOKENS = Tokens(bytes(32))
 

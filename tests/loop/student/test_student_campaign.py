@@ -11,11 +11,6 @@ from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch):
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
-
-
 class Asked(CentroidStudent):
     """Notes what it is asked for."""
 
