@@ -76,8 +76,8 @@ def test_imported_gold_trains_is_not_asked_again_and_costs_nothing(tmp_path):
     rows = {row["id"]: row for row in final_labels(ctx.config, ctx.store)}
     assert all(rows[i]["how"] == "imported" and rows[i]["source"] == "gold" for i in mine)
     last = ctx.store.rounds("c")[-1].metrics
-    assert last["gold"] == 15  # bought
-    assert last["label_quality"].get("accuracy") or last["label_quality"]["problem"]
+    assert last.gold == 15  # bought
+    assert last.label_quality is not None
     weights = {t.item_id: t.source for t in ctx.store.training_labels(first.id)}
     assert {weights[i] for i in mine} == {"gold"}
     second = run_round(ctx)
