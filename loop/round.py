@@ -20,6 +20,7 @@ from sqlmodel import Session
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
 from loop.campaign.tables import (
+    IMPORTED,
     STAGES,
     VALIDATION,
     Annotation,
@@ -159,7 +160,7 @@ def score(ctx: Context, round_: Round) -> bool:
 
 def choose(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
-    sent = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    sent = {r.item_id for r in ctx.store.reviews(ctx.name)} | set(ctx.store.gold(ctx.name))
     scores = ctx.store.scores(round_id(round_))
     ids = ctx.store.item_ids(ctx.name, "pool")
     candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
@@ -308,6 +309,8 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
             ctx.store.set_outcome(session, item_id, decision.how)
             old = gold.get(item_id)
             if decision.label is None:
+                if old is not None and old.how == IMPORTED:
+                    continue
                 if old is not None:  # the answers that it came from were withdrawn
                     ctx.store.delete_gold(session, old)
                     changed += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.label_studio.page import choice_result
-from loop.ports import FloatArray
+from loop.ports import FloatArray, normalise
 
 MAX_TASKS = 10_000
 
@@ -33,37 +33,37 @@ class MlBackend:
         """The answer to ``/setup``; an empty version is a student that is not trained yet."""
         return {"model_version": version or "untrained"}
 
-    def texts(self, body: Mapping[str, Any]) -> list[str]:
-        """The texts that ``/predict`` asks about.
+    def texts(self, body: Mapping[str, Any]) -> list[str | None]:
+        """The texts that ``/predict`` asks about; None for a task without one.
 
         Raises:
-            ValueError: too many tasks, or one without a text.
+            ValueError: no list of tasks, or too many.
         """
         tasks = body.get("tasks")
         if not isinstance(tasks, list) or len(tasks) > MAX_TASKS:
             raise ValueError(f"tasks is not a list of at most {MAX_TASKS}")
-        texts = []
+        texts: list[str | None] = []
         for task in tasks:
             data = task.get("data") if isinstance(task, dict) else None
             text = data.get("text") if isinstance(data, dict) else None
-            if not isinstance(text, str):
-                raise ValueError("a task has no text")
-            texts.append(text)
+            texts.append(text if isinstance(text, str) and normalise(text) else None)
         return texts
 
-    def predictions(self, version: str, labels: Sequence[str], score: FloatArray) -> dict[str, Any]:
+    def predictions(
+        self, version: str, labels: Sequence[str | None], score: FloatArray
+    ) -> dict[str, Any]:
         """The answer to ``/predict``.
 
         Args:
             version: which student answers.
-            labels: n labels, in the order of the tasks.
-            score: (n,) in (0, 1]; tasks with the lowest are to be labelled first.
+            labels: n labels, in the order of the tasks; None for a task without a text.
+            score: (n,) in [0, 1]; tasks with the lowest are to be labelled first.
         """
         results = [
             {
                 "model_version": version,
                 "score": float(one),
-                "result": [] if self.blind else choice_result(label),
+                "result": [] if self.blind or label is None else choice_result(label),
             }
             for label, one in zip(labels, score, strict=True)
         ]

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from connectors.texts.values import same_value
+
 _THOUGHTS = (  # how reasoning opens and closes: most models, Magistral, Kimi, gpt-oss
     (r"<(?:think(?:ing)?|thought|reasoning)>", r"</(?:think(?:ing)?|thought|reasoning)>"),
     (r"\[THINK\]", r"\[/THINK\]"),
@@ -46,9 +48,10 @@ _MOST_NESTED = 4
 def label_in(value: Any, names: Sequence[str]) -> str | None:
     """The one label that an answer names, or None where it names none, or several.
 
-    Case, quotes, a final dot, invisible characters and the Unicode form do not count, as far as
-    exactly one label is left. Reasoning in ``<think>`` tags, a code fence, a leading "Label:", a
-    list of one answer and an object with one answer are taken off.
+    Case, quotes, a final dot, invisible characters, the Unicode form and the way in which a number
+    is written (1, 1.0, True) do not count, as far as exactly one label is left. Reasoning in
+    ``<think>`` tags, a code fence, a leading "Label:", a list of one answer and an object with one
+    answer are taken off.
 
     Args:
         value: text, or what JSON makes of it.
@@ -131,6 +134,8 @@ def _named(value: Any, names: tuple[str, ...], depth: int) -> str | None:
         return None
     if value.strip() in names:
         return value.strip()
+    if same := same_value(value, names):
+        return same
     text = _THINKING.sub("", value).strip()
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()

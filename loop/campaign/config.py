@@ -127,7 +127,7 @@ class Texts(Section):
     """Where the texts come from, and which columns mean what."""
 
     source: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)]
-    format: Literal["auto", "csv", "jsonl", "parquet", "hf"] = "auto"
+    format: Literal["auto", "csv", "jsonl", "parquet", "excel", "hf"] = "auto"
     text_column: str = "text"
     gold_column: str | None = None
     split_column: str | None = None
@@ -576,6 +576,18 @@ class Config(Section):
             " section [people] of the campaign file. In [label_studio] they are read as before;"
             " move them when you next edit the file."
         )
+
+    @property
+    def calibration(self) -> str:
+        """How the LLM's answers are calibrated.
+
+        Recorded labels with a confidence each stay the labels that were recorded, unless the file
+        asks for calibration by name.
+        """
+        stated = self.annotator.kind == "recorded" and self.annotator.prob_columns is not None
+        if stated and "calibrate" not in self.prompt.model_fields_set:
+            return "none"
+        return self.prompt.calibrate
 
     @property
     def folder(self) -> Path:

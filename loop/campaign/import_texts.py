@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from loop.campaign.config import Config
@@ -9,7 +12,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
 from loop.errors import ConfigError, DataError, suggestion
-from loop.ports import SourceText, item_id
+from loop.ports import SourceText, item_id, normalise
 
 SPLITS = ("pool", "test", "dev")
 MIN_POOL = 10
@@ -57,7 +60,9 @@ def import_new_texts(
     name = config.campaign.name
     source = config.texts.source
     stored = {item.id: item for item in store.items(name)}
-    given = {item_id(name, row.text): row for row in rows}
+    # by text, as ids of texts that came in long ago may be of another normal form
+    ids = {item_id(name, item.text): i for i, item in stored.items()}
+    given = {ids.get(key := item_id(name, row.text), key): row for row in rows}
     there = {i: row for i, row in given.items() if i in stored}
     new = [row for i, row in given.items() if i not in stored]
     if new and len(there) < SHARED_FRAC * len(stored):
@@ -116,6 +121,48 @@ def import_new_texts(
             f"Other columns of {len(altered)} texts have changed in {source} and are taken up."
         )
     return lines
+
+
+def near_twins_line(items: Sequence[Item]) -> str:
+    """How many test texts stand among the others in nearly the same words; empty for none.
+
+    Nearly the same are texts that differ in case, punctuation, marks, addresses and names of users
+    alone, such as a post and the post that passes it on.
+    """
+    others: dict[bytes, Item] = {}
+    for item in items:
+        if item.split != "test" and (key := _bare_words(item.text)):
+            others.setdefault(key, item)
+    twins = [
+        (item, others[key])
+        for item in items
+        if item.split == "test" and (key := _bare_words(item.text)) in others
+    ]
+    if not twins:
+        return ""
+    test, other = twins[0]
+    n = len(twins)
+    return (
+        f"{n} test text{'s' * (n > 1)} stand{'s' * (n == 1)} among the other texts in nearly the"
+        f" same words, for instance {_quoted(test.text)} beside {_quoted(other.text)}: accuracy and"
+        " stability on them are too good. Put such texts into one split with texts.split_column, or"
+        " remove one of each."
+    )
+
+
+_PASSED_ON = re.compile(r"https?://\S+|www\.\S+|@\w+|^\s*rt\b", re.IGNORECASE)
+
+
+def _bare_words(text: str) -> bytes:
+    """A hash of a text's letters and digits; empty where it has none."""
+    plain = unicodedata.normalize("NFKD", _PASSED_ON.sub(" ", normalise(text))).casefold()
+    words = "".join(c for c in plain if c.isalnum())
+    return hashlib.blake2b(words.encode(), digest_size=16).digest() if words else b""
+
+
+def _quoted(text: str) -> str:
+    text = normalise(text)
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def check_fit(config: Config, store: Store) -> None:

@@ -28,6 +28,8 @@ UNSERVED = "unserved"
 """Outcome of a text whose task Label Studio fails to show."""
 DELETED = "deleted"
 """Outcome of a text whose task was deleted in Label Studio while it waited for people."""
+IMPORTED = "imported"
+"""How gold was decided that people gave in another tool, see ``goldloop import-labels``."""
 VALIDATION = 0
 """Number of the round that only measures the LLM: a random sample, no training."""
 

@@ -101,11 +101,13 @@ class TextsArguments(TypedDict):
     meta_columns: Literal["plain"] | None
     named: Sequence[str]
     labels: Sequence[str]
+    confidences: Sequence[str]
 
 
 def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") -> TextsArguments:
     """How the campaign's source is to be read, with or without its other columns."""
     texts = config.texts
+    recorded = config.annotator.kind == "recorded"
     return {
         "source": config.source,
         "format": texts.format,
@@ -120,6 +122,7 @@ def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") 
             *filter(None, [config.raters.ratings_column]),
         ),
         "labels": config.label_names,
+        "confidences": (config.annotator.prob_columns or ()) if recorded else (),
     }
 
 
@@ -273,6 +276,17 @@ def local_login() -> tuple[str, str, str] | None:
 
     info = label_studio_server.status()
     return (info.url, info.username, info.password) if info else None
+
+
+def project_tasks(config: Config, project: int) -> list[dict[str, object]]:
+    """All tasks of a project of the campaign's Label Studio, with their annotations."""
+    from connectors.label_studio.client import Client
+    from connectors.label_studio.pull import PAGE_TASKS
+
+    url, token = _server(config)
+    client = Client(url, token)
+    client.check()
+    return client.listed(project, "read answers", [], PAGE_TASKS, fields="all")
 
 
 def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:

@@ -1,14 +1,17 @@
-"""Commands that begin a campaign."""
+"""Commands that begin a campaign, and what it brings along."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loop.cli.face import Campaign
-from loop.cli.options import CAMPAIGN, File
+from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import say
 from loop.errors import LoopError
 
@@ -67,11 +70,17 @@ def init(
         source=source,
         text_column=text_column,
         gold_column=gold_column,
-        labels=[(n.strip(), d.strip()) for n, _, d in (line.partition(":") for line in labels)],
+        labels=[_name_and_description(line) for line in labels],
     )
     read(text, file)
     write_whole(file, text, mode=SHARED)
     say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
+
+
+def _name_and_description(line: str) -> tuple[str, str]:
+    """What stands before and after the first colon with a space behind it: "10:30: morning"."""
+    name, _, description = re.sub(r":\s", ": ", line.strip() + " ").partition(": ")
+    return name.strip(), description.strip()
 
 
 @app.command()
@@ -83,3 +92,32 @@ def check(file: File = CAMPAIGN) -> None:
     if any(problem.level == "error" for problem in problems):
         raise typer.Exit(1)
     say(f"{file} is fine.")
+
+
+@app.command(name="import-labels")
+def import_labels(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Export of Label Studio, doccano, Argilla, Prodigy, spaCy; a table."),
+    ] = None,
+    project: Annotated[
+        int | None, typer.Option(help="Instead: a project of the campaign's Label Studio.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column, or Label Studio tag, with people's labels.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the texts; any that matches by default.")
+    ] = None,
+    as_json: AsJson = False,
+    file: File = CAMPAIGN,
+) -> None:
+    """Take labels that people gave in another tool as gold; say which were not taken, and why."""
+    found = Campaign(file).import_labels(
+        source, project=project, text_column=text_column, label_column=label_column
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        return
+    for line in found.lines():
+        say(line)

@@ -25,6 +25,7 @@ from loop.cli.build import (
     build_recorded,
     local_login,
     open_store,
+    project_tasks,
     reading,
     texts_arguments,
 )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
+    from loop.people.import_labels import Import
     from loop.ports import Student
 
 P = ParamSpec("P")
@@ -169,6 +171,51 @@ class Campaign:
             )
         with at_work(self.file, "run") as ctx:
             return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
+
+    @_raises_loop_errors
+    def import_labels(
+        self,
+        source: str | Path | None = None,
+        *,
+        project: int | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Import:
+        """Takes labels that people gave in another tool as gold; again, and nothing changes.
+
+        Args:
+            source: an export of Label Studio, doccano, Argilla, Prodigy or spaCy, or a table.
+            project: instead of a file, the number of a project of the campaign's Label Studio.
+            text_column: where the texts are; None finds the campaign's texts anywhere.
+            label_column: where the labels are, of Label Studio the name of the tag; None looks.
+
+        Returns:
+            Which texts' labels were taken, which were not, and why; ``lines()`` says it.
+        Raises:
+            BusyError: another process is writing to the campaign.
+            DataError: the file cannot be read, or nobody can tell which column holds the labels.
+            ReviewerError: the project cannot be read.
+        """
+        from connectors.texts.tool_exports import answers_of, read_export
+        from loop.next_round import open_campaign
+        from loop.people.import_labels import import_labels
+
+        if (source is None) == (project is None):
+            raise LoopError("Name a file with people's labels, or --project NUMBER, and not both.")
+        columns = {"text_column": text_column, "label_column": label_column}
+        with at_work(self.file, "import-labels") as ctx:
+            names = ctx.config.label_names
+            if project is not None:
+                shown = f"Label Studio's project {project}"
+                tasks = list(enumerate(project_tasks(ctx.config, project), start=1))
+                if not tasks:
+                    raise DataError(f"{shown} has no tasks.")
+                export_ = answers_of(tasks, names, shown, **columns)
+            else:
+                shown = str(source)
+                export_ = read_export(shown, names, **columns)
+            open_campaign(ctx)
+            return import_labels(ctx, shown, export_.tool, export_.answers)
 
     # where it stands
 
@@ -546,6 +593,7 @@ def bench(
         DataError: the texts or labels are wrong, a strategy is unknown, or settings make no sense.
         LoopError: not one source of LLM labels, or an unknown student.
     """
+    from connectors.llm.label_spelling import label_in
     from connectors.texts.read import load_texts
     from loop.bench.data_sets import data_from_rows
     from loop.bench.peers import peers
@@ -572,7 +620,7 @@ def bench(
             str(source), on_note=say, text_column=text_column, gold_column=label,
             split_column=split_column, meta_columns="plain",
         )  # fmt: skip
-        data = data_from_rows(source.stem, rows, columns, model.embed)
+        data = data_from_rows(source.stem, rows, columns, model.embed, read_label=label_in, say=say)
     with bar("Replaying", repetitions * (2 + len(strategies) * len(budgets))) as progress:
         result = run_bench(
             [data], strategies, budgets=budgets, rounds=rounds,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import round_id
+from loop.campaign.tables import Item, round_id
 from loop.errors import StageError
 
 
@@ -15,6 +16,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
 
     Gold is what people decided; repaired is what the last round's students learned in place of the
     LLM's label, where that is another class; confidence of an LLM label is its own probability.
+    The source's other columns follow, under ``source_NAME`` where a name is taken.
     A text that neither people nor the LLM gave a label has label, ``llm_label`` and confidence None
     and source "none". Where people could give no label, ``how`` is "unsure".
 
@@ -53,18 +55,28 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
                 confidence, how = record.probs[best], config.strategy.repair
         if outcomes.get(item.id) == "unsure":
             how = "unsure"
-        records.append(
-            {
-                "id": item.id,
-                "text": item.text,
-                "label": label,
-                "source": source,
-                "how": how,
-                "confidence": confidence,
-                "round": round_number,
-                "llm_label": score.llm_label,
-                "llm_confidence": score.llm_confidence,
-                "suspicion": score.suspicion,
-            }
-        )
+        own: dict[str, Any] = {
+            "id": item.id,
+            "text": item.text,
+            "label": label,
+            "source": source,
+            "how": how,
+            "confidence": confidence,
+            "round": round_number,
+            "llm_label": score.llm_label,
+            "llm_confidence": score.llm_confidence,
+            "suspicion": score.suspicion,
+        }
+        records.append(own | _source_columns(item, own))
     return records
+
+
+def _source_columns(item: Item, own: Collection[str]) -> dict[str, Any]:
+    """The other columns of the source, none of them under a name that is taken."""
+    columns = {}
+    for name, value in item.meta.items():
+        free = name
+        while free in own or (free != name and free in item.meta):
+            free = f"source_{free}"
+        columns[free] = value
+    return columns

@@ -79,7 +79,7 @@ def choose_view(
     """
     raw = _posterior(votes, votes.probs)
     stated = class_prior(config)
-    wanted: str = config.prompt.calibrate
+    wanted: str = config.calibration
     if wanted == "none":
         return View("raw", "", raw, stated)
     sample = audit & (gold >= 0) & votes.answered

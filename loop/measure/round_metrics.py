@@ -24,7 +24,7 @@ from loop.campaign.metrics import (
     Share,
     Stability,
 )
-from loop.campaign.tables import Item, Round, Run, round_id
+from loop.campaign.tables import IMPORTED, Item, Round, Run, round_id
 from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.stability import measure, paired_difference, recovered_share
@@ -89,7 +89,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> Rou
         recovered=_recovered(arms, gaps),
         bought=len(reviews),
         pool=len(ctx.store.item_ids(ctx.name, "pool")),
-        gold=len(ctx.store.gold(ctx.name)),
+        gold=sum(g.how != IMPORTED for g in ctx.store.gold(ctx.name).values()),
         random_gold=len(random_control(ctx, ctx.store.items(ctx.name, "pool")))
         if "random" in predictions
         else 0,

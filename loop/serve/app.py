@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -55,14 +56,17 @@ class Backend(Protocol):
         """The answer to ``/setup``; an empty version is a student that is not trained yet."""
         ...
 
-    def texts(self, body: Mapping[str, Any]) -> list[str]:
-        """The texts that ``/predict`` asks about; ValueError where it is no such question."""
+    def texts(self, body: Mapping[str, Any]) -> list[str | None]:
+        """The texts that ``/predict`` asks about, None for a task that has none.
+
+        ValueError where it is no such question.
+        """
         ...
 
     def predictions(
-        self, version: str, labels: Sequence[str], score: FloatArray
+        self, version: str, labels: Sequence[str | None], score: FloatArray
     ) -> Mapping[str, Any]:
-        """The answer to ``/predict``: n labels, and (n,) how sure the student is."""
+        """The answer to ``/predict``: n labels or None, and (n,) how sure the student is."""
         ...
 
     def project(self, body: Mapping[str, Any]) -> str | None:
@@ -227,10 +231,15 @@ def make_app(served: Served) -> FastAPI:
             texts = served.backend.texts(await _json(request, MAX_PREDICT_BYTES))
         except ValueError as exc:
             raise _RefusedError(400, str(exc)) from None
-        said = await run_in_threadpool(served.student.answer, texts)
+        given = [at for at, text in enumerate(texts) if text is not None]
+        asked = [text for text in texts if text is not None]
+        said = await run_in_threadpool(served.student.answer, asked)
         labels = await run_in_threadpool(served.labels)
-        chosen = [labels[int(row)] for row in said.rows]
-        return served.backend.predictions(said.version, chosen, said.score)
+        chosen: list[str | None] = [None] * len(texts)
+        score = np.zeros(len(texts))
+        for at, row, sure in zip(given, said.rows, said.score, strict=True):
+            chosen[at], score[at] = labels[int(row)], sure
+        return served.backend.predictions(said.version, chosen, score)
 
     # people
 

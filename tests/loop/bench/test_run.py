@@ -267,6 +267,26 @@ def test_a_data_set_is_read_from_rows():
         data_from_rows("file", rows[:20], ["other"], hashed)
 
 
+def test_llm_labels_of_a_file_are_counted_where_they_are_no_gold_class():
+    from connectors.llm.label_spelling import label_in
+
+    llm = ["a", "B", "Ab", "", None, "a."] * 20
+    rows = [Row(f"t{i}", "ab"[i % 2], llm=value) for i, value in enumerate(llm)]
+    news = []
+    data = data_from_rows("file", rows, ["llm"], hashed, read_label=label_in, say=news.append)
+    pool = len(data.gold)
+    assert news[0].startswith("40 of 120 labels in 'llm' are spelt in another way")
+    assert "'B' as 'b' (20)" in news[0]
+    assert "60 of 120 labels in 'llm' name no gold class" in news[1]
+    assert "(empty) (40), 'Ab' (20)" in news[1]
+    assert news[2].startswith(f"{84 - pool} of 84 pool texts are left out")
+    news.clear()
+    rows = [Row(f"t{i}", ["POSITIVE", "positive", "no"][i % 3], llm="no") for i in range(60)]
+    data_from_rows("file", rows, ["llm"], hashed, read_label=label_in, say=news.append)
+    (line,) = news
+    assert "'POSITIVE' and 'positive' differ in case or spaces alone" in line
+
+
 def test_arrays_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="rows like gold"):
         replace(planted(), y_llm=np.zeros(3, dtype=np.int64))

@@ -34,6 +34,16 @@ def test_defaults_are_the_papers(tmp_path):
     assert (student.weight_decay, student.warmup_frac) == (0.01, 0.05)
 
 
+def test_recorded_labels_with_a_confidence_stay_what_was_recorded(tmp_path):
+    recorded = GOOD + '[annotator]\nkind = "recorded"\ncolumns = ["llm"]\n'
+    stated = recorded + 'prob_columns = ["sure"]\n'
+    for text, calibration in (
+        (GOOD, "batch"), (recorded, "batch"), (stated, "none"),
+        (stated + '[prompt]\ncalibrate = "batch"\n', "batch"),
+    ):  # fmt: skip
+        assert load(write(tmp_path, text)).calibration == calibration
+
+
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     path = write(tmp_path, GOOD)
     monkeypatch.chdir("/")

@@ -244,6 +244,17 @@ def test_the_current_student_answers(site):
     assert site.http.post("/predict", json=tasks(), headers=backend()).json()["results"] == []
 
 
+def test_tasks_without_a_text_do_not_take_the_others_answers(site):
+    finished(site)
+    odd = [{"data": {}}, 1, {"data": {"text": None}}, {"data": {"text": " \u200b"}}, {"id": 3}]
+    body = {"tasks": [odd[0], *tasks("great")["tasks"], *odd[1:]]}
+    results = site.http.post("/predict", json=body, headers=backend()).json()["results"]
+    assert [bool(result["result"]) for result in results] == [False, True, *[False] * 4]
+    assert [result["score"] for result in results] == [0.0, pytest.approx(0.7), *[0.0] * 4]
+    none = site.http.post("/predict", json={"tasks": odd}, headers=backend()).json()["results"]
+    assert [result["result"] for result in none] == [[]] * 5
+
+
 def test_kept_seeds_that_disagree_lower_the_score(tmp_path):
     site = Fixture(
         make(
@@ -261,7 +272,7 @@ def test_kept_seeds_that_disagree_lower_the_score(tmp_path):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"tasks": {}}, {"tasks": [1]}, {"tasks": [{"data": {}}]}, {"tasks": [{}] * 10_001}],
+    [{}, {"tasks": {}}, {"tasks": "text"}, {"tasks": [{}] * 10_001}],
 )
 def test_strange_tasks_are_refused(site, body):
     assert site.http.post("/predict", json=body, headers=backend()).status_code == 400
