@@ -26,6 +26,7 @@ class Pool:
             taken is a row of NaN, and the first variant is always there.
         y_llm: (n,) the label that the LLM gives each item.
         embeddings: (n, d) float32, or None where no strategy in use needs them.
+        states: (n, d) float16 hidden states of the LLM, a row of NaN where there is none, or None.
         p_student: (s, n, k) out-of-fold class probabilities of s students, or None.
         gold: (n,) class, or -1 where no human has answered yet.
         off_label_mass: (n, m) probability outside all labels, NaN where the vote was not taken.
@@ -46,6 +47,7 @@ class Pool:
     ordinal: bool = False
     inclusion_prob: FloatArray | None = None
     unsure: BoolArray | None = None
+    states: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together; see the attributes for what is allowed."""
@@ -69,6 +71,8 @@ class Pool:
                 raise ValueError(f"embeddings must be ({n}, d), not {self.embeddings.shape}")
             if not np.isfinite(self.embeddings).all():
                 raise ValueError("embeddings must be finite")
+        if self.states is not None and (self.states.ndim != 2 or len(self.states) != n):
+            raise ValueError(f"states must be ({n}, d), not {self.states.shape}")
         if self.p_student is not None and self.p_student.shape[1:] != (n, k):
             raise ValueError(f"p_student must be (s, {n}, {k}), not {self.p_student.shape}")
         if self.p_student is not None and not np.isfinite(self.p_student).all():
