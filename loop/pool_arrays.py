@@ -84,6 +84,11 @@ def pool_arrays(
         unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
         states=states.values,
     )
+    if "learned_error" in signals:
+        from strategies.signals.students import gold_students
+
+        rng = np.random.default_rng([round_.seed, round_.number, 13])
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
     return Arrays(items, votes, pool, view, states.news)
 
 

@@ -20,7 +20,7 @@ from loop.errors import AnnotatorError
 from loop.ports import FloatArray
 from loop.prompt import PromptVariant
 
-STATE_DEPTHS = (2 / 3,)  # of the blocks after which the last token's state is kept
+STATE_DEPTHS = (3 / 5,)  # of the blocks after which the last token's state is kept
 PREFIX_TOLERANCE = 0.1  # bf16 rounding stays far below, a wrong architecture does not
 
 Precision = Literal["bfloat16", "float32"]

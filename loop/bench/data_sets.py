@@ -24,6 +24,7 @@ class BenchData:
         gold: (n,) the true class, which strategies see only where they buy it.
         embeddings: (n, d) float32.
         texts: n texts, needed by a student that reads them.
+        states: (n, d) float16 hidden states of the LLM, or None where it shows none.
         role: 'development' where policies may be tuned on it, 'reporting' where not.
     """
 
@@ -41,6 +42,7 @@ class BenchData:
     class_prior: FloatArray | None = None
     ordinal: bool = False
     role: str = ""
+    states: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together."""
@@ -67,7 +69,7 @@ class BenchData:
 
     def subset(self, rows: IntArray) -> BenchData:
         """The same test texts, and some rows of the pool."""
-        mass = self.off_label_mass
+        mass, states = self.off_label_mass, self.states
         return replace(
             self,
             probs=self.probs[rows],
@@ -76,6 +78,7 @@ class BenchData:
             embeddings=self.embeddings[rows],
             texts=[self.texts[i] for i in rows] if self.texts else (),
             off_label_mass=None if mass is None else mass[rows],
+            states=None if states is None else states[rows],
         )
 
 
