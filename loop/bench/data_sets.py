@@ -162,6 +162,7 @@ def data_from_votes(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     *,
     ordinal: bool = False,
+    states: NDArray[np.float16] | None = None,
 ) -> BenchData:
     """A data set from texts that an annotator has labelled.
 
@@ -173,6 +174,7 @@ def data_from_votes(
         test: held-out texts; those without a gold label are left out.
         embed: (n, d) embeddings of n texts.
         ordinal: the classes stand in a meaningful order.
+        states: (n, d) of the pool, in its order, or None.
 
     Raises:
         DataError: too few texts are left.
@@ -199,4 +201,5 @@ def data_from_votes(
         test_texts=test_texts,
         off_label_mass=votes.off_label_mass[rows],
         ordinal=ordinal,
+        states=None if states is None else states[rows],
     )

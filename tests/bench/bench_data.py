@@ -185,15 +185,29 @@ def _demo_frame() -> Any:
     return frame
 
 
-def label_missing(source: Source, data: Path | None) -> None:
+def label_missing(
+    source: Source, data: Path | None, *, count: int = LABELLED, prompts: int = VARIANTS
+) -> None:
     """Labels a set that has no LLM labels of its own, unless that was done before."""
     texts = None if source.columns else read_texts(source, data)
     if texts is not None:
-        label_with_llm(source, texts, cache_dir() / "bench")
+        label_with_llm(source, texts, cache_dir() / "bench", count=count, prompts=prompts)
 
 
-def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
-    """Labels the pool with the embedded language model, and keeps what it said in the folder."""
+def label_with_llm(
+    source: Source,
+    texts: Texts,
+    folder: Path,
+    *,
+    count: int = LABELLED,
+    prompts: int = VARIANTS,
+) -> Path:
+    """Labels the pool with the embedded language model, and keeps what it said in the folder.
+
+    Args:
+        count: at most so many texts.
+        prompts: prompt variants; the states of the first are kept.
+    """
     path = folder / f"{source.name}.npz"
     if path.exists():
         return path
@@ -207,11 +221,11 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
         shortest[: 2 * len(shortest) // 3],
         texts.labels,
         shots=max(SHOTS, len(texts.labels)),
-        variants=VARIANTS,
+        variants=prompts,
         rng=np.random.default_rng(0),
     )
     labels = tuple(Label(name) for name in texts.labels)
-    drawn = np.random.default_rng(1).permutation(len(texts.ids))[:LABELLED]
+    drawn = np.random.default_rng(1).permutation(len(texts.ids))[:count]
     items = [TextItem(texts.ids[i], texts.texts[i]) for i in drawn]
     model = LocalLM(max_text_tokens=96, threads=1)
     answers = [
