@@ -18,6 +18,7 @@ from loop.campaign.tables import Item, Review, Round
 from loop.errors import ConfigError
 from loop.files import replacing
 from loop.llm.calibration import View, choose_view
+from loop.llm.states import KeptStates, StateFile, kept_states
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
 from strategies.pool import Pool
@@ -27,12 +28,17 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Arrays:
-    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids."""
+    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids.
+
+    Attributes:
+        news: one sentence where the LLM's states are not all there; else empty.
+    """
 
     items: list[Item]
     votes: LlmVotes
     pool: Pool
     view: View
+    news: str = ""
 
 
 def pool_arrays(
@@ -49,11 +55,13 @@ def pool_arrays(
     needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
+    states = KeptStates(None)
     if needs & {"embeddings", "p_student"}:
         embeddings = item_embeddings(ctx, items)
     if "p_student" in needs and embeddings is not None:
         from strategies.signals.students import out_of_fold_probs
 
+        states = llm_states(ctx, items, votes.answered)
         y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
         p_student = out_of_fold_probs(
             embeddings,
@@ -76,8 +84,14 @@ def pool_arrays(
             [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
         ),
         unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
+        states=states.values,
     )
-    return Arrays(items, votes, pool, view)
+    if "learned_error" in signals:
+        from strategies.signals.students import gold_students
+
+        rng = np.random.default_rng([round_.seed, round_.number, 13])
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+    return Arrays(items, votes, pool, view, states.news)
 
 
 def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
@@ -109,6 +123,15 @@ def _view(
         rng=np.random.default_rng([round_.seed, round_.number, 10]),
     )
     return view, replace(votes, posterior=view.posterior)
+
+
+def llm_states(ctx: Context, items: Sequence[Item], answered: NDArray[np.bool_]) -> KeptStates:
+    """The LLM's own states of n items under its first prompt, where it shows them."""
+    variants = ctx.store.variants(ctx.name, ctx.annotator.revision)
+    if not variants:
+        return KeptStates(None)
+    file = StateFile.of(ctx.config.out, ctx.annotator.revision, variants[0].hash)
+    return kept_states(file, [item.id for item in items], answered)
 
 
 def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:

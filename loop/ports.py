@@ -99,6 +99,9 @@ class ClassProbs:
             None where nobody is charged for them.
         output_tokens: (n,) how many of ``tokens`` were written rather than read; None for none.
         problems: item id -> why it got no answer, where the annotator knows.
+        states: (n, d) hidden states of the LLM's own, at the last token of each prompt, some way
+            up its layers; a row of NaN where there is none. None where the annotator cannot see
+            them.
     """
 
     probs: FloatArray
@@ -107,6 +110,7 @@ class ClassProbs:
     cached_tokens: IntArray | None = None
     output_tokens: IntArray | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+    states: NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ def score(ctx: Context, round_: Round) -> bool:
     """Turns votes, neighbours and students into one suspicion per item."""
     names = ctx.config.strategy.signals if round_.number != VALIDATION else ()
     arrays = pool_arrays(ctx, round_, names)
+    if arrays.news:
+        ctx.say(arrays.news)
     signals: dict[str, FloatArray] = {}
     with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
         for position, name in enumerate(names):

@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.llm.local_scorer import Precision, Prefix, Scorer
@@ -178,6 +179,7 @@ class LocalLM:
         n, k = len(items), len(variant.labels)
         log_masses = np.full((n, k), np.nan)
         tokens = np.zeros(n, dtype=np.int64)
+        states: NDArray[np.float16] | None = None
         if not n:
             return ClassProbs(log_masses, np.zeros(0), tokens)
         self._warn_of_numbers(variant)
@@ -197,8 +199,12 @@ class LocalLM:
             rows = sorted(range(n), key=lambda row: len(prompts[row]), reverse=True)
             for start in range(0, n, self._batch_size):
                 batch = rows[start : start + self._batch_size]
-                log_masses[batch], used = scorer.score([prompts[row] for row in batch], prefix)
-                tokens[batch] = used
+                log_masses[batch], tokens[batch], seen = scorer.score(
+                    [prompts[row] for row in batch], prefix
+                )
+                if seen is not None:
+                    states = np.empty((n, seen.shape[1]), np.float16) if states is None else states
+                    states[batch] = seen
                 self._progress(len(batch))
         if self._unchecked and n >= PROBE_ITEMS // 2:
             check_answers(
@@ -208,7 +214,7 @@ class LocalLM:
         probs, off = class_probs(log_masses)
         if fresh:
             tokens[0] += len(prefix.tokens)
-        return ClassProbs(probs, off, tokens)
+        return ClassProbs(probs, off, tokens, states=states)
 
     def most_tokens(
         self, variant: PromptVariant, items: Sequence[TextItem]

@@ -28,6 +28,7 @@ class BenchData:
         gold: (n,) the true class, which strategies see only where they buy it.
         embeddings: (n, d) float32.
         texts: n texts, needed by a student that reads them.
+        states: (n, d) float16 hidden states of the LLM, or None where it shows none.
         role: 'development' where policies may be tuned on it, 'reporting' where not.
     """
 
@@ -45,6 +46,7 @@ class BenchData:
     class_prior: FloatArray | None = None
     ordinal: bool = False
     role: str = ""
+    states: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together."""
@@ -71,7 +73,7 @@ class BenchData:
 
     def subset(self, rows: IntArray) -> BenchData:
         """The same test texts, and some rows of the pool."""
-        mass = self.off_label_mass
+        mass, states = self.off_label_mass, self.states
         return replace(
             self,
             probs=self.probs[rows],
@@ -80,6 +82,7 @@ class BenchData:
             embeddings=self.embeddings[rows],
             texts=[self.texts[i] for i in rows] if self.texts else (),
             off_label_mass=None if mass is None else mass[rows],
+            states=None if states is None else states[rows],
         )
 
 
@@ -219,6 +222,7 @@ def data_from_votes(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     *,
     ordinal: bool = False,
+    states: NDArray[np.float16] | None = None,
 ) -> BenchData:
     """A data set from texts that an annotator has labelled.
 
@@ -230,6 +234,7 @@ def data_from_votes(
         test: held-out texts; those without a gold label are left out.
         embed: (n, d) embeddings of n texts.
         ordinal: the classes stand in a meaningful order.
+        states: (n, d) of the pool, in its order, or None.
 
     Raises:
         DataError: too few texts are left.
@@ -256,4 +261,5 @@ def data_from_votes(
         test_texts=test_texts,
         off_label_mass=votes.off_label_mass[rows],
         ordinal=ordinal,
+        states=None if states is None else states[rows],
     )

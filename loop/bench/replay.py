@@ -117,7 +117,7 @@ def _pool(
     """The pool as a round sees it: gold only where it was bought."""
     from loop.campaign.extensions import needs_of
     from strategies.pool import Pool
-    from strategies.signals.students import out_of_fold_probs
+    from strategies.signals.students import gold_students, out_of_fold_probs
 
     wanted = policy.ranker is not None or any(
         "p_student" in needs_of(name) for name in policy.signals
@@ -137,7 +137,7 @@ def _pool(
             )
         if fresh:
             shared.p_student = p_student
-    return Pool(
+    pool = Pool(
         probs=data.probs,
         y_llm=data.y_llm,
         gold=gold.copy(),
@@ -147,7 +147,11 @@ def _pool(
         class_prior=data.class_prior,
         ordinal=data.ordinal,
         inclusion_prob=pi.copy() if (gold >= 0).any() else None,
+        states=data.states if policy.states else None,
     )
+    if "learned_error" in policy.signals:
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+    return pool
 
 
 def _choose(

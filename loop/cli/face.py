@@ -641,6 +641,7 @@ def _annotated(
     from loop.campaign.config import StoreSection, load
     from loop.campaign.context import Context
     from loop.llm.votes import read_votes
+    from loop.pool_arrays import llm_states
     from loop.round import run_stage
 
     given = load(file)
@@ -656,6 +657,7 @@ def _annotated(
             run_stage(context, "annotate")
             pool = store.items(context.name, "pool")
             votes = read_votes(config, store, context.annotator.revision, pool)
+            states = llm_states(context, pool, votes.answered).values
             test = store.items(context.name, "test")
     return data_from_votes(
         source.stem,
@@ -665,4 +667,5 @@ def _annotated(
         test,
         student.embed,
         ordinal=config.campaign.ordinal,
+        states=states,
     )
