@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Item, Review, Round
+from loop.chance import stream
 from loop.errors import ConfigError
 from loop.files import replacing
 from loop.llm.calibration import View, choose_view
@@ -69,7 +70,7 @@ def pool_arrays(
             (votes.answered | (gold >= 0)).astype(np.float64),
             len(ctx.config.labels),
             seeds=ctx.config.student.seeds,
-            rng=np.random.default_rng([round_.seed, round_.number, 4]),
+            rng=stream("out-of-fold students", round_.seed, round_.number),
         )
     pool = Pool(
         probs=votes.probs,
@@ -89,7 +90,7 @@ def pool_arrays(
     if "learned_error" in signals:
         from strategies.signals.students import gold_students
 
-        rng = np.random.default_rng([round_.seed, round_.number, 13])
+        rng = stream("states", round_.seed, round_.number)
         pool = replace(pool, p_gold=gold_students(pool, rng=rng))
     return Arrays(items, votes, pool, view, states.news)
 
@@ -120,7 +121,7 @@ def _view(
         np.where(earlier, gold, -1),
         audited(items, reviews),
         np.array([reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]),
-        rng=np.random.default_rng([round_.seed, round_.number, 10]),
+        rng=stream("calibration", round_.seed, round_.number),
     )
     return view, replace(votes, posterior=view.posterior)
 

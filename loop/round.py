@@ -32,6 +32,7 @@ from loop.campaign.tables import (
     TrainingLabel,
     round_id,
 )
+from loop.chance import stream
 from loop.errors import StageError
 from loop.llm.ask import calls_limit, take_votes, unanswered_line
 from loop.llm.calibration import summary
@@ -128,7 +129,7 @@ def score(ctx: Context, round_: Round) -> bool:
     signals: dict[str, FloatArray] = {}
     with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
         for position, name in enumerate(names):
-            rng = np.random.default_rng([round_.seed, round_.number, 2, position])
+            rng = stream("signals", round_.seed, round_.number, then=[position])
             signals[name] = suspicion_by(name, arrays.pool, rng)
             progress(1)
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
@@ -182,7 +183,7 @@ def choose(ctx: Context, round_: Round) -> bool:
         candidates,
         n,
         audit_frac=1.0 if validates else ctx.config.rounds.audit_frac,
-        rng=np.random.default_rng([round_.seed, round_.number, 3]),
+        rng=stream("batch", round_.seed, round_.number),
         about=about,
         cover=cover,
     )
@@ -340,7 +341,7 @@ def mend(ctx: Context, round_: Round) -> bool:
         arrays.pool,
         mode,
         inclusion_prob=arrays.pool.inclusion_prob,
-        rng=np.random.default_rng([round_.seed, round_.number, 6]),
+        rng=stream("repair", round_.seed, round_.number),
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
@@ -455,7 +456,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
             before.pool,
             np.array([r == round_.id for r in of]) & (gold >= 0) & before.votes.answered,
             gold,
-            rng=np.random.default_rng([round_.seed, round_.number, 12]),
+            rng=stream("foreseen errors", round_.seed, round_.number),
         )
         metrics = replace(metrics, predictor=predictor)
     return metrics

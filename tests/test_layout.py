@@ -21,7 +21,6 @@ TESTED_BY = {
     "loop.addresses": "loop/test_secrets.py",
     "loop.people.tally": "loop/people/test_unreadable_answers.py",
     "loop.hardware": "loop/student/test_encoder_student.py",
-    "loop.chance": "loop/people/test_assistance.py",
     "loop.next_round": "loop/test_round.py",
     "loop.pool_arrays": "loop/test_no_leaks.py",
     "loop.training_sets": "loop/test_round.py",

@@ -31,6 +31,7 @@ import numpy as np
 from loop.campaign.context import Context
 from loop.campaign.metrics import Metric
 from loop.campaign.tables import VALIDATION, Item, Round, round_id
+from loop.chance import stream
 from loop.deliver.candidates import MIN_DEV, Choice, ask_model, build_candidates
 from loop.deliver.model_card import CardFacts, model_card
 from loop.deliver.saved_models import (
@@ -275,7 +276,7 @@ def _own_test(
         truth.y[known],
         len(ctx.config.labels),
         weight=truth.weight[known],
-        rng=np.random.default_rng([round_.seed, round_.number, 11]),
+        rng=stream("final model", round_.seed, round_.number),
     )
     own = {key: stability.metric(key) for key in ("accuracy", "macro_f1")}
     return {key: metric for key, metric in own.items() if metric is not None}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, Item, Unanswered, Vote, now
+from loop.chance import stream
 from loop.errors import AnnotatorError
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
@@ -132,7 +133,7 @@ def _ask_where_worth_it(
     """Further variants, wave by wave, where a flip is likeliest, until the limit."""
     from loop.llm.cascade import next_calls
 
-    rng = np.random.default_rng([config.rounds.seed, 9])
+    rng = stream("cascade", config.rounds.seed)
     column = {variant.hash: i for i, variant in enumerate(variants)}
     row = {item.id: i for i, item in enumerate(items)}
     refused = np.zeros((len(items), len(variants)), dtype=np.bool_)

@@ -11,6 +11,7 @@ import numpy as np
 from loop.campaign.config import Config, LabelSection
 from loop.campaign.store import Store
 from loop.campaign.tables import Variant
+from loop.chance import stream
 from loop.errors import ConfigError
 from loop.ports import item_id
 from loop.prompt import Demonstration, PromptVariant
@@ -114,9 +115,7 @@ def plan_variants(
         config.label_names,
         shots=config.prompt.shots,
         variants=config.prompt.variants,
-        rng=np.random.default_rng(
-            [config.rounds.seed, 1, round_number] if gathered else [config.rounds.seed, 1]
-        ),
+        rng=stream("prompt examples", config.rounds.seed, then=[round_number] if gathered else []),
     )
     return [_variant(config, i, demos) for i, demos in enumerate(sets)]
 

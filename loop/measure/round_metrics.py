@@ -25,6 +25,7 @@ from loop.campaign.metrics import (
     Stability,
 )
 from loop.campaign.tables import IMPORTED, Item, Round, Run, round_id
+from loop.chance import stream
 from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.stability import measure, paired_difference, recovered_share
@@ -157,7 +158,7 @@ def _measured(predictions: IntArray, truth: Truth, k: int, seed: Sequence[int]) 
     """Stability on the test items, accuracy on the items whose class is known."""
 
     def on(rows: NDArray[np.bool_], y: IntArray | None) -> Stability:
-        rng = np.random.default_rng([*seed, 7])
+        rng = stream("intervals", *seed)
         weight = None if y is None else truth.weight[rows]
         return measure(predictions[:, rows], y, k, weight=weight, rng=rng)
 
@@ -187,7 +188,7 @@ def _differences(
             key,
             k=k,
             weight=truth.weight[rows],
-            rng=np.random.default_rng([*seed, 8]),
+            rng=stream("differences", *seed),
         )
         value, low, high = (x if np.isfinite(x) else np.nan for x in (d.value, d.low, d.high))
         differences[key] = Metric(value, low, high)
@@ -207,7 +208,7 @@ def _frozen(
         full[:, rows],
         frozen[:, rows],
         k,
-        rng=np.random.default_rng([round_.seed, round_.number, 9]),
+        rng=stream("frozen agreement", round_.seed, round_.number),
     )
     accuracy = None
     if truth.source:

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from loop.campaign.context import Context
 from loop.campaign.tables import IMPORTED, Review, Round, Score
-from loop.chance import unit_hash
+from loop.chance import stream, unit_hash
 from loop.people.scorecards import labels_of_checks
 from loop.ports import ReviewTask
 
@@ -46,7 +44,7 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
     candidates = sorted(k for k, g in gold.items() if g.how not in ("single", IMPORTED))
     if section.assist == "blind":
         candidates += [i.id for i in ctx.store.items(ctx.name, "dev") if i.known_label]
-    rng = np.random.default_rng([round_.seed, round_.number, 7])
+    rng = stream("hidden checks", round_.seed, round_.number)
     drawn = rng.permutation(len(candidates))[:wanted]
     return [
         {

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from loop.campaign.metrics import METRICS, Json, Metric, as_json
+from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.held_out import Truth
 from loop.measure.metric import FloatArray, IntArray, item_sums, metrics_of, replicates
@@ -122,7 +123,7 @@ def measure_plateau(
         draws = _draws(runs.round_.seed, used, of_kind[kind], seeds)
         title = f"{CURVE_NAMES[kind]}: {len(draws)} students"
         found[kind] = runs.train(title, y, weight, draws)
-    rng = np.random.default_rng([runs.round_.seed, runs.round_.number, 15])
+    rng = stream("plateau", runs.round_.seed, runs.round_.number)
     curves, replicated = {}, {}
     values = _values(found, of_kind, seeds, runs.truth, len(runs.ctx.config.labels), metric, rng)
     for kind, (point, drawn) in values.items():
@@ -162,7 +163,7 @@ def nested_sizes(n: int, wanted: int) -> tuple[int, ...]:
 def _draws(seed: int, used: IntArray, sizes: Sequence[int], seeds: int) -> dict[str, Draws]:
     draws = {}
     for r in range(seeds):
-        order = np.random.default_rng([seed, r, 16]).permutation(used)
+        order = stream("plateau draws", seed, r).permutation(used)
         for size in sizes:
             rows = np.sort(order[:size])  # the whole set trains like the round's own students
             draws[f"{size}-{r}"] = Draws(seed + r, seed + r, np.asarray(rows, dtype=np.int64))

@@ -16,6 +16,7 @@ import numpy as np
 from loop.campaign.config import Config, load
 from loop.campaign.context import Context
 from loop.campaign.tables import RIVAL_MARK, VALIDATION, Item
+from loop.chance import stream
 from loop.errors import ConfigError
 from loop.llm.ask import take_votes
 from loop.llm.prompts import freeze_variants
@@ -114,9 +115,7 @@ def side_by_side(ctx: Context, rivals: Sequence[tuple[str, Config, str]]) -> lis
     truth = np.array([index[gold[item.id].label] for item in items], dtype=np.int64)
     everybody = [("this campaign", ctx.config, ctx.annotator.revision), *rivals]
     labels = np.stack([_labels(ctx, config, revision, items) for _, config, revision in everybody])
-    found = compare(
-        labels, truth, len(index), rng=np.random.default_rng([ctx.config.rounds.seed, 12])
-    )
+    found = compare(labels, truth, len(index), rng=stream("rivals", ctx.config.rounds.seed))
     return [Rival(name, one) for (name, _, _), one in zip(everybody, found, strict=True)]
 
 

@@ -17,6 +17,7 @@ from loop.campaign.config import Config
 from loop.campaign.context import Context
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION, Item, Round
+from loop.chance import stream
 from loop.errors import StageError
 from loop.llm.votes import calibrated_votes, read_votes, vote_arrays
 from loop.next_round import new_round, open_campaign
@@ -162,7 +163,7 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
             votes.y_llm[known & said] == gold[known & said],
             int(said.sum()),
             goal,
-            rng=np.random.default_rng([config.rounds.seed, 11]),
+            rng=stream("price of a goal", config.rounds.seed),
         ),
     )
 

@@ -18,6 +18,7 @@ from itertools import combinations, permutations
 import numpy as np
 
 from loop.campaign.metrics import Json, Metric, as_json
+from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
     FloatArray,
@@ -95,7 +96,7 @@ def measure_variance(runs: SideRuns, bases: int) -> Variance:
     parts = tuple(RANDOM_PARTS) if runs.kind == "encoder" else ("init", "sample")
     draws = _draws(runs.round_.seed, bases, np.flatnonzero(weight > 0), parts)
     found = runs.train(f"{len(draws)} students", y, weight, draws)
-    rng = np.random.default_rng([runs.round_.seed, runs.round_.number, 13])
+    rng = stream("variance", runs.round_.seed, runs.round_.number)
     taken = take_apart(found, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
     told = taken[1] + FROZEN if runs.kind == "frozen" else taken[1]
     return Variance(
@@ -107,10 +108,8 @@ def _draws(seed: int, bases: int, used: IntArray, parts: Sequence[str]) -> dict[
     draws = {}
     for j in range(bases):
         own, other = seed + j, seed + 10_000 + j
-        resampled = [
-            np.asarray(np.random.default_rng([seed, j, 14, i]).choice(used, len(used)), np.int64)
-            for i in range(2)
-        ]
+        draw = [stream("variance draws", seed, j, then=[i]) for i in range(2)]
+        resampled = [np.asarray(rng.choice(used, len(used)), np.int64) for rng in draw]
         draws[f"base-{j}"] = Draws(own, own)
         draws[f"init-{j}"] = Draws(other, own)
         if "order" in parts:
