@@ -282,9 +282,9 @@ def project_tasks(config: Config, project: int) -> list[dict[str, object]]:
     """All tasks of a project of the campaign's Label Studio, with their annotations."""
     from connectors.label_studio.client import Client
     from connectors.label_studio.pull import PAGE_TASKS
+    from connectors.label_studio.reviewer import address
 
-    url, token = _server(config)
-    client = Client(url, token)
+    client = Client(*address(config.label_studio.model_dump(), say=say, show=bar))
     client.check()
     return client.listed(project, "read answers", [], PAGE_TASKS, fields="all")
 
