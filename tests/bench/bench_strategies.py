@@ -37,7 +37,6 @@ from loop.bench.peers import peers
 from loop.bench.policies import POLICIES
 from loop.bench.run import run_bench
 from loop.bench.tables import (
-    NAMES,
     REFERENCES,
     SHOWN,
     BenchResult,
@@ -47,6 +46,7 @@ from loop.bench.tables import (
     tables,
     write_results,
 )
+from loop.campaign.metrics import METRICS
 
 ABLATIONS = (
     "goldloop-no-repair",
@@ -229,7 +229,7 @@ def markdown(result: BenchResult) -> str:
                 cells.append("–" if share is None else f"{100 * share:.0f} % ({sets})")
             out.append(f"| {name} | " + " | ".join(cells) + " |")
     lost = [
-        f"- {c['data']}, {c['budget']:.0%}, {NAMES[c['metric']]}: {100 * c['mean']:+.1f}"
+        f"- {c['data']}, {c['budget']:.0%}, {METRICS[c['metric']].title}: {100 * c['mean']:+.1f}"
         f" ({100 * c['low']:+.1f} to {100 * c['high']:+.1f}) against {c['rival']}"
         for c in result.comparisons
         if c["verdict"] == "loss" and c["metric"] in ("macro_f1", "reliable_accuracy")
