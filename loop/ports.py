@@ -484,6 +484,19 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
+_PASSED_ON = re.compile(r"https?://\S+|www\.\S+|@\w+|^\s*rt\b", re.IGNORECASE)
+
+
+def bare_words(text: str) -> str:
+    """A text's letters and digits, equal for texts that say the same; empty where it has none.
+
+    Case, marks, punctuation, addresses and names of users do not count, so that a post and the post
+    that passes it on are equal.
+    """
+    plain = unicodedata.normalize("NFKD", _PASSED_ON.sub(" ", normalise(text))).casefold()
+    return "".join(c for c in plain if c.isalnum())
+
+
 def item_id(campaign: str, text: str) -> str:
     """20 hex digits of SHA-256 over campaign, NUL and the normalised text.
 

@@ -49,7 +49,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loop.errors import DataError
-from loop.ports import normalise
+from loop.ports import bare_words
 
 PACKAGE = "vaderSentiment"
 VERSION = "3.3.2"
@@ -160,7 +160,8 @@ def write_demo_texts(
 ) -> None:
     """Writes a campaign's texts, drawn at random: id, text, gold, split, ratings (as labels).
 
-    Duplicates and texts without a word of two letters are left out. Test and dev texts are drawn
+    Texts without a word of two letters, and all but the first of those that say the same, are left
+    out. Test and dev texts are drawn
     first, so that they stay the same when the pool grows.
 
     Args:
@@ -178,7 +179,7 @@ def write_demo_texts(
     usable: dict[str, HuttoText] = {}
     for text in load(part, archive=archive):
         if _WORD.search(text.text):
-            usable.setdefault(normalise(text.text), text)
+            usable.setdefault(bare_words(text.text), text)
     texts = list(usable.values())
     splits = ["test"] * test + ["dev"] * dev + ["pool"] * pool
     if len(splits) > len(texts):

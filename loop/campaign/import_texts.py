@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
 
 from loop.campaign.config import Config
@@ -12,7 +9,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
 from loop.errors import ConfigError, DataError, suggestion
-from loop.ports import SourceText, item_id, normalise
+from loop.ports import SourceText, bare_words, item_id, normalise
 
 SPLITS = ("pool", "test", "dev")
 MIN_POOL = 10
@@ -129,14 +126,14 @@ def near_twins_line(items: Sequence[Item]) -> str:
     Nearly the same are texts that differ in case, punctuation, marks, addresses and names of users
     alone, such as a post and the post that passes it on.
     """
-    others: dict[bytes, Item] = {}
+    others: dict[str, Item] = {}
     for item in items:
-        if item.split != "test" and (key := _bare_words(item.text)):
+        if item.split != "test" and (key := bare_words(item.text)):
             others.setdefault(key, item)
     twins = [
         (item, others[key])
         for item in items
-        if item.split == "test" and (key := _bare_words(item.text)) in others
+        if item.split == "test" and (key := bare_words(item.text)) in others
     ]
     if not twins:
         return ""
@@ -148,16 +145,6 @@ def near_twins_line(items: Sequence[Item]) -> str:
         " stability on them are too good. Put such texts into one split with texts.split_column, or"
         " remove one of each."
     )
-
-
-_PASSED_ON = re.compile(r"https?://\S+|www\.\S+|@\w+|^\s*rt\b", re.IGNORECASE)
-
-
-def _bare_words(text: str) -> bytes:
-    """A hash of a text's letters and digits; empty where it has none."""
-    plain = unicodedata.normalize("NFKD", _PASSED_ON.sub(" ", normalise(text))).casefold()
-    words = "".join(c for c in plain if c.isalnum())
-    return hashlib.blake2b(words.encode(), digest_size=16).digest() if words else b""
 
 
 def _quoted(text: str) -> str:
