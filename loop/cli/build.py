@@ -56,21 +56,65 @@ def reading(file: Path) -> Iterator[tuple[Config, Store]]:
 
     config = load(file)
     with open_store(config, read_only=True) as store:
-        yield config, store
+        yield with_learning_rate(config, store, fetch=False), store
 
 
 @contextmanager
 def at_work(file: Path, command: str) -> Iterator[Context]:
     """The campaign at work, with the writer's lock held."""
     from loop.campaign.config import load
-    from loop.campaign.context import Context
     from loop.campaign.lock import writer
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
-        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        context = build_context(config, store, show=bar, say=say)
         with closing(context):
             yield context
+
+
+def build_context(config: Config, store: Store, **options: Any) -> Context:
+    """The campaign with its parts, and with the learning rate that its students have.
+
+    Args:
+        options: of ``Context``: ``show`` and ``say``.
+    """
+    from loop.campaign.context import Context
+
+    config = with_learning_rate(config, store)
+    return Context(config, store, build_parts(config, store), **options)
+
+
+def with_learning_rate(config: Config, store: Store, *, fetch: bool = True) -> Config:
+    """The campaign file with its students' learning rate, where it names none.
+
+    A campaign that has begun keeps the rate of its rounds as long as its encoder stays, so that
+    these compare. Else it is the rate that fits the encoder.
+
+    Args:
+        fetch: ask the hub about an encoder that is not here; without it, the rate stays open.
+    Raises:
+        StudentError: ``fetch``, and there is no such encoder.
+    """
+    from loop.student.learning_rate import config_folder, fitting_rate, rate_by_name
+
+    student = config.student
+    if student.lr is not None:
+        return config
+    last = store.last_round(config.campaign.name)
+    before = last.config["student"] if last is not None else {}
+    if before.get("encoder") == student.encoder and before.get("lr"):
+        return config.with_lr(before["lr"], "is that of the rounds so far")
+    folder = None
+    if rate_by_name(student.encoder) is None:
+        folder = config_folder(student.encoder, config.folder)
+        if folder is None and not fetch:
+            return config
+        if folder is None:
+            from loop.student.encoder_files import fetch_config
+
+            folder = fetch_config(student.encoder)
+    rate = fitting_rate(student.encoder, folder)
+    return config.with_lr(rate.value, rate.why)
 
 
 def build_parts(config: Config, store: Store) -> Parts:

@@ -20,8 +20,8 @@ from loop.addresses import hidden
 from loop.cli.build import (
     at_work,
     build_annotator,
+    build_context,
     build_encoder_student,
-    build_parts,
     local_login,
     open_store,
     reading,
@@ -502,7 +502,7 @@ def bench(
     rounds: int = 3,
     student: str = "frozen",
     encoder: str = "minilm",
-    lr: float = 1e-4,
+    lr: float | None = None,
     seeds: int = 5,
     repetitions: int = 5,
     out: str | Path = "bench",
@@ -522,7 +522,7 @@ def bench(
         rounds: rounds that a budget is spread over.
         student: "frozen" heads on embeddings, quick, or "encoder", fine-tuned.
         encoder: hub name, folder, or embedded: minilm, mpnet.
-        lr: learning rate of the fine-tuned student.
+        lr: learning rate of the fine-tuned student; None is what fits the encoder.
         seeds: students per label set, 2 or more.
         repetitions: samples of the pool; with 1, intervals are over test texts.
         out: folder for results.json, .txt and .svg, and for the annotator's votes.
@@ -576,7 +576,6 @@ def _annotated(
     """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
     from loop.bench.data_sets import data_from_votes
     from loop.campaign.config import StoreSection, load
-    from loop.campaign.context import Context
     from loop.llm.votes import read_votes
     from loop.round import run_stage
 
@@ -588,7 +587,7 @@ def _annotated(
     config = given.model_copy(update={"texts": section, "store": store_section})
     out.mkdir(parents=True, exist_ok=True)
     with open_store(config) as store:
-        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        context = build_context(config, store, show=bar, say=say)
         with closing(context):
             run_stage(context, "annotate")
             pool = store.items(context.name, "pool")

@@ -219,7 +219,7 @@ def _choice(facts: CardFacts) -> str:
     rows = [
         (
             escape(j["name"]),
-            f"{100 * j['agreement']:.1f}",
+            "–" if j["agreement"] is None else f"{100 * j['agreement']:.1f}",
             f"{100 * j['macro_f1']:.1f}",
             f"{j['log_loss']:.3f}",
             "yes" if j["good_enough"] else "no",

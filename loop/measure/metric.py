@@ -21,6 +21,14 @@ _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n i
 METRICS = ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1", "reliable_accuracy")
 """What ``paired_difference`` compares."""
 
+AGREEMENT = ("alpha_k", "ac1", "p_uc", "churn")
+"""Metrics of how far the seeds agree; they say nothing of students that all give one class."""
+
+
+def one_class(preds: IntArray) -> bool:
+    """Whether every seed gives every item the same class, so that none could disagree."""
+    return bool(preds.size) and bool((preds == preds.flat[0]).all())
+
 
 def item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArray]:
     """What each item adds to the sums that the metrics are made of; rows are items."""

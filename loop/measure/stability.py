@@ -21,19 +21,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from loop.measure.metric import (
+    AGREEMENT,
     METRICS,
     FloatArray,
     IntArray,
     Metric,
     item_sums,
     metrics_of,
+    one_class,
     replicates,
     seed_spread,
 )
 
 Over = Literal["items and seeds", "items"]
 
-ONE_CLASS = "every seed gives every item the same class, so agreement beyond chance is undefined"
+ONE_CLASS = (
+    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
+    " stability is shown"
+)
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
 FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
@@ -184,7 +189,11 @@ def measure(
             for name, values in spread.items():
                 spread[name] = values + np.multiply.outer(noise, of_seeds[name])
 
+    same = one_class(checked)
+
     def metric(name: str, note: str = "") -> Metric:
+        if same and name in AGREEMENT:
+            return Metric(math.nan, note=ONE_CLASS)
         return _metric(name, point[name][0], spread.get(name), note)
 
     def per_class(name: str, notes: Sequence[str]) -> tuple[Metric, ...]:
@@ -266,6 +275,9 @@ def paired_difference(
         metric: one of ``METRICS``.
         weight: as in ``measure``.
         over: as in ``measure``; items alone where a side has fewer than three seeds.
+
+    Returns:
+        nan throughout for a metric of ``AGREEMENT`` where a side gives every item the same class.
     Raises:
         ValueError: unknown metric, gold missing, or shapes that do not fit.
     Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
@@ -283,6 +295,8 @@ def paired_difference(
     gold = _checked_gold(y, a.shape[1], k)
     if gold is None and metric in ("accuracy", "macro_f1", "reliable_accuracy"):
         raise ValueError(f"{metric} needs gold labels")
+    if metric in AGREEMENT and (one_class(a) or one_class(b)):
+        return Difference(math.nan, math.nan, math.nan, math.nan)
     base = _checked_weight(weight, a.shape[1])
     sums_a, sums_b = item_sums(a, gold, k), item_sums(b, gold, k)
 
@@ -360,7 +374,16 @@ def metric_replicates(
         metrics_of(sums, weights, checked.shape[0])
         for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
     ]
-    return {name: np.concatenate([found[name] for found in drawn]) for name in METRICS}
+    undefined = AGREEMENT if one_class(checked) else ()
+    return {
+        name: np.concatenate(
+            [
+                np.full_like(found[name], np.nan) if name in undefined else found[name]
+                for found in drawn
+            ]
+        )
+        for name in METRICS
+    }
 
 
 def _metric(name: str, value: float, spread: FloatArray | None, note: str = "") -> Metric:
@@ -388,8 +411,6 @@ def _alpha_note(preds: IntArray, k: int, ac1: float) -> str:
     if not preds.size:
         return "there are no test items"
     top = float(np.bincount(preds.ravel(), minlength=k).max()) / preds.size
-    if top == 1:
-        return ONE_CLASS
     if top >= SKEWED_FRAC:
         return (
             f"{top:.0%} of all predictions are one class, so a few deviations pull alpha down; "

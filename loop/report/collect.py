@@ -13,6 +13,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Round
 from loop.errors import LoopError
+from loop.measure.collapsed import measured
 from loop.money import account
 from loop.people.scorecards import campaign_people
 from loop.report.contents import (
@@ -48,10 +49,10 @@ ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold
 def campaign_view(config: Config, store: Store) -> ReportView:
     """All that the report says of a campaign."""
     name = config.campaign.name
-    measured = [r for r in store.rounds(name) if r.metrics]
-    last = measured[-1] if measured else None
+    rounds = measured(store.rounds(name))
+    last = rounds[-1] if rounds else None
     rows: list[ReportRow] = []
-    for round_ in measured:
+    for round_ in rounds:
         rows += [_row(config, round_, "loop"), *_maybe(config, round_, "random")]
     if last is not None:
         for arm in ONCE:
@@ -235,12 +236,17 @@ def instability(folder: Path) -> Instability | None:
     Raises:
         LoopError: the file is broken.
     """
-    from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
+    from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 
     found = _read(folder / "variance.json")
     if found is None:
         return None
     try:
+        everything = found["parts"]["all"]
+        if everything["churn"]["value"] == 0 and everything["alpha"]["value"] is None:
+            # an earlier version said of students that answer one class that no label changes
+            found["told"] = SAME_EVERYWHERE
+            found["parts"] = {name: dict.fromkeys(part) for name, part in found["parts"].items()}
         parts = tuple(
             PartRow(
                 (RANDOM_PARTS | PARTS_TOGETHER)[name], **{key: metric(m) for key, m in part.items()}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Round
+from loop.measure.collapsed import collapsed_line
 from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
@@ -84,7 +85,9 @@ def _warnings(config: Config, last: Round) -> list[str]:
     """Where agreement beyond chance misleads, because of how common or rare classes are."""
     found = last.metrics["arms"]["loop"]
     warnings = []
-    if note := (found.get("alpha_k") or {}).get("note"):
+    if told := collapsed_line(last.metrics):
+        warnings.append(f"{told}.")
+    elif note := (found.get("alpha_k") or {}).get("note"):
         warnings.append(f"Mind alpha_K: {note}.")
     alphas = found.get("alpha_per_class") or [{}] * len(config.labels)
     # a label that has come since is missing at the end of what the round says

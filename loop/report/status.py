@@ -8,6 +8,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
 from loop.llm.ask import RETRY
+from loop.measure.collapsed import collapsed_line, measured
 from loop.measure.llm_quality import quality_lines, why_good_enough
 from loop.money import account, labels_left, why_nothing_to_buy
 from loop.next_round import next_command
@@ -25,7 +26,8 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     spent_on_llm = store.spent(name)
     money = account(config, store)
     answers = store.annotations(name)
-    measured = [r for r in rounds if r.metrics]
+    figures = measured(rounds)
+    newest = figures[-1] if figures else None
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
     finished = len(done) >= config.rounds.rounds
     bought = why_nothing_to_buy(config, store)
@@ -63,16 +65,34 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "usd_committed": money.committed_usd,
             "usd": config.budget.usd,
         },
-        "metrics": measured[-1].metrics.get("arms", {}).get("loop") if measured else None,
+        "metrics": newest.metrics.get("arms", {}).get("loop") if newest else None,
+        "nothing_learned": collapsed_line(newest.metrics) if newest else None,
+        "student": {
+            "encoder": config.student.encoder,
+            "seeds": config.student.seeds,
+            "lr": config.student.lr,
+            "lr_why": config.lr_why,
+        },
         "good_enough": enough,
-        "label_quality": measured[-1].metrics.get("label_quality") if measured else None,
-        "predictor": measured[-1].metrics.get("predictor") if measured else None,
-        "suspects": measured[-1].metrics.get("suspects") if measured else None,
-        "measured_round": measured[-1].number if measured else None,
+        "label_quality": newest.metrics.get("label_quality") if newest else None,
+        "predictor": newest.metrics.get("predictor") if newest else None,
+        "suspects": newest.metrics.get("suspects") if newest else None,
+        "measured_round": newest.number if newest else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
         "next": "`goldloop report`" if over else next_command(last),
     }
+
+
+def student_lines(student: dict[str, Any]) -> list[str]:
+    """Encoder, seeds and learning rate of the students, and why they have that rate."""
+    if student["lr"] is None:
+        return []
+    why = f" ({student['lr_why']}; student.lr sets another)" if student["lr_why"] else ""
+    return [
+        f"Students: {student['encoder']}, {student['seeds']} seeds, learning rate"
+        f" {student['lr']:g}{why}"
+    ]
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
@@ -94,6 +114,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f" {this['chosen']} chosen, {this['sent']} sent to {people}"
         f" ({tally_line(Tally(**this))})",
         f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
+        *student_lines(status["student"]),
         f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
         f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
         f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
@@ -111,6 +132,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    if status["nothing_learned"]:
+        lines.append(f"{status['nothing_learned']}.")
     lines += quality_lines(status)
     if status["good_enough"]:
         lines.append(f"Finished: {status['good_enough']}")

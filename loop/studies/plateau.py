@@ -16,7 +16,15 @@ import numpy as np
 
 from loop.errors import StageError
 from loop.measure.held_out import Truth
-from loop.measure.metric import FloatArray, IntArray, Metric, item_sums, metrics_of, replicates
+from loop.measure.metric import (
+    FloatArray,
+    IntArray,
+    Metric,
+    item_sums,
+    metrics_of,
+    one_class,
+    replicates,
+)
 from loop.ports import Draws
 from loop.report.wording import CURVE_NAMES
 from loop.studies.side_runs import SideRuns, gold_labels, llm_labels, merged_labels
@@ -29,6 +37,11 @@ WIDE = 0.15
 ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
 
+NOTHING_TO_TELL = (
+    "It cannot be told whether more LLM labels will help: students of all {name} give every test"
+    " text the same label, so that the curve shows a student that does not learn, not what its"
+    " labels are worth."
+)
 METRICS = ("accuracy", "macro_f1")
 CurveMetric = Literal["accuracy", "macro_f1"]
 Verdict = Literal["will not help", "will help", "cannot be told"]
@@ -129,6 +142,10 @@ def measure_plateau(
     reference = "gold" if "gold" in curves else "merged"
     gap, below, instead = _held_against(curves, replicated, reference)
     verdict, told = judged(curves, reference, gap, below, instead, metric)
+    for kind in ("llm", reference):
+        largest = [found[kind][f"{of_kind[kind][-1]}-{r}"] for r in range(seeds)]
+        if one_class(np.stack(largest)):
+            verdict, told = "cannot be told", NOTHING_TO_TELL.format(name=CURVE_NAMES[kind])
     return Plateau(
         runs.round_.number,
         runs.kind,

@@ -25,11 +25,13 @@ from loop.measure.metric import (
     Metric,
     item_sums,
     metrics_of,
+    one_class,
     replicates,
     seed_spread,
 )
+from loop.measure.stability import ONE_CLASS
 from loop.ports import Draws
-from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
+from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 from loop.studies.side_runs import SideRuns, merged_labels
 
 FROZEN = (
@@ -165,6 +167,10 @@ def take_apart(
     """
     stable, known = truth.stable, truth.y >= 0
     numbers = list(range(bases))
+    if one_class(np.stack([of_run[stable] for of_run in predictions.values()])):
+        nothing = Metric(np.nan, note=ONE_CLASS)
+        part = Part(nothing, nothing, nothing, None, None)
+        return dict.fromkeys((*parts, *_together(parts)), part), SAME_EVERYWHERE
 
     def changes(chosen: Sequence[int]) -> Callable[[FloatArray], dict[str, FloatArray]]:
         pairs = _pairs(chosen, parts)

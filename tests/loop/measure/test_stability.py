@@ -92,7 +92,20 @@ def test_one_class_everywhere_and_one_seed_are_undefined_and_say_why():
     one_class = measure(np.zeros((5, 9), int), np.zeros(9, int), 3, rng=rng())
     assert math.isnan(one_class.alpha_k.value)
     assert one_class.alpha_k.note == stability.ONE_CLASS
-    assert one_class.p_uc.value == 1
+    for name in ("p_uc", "churn", "ac1"):  # agreement that could not have been otherwise
+        metric = getattr(one_class, name)
+        assert (math.isnan(metric.value), math.isnan(metric.low)) == (True, True)
+        assert metric.note == stability.ONE_CLASS
+    assert one_class.accuracy.value == 1
+    both = np.random.default_rng(0).integers(0, 2, (5, 9))
+    for sides in ((np.zeros((5, 9), int), both), (both, np.ones((5, 9), int))):
+        for name in ("alpha_k", "p_uc", "churn"):
+            found = paired_difference(*sides, None, name, k=2, rng=rng())
+            assert math.isnan(found.value)
+            assert not found.clear
+    drawn = stability.metric_replicates(np.zeros((5, 9), int), np.zeros(9, int), 3, bootstrap=20)
+    assert np.isnan(drawn["p_uc"]).all()
+    assert (drawn["accuracy"] == 1).all()
     one_seed = measure(np.array([[0, 1, 0]]), None, 2, rng=rng())
     assert math.isnan(one_seed.alpha_k.value)
     assert math.isnan(one_seed.churn.value)

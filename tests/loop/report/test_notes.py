@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loop.measure.stability import ONE_CLASS, measure
+from loop.measure.collapsed import collapsed_line
+from loop.measure.stability import measure
 from loop.report.contents import Metric, ReportRow
 from loop.report.notes import _comparisons, _warnings
 
@@ -30,7 +31,7 @@ def config(*names):
 def test_one_class_everywhere_is_said():
     found = _warnings(config("a", "b"), round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))
     assert found == [
-        f"Mind alpha_K: {ONE_CLASS}.",
+        f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2).metrics)}.",
         "Mind the class 'b' (25 test texts are of it): no seed predicts this class.",
     ]
 
