@@ -21,6 +21,9 @@ from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 from loop.student.learning_rate import config_folder, fitting_rate
 from loop.student.nothing_learned import NothingLearned, answers_told, checked
 
+MOSTLY = 0.7
+"""Share of one class from which on class weights are advised."""
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -155,6 +158,12 @@ def advice(ctx: Context, labels: LabelSet) -> str:
         f"raise student.epochs (now {student.epochs}: {steps} training steps), or choose another"
         f" student.encoder (now {student.encoder!r})"
     )
+    share = labels.weight @ labels.y / labels.weight.sum()
+    if share.max() >= MOSTLY and student.class_weights == "none":
+        more += (
+            f', or set student.class_weights = "balanced", because {100 * share.max():.0f} % of'
+            f" the labels are {ctx.config.label_names[int(share.argmax())]!r}"
+        )
     if lr < fits.value / 1.5:
         return f"Set student.lr = {fits.value:g} (now {lr:g}), which {fits.why}; or {more}."
     if lr > 4 * fits.value:

@@ -76,9 +76,11 @@ class EncoderLearner:
             found[result.seed] = result
 
         def failed(result: SeedResult, answer: NothingLearned) -> None:
-            if not found and (weight > 0).all():  # a few labels may teach nothing; all must
+            # An LLM's labels, or a few, may well teach nothing; gold for every text must.
+            of_gold = (weight > 0).all() and (y.argmax(axis=1) == data.gold).all()
+            if not found and of_gold:
                 raise StudentError(
-                    f"{data.name}: the student learned nothing: seed {result.seed}"
+                    f"{data.name}: the student learned nothing from gold: seed {result.seed}"
                     f" {answers_told(answer, data.labels)}. Its seeds would agree with each other,"
                     " and that would mean nothing, so that no further seed is trained. Raise its"
                     " learning rate (--lr) or choose another --encoder."

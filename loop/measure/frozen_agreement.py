@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loop.measure.metric import FloatArray, IntArray, Metric, replicates, seed_spread
+from loop.measure.metric import (
+    FloatArray,
+    IntArray,
+    Metric,
+    replicates,
+    seed_spread,
+    with_width,
+)
 from loop.pool_arrays import item_embeddings
 from loop.student.frozen_student import FrozenHeads
 
@@ -90,10 +97,12 @@ def agreement(
         if not known.size or not np.isfinite(value[0]):
             found[name] = Metric(float(value[0]))
             continue
-        low, high = np.percentile(known, [2.5, 97.5])
-        if name in ("same", "itself"):
-            low, high = max(low, 0.0), min(high, 1.0)
-        found[name] = Metric(float(value[0]), float(low), float(min(high, 1.0)))
+        low, high = map(float, np.percentile(known, [2.5, 97.5]))
+        share = name in ("same", "itself")
+        low, high = with_width(low, high, a.shape[1], difference=not share)
+        if share:
+            low = max(low, 0.0)
+        found[name] = Metric(float(value[0]), low, min(high, 1.0))
     return found
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from loop.campaign.config import Config
 from loop.campaign.tables import Round
+from loop.measure.metric import with_width
 from loop.ports import FloatArray, IntArray
 from strategies.estimate import TooFewRandomError, label_quality, rate_ratio
 from strategies.fuse import weighted_auroc
@@ -109,8 +110,9 @@ def predictor_metrics(
 
     Returns:
         ``n`` items and ``learned_from`` earlier gold labels; ``auroc`` weighted by 1/pi, with a
-        95 % bootstrap interval over items, None where all or none were wrong; ``precision``, the
-        share of wrong labels among the ``flagged`` items of P(wrong) > 1/2, not weighted;
+        95 % bootstrap interval over items, None where fewer than two were wrong or right;
+        ``precision``, the share of wrong labels among the ``flagged`` items of P(wrong) > 1/2, not
+        weighted;
         ``expected`` and ``found`` share of wrong labels, and ``bins`` of P(wrong) as [mean P, share
         wrong, items], all weighted by 1/pi; ``brier``, their mean squared error.
     Source: Gneiting and Raftery 2007 (Brier score), Hanley and McNeil 1982 (area under the curve).
@@ -153,16 +155,18 @@ def predictor_metrics(
 def _auroc(
     scores: FloatArray, wrong: NDArray[np.bool_], weight: FloatArray, rng: np.random.Generator
 ) -> dict[str, Any]:
-    if wrong.all() or not wrong.any():
+    fewer = min(int(wrong.sum()), int((~wrong).sum()))
+    if fewer < 2:  # a single text ranks somewhere, which says nothing
         return {"auroc": None}
     drawn = []
     for _ in range(BOOTSTRAP):
         rows = rng.integers(len(scores), size=len(scores))
         if wrong[rows].any() and not wrong[rows].all():
             drawn.append(weighted_auroc(scores[rows], wrong[rows], weight[rows]))
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
+    low, high = with_width(low, high, fewer)
     value = weighted_auroc(scores, wrong, weight)
-    return {"auroc": {"value": value, "low": float(low), "high": float(high)}}
+    return {"auroc": {"value": value, "low": low, "high": high}}
 
 
 def suspect_metrics(

@@ -209,7 +209,7 @@ def _frozen(
         ]
         apart = _differences(full, frozen, truth, k, (round_.seed, round_.number))["accuracy"]
         found["accuracy"] = {"difference": apart} | {
-            name: m.accuracy.value
+            name: m.accuracy.to_json()["value"]
             for name, m in zip(("full", "frozen"), right, strict=True)
             if m.accuracy is not None
         }

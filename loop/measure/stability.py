@@ -26,11 +26,13 @@ from loop.measure.metric import (
     FloatArray,
     IntArray,
     Metric,
+    effective,
     item_sums,
     metrics_of,
     one_class,
     replicates,
     seed_spread,
+    with_width,
 )
 
 Over = Literal["items and seeds", "items"]
@@ -41,6 +43,7 @@ ONE_CLASS = (
 )
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
+ONE_ITEM = "a single test text says nothing"
 FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
 
 
@@ -190,20 +193,40 @@ def measure(
                 spread[name] = values + np.multiply.outer(noise, of_seeds[name])
 
     same = one_class(checked)
+    known = int((gold >= 0).sum()) if gold is not None else 0
+    of_items, of_known, of_class = _sizes(base, gold, k)
+    rarest = min([size for size in of_class if size > 0], default=0.0)
+    share = np.bincount(checked.ravel(), minlength=k) / max(checked.size, 1)
+    expected = {
+        "alpha_k": 1 - (share**2).sum(),
+        "ac1": 1 - (share * (1 - share)).sum() / max(k - 1, 1),
+    }
 
     def metric(name: str, note: str = "") -> Metric:
         if same and name in AGREEMENT:
             return Metric(math.nan, note=ONE_CLASS)
-        return _metric(name, point[name][0], spread.get(name), note)
+        size = {"macro_f1": rarest}.get(name, of_items if name in AGREEMENT else of_known)
+        if (n if name in AGREEMENT else known) == 1:
+            return Metric(math.nan, note=ONE_ITEM)
+        by_chance = expected.get(name)
+        return _metric(name, point[name][0], spread.get(name), note, size, by_chance)
 
     def per_class(name: str, notes: Sequence[str]) -> tuple[Metric, ...]:
         chosen = spread.get(name)
+        by_chance = 2 * share * (1 - share) if name == "alpha_per_class" else [None] * k
+        sizes = {"alpha_per_class": [of_items] * k, "precision": _predicted(checked, base, gold, k)}
         return tuple(
-            _metric(name, point[name][0, c], None if chosen is None else chosen[:, c], notes[c])
+            _metric(
+                name,
+                point[name][0, c],
+                None if chosen is None else chosen[:, c],
+                notes[c],
+                sizes.get(name, of_class)[c],
+                by_chance[c],
+            )
             for c in range(k)
         )
 
-    known = int((gold >= 0).sum()) if gold is not None else 0
     found: dict[str, Any] = {
         "items": n,
         "seeds": s,
@@ -313,7 +336,16 @@ def paired_difference(
     found = found[np.isfinite(found)]
     if not found.size:
         return Difference(value, math.nan, math.nan, math.nan)
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = map(float, np.percentile(found, [2.5, 97.5]))
+    of_items, of_known, of_class = _sizes(base, gold, k)
+    size = of_items if metric in AGREEMENT else of_known
+    if metric == "macro_f1":
+        size = min([m for m in of_class if m > 0], default=0.0)
+    # alpha is one minus disagreement over what chance would give
+    scale = 1 / max(_expected(a), _expected(b), 1e-9) if metric == "alpha_k" else 1.0
+    low, high = with_width(low, high, size, difference=True, scale=scale)
+    lowest = -math.inf if metric == "alpha_k" else -1.0
+    low, high = max(low, lowest), min(high, math.inf if metric == "alpha_k" else 1.0)
     above = float((found > 0).mean() + 0.5 * (found == 0).mean())
     return Difference(value, float(low), float(high), above)
 
@@ -386,19 +418,59 @@ def metric_replicates(
     }
 
 
-def _metric(name: str, value: float, spread: FloatArray | None, note: str = "") -> Metric:
+def _sizes(base: FloatArray, gold: IntArray | None, k: int) -> tuple[float, float, list[float]]:
+    """Items, items of known class, and items of each class, counted as if of equal weight."""
+    if gold is None:
+        return effective(base), 0.0, [0.0] * k
+    of_class = [effective(base[gold == c]) for c in range(k)]
+    return effective(base), effective(base[gold >= 0]), of_class
+
+
+def _predicted(preds: IntArray, base: FloatArray, gold: IntArray | None, k: int) -> list[float]:
+    """Items of known class that some seed gives each class: what precision is a share of."""
+    known = np.ones(len(base), dtype=bool) if gold is None else gold >= 0
+    return [effective(base[known & (preds == c).any(axis=0)]) for c in range(k)]
+
+
+def _expected(preds: IntArray) -> float:
+    """Disagreement of two labels drawn by chance."""
+    share = np.bincount(preds.ravel()) / max(preds.size, 1)
+    return float(1 - (share**2).sum())
+
+
+def _metric(
+    name: str,
+    value: float,
+    spread: FloatArray | None,
+    note: str = "",
+    size: float = 0.0,
+    by_chance: float | None = None,
+) -> Metric:
+    """A value with the interval of its replicates.
+
+    Args:
+        size: items that it is a share of.
+        by_chance: for an agreement beyond chance, the disagreement that chance would give.
+    """
     known = spread[np.isfinite(spread)] if spread is not None else np.empty(0)
     if not known.size or not math.isfinite(value):
         return Metric(float(value), note=note)
     lowest = -math.inf if name.startswith("alpha") or name == "ac1" else 0.0
-    low, high = np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0)
-    return Metric(float(value), float(low), float(high), note)
+    low, high = map(float, np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0))
+    if by_chance is None:
+        return Metric(float(value), *with_width(low, high, size), note)
+    scale = 1 / max(by_chance, 1e-9)
+    rounding = 0.05 / max(size, 1.0)  # chance's own share moves with the weights that are drawn
+    low, high = with_width(low, high, size, difference=True, scale=scale, none=rounding)
+    return Metric(float(value), low, min(high, 1.0), note)
 
 
 def _deviation(value: float, s: int, wanted: bool) -> Metric:
     """A standard deviation over s seeds; its interval takes the seeds' values for normal."""
     if s < 2 or not wanted or not math.isfinite(value):
         return Metric(value, note=ONE_SEED if s < 2 else "")
+    if not value:  # seeds that happen to be equally good say nothing of how far others would vary
+        return Metric(value)
     from scipy.stats import chi2
 
     low, high = np.sqrt((s - 1) / chi2.ppf([0.975, 0.025], s - 1)) * value

@@ -385,7 +385,7 @@ def test_texts_without_a_label_count_for_agreement_alone():
 def test_agreement_with_an_ensemble_that_says_one_class_is_not_told():
     y = np.arange(100) % 2
     one = np.tile([0.8, 0.2], (100, 1))
-    for rival in (probs_of(y, 0.5, 1, sure=0.55), one + [[-0.1, 0.1]]):
+    for rival in (probs_of(y, 0.5, 1, sure=0.55), one - [[0.1, -0.1]]):
         found = choose({"a": one, "b": rival}, one, y, 2)
         assert [j.agreement for j in (*found.judged, found.ensemble)] == [None] * 3
         assert "agrees most" not in found.why

@@ -60,6 +60,12 @@ def test_equal_causes_cannot_be_told_apart():
 def test_nothing_that_changes_is_said():
     _, told = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
     assert told == "No label changes, whatever is drawn anew."
+    parts, _ = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
+    for part in parts.values():
+        assert (part.churn.value, part.churn.low) == (0, 0)
+        assert part.churn.high == pytest.approx(1.96**2 / (N + 1.96**2), abs=1e-4)
+        assert 0.97 < part.alpha.low < part.alpha.high == 1
+        assert np.isnan(part.accuracy_sd.low)
 
 
 def test_students_that_answer_one_class_are_no_stability(tmp_path):
