@@ -67,9 +67,48 @@ def at_work(file: Path, command: str) -> Iterator[Context]:
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
+        check_labels(config)
         context = build_context(config, store, show=bar, say=say)
         with closing(context):
             yield context
+
+
+def check_labels(config: Config) -> None:
+    """Whether people and the LLM can tell the labels apart, before either is asked.
+
+    Raises:
+        ReviewerError: two look the same on the labelling page, or one like its own answer "unsure".
+        AnnotatorError: two look the same in a prompt.
+    """
+    from connectors.label_studio.page import shown_names
+    from connectors.llm.prompt_text import one_line
+    from loop.errors import AnnotatorError
+
+    shown_names(config.port_labels)
+    lines: dict[str, str] = {}
+    for name in config.label_names:
+        other = lines.setdefault(one_line(name), name)
+        if other != name:
+            raise AnnotatorError(
+                f"The labels {other!r} and {name!r} look the same to the model; rename one."
+            )
+
+
+def make_ready(ctx: Context) -> None:
+    """Looks, before a campaign begins, for what would stop it once the LLM and people were paid.
+
+    Fetches the encoder where it is not here yet.
+
+    Raises:
+        LoopError: the encoder or the LLM is not to be had, or Label Studio has no token.
+    """
+    from loop.studies.preflight import parts_that_fail
+
+    if ctx.store.last_round(ctx.name) is not None:
+        return
+    for error in parts_that_fail(ctx.config):
+        raise error
+    _ = ctx.student.revision  # finds its files, or fetches them
 
 
 def build_context(config: Config, store: Store, **options: Any) -> Context:

@@ -67,19 +67,28 @@ def init(
         source=source,
         text_column=text_column,
         gold_column=gold_column,
-        labels=[(n.strip(), d.strip()) for n, _, d in (line.partition(":") for line in labels)],
+        labels=[_name_and_description(line) for line in labels],
     )
     read(text, file)
     write_whole(file, text, mode=SHARED)
     say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
 
 
+def _name_and_description(line: str) -> tuple[str, str]:
+    """``10:30: morning`` is the label 10:30; a colon without a space after it is part of a name."""
+    name, _, description = f"{line.strip()} ".partition(": ")
+    return name.strip(), description.strip()
+
+
 @app.command()
 def check(file: File = CAMPAIGN) -> None:
-    """Say everything that is wrong with the campaign file and its texts, in one pass."""
-    problems = Campaign(file).check()
+    """Say everything that is wrong with the campaign file and its texts, and what will happen."""
+    campaign = Campaign(file)
+    problems = campaign.check()
     for problem in problems:
         say(str(problem))
     if any(problem.level == "error" for problem in problems):
         raise typer.Exit(1)
+    for line in campaign.forecast():
+        say(line)
     say(f"{file} is fine.")

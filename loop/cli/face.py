@@ -22,10 +22,13 @@ from loop.cli.build import (
     build_annotator,
     build_context,
     build_encoder_student,
+    check_labels,
     local_login,
+    make_ready,
     open_store,
     reading,
     texts_arguments,
+    with_learning_rate,
 )
 from loop.cli.terminal import bar, say
 from loop.errors import DataError, LoopError, NoStoreError, foreign
@@ -33,12 +36,14 @@ from loop.errors import DataError, LoopError, NoStoreError, foreign
 if TYPE_CHECKING:
     import pandas as pd
 
+    from connectors.texts.read import TextRow
     from loop.bench.data_sets import BenchData
     from loop.bench.tables import BenchResult
     from loop.campaign.config import Config
     from loop.campaign.context import Context
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
+    from loop.studies.preflight import Preflight
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,13 +142,40 @@ class Campaign:
         config = load(self.file)
         raw = self.file.read_text(encoding="utf-8")
         line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
-        problems = [
+        problems = []
+        try:
+            check_labels(config)
+        except LoopError as exc:
+            problems.append(Problem("error", str(self.file), str(exc)))
+        problems += [
             Problem(problem.level, f"{self.file}:{line}", problem.message)
             for problem in find_problems(**texts_arguments(config) | {"meta_columns": None})
         ]
         if not any(problem.level == "error" for problem in problems):
             problems += _annotator_problems(config, self.file)
+            found = self._preflight(config)
+            problems += [Problem("error", str(self.file), error) for error in found.errors]
+            problems += [Problem("warning", str(self.file), told) for told in found.warnings]
         return problems
+
+    @_raises_loop_errors
+    def forecast(self) -> list[str]:
+        """What running the campaign from its beginning will take, in lines for people to read.
+
+        Texts by split, the mix of the known labels, LLM calls, people's answers and time, money,
+        and students. Call ``check`` first: a file that is wrong has no forecast.
+        """
+        from loop.campaign.config import load
+
+        return list(self._preflight(load(self.file)).lines)
+
+    def _preflight(self, config: Config) -> Preflight:
+        from loop.campaign.store import Store
+        from loop.studies.preflight import preflight
+
+        with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
+            config = with_learning_rate(config, nothing, fetch=False)
+        return preflight(config, _texts_of(config), config.annotator.model)
 
     @_raises_loop_errors
     def run(self, rounds: int | None = None, wait: bool = False, close: bool = False) -> bool:
@@ -166,6 +198,7 @@ class Campaign:
                 f"rounds must be 1 or more, or None for all that are left; not {rounds}."
             )
         with at_work(self.file, "run") as ctx:
+            make_ready(ctx)
             return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
 
     # where it stands
@@ -399,8 +432,13 @@ class Campaign:
         return name, facts | {"next": str(status["next"])}
 
 
-def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+def _texts_of(config: Config) -> Sequence[TextRow]:
     from connectors.texts.read import load_texts
+
+    return load_texts(**texts_arguments(config))
+
+
+def _annotator_problems(config: Config, file: Path) -> list[Problem]:
     from loop.ports import TextItem
 
     problems = []
@@ -414,7 +452,7 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
             )
         )
     if config.annotator.kind == "recorded":
-        rows = load_texts(**texts_arguments(config))
+        rows = _texts_of(config)
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
             build_annotator(config).check(items)

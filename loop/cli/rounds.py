@@ -17,6 +17,7 @@ from loop.cli.build import (
     build_annotator,
     load_campaign_texts,
     local_login,
+    make_ready,
     open_store,
     reading,
 )
@@ -75,6 +76,7 @@ def validate(
     from loop.studies.validate import open_validation, validation, validation_json, validation_lines
 
     with at_work(file, "validate") as ctx:
+        make_ready(ctx)
         configs = [(path.stem, rival_config(ctx.config, path)) for path in also or ()]
         round_ = open_validation(ctx, size)
         if round_.stage != "done":
