@@ -81,7 +81,7 @@ lock:
 	test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv; }
 	echo '$(TORCH)' >.venv-lock/constraints.txt
 	$(UV_LOCK) --no-emit-package torch -c .venv-lock/constraints.txt --extra dev --extra bench pyproject.toml -o requirements-dev.lock
-	$(UV_LOCK) --no-emit-package torch -c .venv-lock/constraints.txt -c requirements-dev.lock --extra datasets --extra postgres --extra serve pyproject.toml -o requirements.lock
+	$(UV_LOCK) --no-emit-package torch -c .venv-lock/constraints.txt -c requirements-dev.lock --extra datasets --extra excel --extra postgres --extra serve pyproject.toml -o requirements.lock
 	echo "label-studio==$$(sed -n 's/^VERSION = "\(.*\)"/\1/p' connectors/label_studio/server.py)" | $(UV_LOCK) - -o connectors/label_studio/requirements.lock
 
 clean:

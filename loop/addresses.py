@@ -37,6 +37,11 @@ def secret_in(address: str) -> str | None:
     return None
 
 
+def names_a_secret(key: str) -> bool:
+    """Whether a setting of this name holds a secret: ``api_key`` does, ``api_key_env`` not."""
+    return re.fullmatch(_NAMES, key, re.IGNORECASE) is not None
+
+
 def hidden(text: str) -> str:
     """The text, with what may be a secret in an address replaced by ``…``."""
     return _SHOWN_QUERY.sub(r"\1…", _SHOWN_USER.sub(r"\1…@", text))

@@ -23,8 +23,9 @@ Arrays of a wrong shape or range raise ``ValueError``; those are bugs, not user 
 
 from __future__ import annotations
 
+import difflib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class LoopError(Exception):
@@ -104,6 +105,17 @@ class Stopped(BaseException):
 
 
 AGAIN = "then run the same command again: it goes on where it stopped"
+
+
+def suggestion(word: object, known: Iterable[object], *, begins: bool = False) -> str:
+    """`` did you mean 'x'?`` with a leading space, or nothing; upper and lower case are alike.
+
+    Args:
+        begins: whether it begins a sentence.
+    """
+    names = {str(name).lower(): str(name) for name in known}
+    close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
+    return f" {'D' if begins else 'd'}id you mean {names[close[0]]!r}?" if close else ""
 
 
 def foreign(exc: BaseException) -> LoopError:

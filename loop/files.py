@@ -51,6 +51,20 @@ def replacing(path: Path, *, mode: int = PRIVATE) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def appending(path: Path, *, mode: int = PRIVATE) -> Iterator[IO[bytes]]:
+    """The file's end, to write to; made if need be, and on the disk when the block ends.
+
+    Raises:
+        OSError: no space, no permission, or ``path`` is a folder or a link.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, mode), "ab") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
 def as_text_file(file: IO[bytes], *, newline: str = "\n") -> Iterator[IO[str]]:
     r"""Writes text in UTF-8 to a file of bytes, which stays open.
 

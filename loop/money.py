@@ -19,13 +19,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import delete, func, update
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from loop.campaign.config import AnnotatorSection, Config
-from loop.campaign.panel import Panel
 from loop.campaign.store import Store
-from loop.campaign.tables import DELETED, Annotation, HiddenCheck, Item, LlmCalls, Review, now
+from loop.campaign.tables import DELETED, HiddenCheck, Review
 from loop.errors import AnnotatorError, StageError
 from loop.ports import Annotator, ClassProbs, FloatArray, TextItem
 from loop.prompt import PromptVariant
@@ -142,15 +140,8 @@ def account(config: Config, store: Store, session: Session | None = None) -> Acc
         with store.transaction() as own:
             return account(config, store, own)
     name = config.campaign.name
-    people = func.count(func.distinct(Annotation.annotator))
-    received = dict(
-        session.exec(
-            select(Annotation.item_id, people)
-            .where(Annotation.campaign == name, col(Annotation.superseded_at).is_(None))
-            .group_by(col(Annotation.item_id))
-        ).all()
-    )
-    asked = _asked(config, session)
+    received = store.answer_counts(session, name)
+    asked = _asked(config, store, session)
     return Account(
         llm_usd=store.spent(name).usd,
         answers=sum(received.values()),
@@ -171,12 +162,11 @@ def asked_answers(review: Review | HiddenCheck, first: int) -> int:
     return max(review.asked or first, further or 0)
 
 
-def _asked(config: Config, session: Session) -> Mapping[str, int]:
+def _asked(config: Config, store: Store, session: Session) -> Mapping[str, int]:
     """Answers asked of people, by the id that a task carries."""
-    ours = Item.campaign == config.campaign.name
-    first = Panel.of(config.label_studio).first
-    reviews = session.exec(select(Review).join(Item).where(ours)).all()
-    checks = session.exec(select(HiddenCheck).join(Item).where(ours)).all()
+    first = config.people.panel.first
+    reviews = store.reviews(config.campaign.name, session=session)
+    checks = store.checks(config.campaign.name, session=session)
     there = [r for r in reviews if r.outcome != DELETED]  # nobody can answer a deleted task
     return {r.item_id: asked_answers(r, first) for r in there} | {
         c.id: asked_answers(c, first) for c in checks
@@ -197,8 +187,8 @@ def texts_that_fit(config: Config, store: Store) -> int:
     answers = account(config, store).answers_that_fit
     if answers is None:
         return labels
-    section = config.label_studio
-    tasks = answers // Panel.of(section).first
+    section = config.people
+    tasks = answers // section.panel.first
     return next(n for n in range(min(labels, tasks), -1, -1) if n + section.checks_for(n) <= tasks)
 
 
@@ -209,11 +199,12 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         return f"the budget of {budget.labels} labels is spent (budget.labels)"
     if not texts_that_fit(config, store):
         money = account(config, store)
-        usd = Panel.of(config.label_studio).first * money.answer_usd
+        usd = config.people.panel.first * money.answer_usd
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
-    if len(store.reviews(name)) >= len(store.item_ids(name, "pool")):
-        return "every text of the pool has been sent to people"
+    sent = {review.item_id for review in store.reviews(name)}
+    if len(sent | set(store.gold(name))) >= len(store.item_ids(name, "pool")):
+        return "every text of the pool has been sent to people, or has an imported label"
     return None
 
 
@@ -228,7 +219,7 @@ def check_committed(config: Config, store: Store) -> None:
         return
     raise StageError(
         f"Nothing is sent: {money}, which is ${money.committed_usd - money.cap_usd:.2f} too much."
-        " Raise budget.usd, or restore the prices, label_studio.overlap or rule that the texts were"
+        " Raise budget.usd, or restore the prices, people.overlap or rule that the texts were"
         " chosen under."
     )
 
@@ -286,30 +277,15 @@ class LlmPurse:
         usd = float(costs[count - 1])
         if not usd:
             return Reserved(count)
-        with self._store.transaction() as session:
-            calls = LlmCalls(
-                campaign=self._config.campaign.name,
-                annotator=self._annotator.revision,
-                calls=count,
-                usd=usd,
-            )
-            session.add(calls)
-            session.flush()
-            return Reserved(count, calls.id)
+        name, revision = self._config.campaign.name, self._annotator.revision
+        return Reserved(count, self._store.begin_calls(name, revision, count, usd))
 
     def book(self, session: Session, reserved: Reserved, usd: float) -> None:
         """The answers are stored, with what they cost, in the same transaction."""
-        session.exec(delete(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id))
+        self._store.forget_calls(session, reserved.calls_id)
         self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
 
     def book_loss(self, reserved: Reserved, usd: float) -> None:
         """There is no answer to store; what it cost is kept."""
-        with self._store.transaction() as session:
-            if not usd:
-                session.exec(delete(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id))
-            elif reserved.calls_id is not None:
-                values = {"usd": usd, "ended_at": now()}
-                session.exec(
-                    update(LlmCalls).where(col(LlmCalls.id) == reserved.calls_id).values(**values)
-                )
+        self._store.end_calls(reserved.calls_id, usd)
         self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)

@@ -14,7 +14,7 @@ from loop.campaign.changes import (
     seeds_line,
 )
 from loop.campaign.context import Context
-from loop.campaign.import_texts import import_new_texts, import_texts
+from loop.campaign.import_texts import import_new_texts, import_texts, near_twins_line
 from loop.campaign.tables import STAGES, VALIDATION, Round
 from loop.errors import DataError, StageError
 from loop.measure.llm_quality import why_good_enough
@@ -38,6 +38,8 @@ def open_campaign(ctx: Context) -> None:
     if ctx.store.item_count(ctx.name) == 0:
         count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
         ctx.say(f"Imported {count} texts.")
+        if line := near_twins_line(ctx.store.items(ctx.name)):
+            ctx.say(line)
     claim_folder(ctx)
     check_changes(ctx)
 
@@ -134,7 +136,7 @@ def new_round(ctx: Context, number: int, **settings: Any) -> Round:
             config=config | settings,
             versions=versions(),
         )
-        session.add(round_)
+        ctx.store.add_round(session, round_)
         ctx.store.log(session, ctx.name, "round", "opened", number=number)
     return round_
 

@@ -7,17 +7,20 @@ import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.context import Context
+from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Item, Review, Round
+from loop.errors import ConfigError
 from loop.files import replacing
 from loop.llm.calibration import View, choose_view
+from loop.llm.states import KeptStates, StateFile, kept_states
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
-from strategies.needs import NEEDS
 from strategies.pool import Pool
 
 Vectors = NDArray[np.float32]
@@ -25,12 +28,17 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Arrays:
-    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids."""
+    """The pool as arrays; row i of each is ``items[i]``. The one place where rows become ids.
+
+    Attributes:
+        news: one sentence where the LLM's states are not all there; else empty.
+    """
 
     items: list[Item]
     votes: LlmVotes
     pool: Pool
     view: View
+    news: str = ""
 
 
 def pool_arrays(
@@ -41,17 +49,19 @@ def pool_arrays(
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     gold = gold_classes(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
-    needs = set().union(*(NEEDS[name] for name in signals)) if signals else set()
+    needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
     embeddings: NDArray[np.float32] | None = None
     p_student: FloatArray | None = None
+    states = KeptStates(None)
     if needs & {"embeddings", "p_student"}:
         embeddings = item_embeddings(ctx, items)
     if "p_student" in needs and embeddings is not None:
         from strategies.signals.students import out_of_fold_probs
 
+        states = llm_states(ctx, items, votes.answered)
         y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
         p_student = out_of_fold_probs(
             embeddings,
@@ -74,14 +84,20 @@ def pool_arrays(
             [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
         ),
         unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
+        states=states.values,
     )
-    return Arrays(items, votes, pool, view)
+    if "learned_error" in signals:
+        from strategies.signals.students import gold_students
+
+        rng = np.random.default_rng([round_.seed, round_.number, 13])
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+    return Arrays(items, votes, pool, view, states.news)
 
 
 def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
     """(n,) class that people gave each item, -1 where they gave none."""
     labels = ctx.store.gold(ctx.name)
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
     return np.array(known, dtype=np.int64)
 
@@ -95,7 +111,7 @@ def _view(
     ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
 ) -> tuple[View, LlmVotes]:
     """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
     earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
     view = choose_view(
@@ -107,6 +123,15 @@ def _view(
         rng=np.random.default_rng([round_.seed, round_.number, 10]),
     )
     return view, replace(votes, posterior=view.posterior)
+
+
+def llm_states(ctx: Context, items: Sequence[Item], answered: NDArray[np.bool_]) -> KeptStates:
+    """The LLM's own states of n items under its first prompt, where it shows them."""
+    variants = ctx.store.variants(ctx.name, ctx.annotator.revision)
+    if not variants:
+        return KeptStates(None)
+    file = StateFile.of(ctx.config.out, ctx.annotator.revision, variants[0].hash)
+    return kept_states(file, [item.id for item in items], answered)
 
 
 def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
@@ -164,3 +189,27 @@ def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> Non
             f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
             " without; they are computed anew when they are needed next."
         )
+
+
+def suspicion_by(name: str, pool: Pool, rng: np.random.Generator) -> FloatArray:
+    """(n,) suspicion of every item by one strategy; higher = more suspect.
+
+    Raises:
+        ConfigError: another package's strategy fails, or answers with something else.
+    """
+    strategy = load("strategies", name)
+    if name in BUILT_IN["strategies"]:
+        return cast(FloatArray, strategy(pool, rng))
+    try:
+        suspicion = np.asarray(strategy(pool, rng), dtype=np.float64)
+    except Exception as exc:  # another package's code may raise anything
+        raise ConfigError(
+            f"{what('strategies', name)} failed ({type(exc).__name__}: {exc}). Update it, or take"
+            " another."
+        ) from exc
+    if suspicion.shape != (pool.n,) or not np.isfinite(suspicion).all():
+        raise ConfigError(
+            f"{what('strategies', name)} must give one finite number for each of {pool.n} texts; it"
+            f" gave shape {suspicion.shape} with {np.isfinite(suspicion).sum()} finite numbers."
+        )
+    return suspicion

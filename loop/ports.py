@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.prompt import PromptVariant
+from loop.prompt import Label, PromptVariant
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -98,6 +99,9 @@ class ClassProbs:
             None where nobody is charged for them.
         output_tokens: (n,) how many of ``tokens`` were written rather than read; None for none.
         problems: item id -> why it got no answer, where the annotator knows.
+        states: (n, d) hidden states of the LLM's own, at the last token of each prompt, some way
+            up its layers; a row of NaN where there is none. None where the annotator cannot see
+            them.
     """
 
     probs: FloatArray
@@ -106,6 +110,24 @@ class ClassProbs:
     cached_tokens: IntArray | None = None
     output_tokens: IntArray | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+    states: NDArray[np.float16] | None = None
+
+
+@dataclass(frozen=True)
+class AnnotatorSetup:
+    """What a campaign tells the one who builds its annotator.
+
+    Attributes:
+        settings: the keys of ``[annotator]``, with their defaults.
+        options: ``[annotator.options]``, as it stands there, for annotators of other packages.
+        labels: the classes, in their order.
+        say: told one line of news at a time.
+    """
+
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    labels: tuple[Label, ...]
+    say: News = no_news
 
 
 class Annotator(Protocol):
@@ -195,6 +217,27 @@ class RawAnnotation:
     raw: Any
 
 
+@dataclass(frozen=True)
+class GivenLabel:
+    """One answer that somebody gave in another tool, or a row of its export without one.
+
+    Attributes:
+        texts: strings that may be the text, the likeliest first.
+        row: number of the row, line or task in the export.
+        person: who answered, as the tool names them; empty where it does not say.
+        label: one of the campaign's classes, or None.
+        problem: why there is no label; empty where there is one.
+        at: when, as the tool writes it; empty where it does not say.
+    """
+
+    texts: tuple[str, ...]
+    row: int
+    person: str
+    label: str | None
+    problem: str
+    at: str
+
+
 def unknown_label(label: str | None) -> str:
     """The problem of an answer that chose a label which the campaign does not have."""
     return f"unknown label {label!r}"
@@ -224,8 +267,41 @@ class Fetched:
     unserved: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ReviewerSetup:
+    """What a campaign tells the one who builds the platform where people label.
+
+    Attributes:
+        settings: the platform's own section of the campaign file, if it has one.
+        options: ``[people.options]``, as it stands there, for platforms of other packages.
+        title: of the project, for people.
+        campaign_id: marks what is sent as this campaign's.
+        labels: the classes, in their order.
+        task: the question put to people.
+        assist: what people see besides the text: "blind", "prefill" or "why".
+        note: whether people may leave a note.
+        overlap: how many people answer each text at first.
+        folder: where relative paths begin.
+        say: told one line of news at a time.
+        show: opens a progress bar.
+    """
+
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    title: str
+    campaign_id: str
+    labels: tuple[Label, ...]
+    task: str
+    assist: Literal["blind", "prefill", "why"]
+    note: bool
+    overlap: int
+    folder: Path
+    say: News = no_news
+    show: Show = show_nothing
+
+
 class Reviewer(Protocol):
-    """Where people label: Label Studio."""
+    """Where people label: Label Studio, or another platform."""
 
     def open_project(self, project_id: str | None) -> str:
         """Checks the server and token, creates or updates the project; its id, to be stored.
@@ -391,12 +467,39 @@ class Raters(Protocol):
         ...
 
 
-def normalise(text: str) -> str:
-    """The text with Unicode NFC, every run of white space as one space, and none at the ends.
+_NEVER_SEEN = (
+    "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"  # control characters that are no white space
+    "\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
+)
+_TAGS = "\U000e0020-\U000e007f"
+_UNSEEN = re.compile(f"[{_NEVER_SEEN}]|(?<![\U0001f3f4{_TAGS}])[{_TAGS}]+")  # a flag ends in tags
+_ANY_UNSEEN = re.compile(f"[{_NEVER_SEEN}{_TAGS}\u200c\u200d]")
+# Joiners mean something inside of words of other scripts, such as Persian and Indian ones, and of
+# emoji; elsewhere they are as good as not there.
+_BESIDE = r"[^\x00-\u02ff\s\u200c\u200d]"
+_JOINERS = re.compile(
+    f"(?<!{_BESIDE})(?<![\u200c\u200d])[\u200c\u200d]++|[\u200c\u200d]++(?!{_BESIDE})"
+)
+_SEEN = re.compile(
+    r"[^\s\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f"
+    "\u200c\u200d\U000e0020-\U000e007f\U000e0100-\U000e01ef]"
+)
 
-    Two texts with the same normal form are the same item. Case, punctuation and markup count.
+
+def normalise(text: str) -> str:
+    """What tells texts apart: without characters that nobody sees, NFC, single spaces, no ends.
+
+    Two texts with the same normal form are the same item. Case, punctuation and markup count. Where
+    nothing can be seen, nothing is left.
     """
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    if _ANY_UNSEEN.search(text):
+        text = unicodedata.normalize("NFC", _JOINERS.sub("", _UNSEEN.sub("", text)))
+    if not _SEEN.search(text):
+        return ""
+    return " ".join(text.split())
 
 
 def item_id(campaign: str, text: str) -> str:

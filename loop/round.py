@@ -15,24 +15,21 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sqlalchemy import update
-from sqlmodel import Session, col
+from sqlmodel import Session
 
 from loop.campaign.context import Context
-from loop.campaign.panel import Panel
-from loop.campaign.store import insert_all
+from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
 from loop.campaign.tables import (
+    IMPORTED,
     STAGES,
     VALIDATION,
     Annotation,
-    CampaignRow,
     Gold,
     HiddenCheck,
     Review,
     Round,
     Score,
     TrainingLabel,
-    now,
     round_id,
 )
 from loop.errors import StageError
@@ -46,7 +43,7 @@ from loop.measure.llm_quality import (
     quality_metrics,
     suspect_metrics,
 )
-from loop.measure.round_metrics import ONCE, measure_round
+from loop.measure.round_metrics import measure_round
 from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round
 from loop.people.answers import ask_further, close_answered, everything_is_due, take_in
@@ -58,10 +55,9 @@ from loop.people.review_tasks import (
     why_sent,
     with_checks,
 )
-from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays
+from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays, suspicion_by
 from loop.ports import FloatArray, ReviewTask
 from loop.training_sets import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
-from strategies import STRATEGIES
 from strategies.fuse import fuse_ranks
 from strategies.repair import repair
 from strategies.select import select_batch
@@ -127,11 +123,13 @@ def score(ctx: Context, round_: Round) -> bool:
     """Turns votes, neighbours and students into one suspicion per item."""
     names = ctx.config.strategy.signals if round_.number != VALIDATION else ()
     arrays = pool_arrays(ctx, round_, names)
+    if arrays.news:
+        ctx.say(arrays.news)
     signals: dict[str, FloatArray] = {}
     with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
         for position, name in enumerate(names):
             rng = np.random.default_rng([round_.seed, round_.number, 2, position])
-            signals[name] = STRATEGIES[name](arrays.pool, rng)
+            signals[name] = suspicion_by(name, arrays.pool, rng)
             progress(1)
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
     answered = arrays.votes.answered
@@ -149,7 +147,7 @@ def score(ctx: Context, round_: Round) -> bool:
         for i, item in enumerate(arrays.items)
     ]
     with ctx.store.transaction() as session:
-        insert_all(session, Score, rows)
+        ctx.store.insert(session, Score, rows)
         if arrays.view.reason:
             ctx.store.log(
                 session,
@@ -164,7 +162,7 @@ def score(ctx: Context, round_: Round) -> bool:
 
 def choose(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
-    sent = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    sent = {r.item_id for r in ctx.store.reviews(ctx.name)} | set(ctx.store.gold(ctx.name))
     scores = ctx.store.scores(round_id(round_))
     ids = ctx.store.item_ids(ctx.name, "pool")
     candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
@@ -204,15 +202,15 @@ def choose(ctx: Context, round_: Round) -> bool:
     ]
     checks = draw_checks(ctx, round_, n)
     with ctx.store.transaction() as session:
-        insert_all(session, Review, rows)
-        insert_all(session, HiddenCheck, checks)
+        ctx.store.insert(session, Review, rows)
+        ctx.store.insert(session, HiddenCheck, checks)
         return _advance(
             ctx, round_, "select", session, chosen=n, checks=len(checks), coverage=cover
         )
 
 
 def push(ctx: Context, round_: Round) -> bool:
-    """Sends the outbox to Label Studio; tasks that are already there are adopted."""
+    """Sends the outbox to where people label; tasks that are already there are adopted."""
     check_committed(ctx.config, ctx.store)
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.task_id is None]
     items = {i.id: i for i in ctx.store.items(ctx.name, "pool")}
@@ -234,20 +232,15 @@ def push(ctx: Context, round_: Round) -> bool:
         replace(task, assisted=is_assisted(ctx, task.item_id))
         for task in with_checks(ctx, round_, tasks, scores)
     ]
-    with ctx.show(f"Round {round_.number}: to Label Studio", len(tasks)) as progress:
+    with ctx.show(f"Round {round_.number}: to people", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
-    assisted = {task.item_id for task in tasks if task.assisted}
-    asked = Panel.of(ctx.config.label_studio).first
     with ctx.store.transaction() as session:
-        for item_id, task_id in task_ids.items():
-            values = {
-                "task_id": task_id,
-                "sent_at": now(),
-                "asked": asked,
-                "assisted": item_id in assisted,
-            }
-            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
-            session.exec(update(Review).where(col(Review.item_id) == item_id).values(**values))
+        ctx.store.mark_sent(
+            session,
+            task_ids,
+            asked=ctx.config.people.panel.first,
+            assisted=(task.item_id for task in tasks if task.assisted),
+        )
         return _advance(ctx, round_, "push", session, sent=len(tasks))
 
 
@@ -268,14 +261,10 @@ def pull(ctx: Context, round_: Round) -> bool:
 def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
     if ctx.raters is not None:
         open_reviews = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
-        total = len(open_reviews) * ctx.config.label_studio.overlap
+        total = len(open_reviews) * ctx.config.people.overlap
         with ctx.show(f"Round {round_.number}: simulated raters answer", total) as progress:
             ctx.raters.answer(project_id, progress)
-    with ctx.store.transaction() as session:
-        row = session.get(CampaignRow, ctx.name)
-        cursor = row.pull_cursor if row else None
-    if everything_is_due(ctx):
-        cursor = None
+    cursor = None if everything_is_due(ctx) else ctx.store.pull_cursor(ctx.name)
     started = time.monotonic()
     fetched = ctx.reviewer.fetch(cursor)
     with ctx.store.transaction() as session:
@@ -314,30 +303,29 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
     decisions = decide_all(
         {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
         ctx.config.label_names,
-        Panel.of(ctx.config.label_studio),
+        ctx.config.people.panel,
         known,
     )
     with ctx.store.transaction() as session:
         for item_id, decision in decisions.items():
-            session.exec(
-                update(Review).where(col(Review.item_id) == item_id).values(outcome=decision.how)
-            )
+            ctx.store.set_outcome(session, item_id, decision.how)
             old = gold.get(item_id)
             if decision.label is None:
+                if old is not None and old.how == IMPORTED:
+                    continue
                 if old is not None:  # the answers that it came from were withdrawn
-                    session.delete(session.merge(old))
+                    ctx.store.delete_gold(session, old)
                     changed += 1
             elif old is None or (old.label, old.how) != (decision.label, decision.how):
                 changed += 1
-                session.merge(
-                    Gold(
-                        item_id=item_id,
-                        label=decision.label,
-                        how=decision.how,
-                        confidence=decision.confidence,
-                        round_number=old.round_number if old else round_.number,
-                    )
+                gold_now = Gold(
+                    item_id=item_id,
+                    label=decision.label,
+                    how=decision.how,
+                    confidence=decision.confidence,
+                    round_number=old.round_number if old else round_.number,
                 )
+                ctx.store.put_gold(session, gold_now)
         return _advance(ctx, round_, "adjudicate", session, changed=changed)
 
 
@@ -367,7 +355,7 @@ def mend(ctx: Context, round_: Round) -> bool:
         for i, item in enumerate(arrays.items)
     ]
     with ctx.store.transaction() as session:
-        insert_all(session, TrainingLabel, rows)
+        ctx.store.insert(session, TrainingLabel, rows)
         return _advance(ctx, round_, "repair", session, mode=mode)
 
 
@@ -413,36 +401,37 @@ def measure(ctx: Context, round_: Round) -> bool:
     from loop.report.collect import write_outputs
 
     metrics = measure_round(ctx, round_, evaluation_items(ctx))
-    metrics["calibration"] = _calibration(ctx, round_)
-    metrics |= _gold_says(ctx, round_)
+    metrics = replace(metrics, calibration=_calibration(ctx, round_))
+    metrics = _with_gold(ctx, round_, metrics)
     with ctx.store.transaction() as session:
-        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=metrics))
+        ctx.store.set_metrics(session, round_, metrics)
         _advance(ctx, round_, "measure", session)
     write_outputs(ctx.config, ctx.store)
     return True
 
 
-def _calibration(ctx: Context, round_: Round) -> Any:
+def _calibration(ctx: Context, round_: Round) -> Calibration:
     """How well the LLM's confidence fits what the audit found, raw and as used."""
     arrays = pool_arrays(ctx, round_, ())
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     return summary(arrays.view, arrays.votes, arrays.pool.gold, audited(arrays.items, reviews))
 
 
-def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
-    """What gold says of the LLM's labels, and of how well the round foresaw their errors."""
+def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:
+    """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
     strategy = ctx.config.strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
-    mine = {r.item_id for r in ctx.store.reviews(ctx.name, round_.id)}
+    mine = ctx.store.reviews_by_item(ctx.name, round_id(round_)).keys()
     before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
-    reviews = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
     scores = ctx.store.scores(round_id(round_))
     gold = gold_classes(ctx, before.items)
     pi = before.pool.inclusion_prob
-    found = {
-        "label_quality": quality_metrics(
+    metrics = replace(
+        metrics,
+        label_quality=quality_metrics(
             ctx.config,
             before.pool.y_llm,
             gold,
@@ -450,8 +439,8 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
             np.array([-1 if r is None else numbers[r] for r in of]),
             np.array([scores[i.id].suspicion for i in before.items]),
             before.votes.answered,
-        )
-    }
+        ),
+    )
     sent = [
         (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], scores[item.id].suspicion)
         for i, item in enumerate(before.items)
@@ -459,15 +448,18 @@ def _gold_says(ctx: Context, round_: Round) -> dict[str, Any]:
     ]
     if sent:
         reasons, wrong, suspicion = zip(*sent, strict=True)
-        found["suspects"] = suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
+        metrics = replace(
+            metrics, suspects=suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
+        )
     if learns:
-        found["predictor"] = predictor_metrics(
+        predictor = predictor_metrics(
             before.pool,
             np.array([r == round_.id for r in of]) & (gold >= 0) & before.votes.answered,
             gold,
             rng=np.random.default_rng([round_.seed, round_.number, 12]),
         )
-    return found
+        metrics = replace(metrics, predictor=predictor)
+    return metrics
 
 
 RUN: dict[str, Callable[[Context, Round], bool]] = {

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round, Run, round_id
+from loop.campaign.tables import VALIDATION, Item, Round, Run, round_id
 from loop.chance import unit_hash
 from loop.errors import StudentError
 from loop.llm.ask import text_item
 from loop.llm.votes import read_votes, widened
+from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 from loop.student.learning_rate import config_folder, fitting_rate
 from loop.student.nothing_learned import NothingLearned, answers_told, checked
@@ -45,10 +46,10 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     ids = [i.id for i in items]
     one_hot = np.eye(len(ctx.config.labels))
     y_llm, answered = votes.y_llm, votes.answered.astype(np.float64)
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     if "llm_only" in references:
         arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
-    if "random" in references:
+    if "random" in references and _is_random_due(ctx, round_):
         y, weight = y_llm.copy(), answered.copy()
         for i, label in random_control(ctx, items).items():
             y[i], weight[i] = index[label], 1.0
@@ -57,6 +58,15 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
         gold = np.array([index[str(i.known_label)] for i in items])
         arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
     return arms
+
+
+def _is_random_due(ctx: Context, round_: Round) -> bool:
+    """Whether the random control is trained in this round: in each, or where no other follows."""
+    if ctx.config.student.random_rounds == "each":
+        return True
+    before = {r.number for r in ctx.store.rounds(ctx.name) if r.number != VALIDATION}
+    last = len(before | {round_.number}) >= ctx.config.rounds.rounds
+    return last or why_nothing_to_buy(ctx.config, ctx.store) is not None
 
 
 def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
@@ -178,18 +188,17 @@ def run_saver(
 
     def save(result: SeedResult) -> None:
         path = result.path.relative_to(ctx.config.out) if result.path else None
-        with ctx.store.transaction() as session:
-            session.add(
-                Run(
-                    round_id=round_id(round_),
-                    arm=arm,
-                    seed=result.seed,
-                    label_set=label_set,
-                    predictions=[int(p) for p in result.probs.argmax(axis=1)],
-                    seconds=result.seconds,
-                    model_path=str(path) if path else None,
-                )
+        ctx.store.add_run(
+            Run(
+                round_id=round_id(round_),
+                arm=arm,
+                seed=result.seed,
+                label_set=label_set,
+                predictions=[int(p) for p in result.probs.argmax(axis=1)],
+                seconds=result.seconds,
+                model_path=str(path) if path else None,
             )
+        )
 
     return save
 
@@ -230,7 +239,7 @@ def _dev_items(ctx: Context) -> list[Item]:
 
 
 def _dev_texts(ctx: Context) -> KnownTexts | None:
-    items, index = _dev_items(ctx), {name: c for c, name in enumerate(ctx.config.label_names)}
+    items, index = _dev_items(ctx), ctx.config.label_index
     if not items:
         return None
     y = np.array([index[str(i.known_label)] for i in items], dtype=np.int64)

@@ -27,7 +27,7 @@ from strategies.signals.uncertainty import (
     random,
 )
 
-__all__ = ["STRATEGIES", "Pool", "Strategy"]
+__all__ = ["STRATEGIES", "FloatArray", "Pool", "Strategy"]
 
 Strategy = Callable[[Pool, np.random.Generator], FloatArray]
 """``(pool, rng) -> suspicion (n,)``; finite, higher = more suspect."""

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from strategies.calibrate import prior_from_gold
 from strategies.pool import FloatArray, IntArray, Pool
 from strategies.signals.learned_error import PRIOR_GOLD, class_posterior
-from strategies.signals.students import out_of_fold_probs
+from strategies.signals.students import gold_students, out_of_fold_probs
 
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
 MODES = ("keep", "soft", "weight", "drop", "relabel")
 FLOOR_FRAC = 0.8
 BALANCE = 0.5  # 0 leaves the class shares as they are, 1 gives every class the same weight
 SCARCE_GOLD = 10.0  # gold labels at which the posterior and the LLM's bare label count the same
-GOLD_STUDENT_FROM = 10  # gold labels from which students of gold alone are asked
-SEEDS = 2  # students of each kind that the posterior asks
+SEEDS = 2  # students that learn from the first posterior
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,10 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     """P(class | all that is known of an item), and the LLM's label while gold is scarce.
 
     ``class_posterior`` twice. Besides the pool's own opinions it hears students of nothing but
-    gold: gold itself decides by their slope, and by that of the LLM's label, how much of the LLM
-    is kept, from all of it to nothing. Students that learn from the first posterior then take the
-    place of those that learned from the LLM's labels, and the second posterior is the answer.
+    gold, of the embeddings and of the LLM's states: gold itself decides by their slopes, and by
+    that of the LLM's label, how much of the LLM is kept, from all of it to nothing. Students that
+    learn from the first posterior then take the place of those that learned from the LLM's labels,
+    and the second posterior is the answer.
 
     Args:
         pool: uses everything it has.
@@ -127,24 +127,14 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     if not trust:
         return llm
     known = pool.gold >= 0
-    p_gold = None
-    if pool.embeddings is not None and known.sum() >= GOLD_STUDENT_FROM:
-        y = np.where(known, pool.gold, pool.y_llm)
-        p_gold = _students(pool, y, known.astype(np.float64), rng).mean(axis=0)
-    posterior = class_posterior(pool, rng=rng, p_gold=p_gold)
+    if pool.p_gold is None:
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+    posterior = class_posterior(pool, rng=rng)
     if pool.p_student is not None and pool.embeddings is not None:
         y = np.where(known[:, None], np.eye(pool.k)[pool.gold], posterior)
-        again = _students(pool, y, np.ones(pool.n), rng)
-        posterior = class_posterior(replace(pool, p_student=again), rng=rng, p_gold=p_gold)
+        again = out_of_fold_probs(pool.embeddings, y, np.ones(pool.n), pool.k, seeds=SEEDS, rng=rng)
+        posterior = class_posterior(replace(pool, p_student=again), rng=rng)
     return np.asarray(trust * posterior + (1.0 - trust) * llm)
-
-
-def _students(
-    pool: Pool, y: IntArray | FloatArray, weight: FloatArray, rng: np.random.Generator
-) -> FloatArray:
-    if pool.embeddings is None:
-        raise ValueError("students need embeddings, this pool has none")
-    return out_of_fold_probs(pool.embeddings, y, weight, pool.k, seeds=SEEDS, rng=rng)
 
 
 def balanced(posterior: FloatArray, y: FloatArray, trust: float) -> tuple[FloatArray, FloatArray]:

@@ -51,6 +51,13 @@ def _loopback_only(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(request, monkeypatch):
+    """Plots cost a second a round and have tests of their own, and real campaigns draw them."""
+    if "report" not in request.path.parts and request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
     """A real PostgreSQL server for the session."""

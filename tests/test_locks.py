@@ -31,8 +31,8 @@ def asked(*extras):
 @pytest.mark.parametrize(
     ("lock", "extras"),
     [
-        ("requirements.lock", ("datasets", "postgres", "serve")),
-        ("requirements-dev.lock", ("datasets", "postgres", "serve", "dev", "bench")),
+        ("requirements.lock", ("datasets", "excel", "postgres", "serve")),
+        ("requirements-dev.lock", ("datasets", "excel", "postgres", "serve", "dev", "bench")),
     ],
 )
 def test_a_lock_holds_a_version_that_is_allowed_for_each_dependency(lock, extras):

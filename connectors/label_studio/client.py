@@ -23,6 +23,7 @@ from loop.errors import ReviewerError
 if TYPE_CHECKING:
     import httpx
     from label_studio_sdk import LabelStudio
+    from label_studio_sdk.core.http_client import HttpClient
 
 OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
 ATTEMPTS = 5
@@ -163,6 +164,7 @@ class Client:
         self._timeout_s = timeout_s
         self._transport = transport
         self._sdk: LabelStudio | None = None
+        self._requests: HttpClient
         self._clock: datetime | None = None  # the server's, in its newest answer
 
     @property
@@ -193,16 +195,26 @@ class Client:
                 )
             import httpx
             from label_studio_sdk import LabelStudio
+            from label_studio_sdk.core.client_wrapper import SyncClientWrapper
 
             http = httpx.Client(
                 transport=self._transport, timeout=self._timeout_s, follow_redirects=True
             )
             weakref.finalize(self, http.close)
             with self.asking("read the token"):
-                self._sdk = LabelStudio(
-                    base_url=self.url, api_key=self._token, httpx_client=http, max_retries=2
-                )
+                how = {"base_url": self.url, "api_key": self._token, "max_retries": 2}
+                self._requests = SyncClientWrapper(**how, httpx_client=http).httpx_client
+                self._sdk = LabelStudio(**how, httpx_client=http)
         return self._sdk
+
+    def requests(self) -> HttpClient:
+        """The SDK's way to make any request, with its tokens that renew themselves.
+
+        Raises:
+            ReviewerError: as ``sdk``.
+        """
+        self.sdk()
+        return self._requests
 
     def get(self, path: str, params: dict[str, Any], *, retry: bool = True) -> Any:
         """JSON as the server wrote it: the SDK's typed answers lose fields they do not know.
@@ -212,7 +224,7 @@ class Client:
         import httpx
         from label_studio_sdk.core.api_error import ApiError
 
-        http = self.sdk()._client_wrapper.httpx_client
+        http = self.requests()
         options = None if retry else NO_RETRY
         for pause_s in pauses(ATTEMPTS):
             try:
@@ -249,8 +261,9 @@ class Client:
         for pause_s in pauses(ATTEMPTS if repeatable else 1):
             try:
                 with self.asking(doing):
-                    http = self.sdk()._client_wrapper.httpx_client
-                    answer = http.request(path, method=method, json=body, request_options=NO_RETRY)
+                    answer = self.requests().request(
+                        path, method=method, json=body, request_options=NO_RETRY
+                    )
                     if answer.status_code >= 300:
                         kind = answer.headers.get("content-type", "")
                         said = answer.json() if kind.startswith("application/json") else None

@@ -19,6 +19,7 @@ for as many as it needs.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,18 @@ from connectors.label_studio.pull import Pull
 from connectors.label_studio.push import Push, ask, wait_until
 from connectors.label_studio.views import connect_server, newest_round, show_round, show_tab
 from connectors.label_studio.withdraw import withdraw
-from loop.errors import ReviewerError
-from loop.ports import Fetched, Progress, ReviewTask, no_progress
+from loop.errors import LoopError, ReviewerError
+from loop.ports import (
+    Fetched,
+    News,
+    Progress,
+    ReviewerSetup,
+    ReviewTask,
+    Show,
+    no_news,
+    no_progress,
+    show_nothing,
+)
 from loop.prompt import Label
 
 if TYPE_CHECKING:
@@ -48,6 +59,48 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Assist = Literal["blind", "prefill", "why"]
+
+
+def build(setup: ReviewerSetup) -> LabelStudioReviewer:
+    """The Label Studio of a campaign with ``people.platform = "label_studio"``.
+
+    Raises:
+        LoopError: the local one does not start, or no token is set for another.
+    """
+    url, token = address(setup.settings, say=setup.say, show=setup.show)
+    return LabelStudioReviewer(
+        url,
+        token,
+        project_title=setup.title,
+        campaign_id=setup.campaign_id,
+        labels=setup.labels,
+        task=setup.task,
+        assist=setup.assist,
+        note=setup.note,
+        overlap=setup.overlap,
+    )
+
+
+def address(
+    settings: Mapping[str, Any], *, say: News = no_news, show: Show = show_nothing
+) -> tuple[str, str]:
+    """URL and token of the Label Studio that ``[label_studio]`` names; starts the local one.
+
+    Raises:
+        LoopError: the local one does not start, or no token is set for another.
+    """
+    url, variable = str(settings["url"]), str(settings["token_env"])
+    if url == "local":
+        from connectors.label_studio import server as label_studio_server
+
+        info = label_studio_server.up(progress=say, show=show)
+        return info.url, info.token
+    token = os.environ.get(variable, "")
+    if not token:
+        raise LoopError(
+            f"Set {variable} to an access token of {url} (Label Studio: Account & Settings)."
+        )
+    return url, token
 
 
 class LabelStudioReviewer:

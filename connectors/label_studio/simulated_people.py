@@ -215,35 +215,6 @@ class RecordedRaters:
         return 1
 
 
-class GoldRaters(RecordedRaters):
-    """Raters who all give the one known label of an item.
-
-    Args:
-        url: the Label Studio server.
-        tokens: as for RecordedRaters.
-        gold: item id -> label.
-        overlap: how many raters answer each item.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        tokens: Mapping[str, str] | Callable[[str], str],
-        *,
-        gold: Mapping[str, str],
-        overlap: int = 1,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        super().__init__(
-            url,
-            tokens,
-            ratings={item_id: (label,) for item_id, label in gold.items()},
-            overlap=overlap,
-            seed=0,
-            transport=transport,
-        )
-
-
 @dataclass(eq=False)
 class _Rater:
     """A user of the server with connections that are kept open; safe to share by threads."""

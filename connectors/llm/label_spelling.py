@@ -9,7 +9,21 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_THINKING = re.compile(r"^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+from connectors.texts.values import same_value
+
+_THOUGHTS = (  # how reasoning opens and closes: most models, Magistral, Kimi, gpt-oss
+    (r"<(?:think(?:ing)?|thought|reasoning)>", r"</(?:think(?:ing)?|thought|reasoning)>"),
+    (r"\[THINK\]", r"\[/THINK\]"),
+    (r"◁think▷", r"◁/think▷"),
+    (r"<\|channel\|>analysis", r"<\|channel\|>final<\|message\|>"),
+)
+_THINKING = re.compile(
+    rf"^.*(?:{'|'.join(closes for _, closes in _THOUGHTS)})", re.DOTALL | re.IGNORECASE
+)
+_THINKS = re.compile(
+    "|".join(rf"{opens}(?!\s*{closes})" for opens, closes in _THOUGHTS), re.IGNORECASE
+)
+_UNCLOSED = re.compile("|".join(opens for opens, _ in _THOUGHTS), re.IGNORECASE)
 _FENCE = re.compile(r"^```\w*\s*\n?(.*?)\n?\s*```$", re.DOTALL)
 _LEAD = re.compile(
     r"^(?:(?:the|final|correct|predicted|my|is)\s+)*"
@@ -19,21 +33,92 @@ _LEAD = re.compile(
 )
 _QUOTES = "\"'`*_“”„‟‘’‚«»‹›「」"
 _STOPS = ".!。．"
+_DOUBT = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|without|instead|rather|unlike|hardly|if|whether|or|but"
+    r"|could|might|may|maybe|perhaps)\b|n't\b"
+)
+_SENTENCE = re.compile(
+    r"(?:^|.*[\s\W])(?:is|as|be|labels?|answer|class|category|sentiment)[\s:]+"
+    r"(?:an?\s+|the\s+)?$",
+    re.DOTALL,
+)
 _MOST_NESTED = 4
 
 
 def label_in(value: Any, names: Sequence[str]) -> str | None:
     """The one label that an answer names, or None where it names none, or several.
 
-    Case, quotes, a final dot, invisible characters and the Unicode form do not count, as far as
-    exactly one label is left. Reasoning in ``<think>`` tags, a code fence, a leading "Label:", a
-    list of one answer and an object with one answer are taken off.
+    Case, quotes, a final dot, invisible characters, the Unicode form and the way in which a number
+    is written (1, 1.0, True) do not count, as far as exactly one label is left. Reasoning in
+    ``<think>`` tags, a code fence, a leading "Label:", a list of one answer and an object with one
+    answer are taken off.
 
     Args:
         value: text, or what JSON makes of it.
         names: the labels; one that is written exactly always wins.
     """
     return _named(value, tuple(names), _MOST_NESTED)
+
+
+def label_said(text: str, names: Sequence[str]) -> str | None:
+    """The one label that a model's own words name, or None where they name none, or several.
+
+    More than ``label_in`` reads: a label with an explanation after it ("positive. The writer …"),
+    on the next line or in brackets, and a sentence that ends in one ("This text is positive.").
+    Words of doubt or another label beside it make it no answer; so does reasoning that was cut
+    off, whatever labels it weighs.
+    """
+    names = tuple(names)
+    text = _THINKING.sub("", text).strip()
+    if _UNCLOSED.search(text):
+        return None
+    if (name := label_in(text, names)) is not None:
+        return name
+    lines = [line.strip() for line in text.splitlines() if line.strip(_QUOTES + " ")]
+    if not lines:
+        return None
+    if (name := label_in(lines[0], names)) is not None:
+        next_one = label_in(lines[1], names) if len(lines) > 1 else None
+        return name if next_one in (None, name) else None
+    said = _caseless(lines[0]).replace("’", "'")
+    by_length = sorted(((_bare(name), name) for name in names), key=lambda pair: -len(pair[0]))
+    for written, name in by_length:
+        others = [other for other, _ in by_length if other != written]
+        for wording in dict.fromkeys((said, _LEAD.sub("", said.lstrip(_QUOTES)))):
+            rest = wording.lstrip(_QUOTES + " ").removeprefix(written)
+            if rest == wording.lstrip(_QUOTES + " ") or not written:
+                continue
+            rest = rest.lstrip(_QUOTES)
+            if re.match(r"\s*(?:[.,:](?!\d)|[;!(—–]|- )", rest):
+                doubt = _DOUBT.match(rest.lstrip(" .,:;!(—–-"))
+                return None if doubt or _names_any(others, rest) else _only(name, written, names)
+        before = said.rstrip(_QUOTES + _STOPS + " ").removesuffix(written)
+        if written and before != said.rstrip(_QUOTES + _STOPS + " "):
+            before = before.rstrip(_QUOTES)
+            if not _SENTENCE.match(before) or before[-1:].isalnum():
+                return None
+            doubt = _DOUBT.search(before)
+            return None if doubt or _names_any(others, before) else _only(name, written, names)
+    return None
+
+
+def thinks(text: str) -> bool:
+    """Whether a written answer holds reasoning; an empty pair of tags is none."""
+    return _THINKS.search(text) is not None
+
+
+def _names_any(spelt: Sequence[str], text: str) -> bool:
+    return any(re.search(rf"(?<!\w){re.escape(s)}(?!\w)", text) for s in spelt if s)
+
+
+def _only(name: str, written: str, names: tuple[str, ...]) -> str | None:
+    """The name, unless another is written in the same way but for its case."""
+    return name if sum(_bare(other) == written for other in names) == 1 else None
+
+
+def bare(text: str) -> str:
+    """What is left of a label's spelling: no case, quotes, final dot or invisible characters."""
+    return _bare(text) or text
 
 
 def _named(value: Any, names: tuple[str, ...], depth: int) -> str | None:
@@ -49,6 +134,8 @@ def _named(value: Any, names: tuple[str, ...], depth: int) -> str | None:
         return None
     if value.strip() in names:
         return value.strip()
+    if same := same_value(value, names):
+        return same
     text = _THINKING.sub("", value).strip()
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()

@@ -96,11 +96,6 @@ class LabelTrie:
         wanted = {token for node in rest for token in node.asked}
         return -(-len(root.asked) // at_once) + len(rest) * -(-len(wanted) // at_once)
 
-    @property
-    def extra_tokens(self) -> int:
-        """Tokens beyond the prompt that the questions hold."""
-        return sum(len(node.path) for node in self.nodes)
-
     def log_masses(self, answers: Sequence[FloatArray]) -> FloatArray:
         """Log-probability of each whole label.
 

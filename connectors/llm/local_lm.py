@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.llm.local_scorer import Precision, Prefix, Scorer
 from connectors.llm.prompt_text import most_tokens_of, one_line
 from loop.errors import AnnotatorError, LoopError
 from loop.hardware import cpu_has_bf16
-from loop.ports import ClassProbs, IntArray, Progress, TextItem, no_progress
+from loop.ports import AnnotatorSetup, ClassProbs, IntArray, Progress, TextItem, no_progress
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,17 @@ FORM = "names-1"  # how labels are scored; raise the number when answers change
 KEPT_VARIANTS = 4  # shared prefixes kept between calls
 CHARS_PER_TOKEN = 16  # no text has longer tokens on average; what is beyond is cut unread
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def build(setup: AnnotatorSetup) -> LocalLM:
+    """The annotator of a campaign with ``annotator.kind = "local_lm"``."""
+    settings = setup.settings
+    return LocalLM(
+        settings["model"],
+        batch_size=settings["batch_size"],
+        max_text_tokens=settings["max_text_tokens"],
+        chat=settings["chat"],
+    )
 
 
 class LocalLM:
@@ -167,6 +179,7 @@ class LocalLM:
         n, k = len(items), len(variant.labels)
         log_masses = np.full((n, k), np.nan)
         tokens = np.zeros(n, dtype=np.int64)
+        states: NDArray[np.float16] | None = None
         if not n:
             return ClassProbs(log_masses, np.zeros(0), tokens)
         self._warn_of_numbers(variant)
@@ -186,8 +199,12 @@ class LocalLM:
             rows = sorted(range(n), key=lambda row: len(prompts[row]), reverse=True)
             for start in range(0, n, self._batch_size):
                 batch = rows[start : start + self._batch_size]
-                log_masses[batch], used = scorer.score([prompts[row] for row in batch], prefix)
-                tokens[batch] = used
+                log_masses[batch], tokens[batch], seen = scorer.score(
+                    [prompts[row] for row in batch], prefix
+                )
+                if seen is not None:
+                    states = np.empty((n, seen.shape[1]), np.float16) if states is None else states
+                    states[batch] = seen
                 self._progress(len(batch))
         if self._unchecked and n >= PROBE_ITEMS // 2:
             check_answers(
@@ -197,7 +214,7 @@ class LocalLM:
         probs, off = class_probs(log_masses)
         if fresh:
             tokens[0] += len(prefix.tokens)
-        return ClassProbs(probs, off, tokens)
+        return ClassProbs(probs, off, tokens, states=states)
 
     def most_tokens(
         self, variant: PromptVariant, items: Sequence[TextItem]

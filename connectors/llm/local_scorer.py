@@ -12,11 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from connectors.llm.prompt_text import answer_tokens, chat_frame, one_line
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray
 from loop.prompt import PromptVariant
 
+STATE_DEPTHS = (3 / 5,)  # of the blocks after which the last token's state is kept
 PREFIX_TOLERANCE = 0.1  # bf16 rounding stays far below, a wrong architecture does not
 
 Precision = Literal["bfloat16", "float32"]
@@ -60,6 +64,7 @@ class _Asked:
         last_position: (b, 1) position of each prompt's last token.
         kv: keys and values of all of ``length``.
         shared: tokens taken from the prefix.
+        states: (b, d) float32, of the last token, or None where the blocks are not known.
     """
 
     log_probs: Any
@@ -67,6 +72,7 @@ class _Asked:
     last_position: Any
     kv: Any
     shared: int
+    states: Any
 
 
 class Scorer:
@@ -94,10 +100,22 @@ class Scorer:
         self.context = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self._pad = self._tokenizer.pad_token_id or 0  # masked, so any token will do
         self._ends = self._end_tokens()
-        # The states' keyword was `past_key_values` before transformers 5.24 renamed it.
+        # The keyword was `past_key_values` before transformers 5.24 renamed it.
         takes = inspect.signature(self._model.forward).parameters
-        self._states = "cache" if "cache" in takes else "past_key_values"
+        self._cache = "cache" if "cache" in takes else "past_key_values"
+        self._last_states: dict[int, Any] = {}
+        self._watch(_blocks(self._model, int(config.num_hidden_layers)))
         self._verified = False
+
+    def _watch(self, blocks: Any) -> None:
+        """Keeps what the blocks at ``STATE_DEPTHS`` put out for the last token of each pass."""
+        for place, depth in enumerate(STATE_DEPTHS if blocks is not None else ()):
+
+            def keep(_block: Any, _given: Any, put_out: Any, place: int = place) -> None:
+                hidden = put_out[0] if isinstance(put_out, tuple) else put_out
+                self._last_states[place] = hidden[:, -1]
+
+            blocks[round(depth * len(blocks)) - 1].register_forward_hook(keep)
 
     def tokens(self, text: str, *, bare: bool = False) -> list[int]:
         """Token ids; what looks like a control token in the text is plain text.
@@ -163,7 +181,7 @@ class Scorer:
         with torch.inference_mode():
             self._model(
                 input_ids=torch.tensor([one[:shared]], device=self._device),
-                **{self._states: kv},
+                **{self._cache: kv},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -208,12 +226,15 @@ class Scorer:
             ends.add(int(self._tokenizer.eos_token_id))
         return torch.tensor(sorted(ends), device=self._device)
 
-    def score(self, prompts: Sequence[list[int]], prefix: Prefix) -> tuple[FloatArray, list[int]]:
+    def score(
+        self, prompts: Sequence[list[int]], prefix: Prefix
+    ) -> tuple[FloatArray, list[int], NDArray[np.float16] | None]:
         """Log-probability of each label's answer.
 
         Returns:
-            (b, k) float64, NaN in rows where the model computed something not finite; and the
-            number of tokens computed for each prompt.
+            (b, k) float64, NaN in rows where the model computed something not finite; the number
+            of tokens computed for each prompt; and (b, d) hidden states of the prompts' last
+            tokens, NaN in the same rows, or None where this model does not show them.
         """
         import torch
 
@@ -226,7 +247,13 @@ class Scorer:
         finite = torch.isfinite(asked.log_probs.logsumexp(dim=-1)) & ~log_mass.isnan().any(dim=-1)
         log_mass = torch.where(finite[:, None], log_mass, math.nan)
         extra = sum(map(len, answers.ids)) if answers.whole else 0
-        return log_mass.cpu().numpy(), [len(prompt) - asked.shared + extra for prompt in prompts]
+        tokens = [len(prompt) - asked.shared + extra for prompt in prompts]
+        states = None
+        if asked.states is not None:
+            limit = torch.finfo(torch.float16).max
+            held = torch.where(finite[:, None], asked.states.clamp(-limit, limit), math.nan)
+            states = held.to(torch.float16).cpu().numpy()
+        return log_mass.cpu().numpy(), tokens, states
 
     def _ask(self, prompts: Sequence[list[int]], prefix: Prefix) -> _Asked:
         """One pass over what the prompts do not share with the prefix."""
@@ -250,7 +277,9 @@ class Scorer:
             kv.crop(shared - len(prefix.tokens))  # negative: how many tokens to take away
         kv.batch_repeat_interleave(b)
         log_probs = self._log_probs(ids, mask, positions, kv, keep=1)[:, 0]
-        return _Asked(log_probs, mask, positions[:, -1:], kv, shared)
+        seen = [self._last_states[place].float() for place in sorted(self._last_states)]
+        states = torch.cat(seen, dim=1) if seen else None
+        return _Asked(log_probs, mask, positions[:, -1:], kv, shared, states)
 
     def _whole_answers(self, asked: _Asked, answers: _Answers) -> Any:
         """(b, k) log P(answer and end of line | prompt), one short pass per answer."""
@@ -284,11 +313,23 @@ class Scorer:
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 position_ids=positions.to(self._device),
-                **{self._states: kv},
+                **{self._cache: kv},
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
         return logits[:, -keep:].float().log_softmax(dim=-1)
+
+
+def _blocks(model: Any, count: int) -> Any:
+    """The model's list of transformer blocks, or None where it has no single such list."""
+    import torch
+
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == count
+    ]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _use_float32_head(model: Any) -> None:

@@ -19,10 +19,8 @@ ignored shows, because the answers must hold exactly the tokens asked for.
 from __future__ import annotations
 
 import logging
-import re
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -33,17 +31,37 @@ from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.llm.prompt_text import answers_of, most_tokens_of, one_line, without_control_marks
 from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
-from connectors.llm.server_listed import TopK, Votes
-from connectors.llm.server_ways import Plan, Server
-from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, IntArray, Progress, TextItem, no_progress
+from connectors.llm.server_listed import Completions, TopK, Votes
+from connectors.llm.server_ways import TOO_LONG, Plan, Server
+from loop.errors import AnnotatorError, suggestion
+from loop.ports import (
+    AnnotatorSetup,
+    ClassProbs,
+    FloatArray,
+    IntArray,
+    Progress,
+    TextItem,
+    no_progress,
+)
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
 
-FORM = "server-1"  # how labels are scored; raise the number when answers change
+FORM = "server-2"  # how labels are scored; raise the number when answers change
 SHORTEST_TEXT = 64  # a text is halved down to this to fit into the model's context
-TOO_LONG = re.compile(r"context|too long|too large|n_ctx", re.IGNORECASE)
+
+
+def build(setup: AnnotatorSetup) -> OpenAIServerAnnotator:
+    """The annotator of a campaign with ``annotator.kind = "openai_server"``."""
+    settings = setup.settings
+    return OpenAIServerAnnotator(
+        settings["base_url"],
+        settings["model"],
+        api_key_env=settings["api_key_env"],
+        chat=settings["chat"],
+        concurrency=settings["concurrency"],
+        votes_when_no_logprobs=settings["votes_when_no_logprobs"],
+    )
 
 
 class OpenAIServerAnnotator:
@@ -215,67 +233,13 @@ class OpenAIServerAnnotator:
             AnnotatorError: the server is down, or refuses for good.
         """
         todo = list(rows)
-        patience = max(8, 2 * self._concurrency)
-        lock = threading.Lock()
-        stop = self._http.stop
-        down = 0
-        left: list[int] = []
-        fatal: list[AnnotatorError] = []
-
-        def one(row: int) -> None:
-            nonlocal down
-            if stop.is_set():
-                with lock:
-                    left.append(row)
-                return
-            item = items[row]
-            try:
-                log_masses[row] = self._ask_one(server, plan, item.text, usage[row])
-            except StoppedError:
-                with lock:
-                    left.append(row)
-                return
-            except UnansweredError as exc:
-                with lock:
-                    self._failures[item.id] = str(exc)
-                    down = down + 1 if exc.down else down
-                    if down >= patience:
-                        stop.set()
-                    status = exc.status if isinstance(exc, RejectedError) else 0
-                    moderated = status == 403 and np.isfinite(log_masses).any()
-                    if status in Http.REFUSED and not moderated:
-                        fatal.append(AnnotatorError(str(exc)))
-                        stop.set()
-            except AnnotatorError as exc:
-                fatal.append(exc)
-                stop.set()
-            else:
-                with lock:
-                    down = 0
-            with lock:
-                self._progress(1)
-
         while todo:
-            stop.clear()
-            down = 0
-            left.clear()
-            if plan.fresh:  # alone, so that what all prompts share is in the server's cache
-                plan.fresh = False
-                one(todo.pop(0))
-            with ThreadPoolExecutor(self._concurrency, "annotate") as pool:
-                try:
-                    for _ in pool.map(one, todo):
-                        pass
-                except BaseException:  # an interrupt must not wait for pauses
-                    stop.set()
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
-            stopped, todo = stop.is_set(), sorted(left)
-            stop.clear()
-            nothing = not np.isfinite(log_masses[list(rows)]).any()
-            reason = str(fatal[0]) if fatal else None
-            if down and not fatal and (stopped or nothing):
-                reason = self._still_down(server, plan)
+            # one item alone at first, so that what all prompts share is in the server's cache
+            at_once = 1 if plan.fresh else len(todo)
+            plan.fresh = False
+            now, later = todo[:at_once], todo[at_once:]
+            unasked, reason = self._ask_at_once(server, plan, items, now, log_masses, usage)
+            todo = unasked + later
             if reason is None:
                 continue
             if not np.isfinite(log_masses).any():
@@ -283,6 +247,61 @@ class OpenAIServerAnnotator:
             for row in todo:  # what was answered is kept; the next call will raise
                 self._failures[items[row].id] = reason
             return
+
+    def _ask_at_once(
+        self,
+        server: Server,
+        plan: Plan,
+        items: Sequence[TextItem],
+        rows: Sequence[int],
+        log_masses: FloatArray,
+        usage: Sequence[Usage],
+    ) -> tuple[list[int], str | None]:
+        """Fills the rows in, until the server refuses or too many items in turn get no answer.
+
+        Returns:
+            The rows that were not asked, and why no more should be; None to go on.
+        """
+        unasked: list[int] = []
+        reason: str | None = None
+        down = 0  # items in turn that the server, rather than the item, left without an answer
+        stop = self._http.stop
+        stop.clear()
+        with ThreadPoolExecutor(self._concurrency, "annotate") as pool:
+            row_of = {
+                pool.submit(self._ask_one, server, plan, items[row].text, usage[row]): row
+                for row in rows
+            }
+            try:
+                for future in as_completed(row_of):
+                    row = row_of[future]
+                    try:
+                        log_masses[row] = future.result()
+                        down = 0
+                    except StoppedError:
+                        unasked.append(row)
+                        continue
+                    except UnansweredError as exc:
+                        self._failures[items[row].id] = str(exc)
+                        down += exc.down
+                        status = exc.status if isinstance(exc, RejectedError) else 0
+                        moderated = status == 403 and np.isfinite(log_masses).any()
+                        if status in Http.REFUSED and not moderated:
+                            reason = str(exc)
+                    except AnnotatorError as exc:
+                        reason = str(exc)
+                    if reason or down >= max(8, 2 * self._concurrency):
+                        stop.set()
+                    self._progress(1)
+            except BaseException:  # an interrupt must not wait for pauses
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        stopped = stop.is_set()
+        stop.clear()
+        if down and not reason and (stopped or not np.isfinite(log_masses[list(rows)]).any()):
+            reason = self._still_down(server, plan)
+        return sorted(unasked), reason
 
     def _ask_one(self, server: Server, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses; a text that is too long for the model's context loses its middle."""
@@ -376,10 +395,12 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         UnansweredError: it cannot be reached.
     """
     served = http.maybe("GET", "/v1/models", None, _model_names, refusable=True)
-    if served is not None and served and model not in served:
+    if served and not any(_same_model(model, name) for name in served):
+        hint = suggestion(model, served)
         raise AnnotatorError(
             f"{http.shown} does not serve the model {model!r}; it serves"
-            f" {', '.join(served[:5])}{', …' if len(served) > 5 else ''}."
+            f" {', '.join(served[:5])}{', …' if len(served) > 5 else ''}"
+            f"{';' + hint if hint else '.'}"
         )
     counted = http.maybe("POST", "/tokenize", {"model": model, "prompt": "a"}, Http.as_is)
     if counted and "max_model_len" in counted:
@@ -398,10 +419,11 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
             return vllm
     elif http.maybe("POST", "/tokenize", {"content": "a"}, token_list):
         return LlamaCpp(http, model, chat)
-    voting = Votes(http, model, chat, votes) if votes else None
+    completions = Completions(http, model)
+    voting = Votes(http, model, chat, votes, completions) if votes else None
     problem = "it gives no log-probabilities"
     for listed in (20, 5):
-        server = TopK(http, model, chat, listed, voting)
+        server = TopK(http, model, chat, listed, voting, completions)
         try:
             server.top([{"role": "user", "content": "a"}] if chat else "a", Usage())
         except UnansweredError as exc:
@@ -412,18 +434,25 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
             return server
     if voting:
         log.warning(
-            "%s gives no log-probabilities: %d sampled answers are counted for each item, so that"
-            " probabilities are coarse and items tie",
+            "%s gives no log-probabilities that can be read (%s): %d sampled answers are counted"
+            " for each item, so that probabilities are coarse and items tie",
             http.shown,
+            problem.rstrip("."),
             votes,
         )
         return voting
     raise AnnotatorError(
-        f"{http.shown} gives no log-probabilities ({problem.rstrip('.')}); use `vllm serve` or a"
-        " llama.cpp server, or set annotator.votes_when_no_logprobs to the number of answers to"
-        " sample for each item instead (coarse, and as many times dearer)."
+        f"{http.shown} gives no log-probabilities that can be read ({problem.rstrip('.')}); use"
+        " `vllm serve` or a llama.cpp server, or set annotator.votes_when_no_logprobs to the"
+        " number of answers to sample for each item instead (coarse, and it costs as many times"
+        " more)."
     )
 
 
 def _model_names(answer: Mapping[str, Any]) -> list[str]:
     return [str(entry["id"]) for entry in answer["data"]]
+
+
+def _same_model(model: str, served: str) -> bool:
+    """Ollama adds a tag to a name and Gemini a folder; both take the name without it."""
+    return served in (model, f"{model}:latest", f"models/{model}")

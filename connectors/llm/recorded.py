@@ -14,10 +14,26 @@ from typing import Any
 import numpy as np
 
 from connectors.llm.label_spelling import label_in
-from connectors.texts.values import SHOWN, suggestion
-from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, IntArray, News, TextItem, no_news
+from connectors.texts.label_cells import probability_in
+from connectors.texts.values import SHOWN
+from loop.errors import AnnotatorError, suggestion
+from loop.ports import AnnotatorSetup, ClassProbs, FloatArray, IntArray, News, TextItem, no_news
 from loop.prompt import Label, PromptVariant
+
+BARELY = (
+    1e-3  # by how much, relative to an even share, a recorded label is likelier than the others
+)
+
+
+def build(setup: AnnotatorSetup) -> RecordedAnnotator:
+    """The annotator of a campaign with ``annotator.kind = "recorded"``."""
+    settings = setup.settings
+    return RecordedAnnotator(
+        settings["columns"],
+        setup.labels,
+        prob_columns=settings["prob_columns"],
+        say=setup.say,
+    )
 
 
 class RecordedAnnotator:
@@ -32,8 +48,9 @@ class RecordedAnnotator:
         columns: one column per prompt variant.
         labels: the classes, in their order.
         prob_columns: for each column the one with the probability, in [0, 1], of the label named
-            there; the rest is spread evenly over the other classes, and a label without a usable
-            probability is no answer.
+            there; the rest is spread evenly over the other classes. The recorded label stays the
+            likeliest one: where its probability is missing, or too low for that, it is the least
+            with which it does.
         name: begins the revision.
         say: told at ``close`` how many values were read although they are spelt in another way.
     Raises:
@@ -185,21 +202,31 @@ class RecordedAnnotator:
             return masses
         written = value if isinstance(value, list | Mapping) else _as_name(value)
         name = label_in(written, names)
-        if name is not None and name != written:
+        if name not in (None, written) and not isinstance(value, bool | int | float):
             seen = (column, _quoted(meta.get(column)), name)
             self._read_as.setdefault(seen, set()).add(item.id)
         if name is not None:
+            probs = np.full(len(names), 0.0)
             confidence = 1.0
             if self._prob_columns is not None:
-                stated = _as_mass(meta.get(self._prob_columns[position]))
-                if stated is None or stated > 1.0:
-                    return None
-                confidence = stated
-            others = (1.0 - confidence) / max(1, len(names) - 1)
-            probs = np.full(len(names), others)
+                least = (1.0 + BARELY) / len(names)
+                stated = self._stated(self._prob_columns[position], item)
+                confidence = max(least, stated) if stated == stated else least
+                probs += (1.0 - confidence) / max(1, len(names) - 1)
             probs[names.index(name)] = confidence
-            return (probs / probs.sum(), 0.0) if probs.sum() > 0 else None
+            return probs / probs.sum(), 0.0
         return None
+
+    def _stated(self, column: str, item: TextItem) -> float:
+        """The probability in a column, NaN where it is empty."""
+        value = item.meta.get(column)
+        stated = probability_in(value)
+        if stated is None:
+            raise AnnotatorError(
+                f"The column {column!r} holds {_quoted(value)}, which is no probability between 0"
+                " and 1; mend the column, or leave annotator.prob_columns out."
+            )
+        return stated
 
 
 def _from_mapping(

@@ -75,11 +75,16 @@ class IncompleteError(UnansweredError):
 
 
 class RejectedError(UnansweredError):
-    """The server says no, and would say it again."""
+    """The server says no, and would say it again.
 
-    def __init__(self, status: int, reason: str) -> None:
+    Attributes:
+        option: what the server names as the option that it does not take, if it names one.
+    """
+
+    def __init__(self, status: int, reason: str, option: str = "") -> None:
         super().__init__(reason)
         self.status = status
+        self.option = option
 
 
 class Http:
@@ -249,7 +254,7 @@ class Http:
                     if status == 429 and idle_s < LONGEST_WAIT_S / 2:
                         attempt -= 1  # told to wait is not failed
                 else:
-                    raise RejectedError(status, self._refusal(response))
+                    raise RejectedError(status, self._refusal(response), _option_of(response))
             if attempt >= self.max_attempts:
                 raise UnansweredError(f"{self.shown} {problem}.", down=down)
             if wait_s is not None:
@@ -277,7 +282,7 @@ class Http:
     ) -> T:
         try:
             answer = response.json()
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise GarbledError("it is no JSON, or cut off") from exc
         if not isinstance(answer, dict):
             raise GarbledError("it is no JSON object")
@@ -285,15 +290,16 @@ class Http:
             usage.add(answer.get("usage"), prompts)
         try:
             return read(answer)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as exc:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise GarbledError("log-probabilities, tokens or choices are missing") from exc
 
     def _message(self, response: httpx.Response) -> str:
         """The server's own words in brackets, if it has any."""
         try:
-            error = response.json()["error"]
+            answer = response.json()
+            error = next(answer[key] for key in ("error", "message", "detail") if key in answer)
             said = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
             return ""
         return f" ({one_line(self._redacted(said))[:300].rstrip('.')})"
 
@@ -305,6 +311,17 @@ class Http:
                 f" set the environment variable {self._key_env} to a valid key."
             )
         return f"{self.shown} refused the question: {status}{self._message(response)}."
+
+
+def _option_of(response: httpx.Response) -> str:
+    """The option that a refusal names: OpenAI's ``param``, or the place in FastAPI's ``detail``."""
+    try:
+        answer = response.json()
+        if "detail" in answer:
+            return str(answer["detail"][0]["loc"][-1])
+        return str(answer["error"]["param"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:

@@ -2,21 +2,103 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
+from connectors.llm.label_spelling import bare, label_said, thinks
 from connectors.llm.prompt_text import one_line
-from connectors.llm.server_http import GarbledError, Http, IncompleteError, UnansweredError, Usage
-from connectors.llm.server_ways import Plan, choices_of, log_prob_of
+from connectors.llm.server_http import (
+    GarbledError,
+    Http,
+    IncompleteError,
+    RejectedError,
+    UnansweredError,
+    Usage,
+)
+from connectors.llm.server_ways import TOO_LONG, Plan, choices_of, log_prob_of
 from loop.ports import FloatArray
 
+log = logging.getLogger(__name__)
+
 TOPK_TOLERANCE = 0.001  # share of the label mass that may be unknown under top-k
+DOUBTFUL_TOLERANCE = 0.05  # share of the label mass in pieces that more likely begin other words
+LEAST_MASS = 0.5  # under this most of the probability is on something that is no label
 FIRST_TOKEN_CHARS = 3  # under top-k a shorter piece of a name could begin any word
+SHOWN_TOKENS = 5
+ANSWER_TOKENS = 16  # room for what may stand around a label: a sentence, JSON, a code fence
+THINKING_TOKENS = 2048  # room for a model that thinks before it answers
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+UNPRINTABLE = sorted(set(range(256)) - set(PRINTABLE))
+BYTES = {  # how GPT-2's tokenizer and its heirs write each byte as a character
+    **{chr(byte): byte for byte in PRINTABLE},
+    **{chr(256 + place): byte for place, byte in enumerate(UNPRINTABLE)},
+}
+REFUSES = re.compile(
+    r"support|permitted|allowed|unknown|unrecogni|unexpected|invalid|at most|must be", re.IGNORECASE
+)
+T = TypeVar("T")
+
+
+@dataclass
+class Completions:
+    """The two OpenAI-like interfaces, asked in the options that this server takes.
+
+    An option that the server refuses is left out from then on: ``n`` answers are then asked one by
+    one, ``stop`` and ``temperature`` are the server's own, ``max_tokens`` has a newer name.
+    """
+
+    http: Http
+    model: str
+    _refused: set[str] = field(default_factory=set)
+
+    def ask(
+        self,
+        prompt: str | list[dict[str, str]],
+        options: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any]], T],
+        usage: Usage,
+    ) -> T:
+        """What ``read`` makes of the answer to a prompt, or to a chat's messages.
+
+        Raises:
+            UnansweredError: as ``Http.post``.
+        """
+        chat = not isinstance(prompt, str)
+        path = "/v1/chat/completions" if chat else "/v1/completions"
+        asked = {"model": self.model, "messages" if chat else "prompt": prompt}
+        while True:
+            sent = {key: value for key, value in options.items() if key not in self._refused}
+            if "max_tokens" in self._refused:
+                sent["max_completion_tokens"] = options["max_tokens"]
+            try:
+                return self.http.post(path, asked | sent, read, usage)
+            except RejectedError as exc:
+                refused = _refused_option(exc, sent)
+                if refused is None:
+                    raise
+                log.info("%s does not take %s: %s", self.http.shown, refused, exc)
+                self._refused.add(refused)
+
+
+def _refused_option(refusal: RejectedError, sent: Mapping[str, Any]) -> str | None:
+    """Which of the options that can be left out a refusal is about."""
+    spare = [o for o in ("max_tokens", "stop", "temperature", "n") if o in sent]
+    if refusal.status not in (400, 422) or TOO_LONG.search(str(refusal)):
+        return None
+    if refusal.option in spare:
+        return refusal.option
+    if not REFUSES.search(str(refusal)):
+        return None
+    wordings = {"n": r"['\"`]n['\"`]"}  # the letter alone says too little
+    named = (o for o in spare if re.search(wordings.get(o, rf"\b{o}\b"), str(refusal)))
+    return next(named, None)
 
 
 @dataclass
@@ -29,7 +111,9 @@ class TopK:
     chat: bool
     listed: int
     votes: Votes | None
+    completions: Completions
     exact: bool = False
+    _numbered: dict[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> str:
@@ -38,6 +122,8 @@ class TopK:
 
     def trie(self, plan: Plan) -> None:
         """The tokens are not known."""
+        if self.votes:
+            self.votes.trie(plan)
 
     def most_asked(self, plan: Plan) -> tuple[int, int]:
         """One prompt and one token, and those of the votes where a label is not listed."""
@@ -53,24 +139,44 @@ class TopK:
                 return np.log(masses)
         if self.votes:
             return self.votes.ask(plan, text, usage)
+        shown = ", ".join(f"{token!r} {math.exp(lp):.1%}" for token, lp in top[:SHOWN_TOKENS])
+        thinking = " The model seems to think before it answers; turn that off on the server."
         raise IncompleteError(
-            f"{self.SHORT} ({len(top)} of them), and {missing}; use a vLLM or llama.cpp server,"
-            " class numbers instead of names (label form 'ids'), or"
-            " annotator.votes_when_no_logprobs."
+            f"{self.SHORT} ({len(top)} of them: {shown}{', …' if len(top) > SHOWN_TOKENS else ''}),"
+            f" and {missing};{' turn the chat template on (annotator.chat),' * (not self.chat)} use"
+            " a vLLM or llama.cpp server, class numbers instead of names (label form 'ids'), or"
+            f" annotator.votes_when_no_logprobs.{thinking * thinks(top[0][0])}"
         )
 
     def top(self, prompt: str | list[dict[str, str]], usage: Usage) -> list[tuple[str, float]]:
-        """Texts and probabilities of the likeliest next tokens.
+        """Texts and log-probabilities of the likeliest next tokens.
 
         Raises:
-            GarbledError, UnansweredError: there are none.
+            GarbledError, UnansweredError: there are none, or nobody knows their texts.
         """
-        body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
+        options: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
         if isinstance(prompt, str):
-            body |= {"prompt": prompt, "logprobs": self.listed}
-            return self.http.post("/v1/completions", body, _top_of_completion, usage)
-        body |= {"messages": prompt, "logprobs": True, "top_logprobs": self.listed}
-        return self.http.post("/v1/chat/completions", body, _top_of_chat, usage)
+            options |= {"logprobs": self.listed}
+            top = self.completions.ask(prompt, options, _top_of_completion, usage)
+        else:
+            options |= {"logprobs": True, "top_logprobs": self.listed}
+            top = self.completions.ask(prompt, options, _top_of_chat, usage)
+        return [(self._text_of(token), log_prob) for token, log_prob in top]
+
+    def _text_of(self, token: str) -> str:
+        """The token's text, where vLLM names it by its number."""
+        if not token.startswith("token_id:"):
+            return token_text(token)
+        if token not in self._numbered:
+            body = {"model": self.model, "tokens": [int(token.removeprefix("token_id:"))]}
+            text = self.http.maybe("POST", "/detokenize", body, lambda answer: answer["prompt"])
+            if not isinstance(text, str):
+                raise UnansweredError(
+                    f"it names tokens by their number, such as {token}, and does not tell their"
+                    " text; start it without --return-tokens-as-token-ids"
+                )
+            self._numbered[token] = text
+        return self._numbered[token]
 
 
 @dataclass
@@ -81,7 +187,10 @@ class Votes:
     model: str
     chat: bool
     votes: int
+    completions: Completions
     exact: bool = False
+    _room: int | None = None
+    _one_line: bool = False
 
     @property
     def means(self) -> str:
@@ -89,7 +198,27 @@ class Votes:
         return f"{self.votes} sampled answers for each item, counted"
 
     def trie(self, plan: Plan) -> None:
-        """The tokens are not known."""
+        """The tokens are not known; looks once whether answers think, or begin on a new line."""
+        if self._room is not None:
+            return
+        self._room = ANSWER_TOKENS
+        try:
+            [answer] = self._sample(plan, "a", Usage(), 1)
+        except UnansweredError as exc:
+            self._room = None
+            if exc.down or (isinstance(exc, RejectedError) and exc.status in Http.REFUSED):
+                raise
+            return
+        # a base model goes on with the next text, so it is stopped at the end of the line
+        self._one_line = not self.chat and not answer.text.lstrip(" ").startswith(("\n", "\r"))
+        if answer.thinks:
+            self._room = THINKING_TOKENS
+            log.warning(
+                "The model %s thinks before it answers: each answer may take up to %d tokens, which"
+                " may be charged; turn thinking off on the server if labels do not need it",
+                self.model,
+                THINKING_TOKENS,
+            )
 
     def most_asked(self, plan: Plan) -> tuple[int, int]:
         """A prompt for each vote, where the server gives one answer however many are asked for.
@@ -98,36 +227,81 @@ class Votes:
         """
         return self.votes, self.votes * (self.votes + 1) // 2 * self._longest(plan)
 
-    @staticmethod
-    def _longest(plan: Plan) -> int:
+    def _longest(self, plan: Plan) -> int:
         """Tokens that one answer may have."""
-        return max(map(len, plan.answers)) // 2 + 4
+        return max(map(len, plan.answers)) // 2 + (self._room or ANSWER_TOKENS)
 
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) logarithms of the shares of answers."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": self._longest(plan),
-            "temperature": 1,
-            "stop": ["\n"],
-        }
-        if self.chat:
-            path, body["messages"] = "/v1/chat/completions", plan.messages(text)
-        else:
-            path, body["prompt"] = "/v1/completions", plan.prompt(text)
-        said: list[str] = []
+        said: list[Said] = []
         while len(said) < self.votes:  # some servers give one answer, however many are asked for
-            body["n"] = self.votes - len(said)
-            said += self.http.post(path, body, _said, usage)[: body["n"]]
+            wanted = self.votes - len(said)
+            said += self._sample(plan, text, usage, wanted)[:wanted]
         counts = np.zeros(len(plan.answers))
-        for words in said:
-            chosen = spoken_label(words, plan.answers)
-            if chosen is not None:
-                counts[chosen] += 1
+        for answer in said:
+            if (chosen := label_said(answer.text, plan.answers)) is not None:
+                counts[plan.answers.index(chosen)] += 1
         if not counts.any():
-            raise UnansweredError(f"None of {self.votes} sampled answers was a label.")
+            raise UnansweredError(
+                f"None of {self.votes} sampled answers could be read as one label; the first was"
+                f" {said[0].shown}."
+            )
         with np.errstate(divide="ignore"):
             return np.log(counts / self.votes)
+
+    def _sample(self, plan: Plan, text: str, usage: Usage, wanted: int) -> list[Said]:
+        options: dict[str, Any] = {
+            "max_tokens": self._longest(plan),
+            "temperature": 1,
+            "n": wanted,
+        }
+        if self._one_line:
+            options["stop"] = ["\n"]
+        prompt = plan.messages(text) if self.chat else plan.prompt(text)
+        return self.completions.ask(prompt, options, _said, usage)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One sampled answer.
+
+    Attributes:
+        text: what the model wrote, without what it thought where the server keeps that apart.
+        ended: why it ended, as the server says: "stop", "length", "content_filter", …
+        thought: whether the server says that the model thought.
+    """
+
+    text: str
+    ended: str
+    thought: bool
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before it answers, as far as this answer shows."""
+        cut_off = not self.text.strip() and self.ended == "length"
+        return self.thought or cut_off or thinks(self.text)
+
+    @property
+    def shown(self) -> str:
+        """The answer for a message."""
+        text = one_line(self.text)
+        quoted = repr(text if len(text) <= 80 else f"{text[:79]}…") if text else "empty"
+        why = {"content_filter": " (withheld by the content filter)", "length": " (cut off)"}
+        return quoted + why.get(self.ended, "")
+
+
+def token_text(token: str) -> str:
+    """The text of a token that a server lists as its tokenizer writes it.
+
+    SentencePiece writes a space as ``▁`` and a byte as ``<0x0A>``; GPT-2's tokenizer and its heirs
+    write every byte as a character of its own, a space as ``Ġ``.
+    """
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", token):
+        token = chr(int(byte[1], 16)) if int(byte[1], 16) < 128 else "\ufffd"
+    elif not token.isascii() and all(char in BYTES for char in token):
+        with suppress(UnicodeDecodeError):
+            token = bytes(BYTES[char] for char in token).decode()
+    return re.sub("^Ġ", " ", token).replace("▁", " ")
 
 
 def first_token_masses(
@@ -135,11 +309,13 @@ def first_token_masses(
 ) -> tuple[FloatArray, str | None]:
     """Label probabilities from the likeliest first tokens, and what is wrong with them.
 
-    A token stands for the one answer that begins with it. Probability of a piece that begins
-    several answers, or is under 3 characters and no whole answer, must not be more than a
-    thousandth. A label that is not listed is less likely than the last that is: if
-    what can hide there is at most a thousandth of the labels' probability, half the bound stands
-    for it.
+    A token stands for the one answer that begins with it, however it is spelt: case, quotes and
+    Unicode form do not count, and the spellings of one answer add up. Probability of a piece that
+    begins several answers, or is under 3 characters and no whole answer, must not be more than a
+    thousandth; of one that is spelt otherwise and ends within a word, as "The" for "theft", not
+    more than a twentieth. Labels must have half of all probability. A label that is not listed is
+    less likely than the last that is: if what can hide there is at most a thousandth of the labels'
+    probability, half the bound stands for it.
 
     Args:
         top: token text and log-probability, likeliest first.
@@ -148,47 +324,74 @@ def first_token_masses(
         (k,) probabilities, and None or the reason why they must not be used.
     """
     masses = np.zeros(len(answers))
-    unclear = 0.0
-    unclear_token = ""
+    unclear, doubtful = 0.0, 0.0
+    unclear_token, doubtful_token = "", ""
     for token, log_prob in top:
-        piece = token.strip()
-        begun = [i for i, answer in enumerate(answers) if piece and answer.startswith(piece)]
-        if len(begun) == 1 and (len(piece) >= FIRST_TOKEN_CHARS or answers[begun[0]] == piece):
+        begun, sure = _begun(token.strip(), answers)
+        if len(begun) == 1 and sure:
             masses[begun[0]] += math.exp(log_prob)
+        elif len(begun) == 1 and len(token.strip()) >= FIRST_TOKEN_CHARS:
+            doubtful += math.exp(log_prob)
+            doubtful_token = doubtful_token or token.strip()
         elif begun:
             unclear += math.exp(log_prob)
-            unclear_token = unclear_token or piece
+            unclear_token = unclear_token or token.strip()
     absent = np.flatnonzero(masses == 0)
     rest = max(0.0, 1.0 - math.fsum(math.exp(lp) for _, lp in top))
     bound = min(rest, min((math.exp(lp) for _, lp in top), default=1.0))
     allowed = TOPK_TOLERANCE * masses.sum()
     if unclear > allowed:
         return masses, f"{unclear_token!r} does not tell which label it begins"
-    if len(absent) * bound > allowed or not masses.any():
+    if doubtful > DOUBTFUL_TOLERANCE * masses.sum():
+        return masses, f"{doubtful_token!r} does not tell whether it begins a label"
+    if not masses.any():
+        return masses, f"the label {answers[0]!r} is not among them, nor is any other"
+    if masses.sum() < LEAST_MASS:
+        share = masses.sum()
+        return masses, f"all labels together have only {share:.1%} of the probability"
+    if len(absent) * bound > allowed:
         return masses, f"the label {answers[absent[0]]!r} is not among them"
     masses[absent] = bound / 2
     return masses, None
 
 
-def spoken_label(words: str, answers: Sequence[str]) -> int | None:
-    """The class that a sampled answer names: the longest that it begins with, or None."""
-    said = one_line(words).casefold().lstrip("\"'*( ")
-    fitting = [
-        i
-        for i, answer in enumerate(answers)
-        if re.match(re.escape(answer.casefold()) + r"(?!\w)", said)
-    ]
-    return max(fitting, key=lambda i: len(answers[i]), default=None)
+def _begun(piece: str, answers: Sequence[str]) -> tuple[list[int], bool]:
+    """The classes whose answer a piece begins, and whether it surely means the only one."""
+    said = bare(piece)
+    spelt = [bare(answer) for answer in answers]
+    begun = [i for i, answer in enumerate(spelt) if said and answer.startswith(said)]
+    if len(begun) > 1 and len({spelt[i] for i in begun}) == 1:  # they differ in case alone
+        begun = [i for i in begun if answers[i].startswith(piece)] or begun
+    if len(begun) != 1:
+        return begun, False
+    after = spelt[begun[0]][len(said) :]
+    word = not after or not after[0].isalnum()
+    as_written = word or answers[begun[0]].startswith(piece)
+    return begun, not after or (as_written and len(said) >= FIRST_TOKEN_CHARS)
 
 
 def _top_of_completion(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-    listed = choices_of(answer, 1)[0]["logprobs"]["top_logprobs"][0]
+    listed = _log_probs_of(choices_of(answer, 1)[0])["top_logprobs"][0]
     return _sorted((token, log_prob_of(value)) for token, value in listed.items())
 
 
 def _top_of_chat(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-    listed = choices_of(answer, 1)[0]["logprobs"]["content"][0]["top_logprobs"]
-    return _sorted((str(entry["token"]), log_prob_of(entry["logprob"])) for entry in listed)
+    listed = _log_probs_of(choices_of(answer, 1)[0])["content"][0]["top_logprobs"]
+    return _sorted((_token_of(entry), log_prob_of(entry["logprob"])) for entry in listed)
+
+
+def _log_probs_of(choice: Mapping[str, Any]) -> Any:
+    if choice.get("logprobs") is None:
+        raise UnansweredError("it gave none in its answer")
+    return choice["logprobs"]
+
+
+def _token_of(entry: Mapping[str, Any]) -> str:
+    """The token's text, from its bytes where they are text."""
+    try:
+        return bytes(entry["bytes"]).decode()
+    except (KeyError, TypeError, ValueError):
+        return str(entry["token"])
 
 
 def _sorted(pairs: Any) -> list[tuple[str, float]]:
@@ -198,11 +401,32 @@ def _sorted(pairs: Any) -> list[tuple[str, float]]:
     return top
 
 
-def _said(answer: Mapping[str, Any]) -> list[str]:
+def _said(answer: Mapping[str, Any]) -> list[Said]:
     choices = answer["choices"]
     if not choices:
         raise GarbledError("it gave no choices")
-    return [
-        str(choice["message"]["content"] if "message" in choice else choice["text"])
-        for choice in choices
-    ]
+    return [_one_said(choice) for choice in choices]
+
+
+def _one_said(choice: Mapping[str, Any]) -> Said:
+    ended = str(choice.get("finish_reason") or "")
+    if "message" not in choice:
+        return Said(_text_in(choice["text"]), ended, thought=False)
+    message = choice["message"]
+    thought = any(message.get(key) for key in ("reasoning_content", "reasoning"))
+    return Said(_text_in(message["content"]), ended, thought)
+
+
+def _text_in(content: Any) -> str:
+    """A message's text, which may come in parts, or not at all."""
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        return "".join(
+            part if isinstance(part, str) else str(part.get("text") or "")
+            for part in content
+            if isinstance(part, str) or part.get("type", "text") in ("text", "output_text")
+        )
+    if not isinstance(content, str):
+        raise GarbledError(f"it gave {type(content).__name__} instead of text")
+    return content

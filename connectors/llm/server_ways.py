@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from connectors.llm.label_trie import LabelTrie
 from connectors.llm.server_http import GarbledError, Usage
 from loop.ports import FloatArray
 from loop.prompt import PromptVariant
+
+TOO_LONG = re.compile(r"context|too long|too large|n_ctx", re.IGNORECASE)  # how servers say so
 
 
 @dataclass

@@ -22,13 +22,32 @@ from connectors.llm.label_trie import LabelTrie, check_answers, class_probs
 from connectors.llm.local_lm import EMBEDDED
 from connectors.llm.prompt_text import answer_tokens, chat_frame, one_line
 from loop.errors import AnnotatorError
-from loop.ports import ClassProbs, FloatArray, IntArray, Progress, TextItem, no_progress
+from loop.ports import (
+    AnnotatorSetup,
+    ClassProbs,
+    FloatArray,
+    IntArray,
+    Progress,
+    TextItem,
+    no_progress,
+)
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
 
 FORM = "vllm-1"  # how labels are scored; raise the number when answers change
 ASKED_AT_ONCE = 128  # vLLM's limit on logprob_token_ids
+
+
+def build(setup: AnnotatorSetup) -> VllmAnnotator:
+    """The annotator of a campaign with ``annotator.kind = "vllm"``."""
+    settings = setup.settings
+    return VllmAnnotator(
+        settings["model"],
+        gpu_memory_utilization=settings["gpu_memory_utilization"],
+        max_text_tokens=settings["max_text_tokens"],
+        chat=settings["chat"],
+    )
 
 
 class VllmAnnotator:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from connectors.texts.arrow_rows import (
+    batch_rows,
+    class_names_in_metadata,
+    is_plain,
+    with_class_names,
+)
+from connectors.texts.json_rows import JsonRows
+from connectors.texts.opening import (
+    BROKEN_PACKING,
+    kind_by_mark,
+    kind_of,
+    look_at,
+)
+from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
 from connectors.texts.values import (
     DATASETS_MISSING,
-    FORMATS,
+    EXCEL_MISSING,
     SHOWN,
-    SUFFIXES,
     counted,
     some_of,
-    suggestion,
 )
+from loop.errors import suggestion
 
 BATCH = 1024  # rows of a Parquet file or data set that are in memory besides the texts
 KEPT = 20  # rows that a problem remembers by number
-MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
+READ = ("csv", "jsonl", "parquet", "excel")
 
 
 @dataclass(frozen=True)
@@ -48,15 +59,18 @@ class Raw:
     """Records as a format gives them.
 
     Attributes:
+        columns: names; of JSON they grow while the records are read.
         unit: ``line`` or ``row``, what numbers count.
         records: (number, values by column), to be read once.
         skipped: columns that were not wanted.
+        header_below: number of a later row that names all columns that are asked for.
     """
 
-    columns: tuple[str, ...]
+    columns: dict[str, None]
     unit: str
     records: Iterable[tuple[int, dict[str, Any]]]
     skipped: frozenset[str] = frozenset()
+    header_below: int | None = None
 
 
 class Wanted(Protocol):
@@ -92,10 +106,21 @@ class Found:
         return tuple(sorted(self.problems, key=lambda p: p.level != "error"))
 
 
-def read_raw(source: str, kind: str, hf_split: str, wanted: Wanted, found: Found) -> Raw | None:
+def read_raw(
+    source: str,
+    kind: str,
+    hf_split: str,
+    wanted: Wanted,
+    found: Found,
+    names: Collection[str] = (),
+) -> Raw | None:
     """The source's records, or None with the reason among the problems.
 
-    Of Parquet files and data sets only the wanted columns are read, and a batch of rows at a time.
+    Records come one by one; of Parquet files and data sets only the wanted columns are read. What
+    is wrong with single rows is noted once all records were taken.
+
+    Args:
+        names: columns that are asked for.
     """
     if source.startswith("hf:"):
         return _read_hf(source.removeprefix("hf:"), hf_split, wanted, found)
@@ -108,160 +133,199 @@ def read_raw(source: str, kind: str, hf_split: str, wanted: Wanted, found: Found
     if path.is_dir():
         return _read_hf(source, hf_split, wanted, found)
     if kind == "auto":
-        kind = SUFFIXES.get(path.suffix.lower(), "")
-    if kind not in FORMATS:
+        kind = kind_of(path)
+    if kind not in READ:
         found.error(
             "unknown_format",
-            f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet"
-            " or hf, or rename the file",
+            f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet,"
+            " excel or hf, or rename the file",
         )
         return None
     try:
         if path.stat().st_size == 0:
             found.error("empty_file", "is empty; name a source with at least two texts")
             return None
+        marked = kind_by_mark(path)
+        if kind in ("csv", "jsonl") and marked:
+            what = {"excel": "a workbook or archive", "parquet": "a Parquet file"}[marked]
+            found.error(
+                "unreadable",
+                f"is {what} by its first bytes, not text; give it the extension of what it is",
+            )
+            return None
         if kind == "parquet":
             return _read_parquet(path, wanted, found)
-        text = _decode(path.read_bytes(), found)
+        if kind == "excel":
+            return _read_workbook(path, names, found)
+        if not _is_text(path, found):
+            return None
+        read = _read_csv if kind == "csv" else _read_json
+        return read(path, names, found)
+    except BROKEN_PACKING as exc:
+        found.error("unreadable", f"cannot be unpacked: {exc}; pack it again")
     except OSError as exc:
         found.error("unreadable", f"cannot be read: {exc.strerror or exc}; check its permissions")
-        return None
-    if text is None:
-        return None
-    if not text.strip():
-        found.error("empty_file", "holds only white space; name a source with at least two texts")
-        return None
-    return _read_csv(text, path, found) if kind == "csv" else _read_json(text, found)
+    return None
 
 
-def _decode(data: bytes, found: Found) -> str | None:
-    """UTF-8 with or without a byte order mark; bad bytes are reported and replaced."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        found.error("invalid_utf8", "is UTF-16, not UTF-8; save it as UTF-8 and try again")
-        return None
-    mark = b"\xef\xbb\xbf"
-    try:
-        return data.decode("utf-8").removeprefix(mark.decode())
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
+def _is_text(path: Path, found: Found) -> bool:
+    """Whether a file is text at all; bad bytes are told and are replaced in reading."""
+    look = look_at(path)
+    if look.utf16:
         found.error(
             "invalid_utf8",
-            f"is not valid UTF-8 at byte {exc.start} (line {line}, 0x{data[exc.start]:02x});"
-            " save it as UTF-8 and try again",
-            [line],
+            f"is UTF-16, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
         )
-        return data.removeprefix(mark).decode("utf-8", "replace")
+        return False
+    if look.blank:
+        found.error("empty_file", "holds only white space; name a source with at least two texts")
+        return False
+    if look.bad is not None:
+        found.error(
+            "invalid_utf8",
+            f"is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
+            f" 0x{look.bad.value:02x}); save it as UTF-8 and try again",
+            [look.bad.line],
+        )
+    return True
 
 
-def _read_csv(text: str, path: Path, found: Found) -> Raw | None:
-    csv.field_size_limit(MAX_FIELD_BYTES)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else csv_delimiter(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    records: list[tuple[int, dict[str, Any]]] = []
-    ragged: list[tuple[int, int]] = []
-    header: list[str] = []
-    line = 1
-    try:
-        for cells in reader:
-            start, line = line, reader.line_num + 1
-            if not cells:
-                continue
-            if not header:
-                header = [name.strip() for name in cells]
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    names = ", ".join(repr(name) for name in twice)
-                    found.error(
-                        "duplicate_column", f"names the column {names} twice; rename one of them"
-                    )
-                continue
-            if len(cells) != len(header):
-                ragged.append((start, len(cells)))
-                continue
-            records.append((start, dict(zip(header, cells, strict=True))))
-    except csv.Error as exc:
+def _read_csv(path: Path, names: Collection[str], found: Found) -> Raw | None:
+    rows = CsvRows(path, names, errors="replace")
+
+    def broken(exc: csv.Error) -> None:
         found.error(
             "bad_csv",
-            f"is broken in the row that begins at line {line}: {exc}; check the quotes there"
+            f"is broken in the row that begins at line {rows.line}: {exc}; check the quotes there"
             ' (a quote inside a quoted cell is written twice, "")',
-            [line],
+            [rows.line],
         )
+
+    try:
+        sheet = Sheet(rows, names=names)
+    except csv.Error as exc:
+        broken(exc)
+        return None
+
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            yield from _readable(sheet, sheet, "line", rows.delimiter, found)
+        except csv.Error as exc:
+            broken(exc)
+
+    return _raw_of_sheet(sheet, "line", records(), found)
+
+
+def _read_workbook(path: Path, names: Collection[str], found: Found) -> Raw | None:
+    try:
+        rows, sheets = workbook_rows(path)
+    except ImportError:
+        found.problems.append(Problem("error", "missing_extra", EXCEL_MISSING))
+        return None
+    except ValueError as exc:
+        found.error("unreadable", f"is not a readable workbook: {exc}; save it again as .xlsx")
+        return None
+    if len(sheets) > 1:
+        found.note("sheets", f"has {len(sheets)} sheets; the first one, {sheets[0]!r}, is read")
+    sheet = Sheet(rows, names=names)
+    return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", found), found)
+
+
+def _raw_of_sheet(
+    sheet: Sheet, unit: str, records: Iterable[tuple[int, dict[str, Any]]], found: Found
+) -> Raw:
+    if twice := [name for name in sheet.twice if name in sheet.asked]:
+        listed_names = ", ".join(repr(name) for name in twice)
+        found.error(
+            "duplicate_column", f"names the column {listed_names} twice; rename one of them"
+        )
+    elif sheet.twice:
+        listed_names = ", ".join(repr(name) for name in sheet.twice[:SHOWN])
+        found.note(
+            "duplicate_column",
+            f"names the column {listed_names} several times; the first is read, the others are"
+            " left out",
+        )
+    columns = dict.fromkeys(sheet.columns)
+    return Raw(columns, unit, records, header_below=sheet.header_below)
+
+
+def _readable(
+    rows: Iterable[Row], sheet: Sheet, unit: str, delimiter: str, found: Found
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows that can be read; the others are noted at the end."""
+    ragged: list[tuple[int, str]] = []
+    for number, row in rows:
+        if isinstance(row, Unreadable):
+            ragged.append((number, row.reason.partition(" ")[0]))
+        else:
+            yield number, row
     if ragged:
-        shown = ", ".join(f"line {at}: {n}" for at, n in ragged[:SHOWN])
+        shown = ", ".join(f"{unit} {at}: {n}" for at, n in ragged[:SHOWN])
         found.error(
             "ragged",
             f"has {counted(len(ragged), 'row')} whose number of cells is not the header's"
-            f" {len(header)} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
+            f" {sheet.width} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
             f" {delimiter!r} or line breaks, or mend those rows",
             [at for at, _ in ragged],
         )
-    return Raw(tuple(header), "line", records)
+    if sheet.blank:
+        found.note(
+            "blank_row",
+            f"has {counted(len(sheet.blank), 'row')} of empty cells ({some_of(unit, sheet.blank)}),"
+            " left out",
+            sheet.blank,
+        )
+    if sheet.unnamed:
+        found.note(
+            "unnamed_column",
+            f"has {counted(sheet.unnamed, 'value')} in columns without a name, left out; name"
+            " those columns in the header if they are needed",
+        )
 
 
-def csv_delimiter(text: str) -> str:
-    """Comma, semicolon or tab: the one that cuts the header into most cells; ties go to comma."""
-    head = text.lstrip("\r\n").split("\n", 1)[0]
-
-    def cells(delimiter: str) -> int:
-        try:
-            return len(next(csv.reader([head], delimiter=delimiter), []))
-        except csv.Error:
-            return 0
-
-    return max(",;\t", key=cells)
-
-
-def _read_json(text: str, found: Found) -> Raw | None:
-    """One object a line, or one list of objects."""
-    records: list[tuple[int, dict[str, Any]]] = []
+def _read_json(path: Path, names: Collection[str], found: Found) -> Raw:
+    rows = JsonRows(path, names, errors="replace")
     columns: dict[str, None] = {}
-    bad: list[tuple[int, str]] = []
-    not_objects: list[int] = []
-    unit = "line"
 
-    def take(number: int, value: Any) -> None:
-        if isinstance(value, dict):
-            records.append((number, value))
-            columns.update(dict.fromkeys(value))
-        else:
-            not_objects.append(number)
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        bad: list[tuple[int, str]] = []
+        not_objects: list[int] = []
+        for number, row in rows:
+            if not isinstance(row, Unreadable):
+                columns.update(dict.fromkeys(row))
+                yield number, row
+            elif row.kind == "no_object":
+                not_objects.append(number)
+            elif row.kind == "broken_json":
+                found.error(
+                    "not_json",
+                    f"holds invalid JSON at {row.reason}; what comes after it was not read. Mend"
+                    " it, or write one JSON object a line",
+                    [number],
+                )
+            else:
+                bad.append((number, row.reason))
+        if bad:
+            number, reason = bad[0]
+            more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
+            found.error(
+                "not_json",
+                f"holds invalid JSON at line {number}{more}: {reason}; write one JSON object a"
+                " line",
+                [n for n, _ in bad],
+            )
+        if not_objects:
+            found.error(
+                "not_json",
+                f"holds {counted(len(not_objects), rows.unit)} that are no JSON objects"
+                f' ({some_of(rows.unit, not_objects)}); write objects such as {{"text": "…"}}',
+                not_objects,
+            )
+        if rows.shape:
+            found.note("shape", f"holds its rows in {rows.shape}")
 
-    whole: Any = None
-    if text.lstrip().startswith("["):
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError):
-            whole = None  # told line by line below
-    if isinstance(whole, list):
-        unit = "row"
-        for number, value in enumerate(whole, start=1):
-            take(number, value)
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                take(number, json.loads(line))
-            except RecursionError:
-                bad.append((number, "nested too deeply"))
-            except ValueError as exc:
-                bad.append((number, getattr(exc, "msg", str(exc))))
-    if bad:
-        number, reason = bad[0]
-        more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
-        found.error(
-            "not_json",
-            f"holds invalid JSON at line {number}{more}: {reason}; write one JSON object a line",
-            [n for n, _ in bad],
-        )
-    if not_objects:
-        found.error(
-            "not_json",
-            f"holds {counted(len(not_objects), unit)} that are no JSON objects"
-            f' ({some_of(unit, not_objects)}); write objects such as {{"text": "…"}}',
-            not_objects,
-        )
-    return Raw(tuple(columns), unit, records)
+    return Raw(columns, rows.unit, records())
 
 
 def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
@@ -279,26 +343,34 @@ def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
     except broken as exc:
         unreadable(exc)
         return None
-    columns = [field.name for field in schema if wanted(field.name, _is_plain(field.type))]
-    class_names = _class_names_in_metadata(schema.metadata or {})
+    columns = _columns_once(schema.names, found)
+    taken = [name for name in columns if wanted(name, is_plain(schema.field(name).type))]
+    class_names = class_names_in_metadata(schema.metadata or {})
 
-    def records() -> Iterator[dict[str, Any]]:
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
         try:
-            for batch in file.iter_batches(BATCH, columns=columns) if columns else ():
-                yield from batch.to_pylist()
+            for batch in file.iter_batches(BATCH, columns=taken) if taken else ():
+                for record in batch_rows(batch, taken):
+                    number += 1
+                    yield number, with_class_names(record, class_names)
         except broken as exc:
             unreadable(exc)
 
-    skipped = frozenset(schema.names) - set(columns)
-    return Raw(tuple(schema.names), "row", _numbered(records(), class_names), skipped)
+    skipped = frozenset(columns) - set(taken)
+    return Raw(dict.fromkeys(columns), "row", records(), skipped)
 
 
-def _is_plain(kind: Any) -> bool:
-    """Whether an Arrow type holds no lists, objects or bytes."""
-    import pyarrow as pa
-
-    bytes_ = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return not (pa.types.is_nested(kind) or any(is_kind(kind) for is_kind in bytes_))
+def _columns_once(names: Sequence[str], found: Found) -> list[str]:
+    """Columns that are there once; the others cannot be told apart."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        found.note(
+            "duplicate_column",
+            f"names the column {', '.join(map(repr, twice[:SHOWN]))} several times; they are left"
+            " out",
+        )
+    return [name for name in names if name not in twice]
 
 
 def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
@@ -341,49 +413,32 @@ def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
                     " texts.hf_split",
                 )
                 return None
+            if others := [part for part in data if part != split]:
+                found.note(
+                    "other_splits",
+                    f"has other splits too, which are not read: {', '.join(others)}. To use them,"
+                    " join them into one data set with a column for texts.split_column",
+                )
             data = data[split]
-        columns = tuple(data.column_names)
+        columns = list(data.column_names)
         schema = data.features.arrow_schema
-        taken = [c for c in columns if wanted(c, _is_plain(schema.field(c).type))]
+        taken = [c for c in columns if wanted(c, is_plain(schema.field(c).type))]
         data = data.select_columns(taken)
+        class_names = {c: f.names for c, f in data.features.items() if hasattr(f, "names")}
+        data = data.with_format("arrow")
     except Exception as exc:  # datasets lets errors of its many readers and of the network through
         unreadable(exc)
         return None
 
-    def records() -> Iterator[dict[str, Any]]:
+    def records() -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
         try:
-            for start in range(0, len(data), BATCH) if data.column_names else ():
-                batch = data[start : start + BATCH]
-                rows = zip(*batch.values(), strict=True)
-                yield from (dict(zip(batch, row, strict=True)) for row in rows)
+            for start in range(0, len(data), BATCH) if taken else ():
+                for record in batch_rows(data[start : start + BATCH], taken):
+                    number += 1
+                    yield number, with_class_names(record, class_names)
         except Exception as exc:  # likewise
             unreadable(exc)
 
-    class_names = {c: f.names for c, f in data.features.items() if hasattr(f, "names")}
     skipped = frozenset(columns) - set(taken)
-    return Raw(columns, "row", _numbered(records(), class_names), skipped)
-
-
-def _class_names_in_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Class names that ``datasets`` leaves in the Parquet files it writes."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {
-            column: list(feature["names"])
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (KeyError, TypeError, ValueError):
-        return {}
-
-
-def _numbered(
-    records: Iterable[dict[str, Any]], class_names: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows from 1, with class numbers as their names; -1 is the format's word for unknown."""
-    for number, record in enumerate(records, start=1):
-        for column, names in class_names.items():
-            value = record.get(column)
-            if isinstance(value, int):
-                record[column] = names[value] if 0 <= value < len(names) else None
-        yield number, record
+    return Raw(dict.fromkeys(columns), "row", records(), skipped)

@@ -12,7 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from connectors.texts.formats import Found, Problem, Raw, Wanted, read_raw
+from connectors.texts.formats import KEPT, Found, Problem, read_raw
+from connectors.texts.label_cells import (
+    ABSENT,
+    ANSWER,
+    confirmed,
+    gold_status,
+    labels_in,
+    lookup,
+    no_probabilities,
+    probability_in,
+    same_letters,
+)
 from connectors.texts.values import (
     NESTED,
     SHOWN,
@@ -22,12 +33,13 @@ from connectors.texts.values import (
     counted,
     excerpt,
     listed,
+    one_spelling,
     plain,
+    same_value,
     shown,
     some_of,
-    suggestion,
 )
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.ports import normalise
 
 LONG_TEXT_CHARS = 20_000  # far beyond what an encoder of 512 tokens reads
@@ -83,6 +95,7 @@ def read_texts(
     meta_columns: Sequence[str] | Literal["all", "plain"] | None = "all",
     named: Sequence[str] = (),
     labels: Sequence[str] | None = None,
+    confidences: Sequence[str] = (),
     long_text_chars: int = LONG_TEXT_CHARS,
 ) -> Table:
     """Reads a source and everything that is wrong with it; raises nothing for bad data.
@@ -92,52 +105,84 @@ def read_texts(
     must not be trained on.
 
     Args:
-        source: path of a CSV, TSV, JSONL, JSON (list of objects) or Parquet file, a folder saved
-            by ``datasets``, or ``hf:NAME`` (``hf:NAME#CONFIG`` for a named configuration).
+        source: path of a CSV, TSV, JSONL, JSON or Parquet file, which may be packed (.gz, .bz2,
+            .xz), a workbook, a folder saved by ``datasets``, or ``hf:NAME`` (``hf:NAME#CONFIG``
+            for a named configuration).
+        text_column: "data.text" is the key "text" inside of the object in "data".
         format: ``auto`` goes by the file name.
         hf_split: which split of a data set to read.
         meta_columns: other columns to keep; None keeps none, "plain" those without lists, objects
             or bytes, which can be very large, and those that are ``named``.
         named: see ``meta_columns``; those that the source lacks are not told.
         labels: the campaign's classes; gold labels are checked against them if given.
+        confidences: other columns that must hold probabilities between 0 and 1, or nothing.
         long_text_chars: texts longer than this get a note.
     """
     found = Found(source)
     given = {"text": text_column, "gold": gold_column, "split": split_column}
     chosen = () if isinstance(meta_columns, str) else tuple(meta_columns or ())
-
-    def wanted(name: str, plain: bool, /) -> bool:
-        if name in given.values() or name in chosen:
-            return True
-        return meta_columns == "all" or (meta_columns == "plain" and (plain or name in named))
-
-    raw = read_raw(source, format, hf_split, wanted, found)
-    if raw is None:
-        return Table((), (), found.sorted())
-    asked = {
+    roles = {
         **{role: name for role, name in given.items() if name},
         **{f"meta {c}": c for c in chosen},
     }
-    _check_columns(asked, raw.columns, found)
-    if text_column not in raw.columns:
-        text_column = ""  # gold labels are still checked
-    meta = [
-        c
-        for c in (raw.columns if isinstance(meta_columns, str) else chosen)
-        if c not in given.values() and c not in raw.skipped
-    ]
-    rows, wrong = _rows(raw, text_column, gold_column, split_column, meta, wanted, found)
+    asked = {*roles.values(), *confidences, gold_status(gold_column), ANSWER}
+    roots = {name.partition(".")[0] for name in asked}
+
+    def wanted(name: str, plain: bool, /) -> bool:
+        if name in asked or name in roots:
+            return True
+        return meta_columns == "all" or (meta_columns == "plain" and (plain or name in named))
+
+    raw = read_raw(source, format, hf_split, wanted, found, tuple(roles.values()))
+    if raw is None:
+        return Table((), (), found.sorted())
+    reading = _Reading(
+        text_column, gold_column, split_column, labels, raw.unit, found, tuple(confidences)
+    )
+    keep = "none" if meta_columns is None else "chosen" if chosen else str(meta_columns)
+    for number, record in raw.records:
+        values = (
+            [(c, lookup(record, c)) for c in chosen]
+            if keep == "chosen"
+            else record.items()
+            if keep != "none"
+            else ()
+        )
+        reading.take(
+            number,
+            record,
+            {
+                clean_text(c): plain(v)
+                for c, v in values
+                if c not in given.values()
+                and c not in raw.skipped
+                and v is not ABSENT
+                and wanted(c, not isinstance(v, NESTED))
+            },
+        )
+    rows = reading.rows
+    if meta_columns == "plain" and raw.skipped:
+        found.note(
+            "column_left_out",
+            f"holds lists, objects or bytes in {listed(sorted(raw.skipped))}, which are left out of"
+            " the campaign and its exports",
+        )
+    if keep != "none":
+        _fill_in(rows)
+    columns = tuple(dict.fromkeys([*raw.columns, *reading.resolved]))
+    _check_columns(roles, columns, reading, raw.header_below, found)
     if not rows:
-        told = ("empty_file", "not_json", "ragged", "unreadable", "missing_column")
+        told = ("empty_file", "not_json", "ragged", "unreadable", "missing_column", "bad_csv")
         if not found.has(*told):
             found.error("empty_file", "holds no rows; name a source with at least two texts")
-        return Table(raw.columns, (), found.sorted())
-    if text_column:
-        _check_texts(rows, wrong, raw.unit, long_text_chars, found)
-    if gold_column in raw.columns:
-        _check_gold(rows, raw.unit, gold_column, labels, found)
-    unique = _merge(rows, raw.unit, found) if text_column else ()
-    return Table(raw.columns, unique, found.sorted())
+        return Table(columns, (), found.sorted())
+    reading.tell()
+    if text_column in columns:
+        _check_texts(rows, reading.wrong_rows(), raw.unit, long_text_chars, found)
+    if gold_column in columns and not found.has("several_labels"):
+        _check_gold(rows, raw.unit, str(gold_column), labels, found)
+    unique = _merge(rows, raw.unit, found) if text_column in columns else ()
+    return Table(columns, unique, found.sorted())
 
 
 def find_problems(source: str, **arguments: Any) -> list[Problem]:
@@ -163,86 +208,201 @@ def load_texts(
     return list(table.rows)
 
 
-def source_columns(
-    source: str,
-    *,
-    format: Format = "auto",
-    hf_split: str = "train",
-) -> tuple[str, ...]:
-    """Names of the source's columns.
-
-    Raises:
-        DataError: the source cannot be read at all.
-    """
-    found = Found(source)
-    raw = read_raw(source, format, hf_split, lambda _name, _plain: True, found)
-    if raw is None:
-        raise DataError("\n".join(problem.message for problem in found.sorted()))
-    return raw.columns
-
-
-def _check_columns(given: Mapping[str, str | None], columns: Sequence[str], found: Found) -> None:
-    for role, name in given.items():
-        if name is None or name in columns or not columns:
+def _check_columns(
+    roles: Mapping[str, str],
+    columns: Sequence[str],
+    reading: _Reading,
+    header_below: int | None,
+    found: Found,
+) -> None:
+    for role, name in roles.items():
+        if name in columns or not columns:
             continue
         setting = f"texts.{role}_column" if " " not in role else "the campaign file"
+        inner = next((f"{c}.{name}" for c, keys in reading.inside.items() if name in keys), "")
+        hint = f" did you mean {inner!r}?" if inner else suggestion(name, columns)
+        below = (
+            f" (row {header_below} looks like the header: remove the rows above it)"
+            if header_below
+            else ""
+        )
+        tool = (
+            "; labels that people gave in a labelling tool are taken by `goldloop import-labels`"
+            if role == "gold" and {"annotations", "responses"} & set(columns)
+            else ""
+        )
         found.error(
             "missing_column",
-            f"has no column {name!r};{suggestion(name, columns)} available:"
-            f" {listed(columns)}; set {setting}",
+            f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}{below}"
+            f"{tool}",
         )
 
 
-def _rows(
-    raw: Raw,
-    text_column: str,
-    gold_column: str | None,
-    split_column: str | None,
-    meta_columns: Sequence[str],
-    wanted: Wanted,
-    found: Found,
-) -> tuple[list[TextRow], set[int]]:
-    """The rows, and the numbers of those with a cell of a type that cannot be read."""
-    rows: list[TextRow] = []
-    wrong: dict[str, list[int]] = {}
-    repaired: list[int] = []
-    for number, record in raw.records:
+@dataclass
+class _Reading:
+    """Takes the rows of a source one by one, and notes what is wrong with single ones."""
 
-        def cell(
-            column: str | None,
-            number: int = number,
-            record: dict[str, Any] = record,
-        ) -> str:
-            value = record.get(column) if column else None
-            if isinstance(value, NESTED):
-                wrong.setdefault(column or "", []).append(number)
-                return ""
-            return as_text(value)
+    text_column: str
+    gold_column: str | None
+    split_column: str | None
+    labels: Sequence[str] | None
+    unit: str
+    found: Found
+    confidences: tuple[str, ...] = ()
+    unsure: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    rows: list[TextRow] = field(default_factory=list)
+    resolved: dict[str, None] = field(default_factory=dict)
+    inside: dict[str, frozenset[str]] = field(default_factory=dict)
+    wrong: dict[str, list[int]] = field(default_factory=dict)
+    several: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    respelt: Counter[tuple[str, str]] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    repaired: list[int] = field(default_factory=list)
+    _one: dict[str, str] = field(default_factory=dict)
+    _exact: set[str] = field(default_factory=set)  # values that are the label, letter by letter
 
-        text = cell(text_column)
+    def take(self, number: int, record: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Takes one row."""
+        text = self._cell(self.text_column, record, number)
         clean = clean_text(text)
         if clean != text:
-            repaired.append(number)
-        gold = clean_text(cell(gold_column)).strip() or None
-        split = clean_text(cell(split_column)).strip() or None
-        values = ((c, record.get(c)) for c in meta_columns)
-        meta = {c: plain(v) for c, v in values if wanted(c, not isinstance(v, NESTED))}
-        rows.append(TextRow(clean, gold, split, meta, number))
-    for column, numbers in wrong.items():
-        found.error(
-            "wrong_type",
-            f"holds lists, objects or bytes in column {column!r} ({some_of(raw.unit, numbers)});"
-            " it must hold strings",
-            numbers,
-        )
-    if repaired:
-        found.note(
-            "repaired_text",
-            f"has NUL characters or broken Unicode in {counted(len(repaired), 'text')}"
-            f" ({some_of(raw.unit, repaired)}), which were removed or replaced by \ufffd",
-            repaired,
-        )
-    return rows, {number for numbers in wrong.values() for number in numbers}
+            self.repaired.append(number)
+        for name in self.confidences:
+            value = self._value(name, record)
+            if probability_in(value) is None:
+                self.unsure.setdefault(name, []).append((number, value))
+        split = clean_text(self._cell(self.split_column, record, number)).strip() or None
+        gold = self._gold(record, number)
+        if self.text_column not in self.resolved:
+            for name, value in record.items():
+                if isinstance(value, Mapping) and name not in self.inside:
+                    self.inside[name] = frozenset(map(str, value))
+        self.rows.append(TextRow(clean, gold, split, meta or _NO_META, number))
+
+    def _value(self, column: str | None, record: Mapping[str, Any]) -> Any:
+        value = lookup(record, column) if column else ABSENT
+        if value is ABSENT:
+            return None
+        self.resolved[str(column)] = None
+        return value
+
+    def _cell(self, column: str | None, record: Mapping[str, Any], number: int) -> str:
+        value = self._value(column, record)
+        if isinstance(value, NESTED):
+            self.wrong.setdefault(str(column), []).append(number)
+            return ""
+        return as_text(value)
+
+    def _gold(self, record: Mapping[str, Any], number: int) -> str | None:
+        value = self._value(self.gold_column, record)
+        if self.gold_column and value is not None:
+            value, why = confirmed(record, self.gold_column, value)
+            if why:
+                self.refused[why] += 1
+        if isinstance(value, str) and value in self._exact:
+            return value
+        try:
+            given = labels_in(value, self.labels or ())
+        except ValueError:
+            self.wrong.setdefault(str(self.gold_column), []).append(number)
+            return None
+        spelt = tuple(dict.fromkeys(filter(None, (clean_text(v).strip() for v in given))))
+        read = tuple(dict.fromkeys(self._label(v) for v in spelt))
+        if len(read) > 1:
+            self.several.append((number, read))
+            return None
+        if not read:
+            return None
+        if read != spelt and not isinstance(value, bool | int | float):  # these have no spelling
+            self.respelt[spelt[0], read[0]] += 1
+        if value == read[0] and isinstance(value, str) and len(self._exact) < KNOWN_SPELLINGS:
+            self._exact.add(value)
+        return read[0]
+
+    def _label(self, spelt: str) -> str:
+        """The label of a value: 1, 1.0, "1" and True are one in every format."""
+        if spelt not in self._one:
+            if self.labels is None:
+                label = one_spelling(spelt)
+            elif spelt in self.labels:
+                label = spelt
+            else:
+                label = same_value(spelt, self.labels) or same_letters(spelt, self.labels) or spelt
+            if len(self._one) > KNOWN_SPELLINGS:
+                return label
+            self._one[spelt] = label
+        return self._one[spelt]
+
+    def wrong_rows(self) -> set[int]:
+        """Numbers of rows with a cell of a type that cannot be read."""
+        return {number for numbers in self.wrong.values() for number in numbers}
+
+    def tell(self) -> None:
+        """Notes what was wrong with single rows."""
+        for column, numbers in self.wrong.items():
+            self.found.error(
+                "wrong_type",
+                f"holds lists, objects or bytes in column {column!r}"
+                f" ({some_of(self.unit, numbers)}); it must hold strings",
+                numbers,
+            )
+        for column, values in self.unsure.items():
+            self.found.error(
+                "no_probability",
+                no_probabilities(column, self.unit, len(values), values[:KEPT]),
+                [number for number, _ in values],
+            )
+        if self.several:
+            examples = "; ".join(
+                f"{self.unit} {number}: {', '.join(map(shown, given[:SHOWN]))}"
+                for number, given in self.several[:SHOWN]
+            )
+            more = f"; and {len(self.several) - SHOWN} more" if len(self.several) > SHOWN else ""
+            self.found.error(
+                "several_labels",
+                f"gives {counted(len(self.several), 'row')} several labels in column"
+                f" {self.gold_column!r} ({examples}{more}); a text has one label here. Leave one in"
+                " each, or empty those cells; answers of several people are decided by `goldloop"
+                " import-labels`",
+                [number for number, _ in self.several],
+            )
+        if self.respelt:
+            ranked = self.respelt.most_common()
+            examples = ", ".join(f"{shown(a)} as {shown(b)} ({n})" for (a, b), n in ranked[:SHOWN])
+            more = f", and {len(ranked) - SHOWN} other spellings" if len(ranked) > SHOWN else ""
+            self.found.note(
+                "respelt_label",
+                f"spells {counted(self.respelt.total(), 'value')} of column {self.gold_column!r} in"
+                f" another way than the labels; they were read: {examples}{more}",
+            )
+        if self.refused:
+            reasons = ", ".join(f"{why} ({n})" for why, n in self.refused.most_common(SHOWN))
+            self.found.note(
+                "refused_label",
+                f"holds {counted(self.refused.total(), 'label')} that people did not confirm:"
+                f" {reasons}; these texts have no known label",
+            )
+        if self.repaired:
+            self.found.note(
+                "repaired_text",
+                f"has NUL characters or broken Unicode in {counted(len(self.repaired), 'text')}"
+                f" ({some_of(self.unit, self.repaired)}), which were removed or replaced by \ufffd",
+                self.repaired,
+            )
+
+
+MOST_FILLED = 500  # columns; more, and their names are data
+_NO_META: Mapping[str, Any] = {}
+KNOWN_SPELLINGS = 10_000  # of labels, that are looked up once
+
+
+def _fill_in(rows: Sequence[TextRow]) -> None:
+    """Gives every row all other columns, None where it has none."""
+    names = dict.fromkeys(name for row in rows for name in row.meta)
+    for row in rows if len(names) <= MOST_FILLED else ():
+        if len(row.meta) < len(names):
+            have = dict(row.meta)
+            object.__setattr__(row, "meta", {name: have.get(name) for name in names})
 
 
 def _check_texts(
@@ -317,20 +477,22 @@ def _check_gold(
 
 def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, ...]:
     """One row per normalised text; conflicting gold is an error, other duplicates a note."""
-    groups: dict[bytes, list[TextRow]] = {}
-    for row in rows:
-        if key := normalise(row.text):  # its hash, lest every text is in memory twice
-            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-            groups.setdefault(digest, []).append(row)
+    place: dict[bytes, int] = {}  # of the hash of each text, lest every text is in memory twice
+    groups: dict[int, list[TextRow]] = {}
     merged: list[TextRow] = []
+    for row in rows:
+        if key := normalise(row.text):
+            digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+            at = place.setdefault(digest, len(merged))
+            if at < len(merged):
+                groups.setdefault(at, [merged[at]]).append(row)
+            else:
+                merged.append(row)
     copies: list[int] = []
     across: list[int] = []
     conflicts: list[tuple[TextRow, TextRow]] = []
-    for group in groups.values():
+    for at, group in groups.items():
         first = group[0]
-        if len(group) == 1:
-            merged.append(first)
-            continue
         known = [row for row in group if row.gold is not None]
         other = next((row for row in known if row.gold != known[0].gold), None)
         if other is not None:
@@ -341,7 +503,7 @@ def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, .
             across.append(first.line)
         split = "test" if "test" in splits else first.split
         gold = known[0].gold if known else None
-        merged.append(TextRow(first.text, gold, split, first.meta, first.line))
+        merged[at] = TextRow(first.text, gold, split, first.meta, first.line)
         copies += [row.line for row in group[1:]]
     if conflicts:
         examples = "; ".join(

@@ -1,4 +1,4 @@
-"""Tables of texts of any size, read and written in pieces: CSV, JSONL, Parquet and plain text.
+"""Tables of texts of any size, read and written in pieces: CSV, JSONL, Parquet, workbooks, text.
 
 Unlike :mod:`connectors.texts.read`, which holds a campaign's texts in memory and refuses a source
 with faulty rows, a stream is looked through once for columns and faults, and then read piece by
@@ -9,24 +9,42 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from connectors.texts.formats import MAX_FIELD_BYTES, csv_delimiter
-from connectors.texts.values import SUFFIXES, as_text, clean_text, escape_cell, plain, suggestion
-from loop.errors import DataError
+from connectors.texts.arrow_rows import arrow_column, batch_rows
+from connectors.texts.json_rows import JsonRows
+from connectors.texts.label_cells import ABSENT, lookup
+from connectors.texts.opening import (
+    BROKEN_PACKING,
+    inner_suffix,
+    kind_by_mark,
+    kind_of,
+    look_at,
+    open_text,
+)
+from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
+from connectors.texts.values import (
+    EXCEL_MISSING,
+    NESTED,
+    PACKED,
+    SUFFIXES,
+    as_text,
+    clean_text,
+    is_formula,
+    listed,
+    plain,
+)
+from connectors.texts.write import CsvCells
+from loop.errors import DataError, suggestion
 from loop.files import SHARED, as_text_file, replacing
 from loop.ports import normalise
 
 TEXT_SUFFIXES = (".txt", ".text")
 KEPT = 20  # faulty rows that are remembered by number; all are counted
-
-Read = dict[str, Any] | str
-"""A row by column, or the reason why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +88,13 @@ class TextStream:
     """A file of texts, looked through once when opened.
 
     Attributes:
-        columns: all columns, in order.
+        columns: all columns that are carried along, in order.
+        left_out: what is not carried along, in words.
         unit: ``line`` or ``row``, what numbers count.
         rows: how many rows can be read, those with an empty text included.
         empty: rows without a text.
         unreadable: rows that are left out.
+        formulas: whether a spreadsheet would run one of the cells as a formula.
 
     Raises:
         DataError: no such file, unknown format, broken beyond single rows, no column of that name,
@@ -85,36 +105,52 @@ class TextStream:
         self.path = path
         self.text_column = text_column
         self._kind = _kind(path)
-        self.unit = "row" if self._kind == "parquet" else "line"
+        self.unit = "row" if self._kind in ("parquet", "excel") else "line"
         self.empty, self.unreadable = Faults(), Faults()
         self.rows = 0
-        seen: dict[str, None] = dict.fromkeys(self._header())
-        for number, read in self._read():
-            if isinstance(read, str):
-                self.unreadable.add(number, read)
+        self.formulas = False
+        self.left_out: list[str] = []
+        self._refuse_other_kinds()
+        seen: dict[str, None] = {}
+        resolved = False
+        for number, read in self._read(seen):
+            if isinstance(read, Unreadable):
+                self.unreadable.add(number, _told(self.unit, number, read))
                 continue
-            if self._kind == "jsonl":
-                seen.update(dict.fromkeys(read))
             self.rows += 1
+            resolved = resolved or lookup(read, text_column) is not ABSENT
+            self.formulas = self.formulas or any(
+                isinstance(v, str) and is_formula(v) for v in read.values()
+            )
             if not normalise(self._text(read)):
                 self.empty.add(number)
         self.columns = tuple(seen)
-        self._check()
+        self._check(resolved)
 
-    def _header(self) -> tuple[str, ...]:
-        if self._kind == "csv":
-            with _faults(self.path), self._open() as handle:
-                return tuple(next(iter(_csv_header(handle, self.path)), ()))
-        if self._kind == "parquet":
-            return tuple(self.arrow_schema.names)
-        return (self.text_column,) if self._kind == "txt" else ()
+    def _refuse_other_kinds(self) -> None:
+        if self._kind not in ("csv", "jsonl", "txt"):
+            return
+        with _faults(self.path):
+            if kind_by_mark(self.path):
+                raise DataError(
+                    f"{self.path} is no text by its first bytes; give it the extension of what it"
+                    " is, such as .xlsx or .parquet."
+                )
+            look = look_at(self.path)
+        if look.utf16:
+            raise DataError(f"{self.path} is UTF-16, not UTF-8; save it as UTF-8 and try again.")
+        if look.bad is not None:
+            raise DataError(
+                f"{self.path} is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
+                f" 0x{look.bad.value:02x}); save it as UTF-8 and try again."
+            )
 
-    def _check(self) -> None:
-        if self.columns and self.text_column not in self.columns:
+    def _check(self, resolved: bool) -> None:
+        if self.columns and self.text_column not in self.columns and not resolved:
             raise DataError(
                 f"{self.path} has no column {self.text_column!r};"
                 f"{suggestion(self.text_column, self.columns)} available:"
-                f" {', '.join(self.columns)}; name the column with the texts with --text-column."
+                f" {listed(self.columns)}; name the column with the texts with --text-column."
             )
         if self.rows == self.empty.count:
             why = f"; its first fault is {self.unreadable.reason}" if self.unreadable.count else ""
@@ -122,18 +158,28 @@ class TextStream:
 
     @property
     def arrow_schema(self) -> Any:
-        """The columns' types of a Parquet file; None for other formats."""
+        """The types of the columns of a Parquet file; None for other formats."""
         if self._kind != "parquet":
             return None
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         with _faults(self.path):
-            return pq.read_schema(self.path)
+            schema = pq.read_schema(self.path)
+        names = schema.names
+        return pa.schema([f for f in schema if names.count(f.name) == 1], schema.metadata)
 
     @property
     def suffix(self) -> str:
         """Extension of a file that can hold these columns, and more."""
-        return {"txt": ".csv", "jsonl": ".jsonl"}.get(self._kind, self.path.suffix)
+        suffix = inner_suffix(self.path)
+        return {"txt": ".csv", "jsonl": ".jsonl", "excel": ".csv"}.get(self._kind, suffix)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its extension; of ``texts.csv.gz`` it is ``texts``."""
+        packed = self.path.suffix.lower() in PACKED
+        return Path(self.path.stem).stem if packed else self.path.stem
 
     def lines(self) -> list[str]:
         """What is wrong with single rows, for people to read."""
@@ -145,13 +191,14 @@ class TextStream:
                 f"Rows that cannot be read and are left out: {self.unreadable.told(self.unit)};"
                 f" the first is {self.unreadable.reason}."
             )
+        told += [f"Left out: {what}." for what in self.left_out]
         return told
 
     def pieces(self, size: int) -> Iterator[list[StreamRow]]:
         """Readable rows in order, ``size`` at a time."""
         piece: list[StreamRow] = []
-        for number, read in self._read():
-            if isinstance(read, str):
+        for number, read in self._read({}):
+            if isinstance(read, Unreadable):
                 continue
             piece.append(StreamRow(number, self._text(read), read))
             if len(piece) == size:
@@ -161,22 +208,94 @@ class TextStream:
             yield piece
 
     def _text(self, row: Mapping[str, Any]) -> str:
-        value = row.get(self.text_column)
-        if isinstance(value, list | tuple | dict | set | bytes):
+        value = lookup(row, self.text_column)
+        if value is ABSENT or isinstance(value, NESTED):
             return ""
         return clean_text(as_text(value))
 
-    def _open(self) -> Any:
-        return self.path.open(encoding="utf-8-sig", newline="")
-
-    def _read(self) -> Iterator[tuple[int, Read]]:
-        read = {"csv": _read_csv, "jsonl": _read_json, "txt": _read_lines}
+    def _read(self, seen: dict[str, None]) -> Iterator[Row]:
+        """All rows; ``seen`` is told the columns."""
+        read = {
+            "csv": self._read_csv,
+            "excel": self._read_workbook,
+            "jsonl": self._read_json,
+            "parquet": self._read_parquet,
+            "txt": self._read_lines,
+        }[self._kind]
         with _faults(self.path):
-            if self._kind == "parquet":
-                yield from _read_parquet(self.path)
-                return
-            with self._open() as handle:
-                yield from read[self._kind](handle, self)
+            yield from read(seen)
+
+    def _read_csv(self, seen: dict[str, None]) -> Iterator[Row]:
+        names = (self.text_column,)
+        sheet = Sheet(CsvRows(self.path, names), names=names, keep_blank=True)
+        yield from self._of_sheet(sheet, seen)
+
+    def _read_workbook(self, seen: dict[str, None]) -> Iterator[Row]:
+        try:
+            rows, sheets = workbook_rows(self.path)
+        except ImportError as exc:
+            raise DataError(EXCEL_MISSING) from exc
+        except ValueError as exc:
+            raise DataError(f"{self.path} is not a readable workbook: {exc}.") from exc
+        yield from self._of_sheet(Sheet(rows, names=(self.text_column,), keep_blank=True), seen)
+        if len(sheets) > 1:
+            self._leave_out(f"the sheets besides the first one, {sheets[0]!r}")
+
+    def _of_sheet(self, sheet: Sheet, seen: dict[str, None]) -> Iterator[Row]:
+        if self.text_column in sheet.twice:
+            raise DataError(
+                f"{self.path} names a column twice, {self.text_column!r}; rename one of them."
+            )
+        seen.update(dict.fromkeys(sheet.columns))
+        yield from sheet
+        if sheet.twice:
+            self._leave_out(f"all but the first of the columns {', '.join(sheet.twice)}")
+        if sheet.unnamed:
+            self._leave_out(f"{sheet.unnamed:,} values under no column name")
+
+    def _read_json(self, seen: dict[str, None]) -> Iterator[Row]:
+        rows = JsonRows(self.path, (self.text_column,))
+        self.unit = rows.unit
+        for number, row in rows:
+            if isinstance(row, Unreadable):
+                if row.kind == "broken_json":
+                    raise DataError(f"{self.path} is not valid JSON at {row.reason}.")
+            else:
+                seen.update(dict.fromkeys(row))
+            yield number, row
+
+    def _read_parquet(self, seen: dict[str, None]) -> Iterator[Row]:
+        import pyarrow.parquet as pq
+
+        names = self.arrow_schema.names
+        seen.update(dict.fromkeys(names))
+        number = 0
+        with pq.ParquetFile(self.path) as file:
+            everything = file.schema_arrow.names
+            for batch in file.iter_batches(batch_size=1024, columns=names):
+                for row in batch_rows(batch, names, keep=True):
+                    number += 1
+                    yield number, row
+        if twice := sorted(set(everything) - set(names)):
+            self._leave_out(f"the columns {', '.join(twice)}, which are there several times")
+
+    def _read_lines(self, seen: dict[str, None]) -> Iterator[Row]:
+        seen[self.text_column] = None
+        with open_text(self.path) as handle:
+            for number, line in enumerate(handle, start=1):
+                yield number, {self.text_column: line.rstrip("\r\n")}
+
+    def _leave_out(self, what: str) -> None:
+        if what not in self.left_out:
+            self.left_out.append(what)
+
+
+def _told(unit: str, number: int, row: Unreadable) -> str:
+    if row.kind == "ragged":
+        return f"{unit} {number} with {row.reason}"
+    if row.kind == "no_object":
+        return f"{unit} {number}, which is no object"
+    return f"{unit} {number}, which is no JSON ({row.reason})"
 
 
 def _kind(path: Path) -> str:
@@ -186,12 +305,11 @@ def _kind(path: Path) -> str:
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, near)
         raise DataError(f"{path} does not exist{f';{hint}' if hint else '.'}")
-    suffix = path.suffix.lower()
-    kind = "txt" if suffix in TEXT_SUFFIXES else SUFFIXES.get(suffix, "")
+    kind = "txt" if inner_suffix(path) in TEXT_SUFFIXES else kind_of(path)
     if not kind:
         raise DataError(
-            f"Cannot tell the format of {path} from its extension {suffix!r}; rename it to .csv,"
-            " .tsv, .jsonl, .parquet or .txt."
+            f"Cannot tell the format of {path} from its extension {path.suffix.lower()!r}; rename"
+            " it to .csv, .tsv, .jsonl, .parquet, .xlsx or .txt."
         )
     return kind
 
@@ -202,15 +320,14 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as exc:
-        raise DataError(
-            f"{path} is not valid UTF-8 ({exc.reason}, byte 0x{exc.object[exc.start]:02x}); save it"
-            " as UTF-8 and try again."
-        ) from exc
+        raise DataError(f"{path} holds bytes that are no text ({exc.reason}).") from exc
     except csv.Error as exc:
         raise DataError(
             f"{path} is broken CSV: {exc}; check the quotes (a quote inside a quoted cell is"
             ' written twice, "").'
         ) from exc
+    except BROKEN_PACKING as exc:
+        raise DataError(f"{path} cannot be unpacked: {exc}; pack it again.") from exc
     except OSError as exc:
         raise DataError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
     except ValueError as exc:  # pyarrow's ArrowInvalid and its like
@@ -220,80 +337,6 @@ def _faults(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is not a readable Parquet file: {reason}.") from exc
 
 
-def _csv_reader(handle: Any, path: Path) -> Any:
-    csv.field_size_limit(MAX_FIELD_BYTES)
-    first = handle.readline()
-    handle.seek(0)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else csv_delimiter(first)
-    return csv.reader(handle, delimiter=delimiter, strict=True)
-
-
-def _csv_header(handle: Any, path: Path) -> Iterator[list[str]]:
-    for cells in _csv_reader(handle, path):
-        if cells:
-            yield [name.strip() for name in cells]
-            return
-
-
-def _read_csv(handle: Any, stream: TextStream) -> Iterator[tuple[int, Read]]:
-    reader = _csv_reader(handle, stream.path)
-    header: list[str] = []
-    line = 1
-    for cells in reader:
-        start, line = line, reader.line_num + 1
-        if not cells:
-            continue
-        if not header:
-            header = [name.strip() for name in cells]
-            if len(set(header)) < len(header):
-                raise DataError(f"{stream.path} names a column twice; rename one of them.")
-        elif len(cells) != len(header):
-            yield start, f"line {start} with {len(cells)} cells under a header of {len(header)}"
-        else:
-            yield start, dict(zip(header, cells, strict=True))
-
-
-def _read_json(handle: Any, stream: TextStream) -> Iterator[tuple[int, Read]]:
-    """One object a line; a file that is one list of objects is read whole."""
-    start = handle.read(1)
-    while start and start.isspace():
-        start = handle.read(1)
-    handle.seek(0)
-    if start == "[":
-        try:
-            found = json.load(handle)
-        except (ValueError, RecursionError) as exc:
-            raise DataError(f"{stream.path} is not valid JSON: {exc}.") from exc
-        values = enumerate(found, start=1)
-        yield from ((n, v if isinstance(v, dict) else f"entry {n}, no object") for n, v in values)
-        return
-    for number, line in enumerate(handle, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            yield number, f"line {number}, which is no JSON"
-            continue
-        yield number, value if isinstance(value, dict) else f"line {number}, which is no object"
-
-
-def _read_lines(handle: Any, stream: TextStream) -> Iterator[tuple[int, Read]]:
-    for number, line in enumerate(handle, start=1):
-        yield number, {stream.text_column: line.rstrip("\r\n")}
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Read]]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-
-
 # writing
 
 
@@ -301,22 +344,24 @@ Write = Callable[[Sequence[Mapping[str, Any]]], None]
 
 
 @contextmanager
-def writing(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterator[Write]:
+def writing(
+    path: Path, stream: TextStream, added: Mapping[str, type], values: Sequence[str] = ()
+) -> Iterator[Write]:
     """A function that appends rows to a file, which takes its name once all is written.
 
-    Columns that begin like a formula are escaped in CSV as
-    :func:`connectors.texts.values.escape_cell` says; plain numbers are not. In Parquet the source's
-    columns keep their types if it is Parquet too, and are strings otherwise.
+    CSV is guarded against formulas as :mod:`connectors.texts.write` says. In Parquet the columns of
+    a Parquet source keep types and values exactly; those of other sources are strings.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
         added: columns that come after the stream's own, str or float.
+        values: texts that may stand in them.
     Raises:
         DataError: unknown extension, the source itself, a column that is there already, no
             permission, or no space.
     """
     kind = SUFFIXES.get(path.suffix.lower(), "")
-    if not kind or path.suffix.lower() == ".json":
+    if kind not in ("csv", "jsonl", "parquet") or path.suffix.lower() == ".json":
         raise DataError(
             f"Cannot tell the format of {path.name!r} from its extension {path.suffix!r}; use .csv,"
             " .jsonl or .parquet."
@@ -335,7 +380,9 @@ def writing(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterat
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, mode=SHARED) as file:
             if kind == "csv":
-                opened = _csv_writer(file, stream, added, tabs=path.suffix.lower() == ".tsv")
+                guarded = stream.formulas or any(is_formula(value) for value in values)
+                tabs = path.suffix.lower() == ".tsv"
+                opened = _csv_writer(file, stream, added, tabs=tabs, guarded=guarded)
             else:
                 writer = {"jsonl": _json_writer, "parquet": _parquet_writer}[kind]
                 opened = writer(file, stream, added)
@@ -348,31 +395,16 @@ def writing(path: Path, stream: TextStream, added: Mapping[str, type]) -> Iterat
         ) from exc
 
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value if _NUMBER.fullmatch(value) else escape_cell(value)
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False)
-    return repr(value)
-
-
 @contextmanager
 def _csv_writer(
-    file: IO[bytes], stream: TextStream, added: Mapping[str, type], *, tabs: bool
+    file: IO[bytes], stream: TextStream, added: Mapping[str, type], *, tabs: bool, guarded: bool
 ) -> Iterator[Write]:
-    names = [*stream.columns, *added]
-    delimiter = "\t" if tabs else ","
     with as_text_file(file, newline="") as handle:
-        writer = csv.writer(handle, delimiter=delimiter, lineterminator="\r\n")
-        writer.writerow([escape_cell(name) for name in names])
+        cells = CsvCells(handle, [*stream.columns, *added], tabs=tabs, guarded=guarded)
 
         def write(rows: Sequence[Mapping[str, Any]]) -> None:
-            writer.writerows([_cell(plain(row.get(name))) for name in names] for row in rows)
+            for row in rows:
+                cells.write({name: plain(value) for name, value in row.items()})
 
         yield write
 
@@ -412,7 +444,7 @@ def _parquet_writer(
     with pq.ParquetWriter(file, own) as writer:
 
         def write(rows: Sequence[Mapping[str, Any]]) -> None:
-            arrays = [pa.array([value(r, f.name) for r in rows], f.type) for f in own]
-            writer.write_table(pa.table(arrays, schema=own))
+            columns = [arrow_column([value(r, f.name) for r in rows], f.type) for f in own]
+            writer.write_table(pa.table(columns, schema=own))
 
         yield write

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 from loop.ports import normalise
 
-Format = Literal["auto", "csv", "jsonl", "parquet", "hf"]
+Format = Literal["auto", "csv", "jsonl", "parquet", "excel", "hf"]
 FORMATS = ("csv", "jsonl", "parquet", "hf")
+"""What is written; workbooks are only read."""
 SUFFIXES = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -20,14 +21,25 @@ SUFFIXES = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".xlsx": "excel",
+    ".xlsm": "excel",
+    ".xlsb": "excel",
+    ".xls": "excel",
+    ".ods": "excel",
 }
+PACKED = (".gz", ".bz2", ".xz")
 SHOWN = 5  # examples named in one message
 NESTED = (list, tuple, dict, set, bytes)  # what is no single value
 DATASETS_MISSING = (
     "Hugging Face data sets need the package 'datasets'; install it with"
     " `pip install 'goldloop[datasets]'`."
 )
-
+EXCEL_MISSING = (
+    "Workbooks need the package 'python-calamine'; install it with `pip install"
+    " 'goldloop[excel]'`, or save the sheet as CSV (UTF-8)."
+)
+GUARDED = "guarded_cells"
+"""Column of a CSV file that names the cells of its row which were given an apostrophe."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -49,7 +61,38 @@ def as_text(value: Any) -> str:
         if math.isnan(value):
             return ""
         return str(int(value)) if value.is_integer() else repr(value)
+    if hasattr(value, "as_py"):  # it stayed in Arrow's memory
+        return as_text(value.as_py())
     return str(value)
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_TRUTH = {"true": Decimal(1), "false": Decimal(0)}
+
+
+def number_in(text: str) -> Decimal | None:
+    """The number that a value stands for in every format: "1", "1.0", True and "true" are 1."""
+    text = text.strip()
+    if NUMBER.fullmatch(text):
+        return Decimal(text)
+    return _TRUTH.get(text.lower())
+
+
+def same_value(text: str, names: Iterable[str]) -> str | None:
+    """The one name that is the same number or truth value as the text; None for none or several."""
+    number = number_in(text)
+    same = [name for name in names if number_in(name) == number] if number is not None else []
+    return same[0] if len(same) == 1 else None
+
+
+def one_spelling(text: str) -> str:
+    """Numbers and truth values as ``as_text`` spells them; every other text as it is."""
+    number = number_in(text)
+    if number is None:
+        return text
+    if not NUMBER.fullmatch(text.strip()):
+        return text.strip().lower()
+    return str(int(number)) if number == number.to_integral_value() else str(number.normalize())
 
 
 def plain(value: Any) -> Any:
@@ -66,6 +109,8 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, bytes):
         return value.hex()
+    if hasattr(value, "as_py"):  # it stayed in Arrow's memory
+        return plain(value.as_py())
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return plain(value.tolist())
     if hasattr(value, "isoformat"):
@@ -74,13 +119,21 @@ def plain(value: Any) -> Any:
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_HARMLESS = re.compile(r"[\W_]*")
+
+
+def is_formula(cell: str) -> bool:
+    """Whether a spreadsheet would run the cell as a formula; numbers and mere signs are none."""
+    return cell[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") and not (
+        NUMBER.fullmatch(cell) or _HARMLESS.fullmatch(cell)
+    )
 
 
 def escape_cell(cell: str) -> str:
-    """The cell with a leading apostrophe if a spreadsheet would run it as a formula.
+    """A column's name with a leading apostrophe if a spreadsheet would run it as a formula.
 
-    Cells that already look escaped get one apostrophe more, so that :func:`unescape_cell` gives
-    every cell back exactly.
+    Names that already look escaped get one apostrophe more, so that :func:`unescape_cell` gives
+    every name back exactly.
     """
     return f"'{cell}" if _FORMULA.match(cell) else cell
 
@@ -88,13 +141,6 @@ def escape_cell(cell: str) -> str:
 def unescape_cell(cell: str) -> str:
     """What :func:`escape_cell` was given."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`` did you mean 'x'?`` with a leading space, or nothing."""
-    names = {str(k).lower(): str(k) for k in known}
-    close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
-    return f" did you mean {names[close[0]]!r}?" if close else ""
 
 
 def counted(n: int, noun: str) -> str:
@@ -110,8 +156,10 @@ def some_of(unit: str, numbers: Sequence[int]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names with commas, the first twenty of them."""
-    all_names = [name if len(name) <= 60 else excerpt(name) for name in names]
+    """Names with commas on one line, the first twenty of them."""
+    all_names = [
+        name if len(name) <= 60 and name.isprintable() else excerpt(name) for name in names
+    ]
     more = f" and {len(all_names) - 20:,} more" if len(all_names) > 20 else ""
     return ", ".join(all_names[:20]) + more
 

@@ -1,8 +1,10 @@
 """Labels out: CSV, JSONL, Parquet and Hugging Face data sets, written whole or not at all.
 
 CSV cells that a spreadsheet would run as a formula (they begin with ``=``, ``+``, ``-``, ``@``,
-a tab or a line break) are written with a leading apostrophe; ``values.unescape_cell`` takes it
-off again. Numbers, JSONL, Parquet and data sets are written as they are.
+a tab or a line break, and are no number) are written with a leading apostrophe. In a file with such
+cells the last column, ``guarded_cells``, names the columns in which this was done, row by row, as a
+JSON list; reading the file takes the apostrophes off again. Numbers, mere signs, JSONL, Parquet and
+data sets are written as they are.
 """
 
 from __future__ import annotations
@@ -11,9 +13,19 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from connectors.texts.values import DATASETS_MISSING, FORMATS, SUFFIXES, Format, escape_cell, plain
+from connectors.texts.sheets import DELIMITERS, guard_mark
+from connectors.texts.values import (
+    DATASETS_MISSING,
+    FORMATS,
+    GUARDED,
+    SUFFIXES,
+    Format,
+    escape_cell,
+    is_formula,
+    plain,
+)
 from loop.errors import DataError
 from loop.files import SHARED, replacing, replacing_folder, replacing_text
 
@@ -27,11 +39,12 @@ def write_labels(
 ) -> None:
     """Writes records as CSV, JSONL, Parquet or a Hugging Face ``save_to_disk`` folder, atomically.
 
-    CSV cells with lists or objects hold JSON, None is an empty cell, and cells that begin like a
-    formula get a leading apostrophe (see :func:`escape_cell`).
+    CSV cells with lists or objects hold JSON, None is an empty cell, and formulas are guarded as
+    the module says.
 
     Args:
-        path: ``.csv``, ``.jsonl``, ``.parquet``; a name without an extension is a folder (hf).
+        path: ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``; a name without an extension is a
+            folder (hf).
         format: overrides the extension.
         columns: names and order; by default the keys in the order in which they first appear.
     Raises:
@@ -56,7 +69,7 @@ def _format_to_write(path: Path, format_: str | None) -> str:
     suffix = path.suffix.lower()
     kind = format_ or "auto"
     if kind == "auto":
-        kind = {"": "hf", ".tsv": "", ".json": ""}.get(suffix, SUFFIXES.get(suffix, ""))
+        kind = {"": "hf", ".json": ""}.get(suffix, SUFFIXES.get(suffix, ""))
     if kind not in FORMATS:
         raise DataError(
             f"Cannot tell the format of {path.name!r} from its extension {suffix!r};"
@@ -65,20 +78,61 @@ def _format_to_write(path: Path, format_: str | None) -> str:
     return kind
 
 
-def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
-    def cell(value: Any) -> str:
-        if value is None:
-            return ""
-        if isinstance(value, str):
-            return escape_cell(value)
-        if isinstance(value, bool | list | dict):
-            return json.dumps(value, ensure_ascii=False)
-        return repr(value)
+class CsvCells:
+    """Writes rows as CSV, guarded against formulas.
 
+    Args:
+        columns: names, in order.
+        guarded: whether there are cells to guard; the file then has the column ``guarded_cells``.
+    """
+
+    def __init__(
+        self, handle: IO[str], columns: Sequence[str], *, guarded: bool, tabs: bool = False
+    ) -> None:
+        self._columns = columns
+        self._guarded = guarded or any(escape_cell(name) != name for name in columns)
+        # \r\n, else a lone \r is not quoted
+        self._writer = csv.writer(handle, delimiter="\t" if tabs else ",", lineterminator="\r\n")
+        names = [escape_cell(name) for name in columns] + [GUARDED] * self._guarded
+        # quoted where another delimiter could be taken for this one
+        hidden = any(set(name) & set(DELIMITERS) for name in columns)
+        csv.writer(
+            handle,
+            delimiter="\t" if tabs else ",",
+            lineterminator="\r\n",
+            quoting=csv.QUOTE_ALL if hidden else csv.QUOTE_MINIMAL,
+        ).writerow(names)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes one row of plain values."""
+        cells = [_cell(row.get(name)) for name in self._columns]
+        if self._guarded:
+            marked = []
+            for i, name in enumerate(self._columns):
+                if isinstance(row.get(name), str) and is_formula(cells[i]):
+                    cells[i] = f"'{cells[i]}"
+                    marked.append(name)
+            cells.append(guard_mark(marked))
+        self._writer.writerow(cells)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def _write_csv(records: list[dict[str, Any]], names: list[str], path: Path) -> None:
+    guarded = any(isinstance(v, str) and is_formula(v) for r in records for v in r.values())
+    tabs = path.suffix.lower() == ".tsv"
     with replacing_text(path, mode=SHARED, newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\r\n")  # else a lone \r is not quoted
-        writer.writerow([escape_cell(name) for name in names])
-        writer.writerows([cell(record.get(name)) for name in names] for record in records)
+        cells = CsvCells(handle, names, guarded=guarded, tabs=tabs)
+        for record in records:
+            cells.write(record)
 
 
 def _write_jsonl(records: list[dict[str, Any]], names: list[str], path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loop.campaign.config import suggestion
 from loop.campaign.tables import Item
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.llm.votes import LlmVotes
-from loop.ports import FloatArray, IntArray, SourceText
+from loop.ports import FloatArray, IntArray, News, SourceText, no_news
+
+SHOWN = 5  # values named in one line
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class BenchData:
         gold: (n,) the true class, which strategies see only where they buy it.
         embeddings: (n, d) float32.
         texts: n texts, needed by a student that reads them.
+        states: (n, d) float16 hidden states of the LLM, or None where it shows none.
         role: 'development' where policies may be tuned on it, 'reporting' where not.
     """
 
@@ -42,6 +46,7 @@ class BenchData:
     class_prior: FloatArray | None = None
     ordinal: bool = False
     role: str = ""
+    states: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together."""
@@ -68,7 +73,7 @@ class BenchData:
 
     def subset(self, rows: IntArray) -> BenchData:
         """The same test texts, and some rows of the pool."""
-        mass = self.off_label_mass
+        mass, states = self.off_label_mass, self.states
         return replace(
             self,
             probs=self.probs[rows],
@@ -77,6 +82,7 @@ class BenchData:
             embeddings=self.embeddings[rows],
             texts=[self.texts[i] for i in rows] if self.texts else (),
             off_label_mass=None if mass is None else mass[rows],
+            states=None if states is None else states[rows],
         )
 
 
@@ -88,6 +94,8 @@ def data_from_rows(
     *,
     test_frac: float = 0.3,
     seed: int = 0,
+    read_label: Callable[[Any, Sequence[str]], str | None] = lambda value, _names: str(value),
+    say: News = no_news,
 ) -> BenchData:
     """A data set from the rows of a text source.
 
@@ -100,6 +108,9 @@ def data_from_rows(
         embed: (n, d) embeddings of n texts.
         test_frac: share of the rows held out for testing where no split is named.
         seed: of that draw.
+        read_label: which of the classes a value of an LLM column names, None for none.
+        say: told which LLM labels were read in another spelling or not at all, and which gold
+            classes are nearly of one name.
 
     Raises:
         DataError: no gold labels, unknown columns, or LLM labels that match no class.
@@ -110,9 +121,9 @@ def data_from_rows(
     for column in llm_columns:
         if not any(column in row.meta for row in known):
             columns = sorted({key for row in known[:100] for key in row.meta})
+            hint = suggestion(column, columns, begins=True)
             raise DataError(
-                f"There is no column {column!r} in {name}.{suggestion(column, columns)}"
-                f" Available: {', '.join(columns)}."
+                f"There is no column {column!r} in {name}.{hint} Available: {', '.join(columns)}."
             )
     labels = tuple(sorted({str(row.gold) for row in known}))
     index = {label: i for i, label in enumerate(labels)}
@@ -120,11 +131,17 @@ def data_from_rows(
         is_test = np.array([row.split == "test" for row in known])
     else:
         is_test = np.random.default_rng(seed).permutation(len(known)) < test_frac * len(known)
+    _tell_near_names(labels, say)
     said = np.array(
-        [[index.get(str(row.meta.get(c)), -1) for c in llm_columns] for row in known],
+        [_classes(known, column, labels, read_label, say) for column in llm_columns],
         dtype=np.int64,
-    )
+    ).T.reshape(len(known), -1)
     pool_rows = np.flatnonzero(~is_test & (said[:, 0] >= 0))
+    if left_out := int((~is_test).sum()) - len(pool_rows):
+        say(
+            f"{left_out} of {int((~is_test).sum())} pool texts are left out, because they have no"
+            f" LLM label in {llm_columns[0]!r}."
+        )
     test_rows = np.flatnonzero(is_test)
     if len(pool_rows) < 10 or len(test_rows) < 2:
         raise DataError(
@@ -151,6 +168,51 @@ def data_from_rows(
     )
 
 
+def _tell_near_names(labels: Sequence[str], say: News) -> None:
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault("".join(label.split()).casefold(), []).append(label)
+    for names in alike.values():
+        if len(names) > 1:
+            say(
+                f"The gold classes {' and '.join(map(repr, names))} differ in case or spaces alone"
+                f" and are taken as {len(names)} classes; spell them alike if they are one."
+            )
+
+
+def _classes(
+    rows: Sequence[SourceText],
+    column: str,
+    labels: Sequence[str],
+    read_label: Callable[[Any, Sequence[str]], str | None],
+    say: News,
+) -> list[int]:
+    """The class that each row's LLM label names, -1 for none; says what was not written exactly."""
+    index = {label: i for i, label in enumerate(labels)}
+    classes: list[int] = []
+    unread: Counter[str] = Counter()
+    respelt: Counter[str] = Counter()
+    for row in rows:
+        value = row.meta.get(column)
+        label = None if value is None else read_label(value, labels)
+        if label is None or label not in index:
+            unread["(empty)" if value in (None, "") else repr(str(value)[:40])] += 1
+            classes.append(-1)
+            continue
+        if str(value).strip() != label:
+            respelt[f"{str(value)[:40]!r} as {label!r}"] += 1
+        classes.append(index[label])
+    for counts, what in (
+        (respelt, "are spelt in another way than the gold classes and were read"),
+        (unread, "name no gold class; those texts have no LLM label there"),
+    ):
+        if counts:
+            shown = ", ".join(f"{value} ({n})" for value, n in counts.most_common(SHOWN))
+            more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+            say(f"{counts.total()} of {len(rows)} labels in {column!r} {what}: {shown}{more}.")
+    return classes
+
+
 def data_from_votes(
     name: str,
     labels: Sequence[str],
@@ -160,6 +222,7 @@ def data_from_votes(
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     *,
     ordinal: bool = False,
+    states: NDArray[np.float16] | None = None,
 ) -> BenchData:
     """A data set from texts that an annotator has labelled.
 
@@ -171,6 +234,7 @@ def data_from_votes(
         test: held-out texts; those without a gold label are left out.
         embed: (n, d) embeddings of n texts.
         ordinal: the classes stand in a meaningful order.
+        states: (n, d) of the pool, in its order, or None.
 
     Raises:
         DataError: too few texts are left.
@@ -197,4 +261,5 @@ def data_from_votes(
         test_texts=test_texts,
         off_label_mass=votes.off_label_mass[rows],
         ordinal=ordinal,
+        states=None if states is None else states[rows],
     )

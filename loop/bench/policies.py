@@ -33,6 +33,7 @@ class Policy:
         min_class_frac: share of the suspects that every predicted class gets at least.
         ranker: instead of signals.
         balance: whether labels that nobody mended are weighted by their class like mended ones.
+        states: whether it sees the LLM's hidden states, where the data has them.
         only_gold: trains on nothing but the gold that was bought.
         needs: what the data must have, else the policy is skipped.
     """
@@ -47,6 +48,7 @@ class Policy:
     min_class_frac: float = 0.0
     ranker: Ranker | None = None
     balance: bool = False
+    states: bool = True
     only_gold: bool = False
     needs: frozenset[str] = frozenset()
 
@@ -89,7 +91,8 @@ POLICIES: dict[str, Policy] = {
     "goldloop-entropy": replace(DEFAULT, signals=("entropy",)),
     "goldloop-uniform": replace(DEFAULT, spread_audit=False),
     "goldloop-no-guard": replace(DEFAULT, guard=False),
-    "goldloop-before": Policy(("entropy",), audit_frac=0.5, repair="soft"),
+    "goldloop-no-states": replace(DEFAULT, states=False),
+    "goldloop-before": Policy(("entropy",), audit_frac=0.5, repair="soft", states=False),
     "goldloop-benefit": replace(DEFAULT, signals=("expected_benefit",)),
     "goldloop-quotas": replace(DEFAULT, min_class_frac=0.1),
     "goldloop-spread": replace(DEFAULT, same_text=0.9),

@@ -88,9 +88,8 @@ def replay(
         order.append(rows)
         if policy.guard:
             wrong = data.gold[rows] != data.y_llm[rows]
-            cover = (
-                suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])["next"] == "coverage"
-            )
+            measured = suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])
+            cover = measured.next == "coverage"
     rng = np.random.default_rng([*seed, rounds])
     kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
     if policy.only_gold:
@@ -116,11 +115,13 @@ def _pool(
     rng: np.random.Generator,
 ) -> Pool:
     """The pool as a round sees it: gold only where it was bought."""
-    from strategies.needs import NEEDS
+    from loop.campaign.extensions import needs_of
     from strategies.pool import Pool
-    from strategies.signals.students import out_of_fold_probs
+    from strategies.signals.students import gold_students, out_of_fold_probs
 
-    wanted = policy.ranker is not None or any("p_student" in NEEDS[name] for name in policy.signals)
+    wanted = policy.ranker is not None or any(
+        "p_student" in needs_of(name) for name in policy.signals
+    )
     p_student = None
     if wanted:
         fresh = not (gold >= 0).any()
@@ -136,7 +137,7 @@ def _pool(
             )
         if fresh:
             shared.p_student = p_student
-    return Pool(
+    pool = Pool(
         probs=data.probs,
         y_llm=data.y_llm,
         gold=gold.copy(),
@@ -146,7 +147,11 @@ def _pool(
         class_prior=data.class_prior,
         ordinal=data.ordinal,
         inclusion_prob=pi.copy() if (gold >= 0).any() else None,
+        states=data.states if policy.states else None,
     )
+    if "learned_error" in policy.signals:
+        pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+    return pool
 
 
 def _choose(
@@ -162,7 +167,7 @@ def _choose(
     cover: bool,
 ) -> tuple[Batch, FloatArray, dict[str, FloatArray]]:
     """What to buy, and the suspicion and the signals of all items."""
-    from strategies import STRATEGIES
+    from loop.pool_arrays import suspicion_by
     from strategies.fuse import fuse_ranks, learn_weights
     from strategies.select import Batch, select_batch
     from strategies.signals.components import SPREAD_OVER, leading_components
@@ -179,7 +184,7 @@ def _choose(
         if first and name in shared.signals:
             signals[name] = shared.signals[name]
             continue
-        signals[name] = STRATEGIES[name](pool, rng)
+        signals[name] = suspicion_by(name, pool, rng)
         if first and name != "random":
             shared.signals[name] = signals[name]
     weights = None
@@ -209,10 +214,10 @@ def _choose(
 
 def usable(signals: Iterable[str], data: BenchData) -> tuple[str, ...]:
     """Those of the signals that the data can give; 'random' if it can give none."""
-    from strategies.needs import NEEDS
+    from loop.campaign.extensions import needs_of
 
     has = available(data)
-    return tuple(name for name in signals if NEEDS[name] <= has) or ("random",)
+    return tuple(name for name in signals if needs_of(name) <= has) or ("random",)
 
 
 def available(data: BenchData) -> frozenset[str]:

@@ -11,7 +11,6 @@ texts; where there is one repetition only they are over test texts, for that one
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,16 +24,14 @@ from loop.bench.learners import Learner, as_learner
 from loop.bench.policies import POLICIES, Policy
 from loop.bench.replay import Shared, available, replay
 from loop.bench.tables import (
-    METRICS,
     REFERENCES,
-    SEED_SPREADS,
     BenchResult,
     compare,
     over_items_intervals,
     summarise,
 )
-from loop.campaign.config import suggestion
-from loop.errors import DataError
+from loop.campaign.metrics import METRICS, WITH_SPREADS
+from loop.errors import DataError, suggestion
 from loop.measure.stability import measure, metric_replicates, paired_difference
 from loop.ports import FloatArray, IntArray, Progress, Student, no_progress
 
@@ -125,7 +122,7 @@ def _check_settings(
     for name in strategies:
         if name not in known:
             raise DataError(
-                f"Unknown strategy {name!r}.{suggestion(name, known)}"
+                f"Unknown strategy {name!r}.{suggestion(name, known, begins=True)}"
                 f" Available: {', '.join(known)}."
             )
     if len(set(strategies)) < len(strategies):
@@ -237,13 +234,10 @@ def _repetition(
 
 def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any]:
     found = measure(preds, data.test_gold, data.k, bootstrap=0, rng=np.random.default_rng(0))
-    values = {}
-    for name in (*METRICS, *SEED_SPREADS):
-        metric = getattr(found, name)
-        value = math.nan if metric is None else metric.value
-        values[name] = None if math.isnan(value) else float(value)
+    metrics = {key: found.metric(key) for key in WITH_SPREADS}
+    values = {key: metric and metric.value for key, metric in metrics.items()}
     per_class = {
-        name: [None if math.isnan(m.value) else float(m.value) for m in getattr(found, name) or ()]
+        name: [m.value if m.known else None for m in getattr(found, name) or ()]
         for name in ("recall", "f1", "alpha_per_class")
     }
     return {**values, "per_class": per_class, "seconds": round(seconds, 3)}
@@ -257,6 +251,6 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
             predictions["llm_only"], predictions["all_gold"], data.test_gold, metric,
             k=data.k, bootstrap=200, over="items", rng=np.random.default_rng(1),
         )  # fmt: skip
-        if math.isfinite(gap.value):
+        if np.isfinite(gap.value):
             noise[metric] = (gap.high - gap.low) / 2
     return noise

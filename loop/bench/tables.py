@@ -13,26 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.files import SHARED, replacing, replacing_text, write_whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-METRICS = ("macro_f1", "reliable_accuracy", "accuracy", "alpha_k", "p_uc", "churn")
-SEED_SPREADS = ("accuracy_sd", "macro_f1_sd")
-"""Standard deviations over the seeds of one label set."""
 SPENT = ("label_accuracy", "pushed_wrong", "errors_caught")
 REFERENCES = ("llm_only", "all_gold")
 SHOWN = ("macro_f1", "reliable_accuracy", "alpha_k", "p_uc")
-NAMES = {
-    "macro_f1": "macro-F1",
-    "reliable_accuracy": "reliable acc.",
-    "accuracy": "accuracy",
-    "alpha_k": "alpha_K",
-    "p_uc": "p_uc",
-    "churn": "churn",
-}
 
 
 def summarise(
@@ -64,7 +54,7 @@ def summarise(
             "bought": float(np.mean([r["bought"] for r in held])),
             "seconds": float(np.mean([r["seconds"] for r in held])),
         }
-        for metric in (*METRICS, *SEED_SPREADS, *SPENT):
+        for metric in (*WITH_SPREADS, *SPENT):
             entry[metric] = _spread([r[metric] for r in held])
             over_items = held[0].get("over_items", {}).get(metric)
             if len(held) == 1 and over_items and over_items["value"]["low"] is not None:
@@ -204,7 +194,7 @@ def compare(
                 known = spread["n"] > 1
                 if not known and found and found["low"] is not None:
                     spread, known = spread | found, True
-                sign = -1.0 if metric == "churn" else 1.0
+                sign = 1.0 if METRICS[metric].higher_is_better else -1.0
                 low, high = sorted((sign * spread["low"], sign * spread["high"]))
                 told = known and low < high and not low <= 0 <= high
                 verdict = ("win" if low > 0 else "loss") if told else "tie"
@@ -313,7 +303,7 @@ def share_table(result: BenchResult) -> RenderableType:
             at = [found.get((data, strategy, b), {}).get(metric) for b in budgets]
             gaps = [entry["gap"] for entry in at if entry]
             table.add_row(
-                data, strategy, NAMES[metric], _hundred(gaps[0]) if gaps else "–",
+                data, strategy, METRICS[metric].title, _hundred(gaps[0]) if gaps else "–",
                 *(_share_cell(entry) for entry in at),
             )  # fmt: skip
     return table
@@ -349,7 +339,7 @@ def tables(result: BenchResult) -> list[RenderableType]:
         table.add_column("wrong among pushed", justify="right")
         table.add_column("right labels", justify="right")
         for metric in SHOWN:
-            table.add_column(NAMES[metric], justify="right")
+            table.add_column(METRICS[metric].title, justify="right")
         table.add_column("recovered F1 / reliable", justify="right")
         for entry in sorted(entries, key=lambda e: (e["budget"], e["strategy"] not in REFERENCES)):
             shares = [
@@ -373,9 +363,9 @@ def tables(result: BenchResult) -> list[RenderableType]:
         )
         table.add_column("strategy", no_wrap=True)
         for metric in SHOWN:
-            table.add_column(NAMES[metric], justify="right")
+            table.add_column(METRICS[metric].title, justify="right")
         for metric in SHOWN:
-            table.add_column(f"{NAMES[metric]} recovered", justify="right")
+            table.add_column(f"{METRICS[metric].title} recovered", justify="right")
         medians = {m: median_recovered(result.summary, budget, m) for m in SHOWN}
         counts = {m: verdicts(result.comparisons, budget, m) for m in SHOWN}
         for name in result.settings["strategies"]:
@@ -444,7 +434,7 @@ def plot(result: BenchResult, path: Path) -> None:
                     lines[reference] = axes.axhline(
                         found[0][metric]["mean"], color="0.4", linestyle=style, linewidth=1
                     )
-            axes.set_title(f"{data}: {NAMES[metric]}", fontsize=9)
+            axes.set_title(f"{data}: {METRICS[metric].title}", fontsize=9)
             axes.set_xlabel("gold labels bought, share of the pool", fontsize=8)
             axes.tick_params(labelsize=7)
     figure.legend(

@@ -91,10 +91,10 @@ seeds = 5
 # device = "auto"             # cuda, cpu
 # precision = "auto"          # bf16 or fp16 where the device has it, else fp32
 # references = ["llm_only"]   # add "random" and "all_gold" where gold is known for every text
+# random_rounds = "each"      # "last": train the random control in the last round only
 
-[label_studio]
-url = "local"                 # goldloop installs and runs one; or the URL of your server
-# token_env = "LABEL_STUDIO_API_KEY"   # environment variable with the token for your server
+[people]
+# platform = "label_studio"   # or the name of a platform that another package adds
 assist = "blind"              # "prefill" shows the LLM label, "why" says why a text is here
 # assist_share = 1.0          # share of texts that get it, at random, to see what it does to people
 # note = true                 # people may leave a note
@@ -104,6 +104,10 @@ assist = "blind"              # "prefill" shows the LLM label, "why" says why a 
 # early_stop = false          # asks fewer than overlap where the first ones cannot be outvoted
 # adjudicator = "me@here.org" # decides what the others leave open, in the tab "Conflicts"
 # check_frac = 0.0            # share of texts with a known label mixed in, to see how people do
+
+[label_studio]
+url = "local"                 # goldloop installs and runs one; or the URL of your server
+# token_env = "LABEL_STUDIO_API_KEY"   # environment variable with the token for your server
 
 [raters]
 kind = "people"               # "gold" and "recorded" simulate people, for research only

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
-from sqlalchemy import delete, update
-from sqlmodel import col
 
-from loop.campaign.config import Config
+from loop.campaign.config import Config, with_people
 from loop.campaign.context import Context
 from loop.campaign.import_texts import check_fit
-from loop.campaign.tables import Round, Variant
+from loop.campaign.tables import Round
 from loop.errors import ConfigError, StoreError
 from loop.files import write_whole
 
@@ -114,6 +112,7 @@ POLICIES: dict[str, Policy] = {
     "annotator.chat": _ANNOTATOR,
     "annotator.votes_when_no_logprobs": _ANNOTATOR,
     "annotator.gpu_memory_utilization": _AT_ONCE,
+    "annotator.options": _ANNOTATOR,
     "prompt.shots": _DRAWN_PROMPT,
     "prompt.variants": _DRAWN_PROMPT,
     "prompt.calls_per_item": Policy("next round", "no", "Labels come from more or fewer answers."),
@@ -161,19 +160,22 @@ POLICIES: dict[str, Policy] = {
     "student.device": _AT_ONCE,
     "student.precision": _STUDENT,
     "student.references": _AT_ONCE,
+    "student.random_rounds": _AT_ONCE,
+    "people.platform": Policy("never", why="The texts that were sent are on the first platform."),
+    "people.options": _AT_ONCE,
+    "people.assist": _AT_ONCE,
+    "people.assist_share": _AT_ONCE,
+    "people.note": _AT_ONCE,
+    "people.overlap": _AT_ONCE,
+    "people.rule": Policy("at once", why="Earlier answers are decided by it, too."),
+    "people.early_stop": _AT_ONCE,
+    "people.max_overlap": _AT_ONCE,
+    "people.adjudicator": _AT_ONCE,
+    "people.check_frac": _AT_ONCE,
     "label_studio.url": Policy(
         "at once", why="Refused where the server does not have the campaign's project."
     ),
     "label_studio.token_env": _AT_ONCE,
-    "label_studio.assist": _AT_ONCE,
-    "label_studio.assist_share": _AT_ONCE,
-    "label_studio.note": _AT_ONCE,
-    "label_studio.overlap": _AT_ONCE,
-    "label_studio.rule": Policy("at once", why="Earlier answers are decided by it, too."),
-    "label_studio.early_stop": _AT_ONCE,
-    "label_studio.max_overlap": _AT_ONCE,
-    "label_studio.adjudicator": _AT_ONCE,
-    "label_studio.check_frac": _AT_ONCE,
     "raters.kind": Policy("never", why="Answers of people and of simulated people do not mix."),
     "raters.ratings_column": _AT_ONCE,
     "store.url": Policy(
@@ -183,7 +185,7 @@ POLICIES: dict[str, Policy] = {
     "store.folder": Policy("at once", why="Models and caches of earlier rounds stay behind."),
 }
 
-SENT_TO_PEOPLE = ("raters.kind",)
+SENT_TO_PEOPLE = ("raters.kind", "people.platform")
 """Refused only once texts were sent to people; other keys once the LLM has answered."""
 
 
@@ -230,7 +232,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tu
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for section, keys in json.loads(json.dumps(config)).items():
+    for section, keys in json.loads(json.dumps(with_people(config)[0])).items():
         if isinstance(keys, dict):
             values |= {f"{section}.{key}": value for key, value in keys.items()}
     labels = list(config["labels"])
@@ -267,6 +269,13 @@ def check_changes(ctx: Context) -> None:
         ReviewerError: the new Label Studio does not have the campaign's project.
     """
     last = ctx.store.last_round(ctx.name)
+    note = ctx.config.old_keys_note
+    if note and (last is None or "people" not in last.config):  # once: later rounds know [people]
+        ctx.say(note)
+        if last is not None:
+            known = with_people(last.config)[0]
+            with ctx.store.transaction() as session:
+                ctx.store.set_round_config(session, last, known)
     changed = changes(last.config, ctx.config.model_dump(mode="json")) if last else {}
     if last is None or not changed:
         return
@@ -289,14 +298,14 @@ def check_changes(ctx: Context) -> None:
         return
     if now.keys() & {"student.references", "rounds.batch_size", "budget.labels"}:
         check_fit(ctx.config, ctx.store)
-    config = json.loads(json.dumps(last.config))
+    config = json.loads(json.dumps(with_people(last.config)[0]))
     for key, (_, value) in now.items():
         section, name = key.split(".")
-        config[section][name] = value
+        config.setdefault(section, {})[name] = value
     with ctx.store.transaction() as session:
-        session.exec(update(Round).where(col(Round.id) == last.id).values(config=config))
+        ctx.store.set_round_config(session, last, config)
         if not asked:  # the frozen prompts have no answers: they are drawn anew
-            session.exec(delete(Variant).where(col(Variant.campaign) == ctx.name))
+            ctx.store.forget_variants(session, ctx.name)
         ctx.store.log(session, ctx.name, "round", "campaign file changed", changed=sorted(now))
     for line in change_lines(now, f"round {last.number} was opened"):
         ctx.say(line)

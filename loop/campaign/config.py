@@ -7,9 +7,9 @@ encoder's learning rate is by default the one that fits it.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,8 +27,9 @@ from pydantic import (
     model_validator,
 )
 
-from loop.addresses import hidden, secret_in
-from loop.errors import ConfigError
+from loop.addresses import hidden, names_a_secret, secret_in
+from loop.campaign.extensions import Group, is_known, names, needs_of, one_of
+from loop.errors import ConfigError, suggestion
 from loop.prompt import Demonstration, Label, PromptTemplate
 
 CAMPAIGN_FILE = "goldloop.toml"
@@ -71,6 +72,37 @@ Place = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Known:
+    """Refuses a name that neither goldloop nor an installed package gives a meaning."""
+
+    group: Group
+
+    def __call__(self, name: str) -> str:
+        """The name as it is given."""
+        if not is_known(self.group, name):
+            allowed = names(self.group)
+            raise ValueError(
+                f"Unknown {one_of(self.group)} {name!r}.{suggestion(name, allowed, begins=True)}"
+                f" Available: {', '.join(allowed)}."
+            )
+        return name
+
+
+def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    for key, value in options.items():
+        if names_a_secret(key) or (isinstance(value, str) and secret_in(value)):
+            raise ValueError(
+                f"{key!r} would put a secret into the store and the report; name an environment"
+                f" variable that holds it, such as {key}_env"
+            )
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
+"""Settings of another package's part, which only that knows."""
+
+
 class Section(BaseModel):
     """A table of the campaign file; unknown keys are errors."""
 
@@ -96,7 +128,7 @@ class Texts(Section):
     """Where the texts come from, and which columns mean what."""
 
     source: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)]
-    format: Literal["auto", "csv", "jsonl", "parquet", "hf"] = "auto"
+    format: Literal["auto", "csv", "jsonl", "parquet", "excel", "hf"] = "auto"
     text_column: str = "text"
     gold_column: str | None = None
     split_column: str | None = None
@@ -115,7 +147,7 @@ class DemonstrationSection(Section):
 class AnnotatorSection(Section):
     """What labels the texts first."""
 
-    kind: Literal["local_lm", "recorded", "openai_server", "vllm"] = "local_lm"
+    kind: Annotated[str, AfterValidator(Known("annotators"))] = "local_lm"
     model: Place = "smollm2-135m"
     columns: tuple[str, ...] = ()
     prob_columns: tuple[str, ...] | None = None
@@ -142,6 +174,7 @@ class AnnotatorSection(Section):
     chat: bool = False
     votes_when_no_logprobs: int = Field(0, ge=0)
     gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0)
+    options: Options = {}
 
     @model_validator(mode="after")
     def _server_needs_url(self) -> AnnotatorSection:
@@ -219,15 +252,14 @@ class Strategy(Section):
     @field_validator("signals")
     @classmethod
     def _known(cls, signals: tuple[str, ...]) -> tuple[str, ...]:
-        from strategies.needs import NEEDS
-
         if not signals:
             raise ValueError("name at least one strategy")
         for name in signals:
-            if name not in NEEDS:
-                available = ", ".join(sorted(NEEDS))
-                hint = suggestion(name, NEEDS)
-                raise ValueError(f"Unknown strategy {name!r}.{hint} Available: {available}.")
+            Known("strategies")(name)
+            try:
+                needs_of(name)
+            except ConfigError as exc:  # as a ValueError it gets its line in the file
+                raise ValueError(str(exc)) from exc
         return signals
 
 
@@ -272,6 +304,7 @@ class StudentSection(Section):
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     references: tuple[Literal["llm_only", "random", "all_gold"], ...] = ("llm_only",)
+    random_rounds: Literal["each", "last"] = "each"
 
     @model_validator(mode="after")
     def _warm_start_needs_models(self) -> StudentSection:
@@ -282,8 +315,91 @@ class StudentSection(Section):
         return self
 
 
+Rule = Literal["majority", "dawid-skene", "ask-one-more"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """How many people answer an item, and how their answers become one.
+
+    Attributes:
+        rule: ``majority`` and ``dawid-skene`` ask ``overlap`` people; ``ask-one-more`` asks that
+            many and then one more at a time while nobody leads, up to ``most``.
+        early_stop: whether the first two rules ask only as many as can decide, and the rest where
+            those differ.
+        most: for ``ask-one-more``.
+        adjudicator: whose answer decides, where the others' do not; everywhere else too.
+    """
+
+    rule: Rule = "majority"
+    overlap: int = 1
+    early_stop: bool = False
+    most: int = 0
+    adjudicator: str | None = None
+
+    @property
+    def first(self) -> int:
+        """People who are asked at once."""
+        if self.rule != "ask-one-more" and self.early_stop:
+            return self.overlap // 2 + 1
+        return self.overlap
+
+    @property
+    def last(self) -> int:
+        """People who are asked at most, the adjudicator apart."""
+        return max(self.overlap, self.most) if self.rule == "ask-one-more" else self.overlap
+
+
+class PeopleSection(Section):
+    """What people are asked, and how their answers become gold labels."""
+
+    platform: Annotated[str, AfterValidator(Known("reviewers"))] = "label_studio"
+    options: Options = {}
+    assist: Literal["blind", "prefill", "why"] = "blind"
+    assist_share: Fraction = 1.0
+    note: bool = True
+    overlap: int = Field(1, ge=1, le=20)
+    rule: Rule = "majority"
+    early_stop: bool = False
+    max_overlap: int | None = Field(None, ge=1, le=40)
+    adjudicator: Text | None = None
+    check_frac: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+    @model_validator(mode="after")
+    def _rules_fit(self) -> PeopleSection:
+        if self.assist == "blind" and self.assist_share != 1.0:
+            raise ValueError('assist_share is for assist = "prefill" or "why"')
+        if self.max_overlap is not None and self.rule != "ask-one-more":
+            raise ValueError('max_overlap is for rule = "ask-one-more"')
+        if self.max_overlap is not None and self.max_overlap < self.overlap:
+            raise ValueError(f"max_overlap must be at least overlap, {self.overlap}")
+        if self.rule == "dawid-skene" and self.overlap < 2:
+            raise ValueError('rule = "dawid-skene" compares people; it needs overlap >= 2')
+        return self
+
+    @property
+    def panel(self) -> Panel:
+        """How many people answer a text, and how their answers become one."""
+        return Panel(self.rule, self.overlap, self.early_stop, self.most, self.adjudicator)
+
+    @property
+    def most(self) -> int:
+        """People who may be asked about one text, the adjudicator apart."""
+        if self.rule != "ask-one-more":
+            return self.overlap
+        return self.max_overlap or self.overlap + 2
+
+    def checks_for(self, texts: int) -> int:
+        """Hidden checks that go along with so many texts, as far as there are texts for them."""
+        return round(self.check_frac * texts)
+
+
+OLD_PEOPLE_KEYS = frozenset(PeopleSection.model_fields) - {"platform", "options"}
+"""Keys that stood in ``[label_studio]`` before there was ``[people]``."""
+
+
 class LabelStudioSection(Section):
-    """Where people label."""
+    """Which Label Studio, where ``people.platform`` is that."""
 
     url: Annotated[
         str,
@@ -296,38 +412,6 @@ class LabelStudioSection(Section):
         ),
     ] = "local"
     token_env: Variable = "LABEL_STUDIO_API_KEY"
-    assist: Literal["blind", "prefill", "why"] = "blind"
-    assist_share: Fraction = 1.0
-    note: bool = True
-    overlap: int = Field(1, ge=1, le=20)
-    rule: Literal["majority", "dawid-skene", "ask-one-more"] = "majority"
-    early_stop: bool = False
-    max_overlap: int | None = Field(None, ge=1, le=40)
-    adjudicator: Text | None = None
-    check_frac: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-
-    @model_validator(mode="after")
-    def _rules_fit(self) -> LabelStudioSection:
-        if self.assist == "blind" and self.assist_share != 1.0:
-            raise ValueError('assist_share is for assist = "prefill" or "why"')
-        if self.max_overlap is not None and self.rule != "ask-one-more":
-            raise ValueError('max_overlap is for rule = "ask-one-more"')
-        if self.max_overlap is not None and self.max_overlap < self.overlap:
-            raise ValueError(f"max_overlap must be at least overlap, {self.overlap}")
-        if self.rule == "dawid-skene" and self.overlap < 2:
-            raise ValueError('rule = "dawid-skene" compares people; it needs overlap >= 2')
-        return self
-
-    @property
-    def most(self) -> int:
-        """People who may be asked about one text, the adjudicator apart."""
-        if self.rule != "ask-one-more":
-            return self.overlap
-        return self.max_overlap or self.overlap + 2
-
-    def checks_for(self, texts: int) -> int:
-        """Hidden checks that go along with so many texts, as far as there are texts for them."""
-        return round(self.check_frac * texts)
 
 
 class RatersSection(Section):
@@ -401,12 +485,19 @@ class Config(Section):
     budget: Budget = Budget()
     rounds: Rounds = Rounds()
     student: StudentSection = StudentSection()
+    people: PeopleSection = PeopleSection()
     label_studio: LabelStudioSection = LabelStudioSection()
     raters: RatersSection = RatersSection()
     store: StoreSection = StoreSection()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _lr_why: str = PrivateAttr(default="")
+    _old_keys: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_files_are_read(cls, given: Any) -> Any:
+        return with_people(given)[0] if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -428,6 +519,11 @@ class Config(Section):
                 f"rounds.batch_size {self.rounds.batch_size} is larger than budget.labels"
                 f" {self.budget.labels}; lower the batch or raise the budget"
             )
+        if self.raters.kind != "people" and self.people.platform != "label_studio":
+            raise ValueError(
+                f"raters.kind = {self.raters.kind!r} simulates people in Label Studio; with"
+                f" people.platform = {self.people.platform!r} leave it out"
+            )
         if self.raters.kind == "gold" and not self.texts.gold_column:
             raise ValueError('raters.kind = "gold" needs texts.gold_column')
         wants_gold = {"random", "all_gold"} & set(self.student.references)
@@ -436,21 +532,19 @@ class Config(Section):
                 f"student.references {sorted(wants_gold)} need texts.gold_column: they compare"
                 " with gold labels for the whole pool"
             )
-        from strategies.needs import NEEDS
-
         variants = len(self.annotator.columns) or self.prompt.variants
         if self.annotator.kind == "recorded" and self.prompt.calibrate == "contextual":
             raise ValueError(
                 'prompt.calibrate = "contextual" asks the LLM about empty texts, which'
                 ' annotator.kind = "recorded" cannot answer; take "batch"'
             )
-        unordered = [s for s in self.strategy.signals if "ordinal" in NEEDS[s]]
+        unordered = [s for s in self.strategy.signals if "ordinal" in needs_of(s)]
         if unordered and not self.campaign.ordinal:
             raise ValueError(
                 f"strategy {unordered[0]!r} is for labels in a meaningful order; set"
                 " campaign.ordinal = true if yours are"
             )
-        starved = [s for s in self.strategy.signals if "votes" in NEEDS[s] and variants < 2]
+        starved = [s for s in self.strategy.signals if "votes" in needs_of(s) and variants < 2]
         if starved:
             raise ValueError(f"strategy {starved[0]!r} needs prompt.variants >= 2, not {variants}")
         return self
@@ -459,6 +553,11 @@ class Config(Section):
     def label_names(self) -> tuple[str, ...]:
         """Class names in the order of their indices."""
         return tuple(label.name for label in self.labels)
+
+    @property
+    def label_index(self) -> dict[str, int]:
+        """Each class's index by its name."""
+        return {name: i for i, name in enumerate(self.label_names)}
 
     @property
     def port_labels(self) -> tuple[Label, ...]:
@@ -484,6 +583,29 @@ class Config(Section):
     def lr_why(self) -> str:
         """Why ``student.lr`` is what it is; empty where the file names it."""
         return self._lr_why
+
+    @property
+    def old_keys_note(self) -> str | None:
+        """Which keys stand where an earlier version had them, and where they belong now."""
+        if not self._old_keys:
+            return None
+        return (
+            f"{', '.join(self._old_keys)}: these keys are about people and now belong into the"
+            " section [people] of the campaign file. In [label_studio] they are read as before;"
+            " move them when you next edit the file."
+        )
+
+    @property
+    def calibration(self) -> str:
+        """How the LLM's answers are calibrated.
+
+        Recorded labels with a confidence each stay the labels that were recorded, unless the file
+        asks for calibration by name.
+        """
+        stated = self.annotator.kind == "recorded" and self.annotator.prob_columns is not None
+        if stated and "calibrate" not in self.prompt.model_fields_set:
+            return "none"
+        return self.prompt.calibrate
 
     @property
     def folder(self) -> Path:
@@ -512,10 +634,25 @@ class Config(Section):
         return source if source.startswith("hf:") else str(self._folder / source)
 
 
-def suggestion(word: str, known: Any) -> str:
-    """`` Did you mean 'x'?`` with a leading space, or nothing."""
-    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def with_people(data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A file's tables with what is about people in ``[people]``, and the keys that were moved.
+
+    Earlier versions had them in ``[label_studio]``.
+
+    Raises:
+        ValueError: a key stands in both.
+    """
+    old, people = data.get("label_studio"), data.get("people", {})
+    if not isinstance(old, Mapping) or not isinstance(people, Mapping):
+        return dict(data), ()
+    keys = tuple(key for key in old if key in OLD_PEOPLE_KEYS)
+    if twice := [key for key in keys if key in people]:
+        raise ValueError(
+            f"{twice[0]} stands in [people] and in [label_studio]; keep the one in [people]"
+        )
+    kept = {key: value for key, value in old.items() if key not in keys}
+    moved = {**people, **{key: old[key] for key in keys}}
+    return {**data, "label_studio": kept, **({"people": moved} if moved else {})}, keys
 
 
 def load(path: Path) -> Config:
@@ -551,6 +688,7 @@ def read(text: str, path: Path) -> Config:
         problems = [_sentence(e, text) for e in exc.errors()]
         raise ConfigError("\n".join(f"{path}{problem}" for problem in problems)) from exc
     config._folder = path.resolve().parent
+    config._old_keys = with_people(data)[1]
     return config
 
 
@@ -585,6 +723,8 @@ def _sentence(error: Any, text: str) -> str:
     """One of pydantic's errors as ``:line: sentence``."""
     loc: tuple[str | int, ...] = tuple(error["loc"])
     line = line_of(text, loc)
+    if loc[:1] == ("people",) and (old := line_of(text, ("label_studio", *loc[1:]))):
+        line = line if line_of(text, ("people",)) else old  # the key stands where it used to
     at = f":{line}: " if line else ": "
     name = ".".join(str(part) for part in loc)
     kind = error["type"]
@@ -593,7 +733,8 @@ def _sentence(error: Any, text: str) -> str:
         known = list(model.model_fields) if model else []
         where = f"[{'.'.join(str(p) for p in loc[:-1])}]" if len(loc) > 1 else "the file"
         allowed = f" Allowed: {', '.join(known)}." if known else ""
-        return f"{at}Unknown key {loc[-1]!r} in {where}.{suggestion(str(loc[-1]), known)}{allowed}"
+        hint = suggestion(loc[-1], known, begins=True)
+        return f"{at}Unknown key {loc[-1]!r} in {where}.{hint}{allowed}"
     if kind == "missing":
         return f"{at}{name} is missing; add it."
     message = error["msg"].removeprefix("Value error, ").rstrip(".")

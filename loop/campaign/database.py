@@ -1,4 +1,4 @@
-"""Opens the store's database: the engine, its file, and the schema that it is brought up to.
+"""The store's database: its transactions, its file, and the schema that it is brought up to.
 
 Creating and upgrading happen in one transaction that begins before the version is read, so that a
 process killed at any statement leaves the database as it was, and processes that open it at the
@@ -11,26 +11,35 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel
 
+import loop.campaign.tables  # noqa: F401  registers the tables
 from loop.errors import NoStoreError, StoreError
-
-if TYPE_CHECKING:
-    from alembic.config import Config as AlembicConfig
 
 BUSY_S = 30.0
 """How long one process waits for another one's transaction."""
 SCHEMA_KEY = 0x676F6C64
 """PostgreSQL's advisory lock on the schema."""
 VERSION_TABLE = "alembic_version"
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def database_file(url: URL) -> Path | None:
@@ -38,6 +47,73 @@ def database_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database).resolve()
+
+
+class Database:
+    """An open database of campaigns.
+
+    Args:
+        url: SQLAlchemy URL, ``sqlite:////path/to.db`` or ``postgresql+psycopg://…``.
+        read_only: nothing is created, upgraded or written.
+        say: told one line of news, such as where the copy made before an upgrade lies.
+
+    Attributes:
+        fence: called at the beginning of every transaction; raises where nothing may be written
+            any longer (see ``loop.campaign.lock``).
+
+    Raises:
+        NoStoreError: ``read_only``, and there is no store yet.
+        StoreError: the database cannot be opened or migrated.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_only: bool = False,
+        say: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self.url = url
+        self.fence: Callable[[Session], None] = lambda _session: None
+        self.engine = open_database(url, read_only=read_only, say=say)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session that commits at the end, or leaves no trace.
+
+        Raises:
+            StoreError: the database cannot be read or written.
+        """
+        try:
+            with Session(self.engine, expire_on_commit=False) as session, session.begin():
+                self.fence(session)
+                yield session
+        except DBAPIError as exc:
+            raise store_failure(exc, self.engine.url.render_as_string()) from exc
+
+    def close(self) -> None:
+        """Lets go of every connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def within(self, session: Session | None) -> Iterator[Session]:
+        """The caller's transaction, which sees what it has not committed yet, or one of its own."""
+        if session is not None:
+            yield session
+        else:
+            with self.transaction() as own:
+                yield own
+
+    def insert(
+        self,
+        session: Session,
+        table: type[SQLModel],
+        rows: Sequence[Mapping[str, Any]],
+        chunk: int = 5_000,
+    ) -> None:
+        """Inserts many rows at the speed of the driver, in the caller's transaction."""
+        for start in range(0, len(rows), chunk):
+            session.execute(insert(table), [dict(row) for row in rows[start : start + chunk]])
 
 
 def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> Engine:
@@ -196,21 +272,16 @@ def _use_wal(cursor: sqlite3.Cursor) -> None:
 # the schema
 
 
-def _scripts() -> tuple[AlembicConfig, tuple[str, ...]]:
-    """Alembic's settings, and every schema that it knows, oldest first."""
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    scripts = ScriptDirectory.from_config(config).walk_revisions()
-    return config, tuple(script.revision for script in scripts)[::-1]
+def _schemas() -> tuple[str, ...]:
+    """Every schema that this version knows, oldest first: the numbers of the migration files."""
+    return tuple(sorted(file.name[:4] for file in (MIGRATIONS / "versions").glob("[0-9]*.py")))
 
 
 def _version(connection: Connection) -> str | None:
-    from alembic.runtime.migration import MigrationContext
-
-    return MigrationContext.configure(connection).get_current_revision()
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    row = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).first()  # noqa: S608
+    return None if row is None else str(row[0])
 
 
 def _check(engine: Engine) -> None:
@@ -219,7 +290,7 @@ def _check(engine: Engine) -> None:
     Raises:
         StoreError: it has another schema than the present one.
     """
-    _, schemas = _scripts()
+    schemas = _schemas()
     with engine.connect() as connection:
         version = _version(connection)
     where = engine.url.render_as_string()
@@ -243,9 +314,7 @@ def _refuse_newer(version: str | None, schemas: tuple[str, ...], where: str) -> 
 
 def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], None]) -> None:
     """Creates or upgrades the schema in one transaction; nothing happens if it is the newest."""
-    from alembic import command
-
-    config, schemas = _scripts()
+    schemas = _schemas()
     with engine.connect() as connection:
         if _version(connection) == schemas[-1]:
             return
@@ -265,10 +334,34 @@ def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], No
             version = None
         if version is None:
             _refuse_foreign(connection, where)
-        elif file is not None:
+            _create(connection, schemas[-1])
+            return
+        if file is not None:
             say(f"Upgrading the store; a copy of it as it was is {_keep_copy(file, version)}.")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _upgrade(connection)
+
+
+def _create(connection: Connection, schema: str) -> None:
+    """The tables of the models, which are those that all migrations make one after the other."""
+    SQLModel.metadata.create_all(connection)
+    key = f"CONSTRAINT {VERSION_TABLE}_pkc PRIMARY KEY"
+    connection.exec_driver_sql(
+        f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL, {key} (version_num))"
+    )
+    connection.execute(
+        text(f"INSERT INTO {VERSION_TABLE} VALUES (:schema)"),  # noqa: S608
+        {"schema": schema},
+    )
+
+
+def _upgrade(connection: Connection, to: str = "head") -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, to)
 
 
 def _tables(connection: Connection) -> set[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from sqlalchemy import update
-from sqlmodel import col
-
-from loop.campaign.config import Config, suggestion
-from loop.campaign.store import Store, insert_all
+from loop.campaign.config import Config
+from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
-from loop.errors import ConfigError, DataError, LoopError
-from loop.ports import SourceText, item_id
+from loop.errors import ConfigError, DataError, LoopError, suggestion
+from loop.ports import SourceText, item_id, normalise
 
 SPLITS = ("pool", "test", "dev")
 OTHER_NAMES = {
@@ -50,7 +50,7 @@ def import_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> in
     without_gold = sum(s == "pool" and not r.gold for r, s in zip(rows, splits, strict=True))
     _check_fit(config, counts, without_gold)
     with store.transaction() as session:
-        insert_all(session, Item, _item_rows(name, rows, splits, first_row=0))
+        store.insert(session, Item, _item_rows(name, rows, splits, first_row=0))
         store.log(session, name, "import", "texts imported", **counts)
     return len(rows)
 
@@ -74,7 +74,9 @@ def import_new_texts(
     name = config.campaign.name
     source = config.texts.source
     stored = {item.id: item for item in store.items(name)}
-    given = {item_id(name, row.text): row for row in rows}
+    # by text, as ids of texts that came in long ago may be of another normal form
+    ids = {item_id(name, item.text): i for i, item in stored.items()}
+    given = {ids.get(key := item_id(name, row.text), key): row for row in rows}
     there = {i: row for i, row in given.items() if i in stored}
     new = [row for i, row in given.items() if i not in stored]
     if new and len(there) < SHARED_FRAC * len(stored):
@@ -100,10 +102,9 @@ def import_new_texts(
     if new or relabelled or altered:
         first_row = 1 + max(item.row for item in stored.values())
         with store.transaction() as session:
-            insert_all(session, Item, _item_rows(name, new, splits, first_row=first_row))
+            store.insert(session, Item, _item_rows(name, new, splits, first_row=first_row))
             for i in {*relabelled, *altered}:
-                values = {"known_label": there[i].gold, "meta": dict(there[i].meta)}
-                session.exec(update(Item).where(col(Item.id) == i).values(**values))
+                store.update_item(session, i, there[i].gold, there[i].meta)
             store.log(
                 session,
                 name,
@@ -134,6 +135,48 @@ def import_new_texts(
             f"Other columns of {len(altered)} texts have changed in {source} and are taken up."
         )
     return lines
+
+
+def near_twins_line(items: Sequence[Item]) -> str:
+    """How many test texts stand among the others in nearly the same words; empty for none.
+
+    Nearly the same are texts that differ in case, punctuation, marks, addresses and names of users
+    alone, such as a post and the post that passes it on.
+    """
+    others: dict[bytes, Item] = {}
+    for item in items:
+        if item.split != "test" and (key := _bare_words(item.text)):
+            others.setdefault(key, item)
+    twins = [
+        (item, others[key])
+        for item in items
+        if item.split == "test" and (key := _bare_words(item.text)) in others
+    ]
+    if not twins:
+        return ""
+    test, other = twins[0]
+    n = len(twins)
+    return (
+        f"{n} test text{'s' * (n > 1)} stand{'s' * (n == 1)} among the other texts in nearly the"
+        f" same words, for instance {_quoted(test.text)} beside {_quoted(other.text)}: accuracy and"
+        " stability on them are too good. Put such texts into one split with texts.split_column, or"
+        " remove one of each."
+    )
+
+
+_PASSED_ON = re.compile(r"https?://\S+|www\.\S+|@\w+|^\s*rt\b", re.IGNORECASE)
+
+
+def _bare_words(text: str) -> bytes:
+    """A hash of a text's letters and digits; empty where it has none."""
+    plain = unicodedata.normalize("NFKD", _PASSED_ON.sub(" ", normalise(text))).casefold()
+    words = "".join(c for c in plain if c.isalnum())
+    return hashlib.blake2b(words.encode(), digest_size=16).digest() if words else b""
+
+
+def _quoted(text: str) -> str:
+    text = normalise(text)
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def check_fit(config: Config, store: Store) -> None:

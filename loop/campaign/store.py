@@ -6,104 +6,51 @@ Votes and annotations are append-only. A stage writes its results and the round'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, insert, update
-from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel, col, select
+from sqlalchemy import delete, func, update
+from sqlmodel import Session, col, select
 
-from loop.campaign.database import open_database, store_failure
+from loop.campaign.database import Database
+from loop.campaign.llm_store import LlmStore
+from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
     Annotation,
     CampaignRow,
-    ContentFree,
     Event,
     Gold,
     HiddenCheck,
     Item,
-    LlmCalls,
     Review,
     Round,
     Run,
     Score,
     TrainingLabel,
-    Unanswered,
-    Variant,
-    Vote,
     now,
+    round_id,
 )
 from loop.errors import StageError, StoreError
 from loop.ports import unknown_label
 
 
-class Spent(NamedTuple):
-    """What the LLM has cost a campaign so far."""
-
-    votes: int
-    usd: float
-    tokens: int
-    seconds: float
-
-
-class VoteTimes(NamedTuple):
-    """How long one annotator's votes took.
+class SeenAnswer(NamedTuple):
+    """One state of an answer that is stored already.
 
     Attributes:
-        timed: votes whose time was taken.
-        seconds: their time together.
+        superseded: whether a later state, or none, has taken its place.
     """
 
-    timed: int
-    seconds: float
+    id: int
+    annotation_id: str
+    updated_at: str
+    task_id: str
+    superseded: bool
 
 
-class Store:
-    """All campaigns of one database.
-
-    Args:
-        url: SQLAlchemy URL, ``sqlite:////path/to.db`` or ``postgresql+psycopg://…``.
-        read_only: nothing is created, upgraded or written.
-        say: told one line of news, such as where the copy made before an upgrade lies.
-
-    Attributes:
-        fence: called at the beginning of every transaction; raises where nothing may be written
-            any longer (see ``loop.campaign.lock``).
-
-    Raises:
-        NoStoreError: ``read_only``, and there is no store yet.
-        StoreError: the database cannot be opened or migrated.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        read_only: bool = False,
-        say: Callable[[str], None] = lambda _line: None,
-    ) -> None:
-        self.url = url
-        self.fence: Callable[[Session], None] = lambda _session: None
-        self.engine = open_database(url, read_only=read_only, say=say)
-
-    @contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """A session that commits at the end, or leaves no trace.
-
-        Raises:
-            StoreError: the database cannot be read or written.
-        """
-        try:
-            with Session(self.engine, expire_on_commit=False) as session, session.begin():
-                self.fence(session)
-                yield session
-        except DBAPIError as exc:
-            raise store_failure(exc, self.engine.url.render_as_string()) from exc
-
-    def close(self) -> None:
-        """Lets go of every connection."""
-        self.engine.dispose()
+class Store(Database, LlmStore):
+    """All campaigns of one database: their texts, rounds, reviews, answers and gold."""
 
     # campaign and items
 
@@ -175,11 +122,19 @@ class Store:
     def read_anew(self, campaign: str) -> None:
         """Forgets how far people's answers were read: the next pull reads them all."""
         with self.transaction() as session:
-            session.exec(
-                update(CampaignRow)
-                .where(col(CampaignRow.name) == campaign)
-                .values(pull_cursor=None)
-            )
+            self.set_pull_cursor(session, campaign, None)
+
+    def pull_cursor(self, campaign: str) -> str | None:
+        """How far people's answers were read; None reads them all."""
+        with self.transaction() as session:
+            row = session.get(CampaignRow, campaign)
+            return row.pull_cursor if row else None
+
+    def set_pull_cursor(self, session: Session, campaign: str, cursor: str | None) -> None:
+        """Remembers how far people's answers were read, in the caller's transaction."""
+        session.exec(
+            update(CampaignRow).where(col(CampaignRow.name) == campaign).values(pull_cursor=cursor)
+        )
 
     def item_count(self, campaign: str) -> int:
         """How many texts are in."""
@@ -201,7 +156,18 @@ class Store:
                 query = query.where(col(Item.split).in_(splits))
             return list(session.exec(query.order_by(col(Item.row))).all())
 
+    def update_item(
+        self, session: Session, item_id: str, known_label: str | None, meta: Mapping[str, Any]
+    ) -> None:
+        """Takes up what the source says of a text now, in the caller's transaction."""
+        values = {"known_label": known_label, "meta": dict(meta)}
+        session.exec(update(Item).where(col(Item.id) == item_id).values(**values))
+
     # rounds
+
+    def add_round(self, session: Session, round_: Round) -> None:
+        """Opens a round, in the caller's transaction."""
+        session.add(round_)
 
     def last_round(self, campaign: str) -> Round | None:
         """The newest round."""
@@ -232,163 +198,13 @@ class Store:
             )
         round_.stage = stage
 
-    # votes
+    def set_round_config(self, session: Session, round_: Round, config: Mapping[str, Any]) -> None:
+        """Changes the campaign file that a round runs by, in the caller's transaction."""
+        session.exec(update(Round).where(col(Round.id) == round_id(round_)).values(config=config))
 
-    def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, Sequence[float], float]]:
-        """(item id, variant hash, probabilities, off-label mass) of every vote."""
-        with self.transaction() as session:
-            query = (
-                select(Vote.item_id, Vote.variant_hash, Vote.probs, Vote.off_label_mass)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator)
-            )
-            return [
-                (item, variant, probs, off) for item, variant, probs, off in session.exec(query)
-            ]
-
-    def vote_keys(self, campaign: str, annotator: str) -> set[tuple[str, str]]:
-        """(item id, variant hash) of every vote."""
-        with self.transaction() as session:
-            query = (
-                select(Vote.item_id, Vote.variant_hash)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator)
-            )
-            return {(item, variant) for item, variant in session.exec(query)}
-
-    def spent(self, campaign: str) -> Spent:
-        """What the LLM has cost, answers of all annotators and failures included."""
-        with self.transaction() as session:
-
-            def totals(table: Any) -> Any:
-                sums = (func.sum(column) for column in (table.usd, table.tokens, table.seconds))
-                return select(func.count(), *sums).select_from(table)
-
-            ours = Item.campaign == campaign
-            votes, failed, empty = (
-                session.exec(query).one()
-                for query in (
-                    totals(Vote).join(Item, col(Vote.item_id) == col(Item.id)).where(ours),
-                    totals(Unanswered)
-                    .join(Item, col(Unanswered.item_id) == col(Item.id))
-                    .where(ours),
-                    totals(ContentFree).where(ContentFree.campaign == campaign),
-                )
-            )
-            lost = session.exec(_calls_usd(campaign).where(col(LlmCalls.ended_at).is_not(None)))
-            lost_usd = lost.one() or 0.0
-        usd, tokens, seconds = (
-            sum(row[i] or 0 for row in (votes, failed, empty)) for i in (1, 2, 3)
-        )
-        return Spent(int(votes[0]), float(usd + lost_usd), int(tokens), float(seconds))
-
-    def open_llm_usd(self, campaign: str) -> float:
-        """The most that LLM calls may cost which are under way or were interrupted."""
-        with self.transaction() as session:
-            query = _calls_usd(campaign).where(col(LlmCalls.ended_at).is_(None))
-            return float(session.exec(query).one() or 0.0)
-
-    def vote_times(self, campaign: str, annotator: str) -> VoteTimes:
-        """How long one annotator's votes took."""
-        with self.transaction() as session:
-            query = (
-                select(func.count(), func.sum(Vote.seconds))
-                .select_from(Vote)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
-            )
-            timed, seconds = session.exec(query).one()
-        return VoteTimes(int(timed), float(seconds or 0.0))
-
-    def variants(self, campaign: str, annotator: str) -> list[Variant]:
-        """The frozen prompt variants that are asked now, in order."""
-        with self.transaction() as session:
-            query = select(Variant).where(
-                Variant.campaign == campaign, Variant.annotator == annotator
-            )
-            found = list(session.exec(query.order_by(col(Variant.position))).all())
-        newest = max((variant.from_round for variant in found), default=0)
-        return [variant for variant in found if variant.from_round == newest]
-
-    def annotators(self, campaign: str) -> list[str]:
-        """Revisions of the annotators with frozen prompts."""
-        with self.transaction() as session:
-            query = select(Variant.annotator).where(Variant.campaign == campaign).distinct()
-            return sorted(session.exec(query).all())
-
-    def unanswered(self, campaign: str, annotator: str) -> list[Unanswered]:
-        """The last failure of each question of the present prompts that has no vote, oldest first.
-
-        An item counts once for each prompt variant that failed.
-        """
-        asked = {variant.hash for variant in self.variants(campaign, annotator)}
-        with self.transaction() as session:
-            vote = (
-                select(Vote.id)
-                .where(
-                    Vote.item_id == Unanswered.item_id,
-                    Vote.variant_hash == Unanswered.variant_hash,
-                    Vote.annotator == Unanswered.annotator,
-                )
-                .exists()
-            )
-            query = (
-                select(Unanswered)
-                .join(Item, col(Unanswered.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Unanswered.annotator == annotator, ~vote)
-                .order_by(col(Unanswered.id))
-            )
-            found = session.exec(query).all()
-        last = {(row.item_id, row.variant_hash): row for row in found}
-        return [row for row in last.values() if row.variant_hash in asked]
-
-    def content_free(self, campaign: str, annotator: str) -> dict[str, list[Sequence[float]]]:
-        """Class probabilities of texts without content, by variant hash."""
-        with self.transaction() as session:
-            query = select(ContentFree).where(
-                ContentFree.campaign == campaign, ContentFree.annotator == annotator
-            )
-            found: dict[str, list[Sequence[float]]] = {}
-            for row in session.exec(query.order_by(col(ContentFree.text))).all():
-                found.setdefault(row.variant_hash, []).append(row.probs)
-        return found
-
-    # reviews, annotations, gold
-
-    def reviews(self, campaign: str, round_id: int | None = None) -> list[Review]:
-        """The outbox, by round and rank."""
-        with self.transaction() as session:
-            query = select(Review).join(Item).where(Item.campaign == campaign)
-            if round_id is not None:
-                query = query.where(Review.round_id == round_id)
-            query = query.order_by(col(Review.round_id), col(Review.rank))
-            return list(session.exec(query).all())
-
-    def checks(self, campaign: str, round_id: int | None = None) -> list[HiddenCheck]:
-        """Hidden checks, by round and rank."""
-        with self.transaction() as session:
-            query = select(HiddenCheck).join(Item).where(Item.campaign == campaign)
-            if round_id is not None:
-                query = query.where(HiddenCheck.round_id == round_id)
-            return list(
-                session.exec(query.order_by(col(HiddenCheck.round_id), col(HiddenCheck.rank))).all()
-            )
-
-    def annotations(self, campaign: str, item_ids: Iterable[str] | None = None) -> list[Annotation]:
-        """Current answers: those not superseded."""
-        with self.transaction() as session:
-            query = select(Annotation).where(
-                Annotation.campaign == campaign, col(Annotation.superseded_at).is_(None)
-            )
-            found = session.exec(query.order_by(col(Annotation.id))).all()
-        wanted = None if item_ids is None else set(item_ids)
-        return [a for a in found if wanted is None or a.item_id in wanted]
-
-    def gold(self, campaign: str) -> dict[str, Gold]:
-        """Gold labels by item id."""
-        with self.transaction() as session:
-            query = select(Gold).join(Item).where(Item.campaign == campaign)
-            return {g.item_id: g for g in session.exec(query).all()}
+    def set_metrics(self, session: Session, round_: Round, metrics: RoundMetrics) -> None:
+        """Stores what a round measured, in the caller's transaction."""
+        session.exec(update(Round).where(col(Round.id) == round_id(round_)).values(metrics=metrics))
 
     def scores(self, round_id: int) -> dict[str, Score]:
         """Scores of a round by item id."""
@@ -402,6 +218,11 @@ class Store:
             query = select(TrainingLabel).where(TrainingLabel.round_id == round_id)
             return list(session.exec(query.order_by(col(TrainingLabel.item_id))).all())
 
+    def add_run(self, run: Run) -> None:
+        """Keeps a trained seed."""
+        with self.transaction() as session:
+            session.add(run)
+
     def runs(self, campaign: str) -> list[Run]:
         """Every trained seed, by round, arm and seed."""
         with self.transaction() as session:
@@ -412,6 +233,141 @@ class Store:
                 .order_by(col(Run.round_id), col(Run.arm), col(Run.seed))
             )
             return list(session.exec(query).all())
+
+    # reviews: what people are asked
+
+    def reviews(
+        self, campaign: str, round_id: int | None = None, *, session: Session | None = None
+    ) -> list[Review]:
+        """The outbox, by round and rank; what is changed of it in ``session`` is stored with it."""
+        with self.within(session) as session:
+            query = select(Review).join(Item).where(Item.campaign == campaign)
+            if round_id is not None:
+                query = query.where(Review.round_id == round_id)
+            query = query.order_by(col(Review.round_id), col(Review.rank))
+            return list(session.exec(query).all())
+
+    def reviews_by_item(self, campaign: str, round_id: int | None = None) -> dict[str, Review]:
+        """The outbox by item id."""
+        return {r.item_id: r for r in self.reviews(campaign, round_id)}
+
+    def checks(
+        self, campaign: str, round_id: int | None = None, *, session: Session | None = None
+    ) -> list[HiddenCheck]:
+        """Hidden checks, by round and rank."""
+        with self.within(session) as session:
+            query = select(HiddenCheck).join(Item).where(Item.campaign == campaign)
+            if round_id is not None:
+                query = query.where(HiddenCheck.round_id == round_id)
+            return list(
+                session.exec(query.order_by(col(HiddenCheck.round_id), col(HiddenCheck.rank))).all()
+            )
+
+    def mark_sent(
+        self, session: Session, task_ids: Mapping[str, str], *, asked: int, assisted: Iterable[str]
+    ) -> None:
+        """Remembers the tasks of reviews and hidden checks, in the caller's transaction.
+
+        Args:
+            task_ids: by the id of the item or check.
+            asked: how many people each was given to.
+            assisted: ids of those whose page helps.
+        """
+        helped, sent_at = set(assisted), now()
+        for item_id, task_id in task_ids.items():
+            values = {
+                "task_id": task_id,
+                "sent_at": sent_at,
+                "asked": asked,
+                "assisted": item_id in helped,
+            }
+            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
+            session.exec(update(Review).where(col(Review.item_id) == item_id).values(**values))
+
+    def set_asked(self, wanted: Mapping[str, int]) -> None:
+        """Remembers how many people were asked about each item, by its id."""
+        with self.transaction() as session:
+            for item_id, asked in wanted.items():
+                session.exec(
+                    update(Review).where(col(Review.item_id) == item_id).values(asked=asked)
+                )
+
+    def set_outcome(self, session: Session, item_id: str, outcome: str | None) -> None:
+        """What became of a review, in the caller's transaction."""
+        session.exec(update(Review).where(col(Review.item_id) == item_id).values(outcome=outcome))
+
+    def take_back(self, session: Session, ids: Iterable[str]) -> None:
+        """Deletes reviews and hidden checks, by the id that their task carries."""
+        for id_ in ids:
+            session.exec(delete(Review).where(col(Review.item_id) == id_))
+            session.exec(delete(HiddenCheck).where(col(HiddenCheck.id) == id_))
+
+    # answers and gold: what people said
+
+    def annotations(
+        self,
+        campaign: str,
+        item_ids: Iterable[str] | None = None,
+        *,
+        session: Session | None = None,
+    ) -> list[Annotation]:
+        """Current answers: those not superseded."""
+        with self.within(session) as session:
+            query = select(Annotation).where(
+                Annotation.campaign == campaign, col(Annotation.superseded_at).is_(None)
+            )
+            found = session.exec(query.order_by(col(Annotation.id))).all()
+        wanted = None if item_ids is None else set(item_ids)
+        return [a for a in found if wanted is None or a.item_id in wanted]
+
+    def answer_counts(self, session: Session, campaign: str) -> dict[str, int]:
+        """How many people have answered, by the id that a task carries; read in ``session``."""
+        people = func.count(func.distinct(Annotation.annotator))
+        query = (
+            select(Annotation.item_id, people)
+            .where(Annotation.campaign == campaign, col(Annotation.superseded_at).is_(None))
+            .group_by(col(Annotation.item_id))
+        )
+        return {item_id: int(n) for item_id, n in session.exec(query).all()}
+
+    def answers_seen(self, session: Session, campaign: str) -> list[SeenAnswer]:
+        """Every state of every answer that is stored; quicker than the answers themselves."""
+        a = Annotation
+        columns = (a.id, a.annotation_id, a.updated_at, a.task_id, a.superseded_at)
+        query = select(*columns).where(a.campaign == campaign)  # type: ignore[call-overload]
+        return [
+            SeenAnswer(id_, annotation_id, updated_at, task_id, at is not None)
+            for id_, annotation_id, updated_at, task_id, at in session.execute(query).all()
+        ]
+
+    def add_answers(self, session: Session, answers: Sequence[Annotation]) -> None:
+        """Appends states of answers, in the caller's transaction."""
+        session.add_all(answers)
+
+    def supersede(self, session: Session, ids: Sequence[int], at: datetime | None) -> None:
+        """Says since when states of answers no longer count, or with None that they do again."""
+        for start in range(0, len(ids), 500):
+            session.exec(
+                update(Annotation)
+                .where(col(Annotation.id).in_(ids[start : start + 500]))
+                .values(superseded_at=at)
+            )
+
+    def gold(self, campaign: str) -> dict[str, Gold]:
+        """Gold labels by item id."""
+        with self.transaction() as session:
+            query = select(Gold).join(Item).where(Item.campaign == campaign)
+            return {g.item_id: g for g in session.exec(query).all()}
+
+    def put_gold(self, session: Session, gold: Gold) -> None:
+        """Keeps a gold label, instead of the one that the item had."""
+        session.merge(gold)
+
+    def delete_gold(self, session: Session, gold: Gold) -> None:
+        """Forgets a gold label, in the caller's transaction."""
+        session.delete(session.merge(gold))
+
+    # the audit trail
 
     def last_event(self, campaign: str, command: str, what: str) -> Event | None:
         """The newest line of the audit trail about one thing."""
@@ -424,18 +380,6 @@ class Store:
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""
         session.add(Event(campaign=campaign, command=command, what=what, detail=detail))
-
-
-def _calls_usd(campaign: str) -> Any:
-    return select(func.sum(LlmCalls.usd)).where(LlmCalls.campaign == campaign)
-
-
-def insert_all(
-    session: Session, table: type[SQLModel], rows: Sequence[Mapping[str, Any]], chunk: int = 5_000
-) -> None:
-    """Inserts many rows at the speed of the driver, in the caller's transaction."""
-    for start in range(0, len(rows), chunk):
-        session.execute(insert(table), [dict(row) for row in rows[start : start + chunk]])
 
 
 def _new_labels(row: CampaignRow, labels: Sequence[str]) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Column
+from sqlalchemy import JSON, Column, Dialect, TypeDecorator
 from sqlmodel import Field, SQLModel, UniqueConstraint
+
+from loop.campaign.metrics import Json, RoundMetrics, as_json
 
 STAGES = (
     "annotate",
@@ -26,6 +28,8 @@ UNSERVED = "unserved"
 """Outcome of a text whose task Label Studio fails to show."""
 DELETED = "deleted"
 """Outcome of a text whose task was deleted in Label Studio while it waited for people."""
+IMPORTED = "imported"
+"""How gold was decided that people gave in another tool, see ``goldloop import-labels``."""
 VALIDATION = 0
 """Number of the round that only measures the LLM: a random sample, no training."""
 
@@ -35,6 +39,21 @@ RIVAL_MARK = "~"  # stands in the revision of a rival, and of no other annotator
 def now() -> datetime:
     """The present, in UTC."""
     return datetime.now(UTC)
+
+
+class MetricsColumn(TypeDecorator[RoundMetrics | None]):
+    """A column of ``RoundMetrics``: JSON, ``{}`` where nothing is measured yet."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: RoundMetrics | None, dialect: Dialect) -> Json:
+        """To the database."""
+        return {} if value is None else as_json(value)
+
+    def process_result_value(self, value: Json | None, dialect: Dialect) -> RoundMetrics | None:
+        """From the database."""
+        return RoundMetrics.from_json(value) if value else None
 
 
 class CampaignRow(SQLModel, table=True):
@@ -146,7 +165,9 @@ class Round(SQLModel, table=True):
     seed: int
     config: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     versions: dict[str, str] = Field(sa_column=Column(JSON, nullable=False))
-    metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    metrics: RoundMetrics | None = Field(
+        default=None, sa_column=Column(MetricsColumn, nullable=False)
+    )
     opened_at: datetime = Field(default_factory=now)
     closed_at: datetime | None = None
 

@@ -5,20 +5,23 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from loop.cli.terminal import bar, say
-from loop.errors import LoopError
+from loop.errors import ConfigError, LoopError
 
 if TYPE_CHECKING:
+    from connectors.llm.recorded import RecordedAnnotator
+    from connectors.texts.values import Format
     from loop.campaign.config import Config, StudentSection
     from loop.campaign.context import Context, Parts
+    from loop.campaign.extensions import Group
     from loop.campaign.store import Store
-    from loop.ports import Raters, Reviewer
+    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, Show, SourceText, Student
+    from loop.serve.tokens import Tokens
 
 
 @contextmanager
@@ -67,7 +70,8 @@ def at_work(file: Path, command: str) -> Iterator[Context]:
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
-        check_labels(config)
+        if config.people.platform == "label_studio":
+            check_labels(config)
         context = build_context(config, store, show=bar, say=say)
         with closing(context):
             yield context
@@ -111,16 +115,20 @@ def make_ready(ctx: Context) -> None:
     _ = ctx.student.revision  # finds its files, or fetches them
 
 
-def build_context(config: Config, store: Store, **options: Any) -> Context:
-    """The campaign with its parts, and with the learning rate that its students have.
-
-    Args:
-        options: of ``Context``: ``show`` and ``say``.
-    """
+def build_context(
+    config: Config,
+    store: Store,
+    *,
+    show: Show | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Context:
+    """The campaign with its parts, and with the learning rate that its students have."""
     from loop.campaign.context import Context
+    from loop.ports import show_nothing
 
     config = with_learning_rate(config, store)
-    return Context(config, store, build_parts(config, store), **options)
+    parts = build_parts(config, store)
+    return Context(config, store, parts, show=show or show_nothing, say=say)
 
 
 def with_learning_rate(config: Config, store: Store, *, fetch: bool = True) -> Config:
@@ -169,9 +177,25 @@ def build_parts(config: Config, store: Store) -> Parts:
     )
 
 
-def texts_arguments(config: Config) -> dict[str, Any]:
-    """What ``connectors.texts.read`` is to be told of the campaign's source."""
+class TextsArguments(TypedDict):
+    """What ``connectors.texts.read`` is to be told of a campaign's source."""
+
+    source: str
+    format: Format
+    text_column: str
+    gold_column: str | None
+    split_column: str | None
+    hf_split: str
+    meta_columns: Literal["plain"] | None
+    named: Sequence[str]
+    labels: Sequence[str]
+    confidences: Sequence[str]
+
+
+def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") -> TextsArguments:
+    """How the campaign's source is to be read, with or without its other columns."""
     texts = config.texts
+    recorded = config.annotator.kind == "recorded"
     return {
         "source": config.source,
         "format": texts.format,
@@ -179,68 +203,82 @@ def texts_arguments(config: Config) -> dict[str, Any]:
         "gold_column": texts.gold_column,
         "split_column": texts.split_column,
         "hf_split": texts.hf_split,
-        "meta_columns": "plain",
+        "meta_columns": meta,
         "named": (
             *config.annotator.columns,
             *(config.annotator.prob_columns or ()),
             *filter(None, [config.raters.ratings_column]),
         ),
         "labels": config.label_names,
+        "confidences": (config.annotator.prob_columns or ()) if recorded else (),
     }
 
 
-def load_campaign_texts(config: Config) -> Any:
+def load_campaign_texts(config: Config) -> Sequence[SourceText]:
     """The texts of the campaign's source."""
     from connectors.texts.read import load_texts
 
     return load_texts(**texts_arguments(config), on_note=say)
 
 
-def build_annotator(config: Config) -> Any:
-    """The LLM that the campaign file names."""
+def build_annotator(config: Config) -> Annotator:
+    """The LLM that the campaign file names.
+
+    Raises:
+        LoopError: it cannot be built.
+    """
+    from loop.ports import Annotator
+
+    kind = config.annotator.kind
+    return cast(Annotator, _built("annotators", kind, _annotator_setup(config), Annotator))
+
+
+def _annotator_setup(config: Config) -> AnnotatorSetup:
+    from loop.ports import AnnotatorSetup
+
     section = config.annotator
-    if section.kind == "recorded":
-        from connectors.llm.recorded import RecordedAnnotator
+    return AnnotatorSetup(section.model_dump(), section.options, config.port_labels, say)
 
-        return RecordedAnnotator(
-            section.columns, config.port_labels, prob_columns=section.prob_columns, say=say
+
+def _built(group: Group, name: str, setup: object, port: type) -> object:
+    """What goldloop or another package builds under a name; it must have all that the port asks."""
+    from loop.campaign.extensions import BUILT_IN, load, what
+
+    build = load(group, name)
+    if name in BUILT_IN[group]:
+        return build(setup)
+    try:
+        part = build(setup)
+    except LoopError:
+        raise
+    except Exception as exc:  # another package's code may raise anything
+        raise ConfigError(
+            f"{what(group, name)} cannot be built ({type(exc).__name__}: {exc}). Look at its"
+            " options in the campaign file, or update it."
+        ) from exc
+    asked = [member for member in vars(port) if not member.startswith("_")]
+    missing = [member for member in asked if not hasattr(part, member)]
+    if missing:
+        raise ConfigError(
+            f"{what(group, name)} cannot be used: {type(part).__name__} lacks {', '.join(missing)}"
+            f" of loop.ports.{port.__name__}."
         )
-    if section.kind == "openai_server":
-        from connectors.llm.openai_server import OpenAIServerAnnotator
-
-        return OpenAIServerAnnotator(
-            str(section.base_url),
-            section.model,
-            api_key_env=section.api_key_env,
-            chat=section.chat,
-            concurrency=section.concurrency,
-            votes_when_no_logprobs=section.votes_when_no_logprobs,
-        )
-    if section.kind == "vllm":
-        from connectors.llm.vllm_engine import VllmAnnotator
-
-        return VllmAnnotator(
-            section.model,
-            gpu_memory_utilization=section.gpu_memory_utilization,
-            max_text_tokens=section.max_text_tokens,
-            chat=section.chat,
-        )
-    from connectors.llm.local_lm import LocalLM
-
-    return LocalLM(
-        section.model,
-        batch_size=section.batch_size,
-        max_text_tokens=section.max_text_tokens,
-        chat=section.chat,
-    )
+    return part
 
 
-def build_student(config: Config) -> Any:
+def build_recorded(config: Config) -> RecordedAnnotator:
+    """The recorded answers that the campaign file names."""
+    from connectors.llm.recorded import build
+
+    return build(_annotator_setup(config))
+
+
+def build_student(config: Config) -> Student:
     """The student that the campaign file describes."""
     return build_encoder_student(config.student, config.folder)
 
 
-def build_encoder_student(section: StudentSection, folder: Path) -> Any:
+def build_encoder_student(section: StudentSection, folder: Path) -> Student:
     """A student; an encoder that is a folder is looked up from ``folder``."""
     from loop.student.encoder_student import EncoderStudent
 
@@ -267,44 +305,36 @@ def build_encoder_student(section: StudentSection, folder: Path) -> Any:
     )
 
 
-def _server(config: Config) -> tuple[str, str]:
-    """URL and token of the campaign's Label Studio; starts the local one."""
-    if config.label_studio.url == "local":
-        from connectors.label_studio import server as label_studio_server
-
-        info = label_studio_server.up(progress=say, show=bar)
-        return info.url, info.token
-    token = os.environ.get(config.label_studio.token_env, "")
-    if not token:
-        raise LoopError(
-            f"Set {config.label_studio.token_env} to an access token of {config.label_studio.url}"
-            " (Label Studio: Account & Settings)."
-        )
-    return config.label_studio.url, token
-
-
 def build_reviewer(config: Config, store: Store) -> Reviewer:
-    """The campaign's Label Studio."""
-    from connectors.label_studio.reviewer import LabelStudioReviewer
-    from loop.campaign.panel import Panel
+    """The platform where the campaign's people label.
 
-    url, token = _server(config)
-    section = config.label_studio
-    return LabelStudioReviewer(
-        url,
-        token,
-        project_title=f"goldloop: {config.campaign.name}",
+    Raises:
+        LoopError: it cannot be built, or its server cannot be started.
+    """
+    from loop.ports import Reviewer, ReviewerSetup
+
+    people, platform = config.people, config.people.platform
+    own = config.label_studio.model_dump() if platform == "label_studio" else {}
+    setup = ReviewerSetup(
+        settings=own,
+        options=people.options,
+        title=f"goldloop: {config.campaign.name}",
         campaign_id=store.campaign_uid(config.campaign.name),
         labels=config.port_labels,
         task=config.campaign.task,
-        assist=section.assist,
-        note=section.note,
-        overlap=Panel.of(section).first,
+        assist=people.assist,
+        note=people.note,
+        overlap=people.panel.first,
+        folder=config.folder,
+        say=say,
+        show=bar,
     )
+    return cast(Reviewer, _built("reviewers", platform, setup, Reviewer))
 
 
 def build_raters(config: Config, store: Store) -> Raters:
     """Simulated people who answer with recorded labels or ratings."""
+    from connectors.label_studio.reviewer import address
     from connectors.label_studio.simulated_people import RecordedRaters
 
     items = store.items(config.campaign.name, "pool")
@@ -314,10 +344,10 @@ def build_raters(config: Config, store: Store) -> Raters:
         for item in items
     }
     return RecordedRaters(
-        _server(config)[0],
+        address(config.label_studio.model_dump(), say=say, show=bar)[0],
         _rater_token,
         ratings=ratings,
-        overlap=config.label_studio.most,
+        overlap=config.people.most,
         seed=config.rounds.seed,
     )
 
@@ -336,7 +366,18 @@ def local_login() -> tuple[str, str, str] | None:
     return (info.url, info.username, info.password) if info else None
 
 
-def connect_project(config: Config, store: Store, url: str, tokens: Any) -> None:
+def project_tasks(config: Config, project: int) -> list[dict[str, object]]:
+    """All tasks of a project of the campaign's Label Studio, with their annotations."""
+    from connectors.label_studio.client import Client
+    from connectors.label_studio.pull import PAGE_TASKS
+    from connectors.label_studio.reviewer import address
+
+    client = Client(*address(config.label_studio.model_dump(), say=say, show=bar))
+    client.check()
+    return client.listed(project, "read answers", [], PAGE_TASKS, fields="all")
+
+
+def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:
     """Makes the campaign's Label Studio project call this server."""
     from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.serve.tokens import BACKEND_USER, TOKEN_HEADER
@@ -346,7 +387,9 @@ def connect_project(config: Config, store: Store, url: str, tokens: Any) -> None
         raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
     reviewer = build_reviewer(config, store)
     if not isinstance(reviewer, LabelStudioReviewer):
-        raise LoopError("Only Label Studio can be connected.")
+        raise LoopError(
+            f"--connect is for Label Studio; people label in {config.people.platform!r} here."
+        )
     reviewer.open_project(project)
     reviewer.connect_server(
         url,
@@ -354,6 +397,6 @@ def connect_project(config: Config, store: Store, url: str, tokens: Any) -> None
         webhook_token=tokens.webhook,
         user=BACKEND_USER,
         password=tokens.backend,
-        use=config.label_studio.assist != "prefill",
+        use=config.people.assist != "prefill",
     )
     say(f"Connected: project {project} calls {url} when somebody answers.")

@@ -1,14 +1,17 @@
-"""Commands that begin a campaign."""
+"""Commands that begin a campaign, and what it brings along."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loop.cli.face import Campaign
-from loop.cli.options import CAMPAIGN, File
+from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import say
 from loop.errors import LoopError
 
@@ -75,8 +78,8 @@ def init(
 
 
 def _name_and_description(line: str) -> tuple[str, str]:
-    """``10:30: morning`` is the label 10:30; a colon without a space after it is part of a name."""
-    name, _, description = f"{line.strip()} ".partition(": ")
+    """What stands before and after the first colon with a space behind it: "10:30: morning"."""
+    name, _, description = re.sub(r":\s", ": ", line.strip() + " ").partition(": ")
     return name.strip(), description.strip()
 
 
@@ -92,3 +95,32 @@ def check(file: File = CAMPAIGN) -> None:
     for line in campaign.forecast():
         say(line)
     say(f"{file} is fine.")
+
+
+@app.command(name="import-labels")
+def import_labels(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Export of Label Studio, doccano, Argilla, Prodigy, spaCy; a table."),
+    ] = None,
+    project: Annotated[
+        int | None, typer.Option(help="Instead: a project of the campaign's Label Studio.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column, or Label Studio tag, with people's labels.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column with the texts; any that matches by default.")
+    ] = None,
+    as_json: AsJson = False,
+    file: File = CAMPAIGN,
+) -> None:
+    """Take labels that people gave in another tool as gold; say which were not taken, and why."""
+    found = Campaign(file).import_labels(
+        source, project=project, text_column=text_column, label_column=label_column
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        return
+    for line in found.lines():
+        say(line)

@@ -40,7 +40,9 @@ def model(
 
 @app.command()
 def predict(
-    source: Annotated[Path, typer.Argument(help="CSV, JSONL, Parquet, or text: one a line.")],
+    source: Annotated[
+        Path, typer.Argument(help="CSV, JSONL, Parquet, .xlsx, or text: one a line.")
+    ],
     model: Annotated[
         Path | None, typer.Option(help="The model's folder.", show_default="runs/final")
     ] = None,
@@ -65,10 +67,11 @@ def predict(
         model = config.out / "final" if config else Path("runs/final")
         saved_model(model, config.label_names if config else None)
     stream = TextStream(source, text_column)
-    out = out or source.with_name(f"{source.stem}.predicted{stream.suffix}")
+    out = out or source.with_name(f"{stream.stem}.predicted{stream.suffix}")
     labeller = Labeller(model, fast=fast, device=device)
     added = prediction_columns(labeller.labels)
-    with writing(out, stream, added) as write, bar("Labelling", stream.rows) as progress:
+    opened = writing(out, stream, added, labeller.labels)
+    with opened as write, bar("Labelling", stream.rows) as progress:
         tally = label_rows(labeller, stream.pieces(PIECE), write, progress)
     for line in [*tally.lines(), *stream.lines()]:
         say(line)

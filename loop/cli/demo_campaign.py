@@ -56,10 +56,13 @@ epochs = 3
 seeds = 5
 max_tokens = 64
 references = {references}
+random_rounds = "last"
+
+[people]
+overlap = {overlap}
 
 [label_studio]
 url = "local"
-overlap = {overlap}
 
 [raters]
 kind = "{raters}"
@@ -81,8 +84,8 @@ def campaign_text(*, by_hand: bool) -> str:
         )
     return CAMPAIGN.format(
         people="The people are simulated: they draw\n# their answers from the recorded ratings.",
-        labels=180,
-        batch_size=60,
+        labels=150,
+        batch_size=50,
         references='["llm_only", "random", "all_gold"]',
         overlap=3,
         raters="recorded",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from loop.addresses import hidden
 from loop.cli.build import (
@@ -22,10 +22,12 @@ from loop.cli.build import (
     build_annotator,
     build_context,
     build_encoder_student,
+    build_recorded,
     check_labels,
     local_login,
     make_ready,
     open_store,
+    project_tasks,
     reading,
     texts_arguments,
     with_learning_rate,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
+    from loop.people.import_labels import Import
+    from loop.ports import Student
     from loop.studies.preflight import Preflight
 
 P = ParamSpec("P")
@@ -144,12 +148,13 @@ class Campaign:
         line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
         problems = []
         try:
-            check_labels(config)
+            if config.people.platform == "label_studio":
+                check_labels(config)
         except LoopError as exc:
             problems.append(Problem("error", str(self.file), str(exc)))
         problems += [
             Problem(problem.level, f"{self.file}:{line}", problem.message)
-            for problem in find_problems(**texts_arguments(config) | {"meta_columns": None})
+            for problem in find_problems(**texts_arguments(config, meta=None))
         ]
         if not any(problem.level == "error" for problem in problems):
             problems += _annotator_problems(config, self.file)
@@ -201,6 +206,51 @@ class Campaign:
             make_ready(ctx)
             return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
 
+    @_raises_loop_errors
+    def import_labels(
+        self,
+        source: str | Path | None = None,
+        *,
+        project: int | None = None,
+        text_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Import:
+        """Takes labels that people gave in another tool as gold; again, and nothing changes.
+
+        Args:
+            source: an export of Label Studio, doccano, Argilla, Prodigy or spaCy, or a table.
+            project: instead of a file, the number of a project of the campaign's Label Studio.
+            text_column: where the texts are; None finds the campaign's texts anywhere.
+            label_column: where the labels are, of Label Studio the name of the tag; None looks.
+
+        Returns:
+            Which texts' labels were taken, which were not, and why; ``lines()`` says it.
+        Raises:
+            BusyError: another process is writing to the campaign.
+            DataError: the file cannot be read, or nobody can tell which column holds the labels.
+            ReviewerError: the project cannot be read.
+        """
+        from connectors.texts.tool_exports import answers_of, read_export
+        from loop.next_round import open_campaign
+        from loop.people.import_labels import import_labels
+
+        if (source is None) == (project is None):
+            raise LoopError("Name a file with people's labels, or --project NUMBER, and not both.")
+        columns = {"text_column": text_column, "label_column": label_column}
+        with at_work(self.file, "import-labels") as ctx:
+            names = ctx.config.label_names
+            if project is not None:
+                shown = f"Label Studio's project {project}"
+                tasks = list(enumerate(project_tasks(ctx.config, project), start=1))
+                if not tasks:
+                    raise DataError(f"{shown} has no tasks.")
+                export_ = answers_of(tasks, names, shown, **columns)
+            else:
+                shown = str(source)
+                export_ = read_export(shown, names, **columns)
+            open_campaign(ctx)
+            return import_labels(ctx, shown, export_.tool, export_.answers)
+
     # where it stands
 
     @_raises_loop_errors
@@ -230,8 +280,8 @@ class Campaign:
         Raises:
             NoStoreError: the campaign was never run.
         """
+        from loop.campaign.metrics import WITH_SPREADS, Metric
         from loop.report.collect import campaign_view
-        from loop.report.contents import METRICS, Metric
 
         with reading(self.file) as (config, store):
             view = campaign_view(config, store)
@@ -243,14 +293,13 @@ class Campaign:
                 "round": row.round,
                 "gold_bought": row.gold_bought,
             }
-            for key in METRICS:
+            for key in WITH_SPREADS:
                 metric = row.metrics.get(key) or Metric(float("nan"))
                 ends = {"": metric.value, "_low": metric.low, "_high": metric.high}
                 for end, value in ends.items():
-                    missing = value is None or value != value
-                    record[key + end] = None if missing else value
+                    record[key + end] = None if value != value else value
             records.append(record)
-        metrics = [key + end for key in METRICS for end in ("", "_low", "_high")]
+        metrics = [key + end for key in WITH_SPREADS for end in ("", "_low", "_high")]
         types = {"round": "Int64", "gold_bought": "int64"} | dict.fromkeys(metrics, "float64")
         return _table(records, ["name", "arm", "round", "gold_bought", *metrics], types)
 
@@ -401,8 +450,8 @@ class Campaign:
     def _summary(self) -> tuple[str, dict[str, str]]:
         """The campaign's name, and where it stands; an error is part of what is shown."""
         from loop.campaign.config import load
-        from loop.report.contents import Metric
-        from loop.report.wording import COLUMNS, interval, percent
+        from loop.campaign.metrics import METRICS, Metric, of_json
+        from loop.report.wording import with_interval
 
         file = {"file": str(self.file)}
         try:
@@ -422,13 +471,10 @@ class Campaign:
             "back": str(status["back"]),
             "gold labels": str(status["gold"]),
         }
-        for column in COLUMNS:
-            stored = (status["metrics"] or {}).get(column.key)
-            if stored and stored["value"] is not None:
-                metric = Metric(stored["value"], stored.get("low"), stored.get("high"))
-                within = interval(metric)
-                shown = percent(metric.value) + (f" ({within})" if within else "")
-                facts[f"{column.title}, round {status['measured_round']}"] = shown
+        for info in METRICS.values():
+            stored = (status["metrics"] or {}).get(info.key)
+            if stored and (shown := with_interval(of_json(Metric, stored))):
+                facts[f"{info.title}, round {status['measured_round']}"] = shown
         return name, facts | {"next": str(status["next"])}
 
 
@@ -439,9 +485,13 @@ def _texts_of(config: Config) -> Sequence[TextRow]:
 
 
 def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+    from loop.campaign.extensions import BUILT_IN, Group
+    from loop.campaign.extensions import load as load_part
     from loop.ports import TextItem
 
     problems = []
+    if note := config.old_keys_note:
+        problems.append(Problem("warning", str(file), note))
     if config.prompt.label_form == "ids" and config.annotator.kind == "local_lm":
         problems.append(
             Problem(
@@ -455,7 +505,18 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
         rows = _texts_of(config)
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
-            build_annotator(config).check(items)
+            build_recorded(config).check(items)
+        except LoopError as exc:
+            problems.append(Problem("error", str(file), str(exc)))
+    for group, name in (
+        ("annotators", config.annotator.kind),
+        ("reviewers", config.people.platform),
+        *(("strategies", signal) for signal in config.strategy.signals),
+    ):
+        try:
+            load_part(cast(Group, group), name)
+            if group == "annotators" and name not in BUILT_IN["annotators"]:
+                build_annotator(config).close()
         except LoopError as exc:
             problems.append(Problem("error", str(file), str(exc)))
     return problems
@@ -517,7 +578,9 @@ def waiting_line(ctx: Context, round_: Round) -> str:
     reviews = ctx.store.reviews(ctx.name, round_.id)
     became = tally(reviews)
     news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
-    login = local_login() if ctx.config.label_studio.url == "local" else None
+    config = ctx.config
+    local = config.people.platform == "label_studio" and config.label_studio.url == "local"
+    login = local_login() if local else None
     who = f" (user {login[1]}, password {login[2]})" if login else ""
     return f"{news} People label at {ctx.reviewer.url()}{who}"
 
@@ -569,6 +632,7 @@ def bench(
         DataError: the texts or labels are wrong, a strategy is unknown, or settings make no sense.
         LoopError: not one source of LLM labels, or an unknown student.
     """
+    from connectors.llm.label_spelling import label_in
     from connectors.texts.read import load_texts
     from loop.bench.data_sets import data_from_rows
     from loop.bench.peers import peers
@@ -589,13 +653,13 @@ def bench(
     model = build_encoder_student(StudentSection(encoder=encoder, lr=lr, seeds=seeds), Path.cwd())
     if annotator is not None:
         texts = {"text_column": text_column, "gold_column": label, "split_column": split_column}
-        data = _annotated(Path(annotator), source, texts, out, model.embed)
+        data = _annotated(Path(annotator), source, texts, out, model)
     else:
         rows = load_texts(
             str(source), on_note=say, text_column=text_column, gold_column=label,
             split_column=split_column, meta_columns="plain",
         )  # fmt: skip
-        data = data_from_rows(source.stem, rows, columns, model.embed)
+        data = data_from_rows(source.stem, rows, columns, model.embed, read_label=label_in, say=say)
     with bar("Replaying", repetitions * (2 + len(strategies) * len(budgets))) as progress:
         result = run_bench(
             [data], strategies, budgets=budgets, rounds=rounds,
@@ -609,12 +673,13 @@ def bench(
 
 
 def _annotated(
-    file: Path, source: Path, texts: dict[str, str | None], out: Path, embed: Any
+    file: Path, source: Path, texts: dict[str, str | None], out: Path, student: Student
 ) -> BenchData:
     """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
     from loop.bench.data_sets import data_from_votes
     from loop.campaign.config import StoreSection, load
     from loop.llm.votes import read_votes
+    from loop.pool_arrays import llm_states
     from loop.round import run_stage
 
     given = load(file)
@@ -630,7 +695,15 @@ def _annotated(
             run_stage(context, "annotate")
             pool = store.items(context.name, "pool")
             votes = read_votes(config, store, context.annotator.revision, pool)
+            states = llm_states(context, pool, votes.answered).values
             test = store.items(context.name, "test")
     return data_from_votes(
-        source.stem, config.label_names, pool, votes, test, embed, ordinal=config.campaign.ordinal
+        source.stem,
+        config.label_names,
+        pool,
+        votes,
+        test,
+        student.embed,
+        ordinal=config.campaign.ordinal,
+        states=states,
     )

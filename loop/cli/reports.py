@@ -90,5 +90,5 @@ def people(
     print_table(people_table(found))
     for line in unreadable_lines(found):
         typer.echo(line)
-    for line in assistance_lines(config.label_studio.assist, helped):
+    for line in assistance_lines(config.people.assist, helped):
         typer.echo(line)

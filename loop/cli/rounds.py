@@ -17,7 +17,6 @@ from loop.cli.build import (
     build_annotator,
     load_campaign_texts,
     local_login,
-    make_ready,
     open_store,
     reading,
 )
@@ -76,7 +75,6 @@ def validate(
     from loop.studies.validate import open_validation, validation, validation_json, validation_lines
 
     with at_work(file, "validate") as ctx:
-        make_ready(ctx)
         configs = [(path.stem, rival_config(ctx.config, path)) for path in also or ()]
         round_ = open_validation(ctx, size)
         if round_.stage != "done":
@@ -211,7 +209,7 @@ def demo(
     by_hand: Annotated[
         bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
     ] = False,
-    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 500,
+    pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 400,
 ) -> None:
     """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
     from connectors.downloads.hutto import write_demo_texts

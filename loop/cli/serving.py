@@ -40,7 +40,7 @@ def serve(
         from loop.serve import app as server
     except ImportError as exc:
         raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
-    from connectors.label_studio.page import choice_result
+    from connectors.label_studio.ml_backend import MlBackend
     from loop.campaign.config import load
     from loop.serve.current_student import CurrentStudent
     from loop.serve.progress import campaign_progress
@@ -53,7 +53,6 @@ def serve(
             f"--public-url holds {secret}; goldloop has tokens of its own, so leave it out."
         )
     config = load(file)
-    blind = config.label_studio.assist == "blind"
     with open_store(config) as store:
         path = state_file(config, store)
         state = load_state(path)
@@ -81,7 +80,7 @@ def serve(
                 project=lambda: store.project_id(config.campaign.name),
                 student=student,
                 progress=lambda: campaign_progress(config, store) | puller.to_json(),
-                result=lambda label: [] if blind else choice_result(label),
+                backend=MlBackend(blind=config.people.assist == "blind"),
                 hosts=server.own_hosts(host, public_url),
             )
         )

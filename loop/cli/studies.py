@@ -56,12 +56,12 @@ def plateau(
     from loop.files import write_whole
     from loop.report.collect import campaign_view, write_outputs
     from loop.report.plots import curves_plot, standalone
-    from loop.studies.plateau import METRICS, CurveMetric, measure_plateau
+    from loop.studies.plateau import CURVE_METRICS, measure_plateau
     from loop.studies.side_runs import side_runs, write_result
 
-    if metric not in METRICS:
-        raise typer.BadParameter(f"{metric!r} is neither of {', '.join(METRICS)}.")
-    chosen: CurveMetric = "accuracy" if metric == "accuracy" else "macro_f1"
+    chosen = next((known for known in CURVE_METRICS if known == metric), None)
+    if chosen is None:
+        raise typer.BadParameter(f"{metric!r} is neither of {', '.join(CURVE_METRICS)}.")
     with at_work(file, "plateau") as ctx:
         runs = side_runs(ctx, _student_kind(student))
         found = measure_plateau(runs, sizes=sizes, seeds=seeds, metric=chosen)

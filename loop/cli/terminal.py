@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from loop.ports import Progress
+    from loop.report.contents import ReportView
 
 
 def say(line: str) -> None:
@@ -18,7 +21,7 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def print_rounds(view: Any) -> None:
+def print_rounds(view: ReportView) -> None:
     """The campaign's table and its notes, on stdout."""
     from loop.report.terminal_table import terminal_table
 
@@ -27,7 +30,7 @@ def print_rounds(view: Any) -> None:
         typer.echo(note)
 
 
-def print_table(table: Any) -> None:
+def print_table(table: RenderableType) -> None:
     """A table of rich, on stdout; 120 columns where stdout is no terminal."""
     from rich.console import Console
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round
+from loop.campaign.tables import Item, Round, round_id
 from loop.deliver.saved_models import average, is_seed_model, is_whole, record_of
 from loop.measure.metric import one_class
 from loop.measure.stability import churn, measure
@@ -81,7 +81,7 @@ def build_candidates(
     news: list[str],
 ) -> Candidates:
     """Builds the candidates that are not there yet, and chooses."""
-    index = {name: c for c, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     y: IntArray = np.array(
         [index[i.known_label] if i.known_label else -1 for i in dev], dtype=np.int64
     )
@@ -151,7 +151,7 @@ def _distil(
 
     Source: Hinton et al. 2015, Distilling the Knowledge in a Neural Network.
     """
-    sources = {t.item_id: t.source for t in ctx.store.training_labels(round_.id or 0)}
+    sources = {t.item_id: t.source for t in ctx.store.training_labels(round_id(round_))}
     is_gold = np.array([sources[labels.ids[row]] == "gold" for row in pool])
     rows = np.asarray(pool, dtype=np.int64)
     y = np.where(is_gold[:, None], labels.y[rows], teacher)

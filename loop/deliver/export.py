@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
+from loop.campaign.tables import Item, round_id
 from loop.errors import StageError
 
 
@@ -14,6 +16,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
 
     Gold is what people decided; repaired is what the last round's students learned in place of the
     LLM's label, where that is another class; confidence of an LLM label is its own probability.
+    The source's other columns follow, under ``source_NAME`` where a name is taken.
     A text that neither people nor the LLM gave a label has label, ``llm_label`` and confidence None
     and source "none". Where people could give no label, ``how`` is "unsure".
 
@@ -22,13 +25,14 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """
     name = config.campaign.name
     rounds = store.rounds(name)
-    scored = [r for r in rounds if r.id is not None and store.scores(r.id)]
+    scored = [r for r in rounds if store.scores(round_id(r))]
     if not scored:
         raise StageError("No label is there to export yet; run `goldloop run` first.")
-    scores = store.scores(scored[-1].id or 0)
+    scores = store.scores(round_id(scored[-1]))
     gold = store.gold(name)
-    trained = [r for r in rounds if r.id is not None and store.training_labels(r.id)]
-    mended = {t.item_id: t for t in store.training_labels(trained[-1].id or 0)} if trained else {}
+    trained = [r for r in rounds if store.training_labels(round_id(r))]
+    learned = store.training_labels(round_id(trained[-1])) if trained else []
+    mended = {t.item_id: t for t in learned}
     mended_round = trained[-1].number if trained else 0
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
@@ -51,18 +55,28 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
                 confidence, how = record.probs[best], config.strategy.repair
         if outcomes.get(item.id) == "unsure":
             how = "unsure"
-        records.append(
-            {
-                "id": item.id,
-                "text": item.text,
-                "label": label,
-                "source": source,
-                "how": how,
-                "confidence": confidence,
-                "round": round_number,
-                "llm_label": score.llm_label,
-                "llm_confidence": score.llm_confidence,
-                "suspicion": score.suspicion,
-            }
-        )
+        own: dict[str, Any] = {
+            "id": item.id,
+            "text": item.text,
+            "label": label,
+            "source": source,
+            "how": how,
+            "confidence": confidence,
+            "round": round_number,
+            "llm_label": score.llm_label,
+            "llm_confidence": score.llm_confidence,
+            "suspicion": score.suspicion,
+        }
+        records.append(own | _source_columns(item, own))
     return records
+
+
+def _source_columns(item: Item, own: Collection[str]) -> dict[str, Any]:
+    """The other columns of the source, none of them under a name that is taken."""
+    columns = {}
+    for name, value in item.meta.items():
+        free = name
+        while free in own or (free != name and free in item.meta):
+            free = f"source_{free}"
+        columns[free] = value
+    return columns

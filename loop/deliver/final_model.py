@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import VALIDATION, Item, Round
+from loop.campaign.metrics import Metric, RoundMetrics
+from loop.campaign.tables import VALIDATION, Item, Round, round_id
 from loop.deliver.candidates import MIN_DEV, Choice, ask_model, build_candidates
 from loop.deliver.model_card import CardFacts, model_card
 from loop.deliver.saved_models import (
@@ -40,7 +41,7 @@ from loop.deliver.saved_models import (
 )
 from loop.errors import StageError, StudentError
 from loop.files import remove_leftovers
-from loop.measure.collapsed import collapsed_line, measured
+from loop.measure.collapsed import collapsed_line
 from loop.measure.held_out import evaluation_items, truth_of
 from loop.measure.stability import measure
 from loop.next_round import open_campaign
@@ -89,7 +90,7 @@ def make_final_model(
     labels = loop_labels(ctx, round_)
     label_set = label_set_of(ctx, labels, evaluated)
     dev = ctx.store.items(ctx.name, "dev")
-    learned_nothing = collapsed_line(round_.metrics)
+    learned_nothing = collapsed_line(round_.metrics or RoundMetrics())
     if learned_nothing:
         _refuse_nothing_learned(ctx, round_, labels, learned_nothing)
         keep_seeds = False  # they agree on everything, whatever a label is worth
@@ -256,9 +257,9 @@ def _assemble(
             record=record,
             learned=[
                 (names[int(np.argmax(t.probs))], t.source)
-                for t in ctx.store.training_labels(round_.id or 0)
+                for t in ctx.store.training_labels(round_id(round_))
             ],
-            round_=next(iter(measured([round_])), round_),
+            round_=round_,
             rounds=sum(
                 r.stage == "done" and r.number != VALIDATION for r in ctx.store.rounds(ctx.name)
             ),
@@ -280,22 +281,23 @@ def _assemble(
 
 def _own_test(
     ctx: Context, round_: Round, chosen: Path, evaluated: Sequence[Item]
-) -> dict[str, Any] | None:
+) -> dict[str, Metric]:
     """The chosen model's accuracy and macro-F1 where the round measured its seeds'."""
     truth = truth_of(ctx, evaluated)
     known = truth.y >= 0
     if not known.any():
-        return None
+        return {}
     texts = [i.text for i, there in zip(evaluated, known, strict=True) if there]
     predictions = ask_model(ctx, chosen, texts).argmax(axis=1)[None]
-    found = measure(
+    stability = measure(
         predictions,
         truth.y[known],
         len(ctx.config.labels),
         weight=truth.weight[known],
         rng=np.random.default_rng([round_.seed, round_.number, 11]),
-    ).to_json()
-    return {name: found[name] for name in ("accuracy", "macro_f1")}
+    )
+    own = {key: stability.metric(key) for key in ("accuracy", "macro_f1")}
+    return {key: metric for key, metric in own.items() if metric is not None}
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -11,15 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loop.campaign.config import Config
+from loop.campaign.metrics import COMPARED, METRICS, Metric, RoundMetrics
 from loop.campaign.tables import Round
+from loop.measure.collapsed import without_agreement
+from loop.report.contents import MISSING
+from loop.report.wording import with_interval
 
-FIGURES = {
-    "alpha_k": "alpha_K between seeds",
-    "p_uc": "share of unchanged predictions",
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "reliable_accuracy": "reliable accuracy (all seeds right)",
-}
 SOURCES = {
     "gold": "labelled by people",
     "repaired": "LLM label, repaired",
@@ -37,7 +34,7 @@ class CardFacts:
         learned: (label, source) of every pool text, as the round's students learned it.
         round_: the last finished round.
         rounds: how many are finished.
-        own: the model's own test metrics, by name, or None where no label says what is right.
+        own: the model's own test metrics, by key; none where no label says what is right.
         dev_known: dev labels that candidates were compared by.
     """
 
@@ -46,7 +43,7 @@ class CardFacts:
     learned: Sequence[tuple[str, str]]
     round_: Round
     rounds: int
-    own: Mapping[str, Any] | None
+    own: Mapping[str, Metric]
     dev_known: int
 
 
@@ -173,36 +170,37 @@ def _annotator(config: Config) -> str:
 
 
 def _figures(facts: CardFacts) -> str:
-    metrics = facts.round_.metrics
-    arms = metrics.get("arms", {})
-    found = arms.get("loop", {})
-    source = metrics.get("accuracy_from")
+    metrics = without_agreement(facts.round_.metrics or RoundMetrics())
+    students, before = metrics.arms.get("loop"), metrics.arms.get("llm_only")
     told = {
         "test": "test texts whose label was known",
         "audit": "texts of the random audit, labelled by people, weighted by inverse probability",
     }
-    shown = [key for key in FIGURES if _interval(found.get(key))]
-    before = arms.get("llm_only", {})
-    own = facts.own or {}
+    own = facts.own
     head = ["", f"mean of {facts.config.student.seeds} seeds, round {facts.round_.number}"]
     head += ["students of the LLM's labels alone"] * bool(before) + ["this model"] * bool(own)
     rows = []
-    for key in shown:
-        row = [FIGURES[key], _interval(found.get(key))]
-        row += [_interval(before.get(key)) or "–"] * bool(before)
-        row += [_interval(own.get(key)) or "–"] * bool(own)
-        rows.append(row)
+    for key in COMPARED:
+        if students and (value := with_interval(students.metric(key))):
+            row = [METRICS[key].name, value]
+            row += [with_interval(before.metric(key)) or MISSING] if before else []
+            row += [with_interval(own.get(key)) or MISSING] * bool(own)
+            rows.append(row)
     recall = [
         f"{escape(name)} {text}"
-        for name, metric in zip(facts.config.label_names, found.get("recall") or (), strict=False)
-        if (text := _interval(metric))
+        for name, metric in zip(
+            facts.config.label_names, (students and students.recall) or (), strict=False
+        )
+        if (text := with_interval(metric))
     ]
     per_class = f"\n\nRecall per label: {'; '.join(recall)}." if recall else ""
-    where = told.get(str(source), "no text with a known label, so accuracy is not known")
+    where = told.get(
+        str(metrics.accuracy_from), "no text with a known label, so accuracy is not known"
+    )
     return f"""\
 ## How good it is
 
-Times 100, with 95 % intervals over {metrics.get("evaluated", 0)} texts that trained nothing;
+Times 100, with 95 % intervals over {metrics.evaluated} texts that trained nothing;
 accuracy on {where}.
 
 {_table(head, rows)}{per_class}"""
@@ -276,15 +274,6 @@ def _versions(facts: CardFacts) -> str:
     told = ", ".join(f"{name} {number}" for name, number in facts.round_.versions.items())
     day = datetime.now(UTC).date().isoformat()
     return f"---\n\nMade on {day}. Round trained with {escape(told)}."
-
-
-def _interval(found: Any) -> str:
-    """``76.6 (73.0–80.5)``, or nothing where the metric is not known."""
-    if not found or found.get("value") is None:
-        return ""
-    low, high = found.get("low"), found.get("high")
-    told = f"{100 * found['value']:.1f}"
-    return told if low is None or high is None else f"{told} ({100 * low:.1f}–{100 * high:.1f})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

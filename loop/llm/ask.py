@@ -7,22 +7,27 @@ reason and what it cost.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.campaign.config import Config
-from loop.campaign.store import Store, insert_all
+from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, Item, Unanswered, Vote, now
 from loop.errors import AnnotatorError
 from loop.llm.prompts import without_item
+from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
 from loop.money import LlmPurse, Reserved
 from loop.ports import Annotator, ClassProbs, FloatArray, Progress, TextItem
 from loop.prompt import PromptVariant
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
 RETRY = "goldloop annotate --retry"
@@ -51,7 +56,7 @@ def take_votes(
     Raises:
         AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
     """
-    clerk = _Clerk(config, store, annotator, progress)
+    clerk = _Clerk(config, store, annotator, variants, progress)
     if config.prompt.calibrate == "contextual":
         clerk.ask_content_free(variants)
     limit = calls_limit(config, len(items), len(variants))
@@ -78,7 +83,7 @@ def retry_unanswered(
     name = config.campaign.name
     failed = {(u.item_id, u.variant_hash) for u in store.unanswered(name, annotator.revision)}
     items = store.items(name, "pool")
-    clerk = _Clerk(config, store, annotator, progress)
+    clerk = _Clerk(config, store, annotator, variants, progress)
     for variant in variants:
         chosen = [item for item in items if (item.id, variant.hash) in failed]
         clerk.ask(variant, chosen, all_may_fail=True)
@@ -153,7 +158,12 @@ class _Clerk:
     """Takes votes chunk by chunk and stores them; knows which are there already."""
 
     def __init__(
-        self, config: Config, store: Store, annotator: Annotator, progress: Progress
+        self,
+        config: Config,
+        store: Store,
+        annotator: Annotator,
+        variants: Sequence[PromptVariant],
+        progress: Progress,
     ) -> None:
         self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
         self.name = config.campaign.name
@@ -161,6 +171,9 @@ class _Clerk:
         self.have = store.vote_keys(self.name, self.revision)
         self.unanswered = 0
         self.purse = LlmPurse(config, store, annotator)
+        # Of the first prompt alone: it is the one that every text is asked with.
+        self.states_of = variants[0].hash if variants else ""
+        self.states = StateFile.of(config.out, self.revision, self.states_of)
 
     def ask(
         self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
@@ -227,7 +240,7 @@ class _Clerk:
                 )
             ]
             with self.store.transaction() as session:
-                insert_all(session, ContentFree, rows)
+                self.store.insert(session, ContentFree, rows)
                 self.purse.book(session, reserved, float(usd.sum()))
 
     def _ask_chunk(
@@ -268,19 +281,32 @@ class _Clerk:
             else:
                 reason = answer.problems.get(item.id, "it gave no usable probabilities")
                 failures.append(row | {"reason": reason})
+        if answer.states is not None and variant_hash == self.states_of:
+            self._keep_states([item.id for item in chunk], answer.states)
         with self.store.transaction() as session:
-            insert_all(session, Vote, votes)
-            insert_all(session, Unanswered, failures)
+            self.store.insert(session, Vote, votes)
+            self.store.insert(session, Unanswered, failures)
             self.purse.book(session, reserved, float(usd.sum()))
         if must and not votes:
             raise AnnotatorError(
                 f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
-                " items; look at its model, columns and label names, then run the command"
-                " again."
+                f" items ({failures[0]['reason'].rstrip('.')}); look at its model, columns and"
+                " label names, then run the command again."
             )
         self.have |= {(row["item_id"], variant_hash) for row in votes}
         self.progress(len(chunk))
         return len(chunk), [row["item_id"] for row in failures]
+
+    def _keep_states(self, item_ids: Sequence[str], states: NDArray[np.float16]) -> None:
+        """Before the votes are committed, so that no vote is without its state."""
+        try:
+            self.states.add(item_ids, states)
+        except OSError as exc:  # the votes are worth more than the states
+            log.warning(
+                "The LLM's states cannot be kept in %s: %s. Repair goes on without them.",
+                self.states.path,
+                exc.strerror or exc,
+            )
 
     def _timed(
         self, variant: PromptVariant, items: Sequence[TextItem], reserved: Reserved
@@ -294,10 +320,20 @@ class _Clerk:
             raise
         seconds = (time.perf_counter() - started) / len(items)
         n, k = len(items), len(variant.labels)
+        if not isinstance(answer, ClassProbs):
+            raise AnnotatorError(
+                f"The annotator {self.revision} answered with {type(answer).__name__} where"
+                " ClassProbs is due."
+            )
         if answer.probs.shape != (n, k):
             raise AnnotatorError(
                 f"The annotator {self.revision} answered with shape {answer.probs.shape}"
                 f" to {n} items and {k} labels; it must be ({n}, {k})."
+            )
+        if answer.states is not None and len(answer.states) != n:
+            raise AnnotatorError(
+                f"The annotator {self.revision} gave states of shape {answer.states.shape}"
+                f" for {n} items; it must be ({n}, d)."
             )
         return answer, seconds
 

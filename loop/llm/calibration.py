@@ -9,12 +9,13 @@ guard. Raw answers stay in the store.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.config import Config
+from loop.campaign.metrics import Calibration, Reliability
 from loop.llm.votes import LlmVotes, class_prior, mean_vote
 from loop.ports import FloatArray, IntArray
 from strategies.calibrate import (
@@ -78,7 +79,7 @@ def choose_view(
     """
     raw = _posterior(votes, votes.probs)
     stated = class_prior(config)
-    wanted: str = config.prompt.calibrate
+    wanted: str = config.calibration
     if wanted == "none":
         return View("raw", "", raw, stated)
     sample = audit & (gold >= 0) & votes.answered
@@ -159,26 +160,22 @@ def _harm(before: FloatArray, after: FloatArray, gold: IntArray) -> str | None:
     return None
 
 
-def summary(view: View, votes: LlmVotes, gold: IntArray, audit: NDArray[np.bool_]) -> Any:
-    """Confidence against accuracy on audit gold, raw and as used, as JSON.
-
-    Returns:
-        ``view``, ``reason``, ``n``, and for ``raw`` and ``used`` the expected calibration error
-        and the bins; the last three only where there is enough audit gold.
-    """
-    found: dict[str, Any] = {"view": view.name, "reason": view.reason}
+def summary(view: View, votes: LlmVotes, gold: IntArray, audit: NDArray[np.bool_]) -> Calibration:
+    """Confidence against accuracy on audit gold, raw and as used, where there is enough of it."""
     sample = audit & (gold >= 0) & votes.answered
     if sample.sum() < PRIOR_FROM:
-        return found
-    found["n"] = int(sample.sum())
-    for name, posterior in (("raw", _posterior(votes, votes.probs)), ("used", view.posterior)):
+        return Calibration(view.name, view.reason)
+
+    def measured(posterior: FloatArray) -> Reliability:
         bins = reliability(posterior[sample], gold[sample])
-        found[name] = {
-            "ece": calibration_error(bins),
-            "accuracy": _accuracy(posterior[sample], gold[sample]),
-            "bins": [[b.confidence, b.accuracy, b.n] for b in bins],
-        }
-    return found
+        return Reliability(
+            calibration_error(bins),
+            _accuracy(posterior[sample], gold[sample]),
+            tuple((b.confidence, b.accuracy, b.n) for b in bins),
+        )
+
+    raw, used = measured(_posterior(votes, votes.probs)), measured(view.posterior)
+    return Calibration(view.name, view.reason, int(sample.sum()), raw, used)
 
 
 def _posterior(votes: LlmVotes, probs: FloatArray) -> FloatArray:

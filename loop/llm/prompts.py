@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete
-from sqlmodel import col
 
 from loop.campaign.config import Config, LabelSection
 from loop.campaign.store import Store
@@ -64,29 +62,20 @@ def freeze_variants(
     frozen = store.variants(name, annotator)
     if [row.hash for row in frozen] == [variant.hash for variant in variants]:
         return variants
-    with store.transaction() as session:
-        # A label that came while this round was asking: it begins again with the new prompts.
-        session.exec(
-            delete(Variant).where(
-                col(Variant.campaign) == name,
-                col(Variant.annotator) == annotator,
-                col(Variant.from_round) == round_number,
-            )
+    rows = [
+        Variant(
+            hash=variant.hash,
+            campaign=name,
+            annotator=annotator,
+            from_round=round_number,
+            position=variant.index,
+            prefix=variant.prefix,
+            demonstrations=[{"text": d.text, "label": d.label} for d in variant.demonstrations],
         )
-        for variant in variants:
-            session.add(
-                Variant(
-                    hash=variant.hash,
-                    campaign=name,
-                    annotator=annotator,
-                    from_round=round_number,
-                    position=variant.index,
-                    prefix=variant.prefix,
-                    demonstrations=[
-                        {"text": d.text, "label": d.label} for d in variant.demonstrations
-                    ],
-                )
-            )
+        for variant in variants
+    ]
+    # A label may have come while this round was asking: it begins again with the new prompts.
+    store.replace_variants(name, annotator, round_number, rows)
     return variants
 
 

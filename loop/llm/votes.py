@@ -104,7 +104,7 @@ def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArr
     Raises:
         AnnotatorError: a variant's are not stored yet.
     """
-    if config.prompt.calibrate != "contextual":
+    if config.calibration != "contextual":
         return None
     name = config.campaign.name
     stored = store.content_free(name, annotator)
@@ -123,7 +123,7 @@ def calibrated_votes(
     """(n, m, k) what labels are read from before any gold is known."""
     from strategies.calibrate import batch_calibrate, contextual_calibrate
 
-    if config.prompt.calibrate == "none":
+    if config.calibration == "none":
         return probs
     if content_free is not None:
         return contextual_calibrate(probs, content_free, class_prior(config))

@@ -2,55 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loop.measure.metric import (
-    FloatArray,
-    IntArray,
-    Metric,
-    replicates,
-    seed_spread,
-    with_width,
-)
-from loop.pool_arrays import item_embeddings
-from loop.student.frozen_student import FrozenHeads
-
-if TYPE_CHECKING:
-    from loop.campaign.context import Context
-    from loop.campaign.tables import Item
+from loop.campaign.metrics import Metric
+from loop.measure.metric import FloatArray, IntArray, replicates, seed_spread, with_width
 
 BOOTSTRAP = 1000
-
-
-def frozen_predictions(
-    ctx: Context,
-    labels: Mapping[str, tuple[Sequence[float], float]],
-    evaluated: Sequence[Item],
-    seeds: Sequence[int],
-) -> IntArray:
-    """(s, n) classes that frozen heads give the evaluated texts.
-
-    Args:
-        ctx: the campaign; its encoder embeds.
-        labels: what a round's students learn, item id -> (soft label, weight).
-        evaluated: the n texts.
-        seeds: as many as the full student has.
-    Raises:
-        StudentError: the encoder cannot be loaded.
-        ValueError: no label has a positive weight.
-    """
-    pool = ctx.store.items(ctx.name, "pool")
-    rows = [row for row, item in enumerate(pool) if item.id in labels]
-    train = item_embeddings(ctx, pool)[rows]
-    y = np.array([labels[pool[row].id][0] for row in rows])
-    weight = np.array([labels[pool[row].id][1] for row in rows])
-    probs = FrozenHeads().probs(train, y, weight, item_embeddings(ctx, evaluated), seeds)
-    return np.asarray(probs.argmax(axis=2), dtype=np.int64)
 
 
 def agreement(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Truth:
     y: IntArray
     stable: NDArray[np.bool_]
     weight: FloatArray
-    source: str | None
+    source: Literal["test", "audit"] | None
 
     def first(self, n: int) -> Truth:
         """The first n items, with what the tests know of them."""
@@ -75,7 +76,7 @@ class Truth:
 
 def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
     """What is known of evaluated items: test labels, or else what the audit found."""
-    index = {name: i for i, name in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     stable = np.array([i.split == "test" for i in evaluated])
     ones = np.ones(len(evaluated))
     known = np.array(

@@ -5,18 +5,32 @@ Both are computed after every round. ``rounds.stop_below`` ends the campaign by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.config import Config
+from loop.campaign.metrics import (
+    LlmQuality,
+    Metric,
+    NoLlmLabel,
+    Predictor,
+    RoundMetrics,
+    Suspects,
+    Wrong,
+)
 from loop.campaign.tables import Round
+from loop.measure.collapsed import without_agreement
 from loop.measure.metric import with_width
 from loop.ports import FloatArray, IntArray
-from strategies.estimate import TooFewRandomError, label_quality, rate_ratio
+from strategies.estimate import (
+    Estimate,
+    TooFewRandomError,
+    label_quality,
+    rate_ratio,
+    weighted_confusion,
+)
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
 from strategies.signals.learned_error import class_posterior
@@ -37,12 +51,12 @@ def quality_metrics(
     round_of: IntArray,
     suspicion: FloatArray,
     answered: NDArray[np.bool_] | None = None,
-) -> dict[str, Any]:
-    """Quality of the LLM's labels on the texts of the pool that it gave one, as JSON.
+) -> LlmQuality:
+    """Quality of the LLM's labels on the texts of the pool that it gave one.
 
     Args:
         config: names the classes and the number of rounds.
-        y_llm: (n,) the LLM's labels.
+        y_llm: (n,) the LLM's labels in use.
         gold: (n,) class, -1 where unknown.
         inclusion_prob: (n,) of the gold items, in the round that chose each.
         round_of: (n,) number of that round.
@@ -51,45 +65,69 @@ def quality_metrics(
             None where it gave one to all.
 
     Returns:
-        The fields of ``LabelQuality`` with 95 % intervals; ``labels``, the order of the classes;
-        ``unanswered``, how many texts have no LLM label, their share, and how many of them no
-        label at all; and ``remaining_at_most``, which the share of wrong or missing labels in the
-        whole pool stays below with 95 % confidence over all planned rounds together, each having an
-        equal share of the risk (Bonferroni).
-        Gold that never came back is taken to be missing at random. Where too few gold
-        items were chosen at random, nothing but ``problem``, which says so, and ``unanswered``.
+        The estimates with 95 % intervals. In ``remaining_at_most`` each of the planned rounds has
+        an equal share of the risk (Bonferroni). Gold that never came back is taken to be missing at
+        random. Where too few gold items were chosen at random, nothing but ``problem``, which says
+        so, and ``unanswered``.
     """
     answered = np.ones(len(gold), dtype=bool) if answered is None else answered
     n, without = len(answered), int((~answered).sum())
     missing = int((~answered & (gold < 0)).sum())
-    counts = {"n": without, "share": without / n, "without_any_label": missing}
+    unanswered = NoLlmLabel(without, without / n, missing)
     y_llm, gold, round_of = y_llm[answered], gold[answered], round_of[answered]
     inclusion_prob, suspicion = inclusion_prob[answered], suspicion[answered]
     k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
     try:
-        found, bound = (
+        quality, bound = (
             label_quality(
                 y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
             )
             for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
         )
+        confusion = weighted_confusion(y_llm, gold, inclusion_prob, k, round_of=round_of)
     except TooFewRandomError as exc:
-        return {"problem": str(exc), "unanswered": counts}
-    return asdict(found) | {
-        "labels": list(config.label_names),
-        "unanswered": counts,
-        "remaining_at_most": (bound.remaining_error.high * (n - without) + missing) / n,
-    }
+        return LlmQuality(problem=str(exc), unanswered=unanswered)
+    return LlmQuality(
+        unanswered=unanswered,
+        accuracy=_metric(quality.accuracy),
+        remaining_error=_metric(quality.remaining_error),
+        precision=tuple(None if e is None else _metric(e) for e in quality.precision),
+        recall=tuple(None if e is None else _metric(e) for e in quality.recall),
+        class_share=tuple(map(_metric, quality.class_share)),
+        macro_f1=_metric(quality.macro_f1),
+        kl=_metric(quality.kl),
+        n_gold=quality.n_gold,
+        n_random=quality.n_random,
+        labels=config.label_names,
+        remaining_at_most=(bound.remaining_error.high * (n - without) + missing) / n,
+        confusion=tuple(tuple(line) for line in confusion.tolist()),
+    )
+
+
+def _metric(estimate: Estimate) -> Metric:
+    return Metric(estimate.value, estimate.low, estimate.high)
+
+
+def measured_rounds(rounds: Sequence[Round]) -> list[tuple[Round, RoundMetrics]]:
+    """The rounds that are measured, oldest first, each with what it measured.
+
+    Students that answer one class for everything have no stability in it, whatever was stored.
+    """
+    measured = [(round_, round_.metrics) for round_ in rounds if round_.metrics is not None]
+    before = [None, *(metrics for _, metrics in measured)]
+    return [
+        (round_, without_agreement(metrics, earlier))
+        for (round_, metrics), earlier in zip(measured, before, strict=False)
+    ]
 
 
 def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
     """Why the labels are good enough to stop by ``rounds.stop_below``, or None."""
     wanted = config.rounds.stop_below
-    measured = [r for r in rounds if r.stage == "done" and r.metrics]
-    if wanted is None or not measured:
-        return None
-    bound = measured[-1].metrics.get("label_quality", {}).get("remaining_at_most")
-    if bound is None or bound > wanted:
+    done = measured_rounds([r for r in rounds if r.stage == "done"])
+    quality = done[-1][1].label_quality if done else None
+    bound = quality.remaining_at_most if quality else None
+    if wanted is None or bound is None or bound > wanted:
         return None
     return (
         f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong or missing"
@@ -99,8 +137,8 @@ def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
 
 def predictor_metrics(
     pool: Pool, batch: NDArray[np.bool_], gold: IntArray, *, rng: np.random.Generator
-) -> dict[str, Any]:
-    """How well wrong labels were foreseen in the batch that the round bought, as JSON.
+) -> Predictor:
+    """How well wrong labels were foreseen in the batch that the round bought.
 
     Args:
         pool: as the round saw it when it chose: gold of earlier rounds only, students of them.
@@ -109,18 +147,16 @@ def predictor_metrics(
         rng: deals the earlier gold to folds, and draws the bootstrap.
 
     Returns:
-        ``n`` items and ``learned_from`` earlier gold labels; ``auroc`` weighted by 1/pi, with a
-        95 % bootstrap interval over items, None where fewer than two were wrong or right;
-        ``precision``, the share of wrong labels among the ``flagged`` items of P(wrong) > 1/2, not
-        weighted;
-        ``expected`` and ``found`` share of wrong labels, and ``bins`` of P(wrong) as [mean P, share
-        wrong, items], all weighted by 1/pi; ``brier``, their mean squared error.
+        The area under the curve has a 95 % bootstrap interval over items; it is None where fewer
+        than two were wrong, or right.
+    Raises:
+        ValueError: the pool holds gold of the batch.
     Source: Gneiting and Raftery 2007 (Brier score), Hanley and McNeil 1982 (area under the curve).
     """
     rows = np.flatnonzero(batch)
-    out: dict[str, Any] = {"n": len(rows), "learned_from": int((pool.gold >= 0).sum())}
+    learned_from = int((pool.gold >= 0).sum())
     if not len(rows):
-        return out
+        return Predictor(0, learned_from)
     if (pool.gold[rows] >= 0).any():
         raise ValueError("the predictor must not have seen the gold that it is judged by")
     posterior = class_posterior(pool, rng=rng)
@@ -137,27 +173,26 @@ def predictor_metrics(
         here = place == number
         if here.any():
             share = weight[here] / weight[here].sum()
-            bins.append([float(share @ p_wrong[here]), float(share @ wrong[here]), int(here.sum())])
-    return (
-        out
-        | _auroc(p_wrong, wrong, weight, rng)
-        | {
-            "flagged": int(flagged.sum()),
-            "precision": float(wrong[flagged].mean()) if flagged.any() else None,
-            "expected": float(np.average(p_wrong, weights=weight)),
-            "found": float(np.average(wrong, weights=weight)),
-            "brier": float(np.average((p_wrong - wrong) ** 2, weights=weight)),
-            "bins": bins,
-        }
+            bins.append((float(share @ p_wrong[here]), float(share @ wrong[here]), int(here.sum())))
+    return Predictor(
+        len(rows),
+        learned_from,
+        auroc=_auroc(p_wrong, wrong, weight, rng),
+        flagged=int(flagged.sum()),
+        precision=float(wrong[flagged].mean()) if flagged.any() else None,
+        expected=float(np.average(p_wrong, weights=weight)),
+        found=float(np.average(wrong, weights=weight)),
+        brier=float(np.average((p_wrong - wrong) ** 2, weights=weight)),
+        bins=tuple(bins),
     )
 
 
 def _auroc(
     scores: FloatArray, wrong: NDArray[np.bool_], weight: FloatArray, rng: np.random.Generator
-) -> dict[str, Any]:
+) -> Metric | None:
     fewer = min(int(wrong.sum()), int((~wrong).sum()))
     if fewer < 2:  # a single text ranks somewhere, which says nothing
-        return {"auroc": None}
+        return None
     drawn = []
     for _ in range(BOOTSTRAP):
         rows = rng.integers(len(scores), size=len(scores))
@@ -166,13 +201,13 @@ def _auroc(
     low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
     low, high = with_width(low, high, fewer)
     value = weighted_auroc(scores, wrong, weight)
-    return {"auroc": {"value": value, "low": low, "high": high}}
+    return Metric(value, low, high)
 
 
 def suspect_metrics(
     reason: Sequence[str], wrong: NDArray[np.bool_], suspicion: FloatArray
-) -> dict[str, Any]:
-    """Whether a round's suspects were wrong more often than its random texts, as JSON.
+) -> Suspects:
+    """Whether a round's suspects were wrong more often than its random texts.
 
     A round without suspects, all of whose texts were drawn at random, compares the quarter of them
     that it held most suspect with the others.
@@ -183,11 +218,9 @@ def suspect_metrics(
         suspicion: (b,) as of when the batch was chosen.
 
     Returns:
-        ``suspects`` and ``random``, each ``wrong`` of ``n``; ``tried``, whether suspects were sent;
-        ``ratio`` of the two shares with a 95 % interval, None where either group has fewer than
-        ``MIN_COMPARED`` texts or no label was wrong; ``next``: ``coverage`` where the suspects were
-        not wrong more often, so that the next round's whole batch is drawn at random, else
-        ``suspects``.
+        ``ratio`` is None where either group has fewer than ``MIN_COMPARED`` texts or no label was
+        wrong; ``next`` is ``coverage`` where the suspects were not wrong more often, so that the
+        next round's whole batch is drawn at random, else ``suspects``.
     """
     suspect = np.array([r == "suspect" for r in reason], dtype=bool)
     others = np.array([r in ("audit", "coverage") for r in reason], dtype=bool)
@@ -197,76 +230,77 @@ def suspect_metrics(
         suspect[rows[np.argsort(-suspicion[rows], kind="stable")[: len(rows) // 4]]] = True
         others &= ~suspect
     counts = [(int(wrong[group].sum()), int(group.sum())) for group in (suspect, others)]
-    out: dict[str, Any] = {
-        name: {"wrong": w, "n": n}
-        for name, (w, n) in zip(("suspects", "random"), counts, strict=True)
-    }
-    out |= {"tried": tried, "ratio": None, "next": "suspects"}
+    of_suspects, of_random = (Wrong(*count) for count in counts)
     if min(n for _, n in counts) < MIN_COMPARED or not any(w for w, _ in counts):
-        return out
-    ratio = rate_ratio(*counts[0], *counts[1])
-    more = counts[0][0] * counts[1][1] > counts[1][0] * counts[0][1]
-    return out | {"ratio": asdict(ratio), "next": "suspects" if more else "coverage"}
+        return Suspects(of_suspects, of_random, tried, None, "suspects")
+    ratio = _metric(rate_ratio(*counts[0], *counts[1]))
+    more = of_suspects.wrong * of_random.n > of_random.wrong * of_suspects.n
+    return Suspects(of_suspects, of_random, tried, ratio, "suspects" if more else "coverage")
 
 
 def covers_next(rounds: Sequence[Round]) -> bool:
     """Whether the newest measured round found that suspects are not worth asking about."""
-    measured = [r for r in rounds if r.metrics]
-    newest = measured[-1].metrics.get("suspects") if measured else None
-    return (newest or {}).get("next") == "coverage"
+    measured = measured_rounds(rounds)
+    newest = measured[-1][1].suspects if measured else None
+    return newest is not None and newest.next == "coverage"
 
 
-def suspect_line(found: Mapping[str, Any]) -> str | None:
+def suspect_line(found: Suspects) -> str | None:
     """What ``suspect_metrics`` say, and what follows from it, in a sentence or two."""
-    ratio = found.get("ratio")
-    if not ratio:
+    ratio = found.ratio
+    if ratio is None:
         return None
     shares = [
-        f"{100 * found[g]['wrong'] / found[g]['n']:.0f} % of {found[g]['n']}"
-        for g in ("suspects", "random")
+        f"{100 * group.wrong / group.n:.0f} % of {group.n}"
+        for group in (found.suspects, found.random)
     ]
     named = ("texts sent as suspects", "drawn at random")
-    if not found["tried"]:
+    if not found.tried:
         named = ("texts that goldloop held most suspect", "other texts, all drawn at random")
     line = (
         f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
-        f" {ratio['value']:.1f} times as often ({ratio['low']:.1f} to {ratio['high']:.1f})"
+        f" {ratio.value:.1f} times as often ({ratio.low:.1f} to {ratio.high:.1f})"
     )
-    if found["next"] == "coverage":
+    if found.next == "coverage":
         return (
             f"{line}. goldloop cannot tell here which labels are wrong, so the next round's whole"
             " batch is drawn at random, spread over all kinds of texts"
         )
-    if ratio["low"] <= 1.0:
+    if ratio.low <= 1.0:
         return f"{line}. So small a batch may show this by chance; suspects are sent again"
     return line
 
 
-def quality_lines(metrics: Mapping[str, Any]) -> list[str]:
+def quality_lines(metrics: RoundMetrics) -> list[str]:
     """What a round's ``label_quality``, ``predictor`` and ``suspects`` say, in sentences."""
     lines = []
-    quality, foreseen = metrics.get("label_quality") or {}, metrics.get("predictor") or {}
-    if "accuracy" in quality:
-        right, left = (
-            f"{100 * e['value']:.1f} ({100 * e['low']:.1f} to {100 * e['high']:.1f})"
-            for e in (quality["accuracy"], quality["remaining_error"])
+    quality, foreseen = metrics.label_quality or LlmQuality(), metrics.predictor
+    if quality.accuracy is not None:
+        right = _hundred(quality.accuracy)
+        left = (
+            f"; with people's put in, {_hundred(quality.remaining_error)} % are still wrong"
+            if quality.remaining_error is not None
+            else ""
         )
-        lines.append(f"LLM labels: {right} % right; with people's put in, {left} % are still wrong")
-    elif "problem" in quality:
-        lines.append(f"How good the LLM's labels are is not known: {quality['problem']}")
-    missing = quality.get("unanswered") or {}
-    if missing.get("n"):
+        lines.append(f"LLM labels: {right} % right{left}")
+    elif quality.problem:
+        lines.append(f"How good the LLM's labels are is not known: {quality.problem}")
+    missing = quality.unanswered
+    if missing is not None and missing.n:
         lines.append(
-            f"The LLM gave no label to {missing['n']} texts ({100 * missing['share']:.1f} % of the"
+            f"The LLM gave no label to {missing.n} texts ({100 * missing.share:.1f} % of the"
             " pool). They count neither as right nor as wrong;"
-            f" {missing['without_any_label']} of them have no label from people either"
+            f" {missing.without_any_label} of them have no label from people either"
         )
-    if auroc := foreseen.get("auroc"):
+    if foreseen is not None and foreseen.auroc is not None:
         lines.append(
-            f"Wrong labels of the last batch were foreseen with AUROC {100 * auroc['value']:.1f}"
-            f" ({100 * auroc['low']:.1f} to {100 * auroc['high']:.1f}) by a predictor that had"
-            f" learned from {foreseen['learned_from']} earlier labels of people"
+            f"Wrong labels of the last batch were foreseen with AUROC {_hundred(foreseen.auroc)} by"
+            f" a predictor that had learned from {foreseen.learned_from} earlier labels of people"
         )
-    if line := suspect_line(metrics.get("suspects") or {}):
+    if metrics.suspects is not None and (line := suspect_line(metrics.suspects)):
         lines.append(line)
     return lines
+
+
+def _hundred(metric: Metric) -> str:
+    return f"{100 * metric.value:.1f} ({100 * metric.low:.1f} to {100 * metric.high:.1f})"

@@ -1,4 +1,4 @@
-"""A metric with its interval: what each test item adds to it, and metrics of weighted items.
+"""What each test item adds to a metric, and metrics of weighted items.
 
 Every metric of ``loop.measure.stability`` is a function of sums over test items, so that a
 bootstrap replicate is one row of item weights and 1,000 replicates are a few matrix products.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +19,13 @@ IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
 
-METRICS = ("alpha_k", "p_uc", "churn", "accuracy", "macro_f1", "reliable_accuracy")
-"""What ``paired_difference`` compares."""
-
 AGREEMENT = ("alpha_k", "ac1", "p_uc", "churn")
 """Metrics of how far the seeds agree; they say nothing of students that all give one class."""
+
+ONE_CLASS = (
+    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
+    " stability is shown"
+)
 
 
 def one_class(preds: IntArray) -> bool:
@@ -215,28 +216,3 @@ def effective(weight: FloatArray) -> float:
     """Number of equally weighted items that would say as much as these; 0 for none."""
     total = float((weight**2).sum())
     return float(weight.sum()) ** 2 / total if total else 0.0
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value with its 95 % interval.
-
-    Attributes:
-        value: nan where the metric is undefined; ``note`` says why.
-        low: nan where no interval was asked for, or none can be had.
-        high: likewise.
-        note: why the value is undefined, or what to mind when reading it.
-    """
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-    note: str = ""
-
-    def to_json(self) -> dict[str, float | str | None]:
-        """Numbers by name; nan becomes None, which JSON knows."""
-        numbers = {"value": self.value, "low": self.low, "high": self.high}
-        found: dict[str, float | str | None] = {
-            name: None if math.isnan(x) else x for name, x in numbers.items()
-        }
-        return found | ({"note": self.note} if self.note else {})

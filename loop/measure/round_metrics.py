@@ -3,54 +3,66 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.changes import incomparable
-from loop.campaign.tables import Item, Round, Run
-from loop.llm.votes import read_votes
+from loop.campaign.metrics import (
+    COMPARED,
+    METRICS,
+    ONCE,
+    Arm,
+    FrozenAccuracy,
+    FrozenAgreement,
+    Metric,
+    Recovered,
+    RoundMetrics,
+    Share,
+    Stability,
+)
+from loop.campaign.tables import IMPORTED, Item, Round, Run, round_id
+from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.stability import measure, paired_difference, recovered_share
 from loop.people.gold import people_alpha
+from loop.pool_arrays import item_embeddings
 from loop.ports import IntArray
 from loop.training_sets import random_control, seeds_of
 
 if TYPE_CHECKING:
     from loop.campaign.context import Context
 
-ONCE = ("llm_only", "all_gold")
-"""Arms that are trained once and serve every round."""
 
-COMPARED = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
-"""Metrics that arms are compared by; the first two need no gold."""
-
-
-def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dict[str, Any]:
-    """Everything that the report says of a round, as JSON.
+def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> RoundMetrics:
+    """What the predictions say, and what was bought.
 
     Accuracy is measured on test items with a known label; without those, on the audit items, each
-    weighted by the inverse of its probability of being drawn. Stability needs no label at all.
+    weighted by the inverse of its probability of being drawn. Stability needs no label at all. What
+    gold says of the LLM's labels is another matter, see ``loop.measure.llm_quality``.
     """
     runs = ctx.store.runs(ctx.name)
     truth = truth_of(ctx, evaluated)
     labels = ctx.config.label_names
     k, seed = len(labels), (round_.seed, round_.number)
     seeds = seeds_of(ctx, round_)
+    everyone: tuple[Arm, ...] = ("loop", "llm_only", "random", "all_gold")
     predictions = {
         arm: np.array(list(by_seed.values()), dtype=np.int64)
-        for arm in ("loop", "llm_only", "random", "all_gold")
+        for arm in everyone
         if (by_seed := _predictions(runs, round_, arm, len(evaluated), seeds))
     }
-    arms = {arm: _measured(found, truth, k, seed) for arm, found in predictions.items()}
-    compared = {
-        arm: _differences(found, predictions["loop"], truth, k, seed)
-        for arm, found in predictions.items()
+    arms = {arm: _measured(classes, truth, k, seed) for arm, classes in predictions.items()}
+    compared: dict[str, dict[str, Metric]] = {
+        arm: _differences(classes, predictions["loop"], truth, k, seed)
+        for arm, classes in predictions.items()
         if arm != "loop"
     }
-    before, apart = _round_before(ctx, round_), []
+    before = _round_before(ctx, round_)
+    apart: list[str] = []
     if before is not None:
         apart = incomparable(before.config, round_.config)
         pair = None if apart else _same_seeds(ctx, runs, before, round_, truth)
@@ -58,38 +70,36 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> dic
             n = pair[0].shape[1]
             shared = truth if n == len(evaluated) else truth.first(n)
             compared["previous"] = _differences(*pair, shared, k, seed)
-    gaps = {}
+    gaps: dict[str, Metric] = {}
     if {"loop", "llm_only", "all_gold"} <= set(predictions):
         gaps = _differences(predictions["llm_only"], predictions["all_gold"], truth, k, seed)
     reviews = ctx.store.reviews(ctx.name)
-    return {
-        "arms": arms,
-        "compared": compared,
-        "not_comparable": apart,
-        "tests": int(truth.stable.sum()),
-        "frozen": _frozen(ctx, round_, evaluated, predictions["loop"], truth),
-        "confusion": {
+    answers = ctx.store.annotations(ctx.name)
+    return RoundMetrics(
+        arms=arms,
+        compared=compared,
+        not_comparable=tuple(apart),
+        tests=int(truth.stable.sum()),
+        frozen=_frozen(ctx, round_, evaluated, predictions["loop"], truth),
+        confusion={
             arm: _confusion(predictions[arm], truth, k)
-            for arm in ("loop", "llm_only")
+            for arm in everyone[:2]
             if arm in predictions and truth.source
         },
-        "llm": _llm(ctx),
-        "recovered": _recovered(arms, gaps),
-        "bought": len(reviews),
-        "pool": len(ctx.store.item_ids(ctx.name, "pool")),
-        "gold": len(ctx.store.gold(ctx.name)),
-        "random_gold": len(random_control(ctx, ctx.store.items(ctx.name, "pool")))
+        recovered=_recovered(arms, gaps),
+        bought=len(reviews),
+        pool=len(ctx.store.item_ids(ctx.name, "pool")),
+        gold=sum(g.how != IMPORTED for g in ctx.store.gold(ctx.name).values()),
+        random_gold=len(random_control(ctx, ctx.store.items(ctx.name, "pool")))
         if "random" in predictions
         else 0,
-        "answers": len(ctx.store.annotations(ctx.name)),
-        "evaluated": len(evaluated),
-        "per_class_n": np.bincount(truth.y[truth.y >= 0], minlength=k).tolist(),
-        "accuracy_from": truth.source,
-        "pushed_wrong": _pushed_wrong(ctx, round_),
-        "people_alpha": people_alpha(
-            ctx.store.annotations(ctx.name), labels, ordinal=ctx.config.campaign.ordinal
-        ),
-    }
+        answers=len(answers),
+        evaluated=len(evaluated),
+        per_class_n=tuple(np.bincount(truth.y[truth.y >= 0], minlength=k).tolist()),
+        accuracy_from=truth.source,
+        pushed_wrong=_pushed_wrong(ctx, round_),
+        people_alpha=people_alpha(answers, labels, ordinal=ctx.config.campaign.ordinal),
+    )
 
 
 def _predictions(
@@ -124,8 +134,11 @@ def _same_seeds(
     fewer than two seeds, which could not disagree.
     """
     metrics, n, tests = before.metrics, len(truth.y), int(truth.stable.sum())
-    had = metrics["evaluated"]
-    had_tests = metrics.get("tests", tests if metrics["accuracy_from"] == "audit" else had)
+    if metrics is None:
+        return None
+    had, had_tests = metrics.evaluated, metrics.tests
+    if had_tests is None:
+        had_tests = tests if metrics.accuracy_from == "audit" else had
     shared = n if (had, had_tests) == (n, tests) else min(had_tests, tests)
     then = _predictions(runs, before, "loop", had)
     now = _predictions(runs, round_, "loop", n, seeds_of(ctx, round_))
@@ -140,30 +153,33 @@ STABLE = ("items", "seeds", "over", "alpha_k", "ac1", "p_uc", "churn", "alpha_pe
 """Fields of a measurement that need no gold."""
 
 
-def _measured(predictions: IntArray, truth: Truth, k: int, seed: Sequence[int]) -> dict[str, Any]:
+def _measured(predictions: IntArray, truth: Truth, k: int, seed: Sequence[int]) -> Stability:
     """Stability on the test items, accuracy on the items whose class is known."""
 
-    def on(rows: NDArray[np.bool_], y: IntArray | None) -> dict[str, Any]:
+    def on(rows: NDArray[np.bool_], y: IntArray | None) -> Stability:
         rng = np.random.default_rng([*seed, 7])
         weight = None if y is None else truth.weight[rows]
-        return measure(predictions[:, rows], y, k, weight=weight, rng=rng).to_json()
+        return measure(predictions[:, rows], y, k, weight=weight, rng=rng)
 
     known = truth.y >= 0
     if truth.source is None:
         return on(truth.stable, None)
     right = on(known, truth.y[known])
     stable = right if (known == truth.stable).all() else on(truth.stable, None)
-    return right | {key: stable[key] for key in STABLE}
+    return replace(right, **{key: getattr(stable, key) for key in STABLE})
 
 
 def _differences(
     a: IntArray, b: IntArray, truth: Truth, k: int, seed: Sequence[int]
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, Metric]:
     """By metric, b minus a: paired over items, with 95 % intervals."""
-    found = {}
+    differences = {}
     known = truth.y >= 0
-    for key in COMPARED if truth.source else COMPARED[:2]:
-        rows = truth.stable if key in STABLE else known
+    for key in COMPARED:
+        needs_gold = METRICS[key].needs_gold
+        if needs_gold and not truth.source:
+            continue
+        rows = known if needs_gold else truth.stable
         d = paired_difference(
             a[:, rows],
             b[:, rows],
@@ -173,31 +189,27 @@ def _differences(
             weight=truth.weight[rows],
             rng=np.random.default_rng([*seed, 8]),
         )
-        numbers = {"value": d.value, "low": d.low, "high": d.high}
-        found[key] = {name: x if np.isfinite(x) else None for name, x in numbers.items()}
-    return found
+        value, low, high = (x if np.isfinite(x) else np.nan for x in (d.value, d.low, d.high))
+        differences[key] = Metric(value, low, high)
+    return differences
 
 
 def _frozen(
     ctx: Context, round_: Round, evaluated: Sequence[Item], full: IntArray, truth: Truth
-) -> dict[str, Any]:
+) -> FrozenAgreement | None:
     """How far a frozen student of the same labels agrees with the full one, and how right it is."""
-    from loop.measure.frozen_agreement import agreement, frozen_predictions
-
-    learned = {t.item_id: (t.probs, t.weight) for t in ctx.store.training_labels(round_.id or 0)}
-    frozen = frozen_predictions(ctx, learned, evaluated, range(len(full)))
+    learned = {t.item_id: (t.probs, t.weight) for t in ctx.store.training_labels(round_id(round_))}
+    frozen = _frozen_predictions(ctx, learned, evaluated, range(len(full)))
     k, rows = len(ctx.config.labels), truth.stable
     if not rows.any():
-        return {}
-    found: dict[str, Any] = {
-        name: metric.to_json()
-        for name, metric in agreement(
-            full[:, rows],
-            frozen[:, rows],
-            k,
-            rng=np.random.default_rng([round_.seed, round_.number, 9]),
-        ).items()
-    }
+        return None
+    agreed = agreement(
+        full[:, rows],
+        frozen[:, rows],
+        k,
+        rng=np.random.default_rng([round_.seed, round_.number, 9]),
+    )
+    accuracy = None
     if truth.source:
         known = truth.y >= 0
         rng = np.random.default_rng(0)  # unused: no replicate is drawn
@@ -208,106 +220,76 @@ def _frozen(
             for side in (full, frozen)
         ]
         apart = _differences(full, frozen, truth, k, (round_.seed, round_.number))["accuracy"]
-        found["accuracy"] = {"difference": apart} | {
-            name: m.accuracy.to_json()["value"]
-            for name, m in zip(("full", "frozen"), right, strict=True)
-            if m.accuracy is not None
-        }
-    return found
+        of_full, of_frozen = (
+            None if m.accuracy is None or not m.accuracy.known else m.accuracy.value for m in right
+        )
+        accuracy = FrozenAccuracy(of_full, of_frozen, apart)
+    return FrozenAgreement(**agreed, accuracy=accuracy)
 
 
-def _confusion(predictions: IntArray, truth: Truth, k: int) -> list[list[float]]:
+def _frozen_predictions(
+    ctx: Context,
+    labels: Mapping[str, tuple[Sequence[float], float]],
+    evaluated: Sequence[Item],
+    seeds: Sequence[int],
+) -> IntArray:
+    """(s, n) classes that frozen heads give the evaluated texts.
+
+    Args:
+        ctx: the campaign; its encoder embeds.
+        labels: what a round's students learn, item id -> (soft label, weight).
+        evaluated: the n texts.
+        seeds: as many as the full student has.
+    Raises:
+        StudentError: the encoder cannot be loaded.
+        ValueError: no label has a positive weight.
+    """
+    from loop.student.frozen_student import FrozenHeads
+
+    pool = ctx.store.items(ctx.name, "pool")
+    rows = [row for row, item in enumerate(pool) if item.id in labels]
+    train = item_embeddings(ctx, pool)[rows]
+    y = np.array([labels[pool[row].id][0] for row in rows])
+    weight = np.array([labels[pool[row].id][1] for row in rows])
+    probs = FrozenHeads().probs(train, y, weight, item_embeddings(ctx, evaluated), seeds)
+    return np.asarray(probs.argmax(axis=2), dtype=np.int64)
+
+
+def _confusion(predictions: IntArray, truth: Truth, k: int) -> tuple[tuple[float, ...], ...]:
     """(k, k) share of the known items by true class and label, mean over the seeds."""
     known = truth.y >= 0
-    found = np.zeros((k, k))
+    counts = np.zeros((k, k))
     for of_seed in predictions[:, known]:
-        np.add.at(found, (truth.y[known], of_seed), truth.weight[known])
-    shares: list[list[float]] = (found / found.sum()).tolist()
-    return shares
+        np.add.at(counts, (truth.y[known], of_seed), truth.weight[known])
+    return tuple(tuple(line) for line in (counts / counts.sum()).tolist())
 
 
-def _llm(ctx: Context) -> dict[str, Any]:
-    """How good the LLM's labels are by class, from gold weighted by its inclusion probabilities.
-
-    They are the labels that the students of ``llm_only`` learn, before gold scales anything. Texts
-    that the LLM gave no label are left out.
-    Empty while too few texts were drawn at random to speak for the pool.
-    """
-    from strategies.estimate import (
-        Estimate,
-        TooFewRandomError,
-        label_quality,
-        weighted_confusion,
-    )
-
-    labels = {name: i for i, name in enumerate(ctx.config.label_names)}
-    items = ctx.store.items(ctx.name, "pool")
-    gold, reviews = ctx.store.gold(ctx.name), {r.item_id: r for r in ctx.store.reviews(ctx.name)}
-    bought = [i.id in gold and i.id in reviews for i in items]
-    truth = np.array(
-        [labels[gold[i.id].label] if b else -1 for i, b in zip(items, bought, strict=True)],
-        dtype=np.int64,
-    )
-    pi = np.array(
-        [reviews[i.id].inclusion_prob if b else 1.0 for i, b in zip(items, bought, strict=True)]
-    )
-    steps = np.array(
-        [reviews[i.id].round_id if b else 0 for i, b in zip(items, bought, strict=True)]
-    )
-    votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
-    said, k = votes.y_llm[votes.answered], len(labels)
-    truth, pi, steps = truth[votes.answered], pi[votes.answered], steps[votes.answered]
-    try:
-        quality = label_quality(said, truth, pi, k, round_of=steps)
-        confusion = weighted_confusion(said, truth, pi, k, round_of=steps)
-    except TooFewRandomError:
-        return {}
-
-    def shown(found: Estimate | None) -> dict[str, float] | None:
-        return (
-            None if found is None else {"value": found.value, "low": found.low, "high": found.high}
-        )
-
-    return {
-        "accuracy": shown(quality.accuracy),
-        "recall": [shown(r) for r in quality.recall],
-        "precision": [shown(p) for p in quality.precision],
-        "class_share": [shown(c) for c in quality.class_share],
-        "confusion": confusion.tolist(),
-        "n_gold": quality.n_gold,
-        "n_random": quality.n_random,
-    }
-
-
-def _recovered(
-    arms: dict[str, Any], gaps: dict[str, dict[str, float | None]]
-) -> dict[str, dict[str, float | None]]:
+def _recovered(arms: Mapping[Arm, Stability], gaps: Mapping[str, Metric]) -> dict[str, Recovered]:
     """Share of the gap between LLM labels and gold labels that the loop closed, per metric.
 
     A gap counts as noise while its paired interval reaches zero's side: noise is half its width.
     """
-    shares: dict[str, dict[str, float | None]] = {}
+    shares = {}
     for key, gap in gaps.items():
-        loop, llm, gold = (arms[arm][key]["value"] for arm in ("loop", "llm_only", "all_gold"))
-        low, high = gap["low"], gap["high"]
-        if None in (loop, llm, gold) or low is None or high is None:
+        loop, llm, gold = (arms[arm].metric(key) for arm in ("loop", "llm_only", "all_gold"))
+        if loop is None or llm is None or gold is None or not gap.has_interval:
             continue
-        noise = (high - low) / 2
-        share, size = recovered_share(loop, llm, gold, noise=noise)
-        shares[key] = {"share": share, "gap": size, "noise": noise}
+        noise = (gap.high - gap.low) / 2
+        share, size = recovered_share(loop.value, llm.value, gold.value, noise=noise)
+        shares[key] = Recovered(share, size, noise)
     return shares
 
 
-def _pushed_wrong(ctx: Context, round_: Round) -> dict[str, Any]:
+def _pushed_wrong(ctx: Context, round_: Round) -> dict[str, Share]:
     """Share of this round's pushed items whose LLM label people found wrong, by reason."""
     gold = ctx.store.gold(ctx.name)
-    scores = ctx.store.scores(round_.id or 0)
+    scores = ctx.store.scores(round_id(round_))
     wrong: dict[str, list[bool]] = defaultdict(list)
     for review in ctx.store.reviews(ctx.name, round_.id):
         said = scores[review.item_id].llm_label
         if review.item_id in gold and said is not None:
             wrong[review.reason].append(said != gold[review.item_id].label)
     return {
-        reason: {"share": sum(found) / len(found), "n": len(found)}
-        for reason, found in sorted(wrong.items())
+        reason: Share(sum(of_reason) / len(of_reason), len(of_reason))
+        for reason, of_reason in sorted(wrong.items())
     }

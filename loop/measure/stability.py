@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from loop.campaign.metrics import METRICS, Metric, Over, Stability
 from loop.measure.metric import (
     AGREEMENT,
-    METRICS,
+    ONE_CLASS,
     FloatArray,
     IntArray,
-    Metric,
     effective,
     item_sums,
     metrics_of,
@@ -35,60 +35,10 @@ from loop.measure.metric import (
     with_width,
 )
 
-Over = Literal["items and seeds", "items"]
-
-ONE_CLASS = (
-    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
-    " stability is shown"
-)
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
 ONE_ITEM = "a single test text says nothing"
 FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
-
-
-@dataclass(frozen=True)
-class Stability:
-    """Every metric of one trained set of seeds.
-
-    Attributes:
-        items: n test items.
-        known: how many of them have a gold label.
-        over: what the intervals are over; items alone where there are fewer than three seeds. Those
-            of ``accuracy_sd`` and ``macro_f1_sd`` are over seeds, for these very items.
-        ac1: Gwet's AC1, agreement beyond chance that a common class does not pull down.
-        accuracy: mean over seeds; its companion ``accuracy_sd`` is the sample standard deviation.
-        recall: one Metric per class, mean over seeds; None without gold, like all that needs it.
-    """
-
-    items: int
-    seeds: int
-    known: int
-    over: Over
-    alpha_k: Metric
-    ac1: Metric
-    p_uc: Metric
-    churn: Metric
-    alpha_per_class: tuple[Metric, ...]
-    accuracy: Metric | None = None
-    accuracy_sd: Metric | None = None
-    macro_f1: Metric | None = None
-    macro_f1_sd: Metric | None = None
-    reliable_accuracy: Metric | None = None
-    recall: tuple[Metric, ...] | None = None
-    precision: tuple[Metric, ...] | None = None
-    f1: tuple[Metric, ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, by field name."""
-        out: dict[str, Any] = {}
-        for field in fields(self):
-            held = getattr(self, field.name)
-            if isinstance(held, tuple):
-                out[field.name] = [metric.to_json() for metric in held]
-            else:
-                out[field.name] = held.to_json() if isinstance(held, Metric) else held
-        return out
 
 
 @dataclass(frozen=True)
@@ -135,12 +85,6 @@ def churn(preds: ArrayLike) -> float:
     Source: Milani Fard et al. 2016, Launch and Iterate: Reducing Prediction Churn.
     """
     return _single("churn", preds)
-
-
-def flip_prob(preds: ArrayLike) -> FloatArray:
-    """(n,) probability that two different seeds disagree on the item; its mean is ``churn``."""
-    checked = _checked(preds)
-    return item_sums(checked, None, int(checked.max(initial=0)) + 1)["apart"]
 
 
 def reliable_accuracy(preds: ArrayLike, y: ArrayLike) -> float:
@@ -316,7 +260,7 @@ def paired_difference(
             f"{a.shape[0]} and {b.shape[0]}"
         )
     gold = _checked_gold(y, a.shape[1], k)
-    if gold is None and metric in ("accuracy", "macro_f1", "reliable_accuracy"):
+    if gold is None and METRICS[metric].needs_gold:
         raise ValueError(f"{metric} needs gold labels")
     if metric in AGREEMENT and (one_class(a) or one_class(b)):
         return Difference(math.nan, math.nan, math.nan, math.nan)

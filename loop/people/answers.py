@@ -6,21 +6,16 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC
-from typing import Any
 
-from sqlalchemy import delete, update
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from loop.campaign.context import Context
-from loop.campaign.panel import Panel
+from loop.campaign.store import SeenAnswer
 from loop.campaign.tables import (
     DELETED,
     STAGES,
     UNSERVED,
     Annotation,
-    CampaignRow,
-    HiddenCheck,
-    Item,
     Review,
     Round,
     now,
@@ -63,31 +58,19 @@ def take_in(ctx: Context, session: Session, fetched: Fetched, seconds: float) ->
         ctx.store.log(session, ctx.name, "pull", READ_ALL, seconds=round(seconds, 3))
     for outcome, tasks in missing.items():
         ctx.store.log(session, ctx.name, "pull", outcome, tasks=tasks)
-    session.exec(
-        update(CampaignRow)
-        .where(col(CampaignRow.name) == ctx.name)
-        .values(pull_cursor=fetched.cursor)
-    )
+    ctx.store.set_pull_cursor(session, ctx.name, fetched.cursor)
     session.flush()
 
 
 def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask]) -> None:
     """Appends what is new of these tasks and supersedes what changed or was deleted."""
-    columns = (
-        Annotation.id,
-        Annotation.annotation_id,
-        Annotation.updated_at,
-        Annotation.task_id,
-        Annotation.superseded_at,
-    )
-    stored = session.execute(
-        select(*columns).where(Annotation.campaign == ctx.name)  # type: ignore[call-overload]
-    ).all()
+    stored = ctx.store.answers_seen(session, ctx.name)
     task_of = {(old.annotation_id, old.updated_at): old.task_id for old in stored}
-    by_task: dict[str, dict[tuple[str, str], Any]] = defaultdict(dict)
+    by_task: dict[str, dict[tuple[str, str], SeenAnswer]] = defaultdict(dict)
     for old in stored:
         by_task[old.task_id][old.annotation_id, old.updated_at] = old
     labels = set(ctx.config.label_names)
+    new: list[Annotation] = []
     gone: list[int] = []
     again: list[int] = []
     for task in tasks:
@@ -105,17 +88,13 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
             current.add(key)
             if key not in known:
                 task_of[key] = row.task_id
-                session.add(row)
-            elif known[key].superseded_at is not None:
+                new.append(row)
+            elif known[key].superseded:
                 again.append(known[key].id)
-        gone += [r.id for k, r in known.items() if k not in current and r.superseded_at is None]
-    for ids, when in ((gone, now()), (again, None)):
-        for start in range(0, len(ids), 500):
-            session.exec(
-                update(Annotation)
-                .where(col(Annotation.id).in_(ids[start : start + 500]))
-                .values(superseded_at=when)
-            )
+        gone += [r.id for k, r in known.items() if k not in current and not r.superseded]
+    ctx.store.add_answers(session, new)
+    ctx.store.supersede(session, gone, now())
+    ctx.store.supersede(session, again, None)
     session.flush()
 
 
@@ -156,11 +135,10 @@ def _note_missing(ctx: Context, session: Session, fetched: Fetched) -> dict[str,
     """
     there = {task.item_id for task in fetched.tasks}
     unserved = set(fetched.unserved)
-    query = (
-        select(Review).join(Item).where(Item.campaign == ctx.name, col(Review.task_id).is_not(None))
-    )
     news: dict[str, list[str]] = defaultdict(list)
-    for review in session.exec(query).all():
+    for review in ctx.store.reviews(ctx.name, session=session):
+        if review.task_id is None:
+            continue
         if review.task_id in unserved:
             outcome = UNSERVED
         elif review.item_id in there:
@@ -173,17 +151,13 @@ def _note_missing(ctx: Context, session: Session, fetched: Fetched) -> dict[str,
             review.outcome = review.closed_at = None
         elif outcome not in (None, review.outcome) and review.closed_at is None:
             review.outcome = outcome
-            news[str(outcome)].append(str(review.task_id))
-        session.add(review)
+            news[str(outcome)].append(review.task_id)
     return dict(news)
 
 
 def _current_answers(ctx: Context, session: Session) -> dict[str, list[Annotation]]:
-    query = select(Annotation).where(
-        Annotation.campaign == ctx.name, col(Annotation.superseded_at).is_(None)
-    )
     by_item: dict[str, list[Annotation]] = defaultdict(list)
-    for annotation in session.exec(query).all():
+    for annotation in ctx.store.annotations(ctx.name, session=session):
         by_item[annotation.item_id].append(annotation)
     return by_item
 
@@ -196,18 +170,16 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     text whose task is gone is not waited for, unless that would end a round of which nothing came
     back.
     """
-    query = select(Review).join(Item).where(Item.campaign == ctx.name).order_by(col(Review.rank))
-    everywhere = session.exec(query).all()
+    everywhere = ctx.store.reviews(ctx.name, session=session)
     reviews = [review for review in everywhere if review.round_id == round_.id]
     by_item = _current_answers(ctx, session)
-    panel = Panel.of(ctx.config.label_studio)
+    panel = ctx.config.people.panel
     for review in everywhere:  # late answers to earlier rounds
         if review.round_id != round_.id and review.task_id and not _is_missing(review):
             enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
                 review.wanted or panel.first
             )
             review.closed_at = (review.closed_at or now()) if enough else None
-            session.add(review)
     out = 0
     known = known_checks(ctx)
     answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
@@ -219,7 +191,6 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
         answers = answered[review.item_id]
         if _is_missing(review) and any_back:
             review.closed_at = review.closed_at or now()
-            session.add(review)
             continue
         received = len(latest_per_person(answers))
         wanted = wanted_answers(answers, decisions[review.item_id], panel)
@@ -238,7 +209,6 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             out += 1
         if not _is_missing(review):
             review.outcome = decisions[review.item_id].how if answers else None
-        session.add(review)
     if refused:
         ctx.say(
             f"{refused} text{'s' * (refused > 1)} want{'s' * (refused == 1)} one more answer, which"
@@ -258,7 +228,7 @@ def ask_further(ctx: Context, round_: Round) -> int:
 
     Called again after an interruption, it says the same again, which changes nothing.
     """
-    panel = Panel.of(ctx.config.label_studio)
+    panel = ctx.config.people.panel
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
     further = {
         r.item_id: (r.task_id, r.wanted)
@@ -267,11 +237,7 @@ def ask_further(ctx: Context, round_: Round) -> int:
     }
     if further:
         ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})
-        with ctx.store.transaction() as session:
-            for item_id, (_, wanted) in further.items():
-                session.exec(
-                    update(Review).where(col(Review.item_id) == item_id).values(asked=wanted)
-                )
+        ctx.store.set_asked({item_id: wanted for item_id, (_, wanted) in further.items()})
     if panel.adjudicator is not None:
         ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
     return len(further)
@@ -306,8 +272,6 @@ def withdraw_unanswered(ctx: Context) -> int:
     ctx.reviewer.open_project(ctx.store.project_id(ctx.name))
     gone = ctx.reviewer.withdraw(sorted(reviews | checks))
     with ctx.store.transaction() as session:
-        for item_id in gone:
-            session.exec(delete(Review).where(col(Review.item_id) == item_id))
-            session.exec(delete(HiddenCheck).where(col(HiddenCheck.id) == item_id))
+        ctx.store.take_back(session, gone)
         ctx.store.log(session, ctx.name, "pull", "withdrawn", texts=sorted(gone))
     return len(gone & reviews)

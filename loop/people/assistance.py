@@ -55,7 +55,7 @@ class Effect:
 
 def campaign_assistance(config: Config, store: Store) -> list[Effect]:
     """The effects of a campaign's help; empty where all texts get it, or none."""
-    section = config.label_studio
+    section = config.people
     if section.assist == "blind" or section.assist_share == 1.0:
         return []
     name = config.campaign.name

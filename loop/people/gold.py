@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loop.campaign.panel import Panel
+from loop.campaign.config import Panel
 from loop.campaign.tables import Annotation
 from strategies.alpha import alpha
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Review, Round, Score
+from loop.campaign.tables import IMPORTED, Review, Round, Score
 from loop.chance import unit_hash
 from loop.people.scorecards import labels_of_checks
 from loop.ports import ReviewTask
@@ -27,7 +27,7 @@ def why_suspect(score: Score) -> str:
 
 def known_checks(ctx: Context) -> dict[str, str]:
     """Labels of the hidden checks, where they have a say in what the others mean."""
-    if ctx.config.label_studio.rule != "dawid-skene":
+    if ctx.config.people.rule != "dawid-skene":
         return {}
     return {check: label for check, label in labels_of_checks(ctx.store, ctx.name).items() if label}
 
@@ -38,12 +38,12 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
     They are gold texts that several people agreed on or an adjudicator settled, and, where tasks
     show nothing but the text, texts whose label the source knows and that train nothing.
     """
-    section = ctx.config.label_studio
+    section = ctx.config.people
     wanted = section.checks_for(n)
     if not wanted:
         return []
     gold = ctx.store.gold(ctx.name)
-    candidates = sorted(k for k, g in gold.items() if g.how != "single")
+    candidates = sorted(k for k, g in gold.items() if g.how not in ("single", IMPORTED))
     if section.assist == "blind":
         candidates += [i.id for i in ctx.store.items(ctx.name, "dev") if i.known_label]
     rng = np.random.default_rng([round_.seed, round_.number, 7])
@@ -97,7 +97,7 @@ def why_sent(review: Review, score_: Score) -> str:
 
 def is_assisted(ctx: Context, item_id: str) -> bool:
     """Whether the page helps with this item; the same whenever asked."""
-    section = ctx.config.label_studio
+    section = ctx.config.people
     if section.assist == "blind":
         return False
     return unit_hash(ctx.seed, "assist", item_id) < section.assist_share

@@ -40,7 +40,7 @@ def campaign_people(config: Config, store: Store) -> list[Person]:
         labels=store.labels(name),
         texts=texts,
         checks=labels_of_checks(store, name),
-        adjudicator=config.label_studio.adjudicator,
+        adjudicator=config.people.adjudicator,
         ordinal=config.campaign.ordinal,
     )
 

@@ -3,45 +3,44 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from loop.addresses import without_secrets
 from loop.campaign.config import Config
+from loop.campaign.metrics import (
+    METRICS,
+    ONCE,
+    WITH_SPREADS,
+    Arm,
+    Json,
+    LlmQuality,
+    Metric,
+    RoundMetrics,
+    of_json,
+)
 from loop.campaign.store import Store
-from loop.campaign.tables import Round
 from loop.errors import LoopError
-from loop.measure.collapsed import measured
+from loop.measure.llm_quality import measured_rounds
 from loop.money import account
 from loop.people.scorecards import campaign_people
 from loop.report.contents import (
-    METRICS,
-    Agreement,
-    Arm,
     BudgetLine,
-    Calibration,
     ClassRow,
     CurveRow,
     Instability,
     LearningCurves,
-    LlmLabels,
-    Metric,
     PartRow,
     People,
-    Recovered,
-    Reliability,
     ReportRow,
     ReportView,
-    Share,
 )
 from loop.report.html import write_report
 from loop.report.notes import campaign_notes
 from loop.report.rounds_json import write_rounds
-from loop.report.wording import agreement_sentence
-
-ONCE: tuple[Arm, ...] = ("llm_only", "all_gold")
 
 ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold"}
 
@@ -49,14 +48,15 @@ ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold
 def campaign_view(config: Config, store: Store) -> ReportView:
     """All that the report says of a campaign."""
     name = config.campaign.name
-    rounds = measured(store.rounds(name))
-    last = rounds[-1] if rounds else None
+    measured = measured_rounds(store.rounds(name))
     rows: list[ReportRow] = []
-    for round_ in rounds:
-        rows += [_row(config, round_, "loop"), *_maybe(config, round_, "random")]
-    if last is not None:
-        for arm in ONCE:
-            rows += _maybe(config, last, arm)
+    for round_, metrics in measured:
+        rows.append(_row(config, round_.number, metrics, "loop"))
+        if "random" in metrics.arms:
+            rows.append(_row(config, round_.number, metrics, "random"))
+    last, newest = measured[-1] if measured else (None, RoundMetrics())
+    rows += [_row(config, None, newest, arm) for arm in ONCE if arm in newest.arms]
+    students = newest.arms.get("loop")
     money = account(config, store)
     answers = store.annotations(name)
     budget = [BudgetLine("texts sent to people", len(store.reviews(name)), config.budget.labels)]
@@ -65,12 +65,12 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         budget.append(BudgetLine("USD spent or committed", money.committed_usd, money.cap_usd))
     people = None
     if answers:
-        alpha = last.metrics.get("people_alpha") if last else None
+        alpha = newest.people_alpha
         people = People(
             alpha=None if alpha is None else Metric(alpha),
             answers=len(answers),
             annotators=len({a.annotator for a in answers}),
-            overlap=config.label_studio.overlap,
+            overlap=config.people.overlap,
             rows=tuple(campaign_people(config, store)),
         )
     return ReportView(
@@ -78,19 +78,19 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         task=config.campaign.task,
         labels=config.label_names,
         rows=tuple(rows),
-        seeds=last.metrics["arms"]["loop"]["seeds"] if last else config.student.seeds,
+        seeds=students.seeds if students else config.student.seeds,
         simulated=config.raters.kind != "people",
-        evaluated=last.metrics["evaluated"] if last else None,
-        accuracy_from=last.metrics["accuracy_from"] if last else None,
+        evaluated=newest.evaluated if last else None,
+        accuracy_from=newest.accuracy_from,
         people=people,
-        calibration=_calibration(last.metrics.get("calibration") or {}) if last else None,
-        llm=_llm(last.metrics.get("llm") or {}, len(config.labels)) if last else None,
-        frozen=_frozen(last.metrics.get("frozen") or {}) if last else None,
+        calibration=newest.calibration if newest.calibration and newest.calibration.raw else None,
+        llm=_widened(newest.label_quality, len(config.labels)),
+        frozen=newest.frozen if newest.frozen and newest.frozen.same.known else None,
         instability=instability(config.out),
         plateau=plateau(config.out),
-        over=last.metrics["arms"]["loop"].get("over", "items") if last else "items",
+        over=students.over if students else "items",
         budget=tuple(budget),
-        notes=campaign_notes(config, store, rows, last),
+        notes=campaign_notes(config, store, rows, newest if last else None),
         provenance={
             "versions": last.versions if last else {},
             # Rounds of older versions may hold addresses with passwords.
@@ -116,117 +116,79 @@ def write_outputs(config: Config, store: Store, folder: Path | None = None) -> P
     return path
 
 
-def _calibration(found: dict[str, Any]) -> Calibration | None:
-    if "raw" not in found:
-        return None
-    raw, used = (
-        Reliability(side["ece"], side["accuracy"], tuple((c, a, n) for c, a, n in side["bins"]))
-        for side in (found["raw"], found["used"])
-    )
-    return Calibration(found["view"], found["reason"], found["n"], raw, used)
+Value = TypeVar("Value")
 
 
-def _frozen(found: dict[str, Any]) -> Agreement | None:
-    same = metric(found.get("same"))
-    if same is None:
-        return None
-    accuracy = found.get("accuracy") or {}
-    return Agreement(
-        same=same,
-        kappa=metric(found.get("kappa")),
-        itself=metric(found.get("itself")),
-        accuracy=(accuracy["full"], accuracy["frozen"]) if accuracy else None,
-        difference=metric(accuracy.get("difference")),
-        told=agreement_sentence(found),
-    )
-
-
-def _llm(found: dict[str, Any], k: int) -> LlmLabels | None:
-    if not found:
-        return None
-
-    def of_classes(field: str) -> tuple[Metric | None, ...]:
-        return tuple(metric(m) for m in _all(found[field], k))
-
-    return LlmLabels(
-        accuracy=metric(found["accuracy"]),
-        recall=of_classes("recall"),
-        precision=of_classes("precision"),
-        class_share=of_classes("class_share"),
-        confusion=_matrix(found["confusion"], k),
-        n_gold=found["n_gold"],
-        n_random=found["n_random"],
-    )
-
-
-def _all(found: Sequence[Any] | None, k: int) -> list[Any]:
+def _all(values: Sequence[Value] | None, k: int) -> list[Value | None]:
     """What a round says of each of the k labels; nothing of those that have come since."""
-    known = list(found or ())
-    return known + [None] * (k - len(known))
+    known = list(values or ())
+    return [*known, *[None] * (k - len(known))]
 
 
-def _matrix(found: Any, k: int) -> tuple[tuple[float, ...], ...]:
+def _of_classes(metrics: Sequence[Metric | None] | None, k: int) -> tuple[Metric | None, ...]:
+    return tuple(m if m is not None and m.known else None for m in _all(metrics, k))
+
+
+def _matrix(shares: Sequence[Sequence[float]], k: int) -> tuple[tuple[float, ...], ...]:
     """(k, k), zero where a label has come since; empty for nothing."""
-    lines = [[*map(float, line), *[0.0] * (k - len(line))] for line in found or ()]
-    lines += [[0.0] * k for _ in range(k - len(lines) if lines else 0)]
-    return tuple(map(tuple, lines))
+    lines = [(*line, *[0.0] * (k - len(line))) for line in shares]
+    lines += [(0.0,) * k for _ in range(k - len(lines) if lines else 0)]
+    return tuple(lines)
 
 
-def _maybe(config: Config, round_: Round, arm: Arm) -> list[ReportRow]:
-    return [_row(config, round_, arm)] if arm in round_.metrics["arms"] else []
+def _widened(quality: LlmQuality | None, k: int) -> LlmQuality | None:
+    """The same for the k labels of now; None where there is no estimate."""
+    if quality is None or quality.accuracy is None:
+        return None
+    return replace(
+        quality,
+        recall=_of_classes(quality.recall, k),
+        precision=_of_classes(quality.precision, k),
+        class_share=_of_classes(quality.class_share, k),
+        confusion=_matrix(quality.confusion, k),
+    )
 
 
-def _row(config: Config, round_: Round, arm: Arm) -> ReportRow:
-    metrics = round_.metrics
-    found = metrics["arms"].get(arm, {})
-    own = arm == "loop"
-    k = len(config.label_names)
-    bought = {
-        "loop": metrics.get("gold", metrics["bought"]),
-        "random": metrics.get("random_gold", metrics["bought"]),
-        "llm_only": 0,
-        "all_gold": metrics.get("pool", 0),
-    }[arm]
-    return ReportRow(
+def _row(config: Config, number: int | None, metrics: RoundMetrics, arm: Arm) -> ReportRow:
+    students, k = metrics.arms[arm], len(config.label_names)
+    row = ReportRow(
         arm=arm,
-        round=None if arm in ONCE else round_.number,
-        gold_bought=bought,
-        metrics={key: metric(found.get(key)) for key in METRICS},
+        round=number,
+        gold_bought={
+            "loop": metrics.bought if metrics.gold is None else metrics.gold,
+            "random": metrics.bought if metrics.random_gold is None else metrics.random_gold,
+            "llm_only": 0,
+            "all_gold": metrics.pool,
+        }[arm],
+        metrics={key: students.metric(key) for key in WITH_SPREADS},
         per_class=tuple(
-            ClassRow(
-                label=label,
-                recall=metric(recall),
-                alpha=metric(alpha),
-                n=n,
-                precision=metric(precision),
-            )
+            ClassRow(label, recall=recall, alpha=alpha, n=n, precision=precision)
             for label, recall, precision, alpha, n in zip(
                 config.label_names,
-                _all(found.get("recall"), k),
-                _all(found.get("precision"), k),
-                _all(found.get("alpha_per_class"), k),
-                _all(metrics["per_class_n"], k),
+                _of_classes(students.recall, k),
+                _of_classes(students.precision, k),
+                _of_classes(students.alpha_per_class, k),
+                _all(metrics.per_class_n, k),
                 strict=True,
             )
         ),
-        pushed_wrong={
-            reason: Share(share["share"], share["n"])
-            for reason, share in (metrics["pushed_wrong"] if own else {}).items()
-        },
-        recovered={
-            key: Recovered(share["share"], share["gap"], share["noise"])
-            for key, share in (metrics["recovered"] if own else {}).items()
-        },
-        against={
-            reference: known
-            for reference, differences in (metrics.get("compared", {}) if own else {}).items()
-            if (known := {k: m for k, d in differences.items() if (m := metric(d)) is not None})
-        },
-        confusion=_matrix((metrics.get("confusion") or {}).get(arm), k),
-        label_quality=(metrics.get("label_quality") or {}) if own else {},
-        predictor=(metrics.get("predictor") or {}) if own else {},
-        not_comparable=tuple(metrics.get("not_comparable") or ()) if own else (),
-        suspects=(metrics.get("suspects") or {}) if own else {},
+        confusion=_matrix(metrics.confusion.get(arm, ()), k),
+    )
+    if arm != "loop":
+        return row
+    against = {
+        reference: {key: d for key, d in differences.items() if d.known}
+        for reference, differences in metrics.compared.items()
+    }
+    return replace(
+        row,
+        pushed_wrong=metrics.pushed_wrong,
+        recovered=metrics.recovered,
+        against={reference: known for reference, known in against.items() if known},
+        label_quality=metrics.label_quality,
+        predictor=metrics.predictor,
+        suspects=metrics.suspects,
+        not_comparable=metrics.not_comparable,
     )
 
 
@@ -238,31 +200,28 @@ def instability(folder: Path) -> Instability | None:
     """
     from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 
-    found = _read(folder / "variance.json")
-    if found is None:
-        return None
-    try:
-        everything = found["parts"]["all"]
+    names = RANDOM_PARTS | PARTS_TOGETHER
+
+    def drawn(result: Json) -> Instability:
+        told, measured = result["told"], result["parts"]
+        everything = measured["all"]
         if everything["churn"]["value"] == 0 and everything["alpha"]["value"] is None:
             # an earlier version said of students that answer one class that no label changes
-            found["told"] = SAME_EVERYWHERE
-            found["parts"] = {name: dict.fromkeys(part) for name, part in found["parts"].items()}
-        parts = tuple(
-            PartRow(
-                (RANDOM_PARTS | PARTS_TOGETHER)[name], **{key: metric(m) for key, m in part.items()}
-            )
-            for name, part in found["parts"].items()
-        )
+            told = SAME_EVERYWHERE
+            measured = {name: dict.fromkeys(part) for name, part in measured.items()}
         return Instability(
-            found["round_number"],
-            found["student"],
-            found["bases"],
-            found["items"],
-            parts,
-            found["told"],
+            round=result["round_number"],
+            student=result["student"],
+            bases=result["bases"],
+            items=result["items"],
+            parts=tuple(
+                PartRow(names[name], **{key: _metric(m) for key, m in part.items()})
+                for name, part in measured.items()
+            ),
+            told=told,
         )
-    except (KeyError, TypeError) as exc:
-        raise _broken(folder / "variance.json", "variance") from exc
+
+    return _last_result(folder, "variance", drawn)
 
 
 def plateau(folder: Path) -> LearningCurves | None:
@@ -273,54 +232,46 @@ def plateau(folder: Path) -> LearningCurves | None:
     """
     from loop.report.wording import CURVE_NAMES
 
-    found = _read(folder / "plateau.json")
-    if found is None:
-        return None
-    try:
-        curves = tuple(
-            CurveRow(
-                name=CURVE_NAMES[kind],
-                arm=ARM_OF[kind],
-                sizes=tuple(curve["sizes"]),
-                points=tuple(Metric(**m) for m in curve["points"]),
-                asymptote=Metric(**curve["asymptote"]),
-                doubling=Metric(**curve["doubling"]),
-                shown_at=tuple(curve["shown_at"]),
-                fitted=tuple(Metric(**m) for m in curve["fitted"]),
-            )
-            for kind, curve in found["curves"].items()
-        )
+    def drawn(result: Json) -> LearningCurves:
         return LearningCurves(
-            found["round_number"],
-            found["student"],
-            found["metric"].replace("macro_f1", "macro-F1"),
-            found["seeds"],
-            found["items"],
-            curves,
-            found["told"],
+            round=result["round_number"],
+            student=result["student"],
+            metric=METRICS[result["metric"]].title,
+            seeds=result["seeds"],
+            items=result["items"],
+            curves=tuple(
+                CurveRow(
+                    name=CURVE_NAMES[kind],
+                    arm=ARM_OF[kind],
+                    sizes=tuple(curve["sizes"]),
+                    points=of_json(tuple[Metric, ...], curve["points"]),
+                    asymptote=of_json(Metric, curve["asymptote"]),
+                    doubling=of_json(Metric, curve["doubling"]),
+                    shown_at=tuple(curve["shown_at"]),
+                    fitted=of_json(tuple[Metric, ...], curve["fitted"]),
+                )
+                for kind, curve in result["curves"].items()
+            ),
+            told=result["told"],
         )
-    except (KeyError, TypeError) as exc:
-        raise _broken(folder / "plateau.json", "plateau") from exc
+
+    return _last_result(folder, "plateau", drawn)
 
 
-def metric(found: dict[str, Any] | None) -> Metric | None:
-    """A stored metric; None where it has no value."""
-    if not found or found.get("value") is None:
-        return None
-    return Metric(found["value"], found.get("low"), found.get("high"), found.get("note", ""))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
+def _last_result(folder: Path, command: str, drawn: Callable[[Json], Value]) -> Value | None:
+    """What a study of that name left in the folder, or None."""
+    path = folder / f"{command}.json"
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise _broken(path, path.stem) from exc
-    if not isinstance(found, dict):
-        raise _broken(path, path.stem)
-    return found
+        return drawn(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise LoopError(
+            f"{path} cannot be read; delete it, or run `goldloop {command}` again."
+        ) from exc
 
 
-def _broken(path: Path, command: str) -> LoopError:
-    return LoopError(f"{path} cannot be read; delete it, or run `goldloop {command}` again.")
+def _metric(stored: object) -> Metric | None:
+    """A stored metric; None where it has no value."""
+    metric = None if stored is None else of_json(Metric, stored)
+    return metric if metric is not None and metric.known else None

@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from loop.campaign.metrics import (
+    Arm,
+    Calibration,
+    FrozenAgreement,
+    LlmQuality,
+    Metric,
+    Predictor,
+    Recovered,
+    Share,
+    Suspects,
+)
+
 if TYPE_CHECKING:
     from loop.people.person import Person
 
-Arm = Literal["loop", "llm_only", "random", "all_gold"]
 ARMS: tuple[Arm, ...] = ("llm_only", "loop", "random", "all_gold")
 """In the order in which they are shown."""
 
@@ -24,56 +35,9 @@ ARM_NAMES: dict[str, str] = {
     "random": "Random control",
     "all_gold": "All gold",
 }
-METRICS = (
-    "alpha_k",
-    "p_uc",
-    "churn",
-    "accuracy",
-    "accuracy_sd",
-    "macro_f1",
-    "macro_f1_sd",
-    "reliable_accuracy",
-)
 MISSING = "–"
 NOT_COMPARABLE = "†"
 """Marks a round that is not to be compared with those before it."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number between 0 and 1 with its 95 % interval, where there is one.
-
-    Attributes:
-        note: what to mind when reading it, or empty.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of n things."""
-
-    share: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """How much of the gap between LLM labels and gold labels was closed.
-
-    Attributes:
-        share: (metric - LLM only) / (all gold - LLM only), or None where the gap is within noise.
-        gap: the denominator.
-        noise: what a gap must exceed for the share to be told.
-    """
-
-    share: float | None
-    gap: float
-    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,18 +58,16 @@ class ReportRow:
     Attributes:
         round: None for references that are trained once.
         gold_bought: labels that people gave so far; texts that came back without one do not count.
-        metrics: by name, see ``METRICS``; None or absent is shown as a dash.
+        metrics: by key, see ``loop.campaign.metrics``; None or absent is shown as a dash.
         pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong among
             those sent in this round.
         recovered: by metric name.
         against: paired differences by metric: this row minus ``llm_only``, ``random``,
             ``all_gold``, or ``previous``, the round before.
         confusion: share of the test texts by true class and label, mean over the seeds.
-        label_quality: of the round, as ``loop.measure.llm_quality`` gives it; JSON.
-        predictor: likewise.
+        label_quality: of the LLM's labels in the round; None for other arms, like the next two.
         not_comparable: keys of the campaign file that changed since the round before and keep the
             two from being compared.
-        suspects: likewise.
     """
 
     arm: Arm
@@ -117,10 +79,10 @@ class ReportRow:
     recovered: Mapping[str, Recovered] = field(default_factory=dict)
     against: Mapping[str, Mapping[str, Metric]] = field(default_factory=dict)
     confusion: tuple[tuple[float, ...], ...] = ()
-    label_quality: Mapping[str, Any] = field(default_factory=dict)
-    predictor: Mapping[str, Any] = field(default_factory=dict)
+    label_quality: LlmQuality | None = None
+    predictor: Predictor | None = None
+    suspects: Suspects | None = None
     not_comparable: tuple[str, ...] = ()
-    suspects: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -160,81 +122,6 @@ class BudgetLine:
     name: str
     spent: float
     limit: float | None = None
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """How well confidence fits accuracy.
-
-    Attributes:
-        ece: expected calibration error, in [0, 1].
-        accuracy: of the labels.
-        bins: confidence, accuracy and number of texts, least confident first.
-    """
-
-    ece: float
-    accuracy: float
-    bins: tuple[tuple[float, float, int], ...]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was done to the LLM's probabilities, and what it did to them.
-
-    Attributes:
-        view: ``raw``, ``batch`` or ``gold``.
-        reason: one sentence, or empty.
-        n: audit texts with gold that both were measured on.
-    """
-
-    view: str
-    reason: str
-    n: int
-    raw: Reliability
-    used: Reliability
-
-
-@dataclass(frozen=True)
-class LlmLabels:
-    """How good the LLM's labels of the pool are, from gold weighted by 1/pi.
-
-    Attributes:
-        recall: per class; None where too few randomly drawn texts belong to it.
-        precision: per class; None where too few randomly drawn texts got it.
-        class_share: per true class.
-        confusion: share of the pool by true class and the LLM's label.
-        n_gold: gold labels used.
-        n_random: those of them that chance chose.
-    """
-
-    accuracy: Metric | None
-    recall: tuple[Metric | None, ...]
-    precision: tuple[Metric | None, ...]
-    class_share: tuple[Metric | None, ...]
-    confusion: tuple[tuple[float, ...], ...]
-    n_gold: int
-    n_random: int
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far frozen heads agree with the full student on the test texts.
-
-    Attributes:
-        same: share of equal labels of a seed of each.
-        kappa: the same beyond chance.
-        itself: the same share between two seeds of the full student.
-        accuracy: of the full student and of the frozen one.
-        difference: frozen minus full accuracy, paired.
-        told: one sentence.
-    """
-
-    same: Metric
-    kappa: Metric | None
-    itself: Metric | None
-    accuracy: tuple[float, float] | None
-    difference: Metric | None
-    told: str
 
 
 @dataclass(frozen=True)
@@ -309,6 +196,7 @@ class ReportView:
         simulated: the people were simulated; said wherever they are mentioned.
         accuracy_from: ``test`` (gold test labels), ``audit`` (audit sample weighted by 1/pi), or
             None where nothing says what is right.
+        llm: the newest round's; None where too little gold is known.
         over: what the intervals are over.
         notes: sentences shown near the top, such as a stopping reason.
         provenance: versions, seeds and the campaign file as run; values are JSON.
@@ -324,8 +212,8 @@ class ReportView:
     accuracy_from: Literal["test", "audit"] | None = "test"
     people: People | None = None
     calibration: Calibration | None = None
-    llm: LlmLabels | None = None
-    frozen: Agreement | None = None
+    llm: LlmQuality | None = None
+    frozen: FrozenAgreement | None = None
     instability: Instability | None = None
     plateau: LearningCurves | None = None
     over: str = "items"
@@ -343,17 +231,6 @@ class ReportView:
         """An arm's newest row."""
         rows = [row for row in self.ordered if row.arm == arm]
         return rows[-1] if rows else None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One measured column: its metric, the one with its spread, and what it means."""
-
-    key: str
-    title: str
-    meaning: str
-    spread: str | None = None
-    higher_is_better: bool = True
 
 
 def class_of(row: ReportRow, label: str) -> ClassRow:

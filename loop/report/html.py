@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from loop.campaign.metrics import METRICS, Metric, MetricInfo
 from loop.files import write_whole
 from loop.report import plots as report_plots
 from loop.report.contents import (
     ARM_NAMES,
     ARMS,
     MISSING,
-    Column,
-    Metric,
     ReportRow,
     ReportView,
     class_of,
 )
 from loop.report.wording import (
-    COLUMNS,
     REASONS,
+    agreement_sentence,
     by_reason,
     difference,
     interval,
@@ -30,6 +30,9 @@ from loop.report.wording import (
     verdict,
     with_spread,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _SHORT = {"llm_only": "LLM only", "random": "random", "all_gold": "all gold"}
 
@@ -43,10 +46,10 @@ def write_report(view: ReportView, path: Path) -> None:
     write_whole(path, render(view))
 
 
-def render(view: ReportView) -> str:
-    """The report as one HTML page."""
+@cache
+def _template() -> Template:
+    """The page's template, compiled once a process."""
     import jinja2
-    from markupsafe import Markup
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -56,10 +59,17 @@ def render(view: ReportView) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, interval=interval, difference=difference)
+    return environment.get_template("report.html.j2")
+
+
+def render(view: ReportView) -> str:
+    """The report as one HTML page."""
+    from markupsafe import Markup
+
     newest = {arm: row for arm in ARMS if (row := view.last(arm)) is not None}
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         view=view,
-        columns=COLUMNS,
+        columns=tuple(METRICS.values()),
         arm_names=ARM_NAMES,
         reasons=REASONS,
         missing=MISSING,
@@ -67,7 +77,7 @@ def render(view: ReportView) -> str:
         cards=_cards(view),
         plots=[
             (column, Markup(svg))  # noqa: S704 - drawn here, from numbers alone
-            for column in COLUMNS
+            for column in METRICS.values()
             if (svg := report_plots.course_plot(view, column))
         ],
         reliability=Markup(report_plots.reliability_plot(view.calibration)),  # noqa: S704 - likewise
@@ -75,6 +85,7 @@ def render(view: ReportView) -> str:
         with_spread=with_spread,
         by_reason=by_reason,
         class_of=class_of,
+        agreement_sentence=agreement_sentence,
         verdict=verdict,
         provenance=[(str(k), _shown(v)) for k, v in view.provenance.items()],
     )
@@ -84,7 +95,7 @@ def render(view: ReportView) -> str:
 class Card:
     """A headline: the newest round's value and how it compares."""
 
-    column: Column
+    column: MetricInfo
     metric: Metric
     comparisons: tuple[tuple[str, str, str], ...]  # reference, difference, remark
 
@@ -105,8 +116,7 @@ def _cards(view: ReportView) -> list[Card]:
             if other is not None:
                 difference = percent(metric.value - other.value, sign=True)
                 compared.append((_SHORT[arm], difference, _remark(metric, other)))
-        column = next(c for c in COLUMNS if c.key == key)
-        cards.append(Card(column, metric, tuple(compared)))
+        cards.append(Card(METRICS[key], metric, tuple(compared)))
     return cards
 
 
@@ -117,7 +127,7 @@ def _at_same_round(view: ReportView, arm: str, row: ReportRow) -> ReportRow | No
 
 def _remark(a: Metric, b: Metric) -> str:
     """Whether two intervals overlap, where both are known."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+    if not (a.has_interval and b.has_interval):
         return ""
     return "overlapping" if a.low <= b.high and b.low <= a.high else "apart"
 

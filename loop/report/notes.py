@@ -5,25 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loop.campaign.config import Config
+from loop.campaign.metrics import METRICS, RoundMetrics
 from loop.campaign.store import Store
-from loop.campaign.tables import Round
 from loop.measure.collapsed import collapsed_line
 from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
 from loop.report.contents import ReportRow
-from loop.report.wording import COLUMNS, agreement_sentence, difference, verdict
+from loop.report.wording import agreement_sentence, difference, verdict
 
 COMPARED_WITH = {
     "previous": "the round before",
     "llm_only": "LLM labels only",
     "random": "the random control of the same size",
 }
-TITLES = {column.key: column.title for column in COLUMNS}
 
 
 def campaign_notes(
-    config: Config, store: Store, rows: Sequence[ReportRow], last: Round | None
+    config: Config, store: Store, rows: Sequence[ReportRow], newest: RoundMetrics | None
 ) -> tuple[str, ...]:
     """What a reader must know beside the table, the newest round's comparisons among it."""
     notes = []
@@ -43,12 +42,11 @@ def campaign_notes(
             f" {outcomes.count('unsure')} unsure, {outcomes.count('unreadable')} unreadable);"
             " `goldloop codebook` shows them."
         )
-    notes += assistance_lines(config.label_studio.assist, campaign_assistance(config, store))
-    calibration = (last.metrics.get("calibration") if last else None) or {}
-    if calibration.get("view") == "raw" and calibration.get("reason"):
-        reason = str(calibration["reason"])
-        notes.append(f"{reason[0].upper()}{reason[1:]}.")
-    if last is not None and "random" in last.metrics["arms"]:
+    notes += assistance_lines(config.people.assist, campaign_assistance(config, store))
+    calibration = newest.calibration if newest else None
+    if calibration is not None and calibration.view == "raw" and calibration.reason:
+        notes.append(f"{calibration.reason[0].upper()}{calibration.reason[1:]}.")
+    if newest is not None and "random" in newest.arms:
         notes.append(
             "The random control buys the same number of texts, drawn at random, and gets answers"
             " from the same people; its labels are otherwise the LLM's."
@@ -61,10 +59,10 @@ def campaign_notes(
     ]
     for row in [row for row in rows if row.arm == "loop"][-1:]:
         notes += _comparisons(row)
-    if last is not None:
-        notes += [f"{line}." for line in quality_lines(last.metrics)]
-        notes += _warnings(config, last)
-        if agreed := agreement_sentence(last.metrics.get("frozen") or {}):
+    if newest is not None:
+        notes += [f"{line}." for line in quality_lines(newest)]
+        notes += _warnings(config, newest)
+        if newest.frozen is not None and (agreed := agreement_sentence(newest.frozen)):
             notes.append(agreed)
     return tuple(notes)
 
@@ -73,28 +71,27 @@ def _comparisons(row: ReportRow) -> list[str]:
     """Paired differences with their 95 % intervals, times 100."""
     lines = []
     for reference, name in COMPARED_WITH.items():
-        found = row.against.get(reference, {})
-        shown = ", ".join(f"{TITLES[key]} {difference(d)}" for key, d in found.items())
+        against = row.against.get(reference, {})
+        shown = ", ".join(f"{METRICS[key].title} {difference(d)}" for key, d in against.items())
         if shown:
             ending = f": {verdict(row)}" if reference == "previous" and verdict(row) else ""
             lines.append(f"{row.name} minus {name}, on the same test texts: {shown}{ending}.")
     return lines
 
 
-def _warnings(config: Config, last: Round) -> list[str]:
+def _warnings(config: Config, newest: RoundMetrics) -> list[str]:
     """Where agreement beyond chance misleads, because of how common or rare classes are."""
-    found = last.metrics["arms"]["loop"]
+    students = newest.arms["loop"]
     warnings = []
-    if told := collapsed_line(last.metrics):
+    if told := collapsed_line(newest):
         warnings.append(f"{told}.")
-    elif note := (found.get("alpha_k") or {}).get("note"):
-        warnings.append(f"Mind alpha_K: {note}.")
-    alphas = found.get("alpha_per_class") or [{}] * len(config.labels)
+    elif students.alpha_k.note:
+        warnings.append(f"Mind alpha_K: {students.alpha_k.note}.")
     # a label that has come since is missing at the end of what the round says
     for label, alpha, n in zip(
-        config.label_names, alphas, last.metrics["per_class_n"], strict=False
+        config.label_names, students.alpha_per_class, newest.per_class_n, strict=False
     ):
-        if note := alpha.get("note"):
-            tests = f" ({n} test texts are of it)" if last.metrics["accuracy_from"] else ""
-            warnings.append(f"Mind the class {label!r}{tests}: {note}.")
+        if alpha.note:
+            tests = f" ({n} test texts are of it)" if newest.accuracy_from else ""
+            warnings.append(f"Mind the class {label!r}{tests}: {alpha.note}.")
     return warnings

@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loop.report.contents import Calibration, Column, LearningCurves, Metric, ReportView
+from loop.campaign.metrics import Calibration, Metric, MetricInfo
+from loop.report.contents import LearningCurves, ReportView
 
 _INK, _GRID = "#010101", "#020202"
 _COLOURS = {"loop": "#030303", "random": "#040404", "llm_only": "#050505", "all_gold": "#060606"}
@@ -23,14 +24,14 @@ _VARIABLES = {
 }
 
 
-def course_plot(view: ReportView, column: Column) -> str:
+def course_plot(view: ReportView, column: MetricInfo) -> str:
     """One metric over gold labels bought, as inline SVG; empty if no arm has the metric."""
     from matplotlib.ticker import MaxNLocator
 
     points: dict[str, list[tuple[int, Metric]]] = {}
     for row in view.ordered:
         metric = row.metrics.get(column.key)
-        if metric is not None and metric.value == metric.value:
+        if metric is not None and metric.known:
             points.setdefault(row.arm, []).append((row.gold_bought, metric))
     if not points:
         return ""
@@ -55,7 +56,7 @@ def course_plot(view: ReportView, column: Column) -> str:
 
 def reliability_plot(found: Calibration | None) -> str:
     """Confidence against accuracy, raw and as used, as inline SVG; empty without audit gold."""
-    if found is None:
+    if found is None or found.raw is None or found.used is None:
         return ""
     shown = [("llm_only", found.raw)] + [("loop", found.used)] * (found.view != "raw")
 
@@ -88,7 +89,7 @@ def curves_plot(found: LearningCurves | None) -> str:
     def draw(axes: Any) -> None:
         for curve in found.curves:
             colour = _COLOURS[curve.arm]
-            band = [(100 * (m.low or 0.0), 100 * (m.high or 0.0)) for m in curve.fitted]
+            band = [(100 * m.low, 100 * m.high) for m in curve.fitted]
             low, high = zip(*band, strict=True)
             axes.fill_between(curve.shown_at, low, high, color=colour, alpha=0.12, lw=0)
             axes.plot(
@@ -163,7 +164,7 @@ def _draw(axes: Any, arm: str, points: Sequence[tuple[int, Metric]], right: floa
     if arm in ("llm_only", "all_gold"):  # trained once: a level, not a course
         metric = points[-1][1]
         axes.axhline(100 * metric.value, color=colour, linestyle=_LINES[arm], linewidth=1.6)
-        if metric.low is not None and metric.high is not None:
+        if metric.has_interval:
             axes.fill_between(
                 [0, right], 100 * metric.low, 100 * metric.high, color=colour, alpha=0.1, lw=0
             )
@@ -173,7 +174,7 @@ def _draw(axes: Any, arm: str, points: Sequence[tuple[int, Metric]], right: floa
     axes.plot(
         xs, ys, color=colour, linestyle=_LINES[arm], marker=_MARKERS[arm], linewidth=2, markersize=5
     )
-    known = [(x, 100 * m.low, 100 * m.high) for x, m in points if None not in (m.low, m.high)]  # type: ignore[operator]
+    known = [(x, 100 * m.low, 100 * m.high) for x, m in points if m.has_interval]
     if known:
         at, low, high = zip(*known, strict=True)
         axes.fill_between(at, low, high, color=colour, alpha=0.14, lw=0)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from loop.campaign.metrics import WITH_SPREADS, Json, Metric, as_json
 from loop.files import write_whole
-from loop.report.contents import METRICS, LlmLabels, Metric, ReportView
-from loop.report.wording import verdict
+from loop.report.contents import ReportView
+from loop.report.wording import agreement_sentence, verdict
 
 
-def rounds_json(view: ReportView) -> dict[str, Any]:
+def rounds_json(view: ReportView) -> Json:
     """The view as JSON values; numbers between 0 and 1, missing ones null."""
     return {
         "format": 1,
@@ -30,7 +28,7 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                 "arm": row.arm,
                 "round": row.round,
                 "gold_bought": row.gold_bought,
-                "metrics": {key: _metric_json(row.metrics.get(key)) for key in METRICS},
+                "metrics": {key: _metric_json(row.metrics.get(key)) for key in WITH_SPREADS},
                 "per_class": [
                     {
                         "label": c.label,
@@ -41,28 +39,18 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
                     }
                     for c in row.per_class
                 ],
-                "pushed_wrong": {
-                    reason: {"share": _number(s.share), "n": s.n}
-                    for reason, s in row.pushed_wrong.items()
-                },
+                "pushed_wrong": {reason: as_json(s) for reason, s in row.pushed_wrong.items()},
                 "against": {
                     reference: {key: _metric_json(m) for key, m in found.items()}
                     for reference, found in row.against.items()
                 },
                 "verdict": verdict(row),
                 "confusion": [list(line) for line in row.confusion],
-                "label_quality": _plain(row.label_quality),
-                "predictor": _plain(row.predictor),
+                "label_quality": _or_empty(row.label_quality),
+                "predictor": _or_empty(row.predictor),
                 "not_comparable": list(row.not_comparable),
-                "suspects": _plain(row.suspects),
-                "recovered": {
-                    key: {
-                        "share": _number(r.share),
-                        "gap": _number(r.gap),
-                        "noise": _number(r.noise),
-                    }
-                    for key, r in row.recovered.items()
-                },
+                "suspects": _or_empty(row.suspects),
+                "recovered": {key: as_json(r) for key, r in row.recovered.items()},
             }
             for row in view.ordered
         ],
@@ -74,9 +62,9 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
             "annotators": view.people.annotators,
             "overlap": view.people.overlap,
         },
-        "calibration": None if view.calibration is None else asdict(view.calibration),
+        "calibration": _or_none(view.calibration),
         "intervals_over": view.over,
-        "llm": None if view.llm is None else _llm_json(view.llm),
+        "llm": _or_none(view.llm),
         "frozen": None
         if view.frozen is None
         else {
@@ -84,12 +72,12 @@ def rounds_json(view: ReportView) -> dict[str, Any]:
             "kappa": _metric_json(view.frozen.kappa),
             "itself": _metric_json(view.frozen.itself),
             "accuracy": view.frozen.accuracy
-            and dict(zip(("full", "frozen"), view.frozen.accuracy, strict=True)),
-            "difference": _metric_json(view.frozen.difference),
-            "told": view.frozen.told,
+            and {"full": view.frozen.accuracy.full, "frozen": view.frozen.accuracy.frozen},
+            "difference": view.frozen.accuracy and _metric_json(view.frozen.accuracy.difference),
+            "told": agreement_sentence(view.frozen),
         },
-        "variance": None if view.instability is None else asdict(view.instability),
-        "plateau": None if view.plateau is None else asdict(view.plateau),
+        "variance": _or_none(view.instability),
+        "plateau": _or_none(view.plateau),
         "budget": [{"name": b.name, "spent": b.spent, "limit": b.limit} for b in view.budget],
         "notes": list(view.notes),
         "provenance": dict(view.provenance),
@@ -107,37 +95,13 @@ def write_rounds(view: ReportView, path: Path) -> None:
     )
 
 
-def _plain(found: Any) -> Any:
-    """The same JSON with None where a number is not defined."""
-    if isinstance(found, Mapping):
-        return {key: _plain(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [_plain(value) for value in found]
-    return _number(found) if isinstance(found, float) else found
+def _metric_json(metric: Metric | None) -> Json | None:
+    return dict(metric.to_json()) if metric is not None and metric.known else None
 
 
-def _number(value: float | None) -> float | None:
-    return None if value is None or value != value else float(value)
+def _or_none(value: object) -> Json | None:
+    return None if value is None else as_json(value)
 
 
-def _metric_json(metric: Metric | None) -> dict[str, float | str | None] | None:
-    if metric is None:
-        return None
-    found: dict[str, float | str | None] = {
-        "value": _number(metric.value),
-        "low": _number(metric.low),
-        "high": _number(metric.high),
-    }
-    return found | ({"note": metric.note} if metric.note else {})
-
-
-def _llm_json(llm: LlmLabels) -> dict[str, Any]:
-    return {
-        "accuracy": _metric_json(llm.accuracy),
-        "recall": [_metric_json(m) for m in llm.recall],
-        "precision": [_metric_json(m) for m in llm.precision],
-        "class_share": [_metric_json(m) for m in llm.class_share],
-        "confusion": [list(line) for line in llm.confusion],
-        "n_gold": llm.n_gold,
-        "n_random": llm.n_random,
-    }
+def _or_empty(value: object) -> Json:
+    return {} if value is None else as_json(value)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from loop.campaign.config import Config
+from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
 from loop.llm.ask import RETRY
-from loop.measure.collapsed import collapsed_line, measured
-from loop.measure.llm_quality import quality_lines, why_good_enough
+from loop.measure.collapsed import collapsed_line
+from loop.measure.llm_quality import measured_rounds, quality_lines, why_good_enough
 from loop.money import account, labels_left, why_nothing_to_buy
 from loop.next_round import next_command
 from loop.people.scorecards import campaign_people, people_lines
@@ -26,8 +27,9 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     spent_on_llm = store.spent(name)
     money = account(config, store)
     answers = store.annotations(name)
-    figures = measured(rounds)
-    newest = figures[-1] if figures else None
+    measured = measured_rounds(rounds)
+    last_measured, newest = measured[-1] if measured else (None, RoundMetrics())
+    students = newest.arms.get("loop")
     done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
     finished = len(done) >= config.rounds.rounds
     bought = why_nothing_to_buy(config, store)
@@ -65,8 +67,8 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "usd_committed": money.committed_usd,
             "usd": config.budget.usd,
         },
-        "metrics": newest.metrics.get("arms", {}).get("loop") if newest else None,
-        "nothing_learned": collapsed_line(newest.metrics) if newest else None,
+        "metrics": students and as_json(students),
+        "nothing_learned": collapsed_line(newest),
         "student": {
             "encoder": config.student.encoder,
             "seeds": config.student.seeds,
@@ -74,10 +76,11 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "lr_why": config.lr_why,
         },
         "good_enough": enough,
-        "label_quality": newest.metrics.get("label_quality") if newest else None,
-        "predictor": newest.metrics.get("predictor") if newest else None,
-        "suspects": newest.metrics.get("suspects") if newest else None,
-        "measured_round": newest.number if newest else None,
+        "label_quality": newest.label_quality and as_json(newest.label_quality),
+        "predictor": newest.predictor and as_json(newest.predictor),
+        "suspects": newest.suspects and as_json(newest.suspects),
+        "what_gold_says": quality_lines(newest),
+        "measured_round": last_measured.number if last_measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
         "next": "`goldloop report`" if over else next_command(last),
@@ -125,16 +128,15 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             f" (`{budget['llm_unanswered_next']}`)"
         )
     if status["metrics"]:
-        shown = ("alpha_k", "p_uc", "accuracy", "macro_f1", "reliable_accuracy")
         figures = [
             f"{key} {100 * metric['value']:.1f}"
-            for key in shown
+            for key in COMPARED
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
     if status["nothing_learned"]:
         lines.append(f"{status['nothing_learned']}.")
-    lines += quality_lines(status)
+    lines += status["what_gold_says"]
     if status["good_enough"]:
         lines.append(f"Finished: {status['good_enough']}")
     lines += status["answers_to_look_at"]

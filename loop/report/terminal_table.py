@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loop.campaign.metrics import METRICS
 from loop.report.contents import MISSING, ReportView
-from loop.report.wording import COLUMNS, by_reason, interval, percent, with_spread
+from loop.report.wording import by_reason, interval, percent, with_spread
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +37,7 @@ def terminal_table(view: ReportView) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("gold\nbought", justify="right")
     table.add_column("pushed\nwrong", justify="right")
-    for column in COLUMNS:
+    for column in METRICS.values():
         table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
     rows = view.ordered
     for i, row in enumerate(rows):
@@ -45,7 +46,7 @@ def terminal_table(view: ReportView) -> Table:
             for reason, share in by_reason(row)
         )
         cells = [Text(row.name), Text(f"{row.gold_bought:,}"), Text(wrong or MISSING)]
-        for column in COLUMNS:
+        for column in METRICS.values():
             metric = row.metrics.get(column.key)
             below = interval(metric)
             cells.append(Text(with_spread(row, column) + (f"\n{below}" if below else "")))

@@ -1,11 +1,9 @@
-"""How the report words its figures: names, columns, percentages, intervals."""
+"""How the report words its figures: names, percentages, intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from loop.report.contents import MISSING, Column, Metric, ReportRow, Share
+from loop.campaign.metrics import FrozenAgreement, Metric, MetricInfo, Share
+from loop.report.contents import MISSING, ReportRow
 
 REASONS = {
     "suspect": "suspects",
@@ -14,28 +12,6 @@ REASONS = {
     "check": "checks",
     "overlap": "overlap",
 }
-COLUMNS = (
-    Column("alpha_k", "alpha_K", "agreement of the seeds beyond chance (Krippendorff's alpha)"),
-    Column("p_uc", "p_uc", "share of test texts on which all seeds give the same label"),
-    Column(
-        "churn",
-        "churn",
-        "share of labels that change from one seed to another, mean over pairs; lower is better",
-        higher_is_better=False,
-    ),
-    Column("accuracy", "accuracy", "mean over the seeds, ± standard deviation", "accuracy_sd"),
-    Column(
-        "macro_f1",
-        "macro-F1",
-        "mean over the classes, then over the seeds, ± standard deviation",
-        "macro_f1_sd",
-    ),
-    Column(
-        "reliable_accuracy",
-        "reliable acc.",
-        "share of test texts that every seed gets right; nothing but better labels raises it",
-    ),
-)
 
 RANDOM_PARTS = {
     "init": "first weights of the head",
@@ -59,12 +35,12 @@ CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold lab
 
 def verdict(row: ReportRow) -> str:
     """Whether a round is shown to be more stable than the one before; empty without one."""
-    found = row.against.get("previous", {}).get("alpha_k")
-    if found is None or found.low is None or found.high is None:
+    d = row.against.get("previous", {}).get("alpha_k")
+    if d is None or not d.has_interval:
         return ""
-    if found.low > 0:
+    if d.low > 0:
         return "more stable"
-    return "less stable" if found.high < 0 else "not shown to be more stable"
+    return "less stable" if d.high < 0 else "not shown to be more stable"
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:
@@ -78,11 +54,9 @@ def percent(value: float | None, *, sign: bool = False) -> str:
 
 def interval(metric: Metric | None) -> str:
     """``58.0–64.0``, or nothing."""
-    if metric is None:
+    if metric is None or not metric.has_interval:
         return ""
     ends = percent(metric.low), percent(metric.high)
-    if MISSING in ends:
-        return ""
     # a dash after or before a minus sign reads like one
     return (" to " if "\N{MINUS SIGN}" in "".join(ends) else "–").join(ends)
 
@@ -92,16 +66,24 @@ def difference(metric: Metric | None) -> str:
     if metric is None:
         return MISSING
     ends = percent(metric.low, sign=True), percent(metric.high, sign=True)
-    within = "" if MISSING in ends else f" ({ends[0]} to {ends[1]})"
+    within = f" ({ends[0]} to {ends[1]})" if metric.has_interval else ""
     return percent(metric.value, sign=True) + within
 
 
-def with_spread(row: ReportRow, column: Column) -> str:
+def with_interval(metric: Metric | None) -> str:
+    """``76.6 (73.0–80.5)``, the value alone, or nothing."""
+    if metric is None or not metric.known:
+        return ""
+    within = interval(metric)
+    return percent(metric.value) + (f" ({within})" if within else "")
+
+
+def with_spread(row: ReportRow, info: MetricInfo) -> str:
     """``71.2`` or ``71.2 ±1.3``."""
-    metric = row.metrics.get(column.key)
+    metric = row.metrics.get(info.key)
     if metric is None:
         return MISSING
-    spread = row.metrics.get(column.spread) if column.spread else None
+    spread = row.metrics.get(info.spread) if info.spread else None
     return percent(metric.value) + (f" ±{percent(spread.value)}" if spread else "")
 
 
@@ -111,26 +93,23 @@ def by_reason(row: ReportRow) -> list[tuple[str, Share]]:
     return sorted(row.pushed_wrong.items(), key=lambda pair: order.get(pair[0], len(order)))
 
 
-def agreement_sentence(found: Mapping[str, Any]) -> str:
-    """Whether the frozen student may stand in, from a round's stored agreement; or nothing."""
-    same, short = found.get("same"), found.get("short")
-    if not same or not short or None in (same["value"], short["value"], short["low"]):
+def agreement_sentence(agreed: FrozenAgreement) -> str:
+    """Whether the frozen student may stand in; or nothing."""
+    same, short, accuracy = agreed.same, agreed.short, agreed.accuracy
+    if not same.known or not short.has_interval:
         return ""
-    full, frozen = found.get("accuracy", {}).get("full"), found.get("accuracy", {}).get("frozen")
-    right = (
-        f"; accuracy {100 * frozen:.1f} against {100 * full:.1f}"
-        if full is not None and frozen is not None
-        else ""
-    )
-    if short["low"] <= 0:
+    right = ""
+    if accuracy is not None and accuracy.full is not None and accuracy.frozen is not None:
+        right = f"; accuracy {100 * accuracy.frozen:.1f} against {100 * accuracy.full:.1f}"
+    if short.low <= 0:
         verdict = "as often as two seeds of the full one: it may stand in for exploring"
     else:
         verdict = (
-            f"{100 * short['value']:.1f} points less often than two seeds of the full one"
-            f" ({100 * short['low']:.1f} to {100 * short['high']:.1f}): use it to rank and to look"
+            f"{100 * short.value:.1f} points less often than two seeds of the full one"
+            f" ({100 * short.low:.1f} to {100 * short.high:.1f}): use it to rank and to look"
             " around, not to report"
         )
     return (
-        f"The frozen student gives the full one's label to {100 * same['value']:.1f} % of the test"
-        f" texts ({100 * same['low']:.1f} to {100 * same['high']:.1f}){right}; {verdict}."
+        f"The frozen student gives the full one's label to {100 * same.value:.1f} % of the test"
+        f" texts ({100 * same.low:.1f} to {100 * same.high:.1f}){right}; {verdict}."
     )

@@ -20,28 +20,58 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.requests import ClientDisconnect
 
 from loop.errors import LoopError, foreign
+from loop.ports import FloatArray
 from loop.serve.current_student import CurrentStudent
 from loop.serve.limits import MAX_HEAD_BYTES, QUIET_S, LimitedProtocol, is_own_host, seldom_logged
 from loop.serve.tokens import TOKEN_HEADER, Tokens
 
 MAX_HINT_BYTES = 64 * 1024  # our webhooks carry no payload
 MAX_PREDICT_BYTES = 16 * 2**20
-MAX_TASKS = 10_000
 MAX_LOGIN_BYTES = 4096
 BODY_S = 30.0  # in which a body must have come
 END_S = 5  # that requests get to end in, when the server is stopped
 REFRESH_S = 15
 
 log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """The wire format of a labelling platform that asks the student: Label Studio's."""
+
+    def health(self) -> Mapping[str, Any]:
+        """The answer to ``/health``."""
+        ...
+
+    def setup(self, version: str) -> Mapping[str, Any]:
+        """The answer to ``/setup``; an empty version is a student that is not trained yet."""
+        ...
+
+    def texts(self, body: Mapping[str, Any]) -> list[str | None]:
+        """The texts that ``/predict`` asks about, None for a task that has none.
+
+        ValueError where it is no such question.
+        """
+        ...
+
+    def predictions(
+        self, version: str, labels: Sequence[str | None], score: FloatArray
+    ) -> Mapping[str, Any]:
+        """The answer to ``/predict``: n labels or None, and (n,) how sure the student is."""
+        ...
+
+    def project(self, body: Mapping[str, Any]) -> str | None:
+        """The project that a webhook is about, or None where it does not say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,8 +82,7 @@ class Served:
         labels: the campaign's; new ones may come while it runs.
         project: the campaign's Label Studio project, or None before the first push.
         progress: all that the page shows.
-        result: a label as Label Studio's answer; empty in blind campaigns, where nobody shall see
-            what the student thinks.
+        backend: the labelling platform's own way to ask and to be answered.
         hosts: names under which the server is reached, besides localhost and numbers.
     """
 
@@ -64,7 +93,7 @@ class Served:
     project: Callable[[], str | None]
     student: CurrentStudent
     progress: Callable[[], Mapping[str, Any]]
-    result: Callable[[str], list[dict[str, Any]]]
+    backend: Backend
     hosts: frozenset[str] = frozenset()
 
 
@@ -129,19 +158,6 @@ def _check_backend(request: Request, tokens: Tokens) -> None:
         raise _RefusedError(401, "wrong or no password")
 
 
-def _texts(tasks: Any) -> list[str]:
-    if not isinstance(tasks, list) or len(tasks) > MAX_TASKS:
-        raise _RefusedError(400, f"tasks is not a list of at most {MAX_TASKS}")
-    texts = []
-    for task in tasks:
-        data = task.get("data") if isinstance(task, dict) else None
-        text = data.get("text") if isinstance(data, dict) else None
-        if not isinstance(text, str):
-            raise _RefusedError(400, "a task has no text")
-        texts.append(text)
-    return texts
-
-
 def make_app(served: Served) -> FastAPI:
     """The application: webhooks, ML backend and the progress page."""
     app = FastAPI(title="goldloop", docs_url=None, redoc_url=None, openapi_url=None)
@@ -189,41 +205,41 @@ def make_app(served: Served) -> FastAPI:
     async def webhook(request: Request) -> dict[str, str]:
         _check_webhook(request, tokens)
         body = await _json(request, MAX_HINT_BYTES)
-        about = body.get("project")
-        number = about.get("id") if isinstance(about, dict) else None
-        if number is not None:
+        about = served.backend.project(body)
+        if about is not None:
             ours = await run_in_threadpool(served.project)
-            if ours is not None and str(number) != ours:
+            if ours is not None and about != ours:
                 return {"status": "of another project"}
         served.hint()
         return {"status": "pulling"}
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "UP", "model_class": "goldloop"}
+    async def health() -> Mapping[str, Any]:
+        return served.backend.health()
 
     @app.post("/setup")
-    async def setup(request: Request) -> dict[str, str]:
+    async def setup(request: Request) -> Mapping[str, Any]:
         """Says which student answers. The access token that Label Studio sends is not kept."""
         _check_backend(request, tokens)
         await _json(request, MAX_PREDICT_BYTES)
-        return {"model_version": await run_in_threadpool(served.student.version) or "untrained"}
+        return served.backend.setup(await run_in_threadpool(served.student.version))
 
     @app.post("/predict")
-    async def predict(request: Request) -> dict[str, Any]:
+    async def predict(request: Request) -> Mapping[str, Any]:
         _check_backend(request, tokens)
-        texts = _texts((await _json(request, MAX_PREDICT_BYTES)).get("tasks"))
-        said = await run_in_threadpool(served.student.answer, texts)
+        try:
+            texts = served.backend.texts(await _json(request, MAX_PREDICT_BYTES))
+        except ValueError as exc:
+            raise _RefusedError(400, str(exc)) from None
+        given = [at for at, text in enumerate(texts) if text is not None]
+        asked = [text for text in texts if text is not None]
+        said = await run_in_threadpool(served.student.answer, asked)
         labels = await run_in_threadpool(served.labels)
-        results = [
-            {
-                "model_version": said.version,
-                "score": float(score),
-                "result": served.result(labels[int(row)]),
-            }
-            for row, score in zip(said.rows, said.score, strict=True)
-        ]
-        return {"results": results, "model_version": said.version}
+        chosen: list[str | None] = [None] * len(texts)
+        score = np.zeros(len(texts))
+        for at, row, sure in zip(given, said.rows, said.score, strict=True):
+            chosen[at], score[at] = labels[int(row)], sure
+        return served.backend.predictions(said.version, chosen, score)
 
     # people
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from loop.campaign.config import Config
-from loop.campaign.panel import Panel
 from loop.campaign.store import Store
 from loop.campaign.tables import Annotation
 from loop.people.gold import people_alpha
@@ -86,7 +85,7 @@ def campaign_progress(config: Config, store: Store, at: datetime | None = None) 
     by_item: dict[str, set[str]] = {}
     for a in answers:
         by_item.setdefault(a.item_id, set()).add(a.annotator)
-    first = Panel.of(config.label_studio).first
+    first = config.people.panel.first
     waiting = last is not None and last.stage == "pull"
     remaining = sum(
         max(0, (r.wanted or first) - len(by_item.get(r.item_id, ())))

@@ -9,17 +9,17 @@ every curve, and add the seeds' spread.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
+from loop.campaign.metrics import METRICS, Json, Metric, as_json
 from loop.errors import StageError
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
     FloatArray,
     IntArray,
-    Metric,
     item_sums,
     metrics_of,
     one_class,
@@ -43,8 +43,8 @@ NOTHING_TO_TELL = (
     " text the same label, so that the curve shows a student that does not learn, not what its"
     " labels are worth."
 )
-METRICS = ("accuracy", "macro_f1")
 CurveMetric = Literal["accuracy", "macro_f1"]
+CURVE_METRICS: tuple[CurveMetric, ...] = get_args(CurveMetric)
 Verdict = Literal["will not help", "will help", "cannot be told"]
 
 EXPONENTS = np.geomspace(0.2, 2.0, 24)
@@ -106,9 +106,9 @@ class Plateau:
     verdict: Verdict
     told: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values."""
-        return asdict(self)
+        return as_json(self)
 
 
 def measure_plateau(
@@ -293,7 +293,7 @@ def judged(
     reference's labels do for the texts that there are.
     """
     llm, name = curves["llm"], CURVE_NAMES[reference]
-    of = metric.replace("macro_f1", "macro-F1")
+    of = METRICS[metric].title
     gains = (
         f"twice as many would add {_points(llm.doubling)} to {of}, {name} for the same texts"
         f" {_points(instead)}"

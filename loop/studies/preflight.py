@@ -15,7 +15,6 @@ from pathlib import Path
 
 from loop.campaign.config import Config
 from loop.campaign.import_texts import import_texts, misfits, splits_of
-from loop.campaign.panel import Panel
 from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
@@ -116,7 +115,8 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
                 " no config.json)."
             )
     studio = config.label_studio
-    if studio.url != "local" and not os.environ.get(studio.token_env):
+    ours = config.people.platform == "label_studio"
+    if ours and studio.url != "local" and not os.environ.get(studio.token_env):
         yield ReviewerError(
             f"Set {studio.token_env} to an access token of {studio.url} (Label Studio: Account &"
             " Settings); without it nothing can be sent to people."
@@ -176,7 +176,7 @@ def _money(config: Config, plan: Plan | None) -> Iterator[str]:
     budget = config.budget
     if budget.usd is None or plan is None:
         return
-    people = budget.labels * Panel.of(config.label_studio).first * budget.usd_per_label
+    people = budget.labels * config.people.panel.first * budget.usd_per_label
     if plan.usd_uncached + people > budget.usd:
         yield (
             f"budget.usd = {budget.usd:.2f} does not pay for everything: the LLM may cost"
@@ -210,7 +210,7 @@ def _will_happen(
         )
     batch = min(config.rounds.batch_size, counts["pool"])
     most = min(config.rounds.rounds * batch, config.budget.labels, counts["pool"])
-    answers = most * Panel.of(config.label_studio).first
+    answers = most * config.people.panel.first
     money = (
         f", ${answers * config.budget.usd_per_label:,.2f}" if config.budget.usd_per_label else ""
     )

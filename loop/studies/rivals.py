@@ -110,7 +110,7 @@ def side_by_side(ctx: Context, rivals: Sequence[tuple[str, Config, str]]) -> lis
     """
     gold = ctx.store.gold(ctx.name)
     items = [item for item in _sample(ctx) if item.id in gold]
-    index = {label: i for i, label in enumerate(ctx.config.label_names)}
+    index = ctx.config.label_index
     truth = np.array([index[gold[item.id].label] for item in items], dtype=np.int64)
     everybody = [("this campaign", ctx.config, ctx.annotator.revision), *rivals]
     labels = np.stack([_labels(ctx, config, revision, items) for _, config, revision in everybody])

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round
+from loop.campaign.tables import Item, Round, round_id
 from loop.errors import StageError, StudentError
 from loop.files import write_whole
 from loop.llm.votes import read_votes, widened
-from loop.measure.collapsed import measured
 from loop.measure.held_out import Truth, evaluation_items, truth_of
+from loop.measure.llm_quality import measured_rounds
 from loop.pool_arrays import item_embeddings
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenStudent
@@ -151,15 +151,15 @@ def side_runs(ctx: Context, kind: StudentKind) -> SideRuns:
     Raises:
         StageError: no round is measured yet, or there is nothing to classify.
     """
-    rounds = measured(ctx.store.rounds(ctx.name))
-    if not rounds:
+    measured = measured_rounds(ctx.store.rounds(ctx.name))
+    if not measured:
         raise StageError("No round is measured yet; run `goldloop run` first.")
     pool, evaluated = ctx.store.items(ctx.name, "pool"), evaluation_items(ctx)
     if not evaluated:
         raise StageError("There are no test texts to classify; name some in the source.")
     student = ctx.student if kind == "encoder" else _frozen(ctx, pool, evaluated)
     truth = truth_of(ctx, evaluated)
-    return SideRuns(ctx, rounds[-1], pool, evaluated, truth, kind, student)
+    return SideRuns(ctx, measured[-1][0], pool, evaluated, truth, kind, student)
 
 
 def _frozen(ctx: Context, *groups: Sequence[Item]) -> FrozenStudent:
@@ -174,7 +174,7 @@ def _frozen(ctx: Context, *groups: Sequence[Item]) -> FrozenStudent:
 def merged_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
     """(n, k) labels and (n,) weights that the round's own students learn."""
     ctx, k = runs.ctx, len(runs.ctx.config.labels)
-    learned = {t.item_id: t for t in ctx.store.training_labels(runs.round_.id or 0)}
+    learned = {t.item_id: t for t in ctx.store.training_labels(round_id(runs.round_))}
     y, weight = np.full((len(runs.pool), k), 1.0 / k), np.zeros(len(runs.pool))
     for row, item in enumerate(runs.pool):
         if item.id in learned:
@@ -194,7 +194,7 @@ def llm_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
 
 def gold_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray] | None:
     """Gold for the whole pool, where the source knows it."""
-    index = {name: c for c, name in enumerate(runs.ctx.config.label_names)}
+    index = runs.ctx.config.label_index
     known = [index.get(str(i.known_label), -1) for i in runs.pool]
     if min(known) < 0:
         return None

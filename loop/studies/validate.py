@@ -117,9 +117,9 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
     if not rounds or rounds[0].number != VALIDATION:
         raise StageError("Nothing was validated yet; run `goldloop validate`.")
     items = store.items(name, "pool")
-    reviews = {r.item_id: r for r in store.reviews(name, rounds[0].id)}
+    reviews = store.reviews_by_item(name, rounds[0].id)
     decided = store.gold(name)
-    index = {label: i for i, label in enumerate(config.label_names)}
+    index = config.label_index
     gold = np.array(
         [index[decided[i.id].label] if i.id in reviews and i.id in decided else -1 for i in items],
         dtype=np.int64,

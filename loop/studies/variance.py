@@ -12,17 +12,17 @@ part); Sobol 2001 (total effects).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations, permutations
-from typing import Any
 
 import numpy as np
 
+from loop.campaign.metrics import Json, Metric, as_json
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
+    ONE_CLASS,
     FloatArray,
     IntArray,
-    Metric,
     item_sums,
     metrics_of,
     one_class,
@@ -30,7 +30,6 @@ from loop.measure.metric import (
     seed_spread,
     with_width,
 )
-from loop.measure.stability import ONE_CLASS
 from loop.ports import Draws
 from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 from loop.studies.side_runs import SideRuns, merged_labels
@@ -78,16 +77,9 @@ class Variance:
     parts: dict[str, Part]
     told: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """Plain values."""
-        parts = {
-            name: {
-                key: None if metric is None else metric.to_json()
-                for key, metric in vars(part).items()
-            }
-            for name, part in self.parts.items()
-        }
-        return asdict(self) | {"parts": parts}
+        return as_json(self)
 
 
 def measure_variance(runs: SideRuns, bases: int) -> Variance:

@@ -68,29 +68,27 @@ def class_posterior(
     *,
     rng: np.random.Generator,
     folds: int = 5,
-    p_gold: FloatArray | None = None,
 ) -> FloatArray:
     """P(true class | all that is known of an item), learned from the gold labels so far.
 
     A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
     probabilities, the labels of the neighbours and the LLM's label itself each get one slope; every
     class gets a bias, and every pair of the LLM's label and a true class one of its own. A small
-    head on what the text is about adds what no opinion says. The few slopes are held at values that
-    suit most LLMs, and all else at 0, while gold is scarce. Which items were bought depends on the
-    same evidence, so that no weights 1/pi are needed.
+    head on the text's embedding adds what no opinion says. Students of nothing but gold, one of
+    the embeddings and one of the LLM's states, are two opinions more. The few slopes are held at
+    values that suit most LLMs, and all else at 0, while gold is scarce. Which items were bought
+    depends on the same evidence, so that no weights 1/pi are needed.
 
     Args:
         pool: uses everything it has; without gold it says what the assumed slopes say.
         rng: deals the gold items into folds.
         folds: models that judge the gold items, so that none sees its own answer.
-        p_gold: (n, k) **out-of-fold** probabilities of students of nothing but gold, one more
-            opinion, or None.
 
     Returns:
         (n, k) rows sum to 1.
     Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
     """
-    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds, p_gold=p_gold)
+    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds)
 
 
 def _blind_evidence(pool: Pool) -> FloatArray | None:
@@ -111,10 +109,9 @@ def _posterior(
     *,
     rng: np.random.Generator,
     folds: int = 5,
-    p_gold: FloatArray | None = None,
 ) -> FloatArray:
     """``class_posterior`` with the neighbours' evidence already at hand: finding it is dear."""
-    experts, assumed = _experts(pool, evidence, p_gold)
+    experts, assumed = _experts(pool, evidence)
     about: FloatArray = np.zeros((pool.n, 0))
     if pool.embeddings is not None and (pool.gold >= 0).any():
         about = leading_components(pool.embeddings, RESIDUAL_COMPONENTS)
@@ -151,9 +148,7 @@ class _Seen:
         return _Seen(self.experts[rows], self.y_llm[rows], self.about[rows])
 
 
-def _experts(
-    pool: Pool, evidence: FloatArray | None, p_gold: FloatArray | None
-) -> tuple[FloatArray, FloatArray]:
+def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, FloatArray]:
     """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
     calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
     held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
@@ -165,8 +160,8 @@ def _experts(
         smoothed = evidence + 1.0 / pool.k
         held.append(np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
         slopes.append(0.2)
-    if p_gold is not None:
-        held.append(np.log(np.maximum(p_gold, 1e-3)))
+    for said in () if pool.p_gold is None else pool.p_gold:
+        held.append(np.log(np.maximum(said, 1e-3)))
         slopes.append(0.2)
     return np.stack(held, axis=2), np.array(slopes)
 

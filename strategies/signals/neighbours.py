@@ -121,7 +121,7 @@ def unsure_neighbours(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return np.asarray(share, dtype=np.float64)
 
 
-def same_embedding(embeddings: NDArray[np.float32]) -> IntArray:
+def same_embedding(embeddings: NDArray[np.float32] | NDArray[np.float16]) -> IntArray:
     """Groups rows that are equal up to rounding: (n,) group of each row, 0 to groups - 1.
 
     Groups are numbered by content, not by position.

@@ -23,6 +23,8 @@ PENALTY_FOLDS = 3
 BOOTSTRAP_SHAPE = 4.0  # gamma weights: seeds differ, yet keep 80 % of the sample's strength
 STEPS = 40
 CELLS = 8_000_000  # probabilities of all heads that learn at once (32 MB), whatever n and k are
+GOLD_STUDENT_FROM = 10  # gold labels from which students of gold alone are asked
+GOLD_SEEDS = 2
 TRACE = 1e-6  # no class is ever given exactly zero
 
 
@@ -78,6 +80,44 @@ def seed_disagreement(pool: Pool, rng: np.random.Generator) -> FloatArray:
     return count_entropy(counts, min(s, pool.k))
 
 
+def gold_students(pool: Pool, *, rng: np.random.Generator) -> FloatArray | None:
+    """What students of nothing but gold say: one of the embeddings, one of the LLM's states.
+
+    Args:
+        pool: uses ``gold``, ``embeddings`` and ``states``.
+        rng: source of folds and bootstraps.
+
+    Returns:
+        (v, n, k) **out-of-fold** probabilities, one for each of the two that the pool has; None
+        while there are fewer than ``GOLD_STUDENT_FROM`` gold labels, or nothing to learn from.
+    Source: Cho et al. 2023, PALP: heads on the states of a prompted language model.
+    """
+    known = pool.gold >= 0
+    if known.sum() < GOLD_STUDENT_FROM:
+        return None
+    views: list[NDArray[np.float32] | NDArray[np.float16]] = []
+    if pool.embeddings is not None:
+        views.append(pool.embeddings)
+    if pool.states is not None:
+        views.append(_without_gaps(pool.states))
+    y, weight = np.where(known, pool.gold, pool.y_llm), known.astype(np.float64)
+    said = [
+        out_of_fold_probs(view, y, weight, pool.k, seeds=GOLD_SEEDS, rng=rng).mean(axis=0)
+        for view in views
+    ]
+    return np.stack(said) if said else None
+
+
+def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16]:
+    """The states, the mean of all where a text has none."""
+    lacking = np.isnan(states).any(axis=1)
+    if not lacking.any():
+        return states
+    filled = states.copy()
+    filled[lacking] = 0.0 if lacking.all() else states[~lacking].mean(axis=0, dtype=np.float64)
+    return filled
+
+
 @dataclass(frozen=True)
 class _Sample:
     """What one head learns from: (r,) rows in ascending order, and their (r,) weights."""
@@ -88,7 +128,7 @@ class _Sample:
 
 @one_blas_thread
 def out_of_fold_probs(
-    embeddings: NDArray[np.float32],
+    embeddings: NDArray[np.float32] | NDArray[np.float16],
     y: IntArray | FloatArray,
     weight: FloatArray,
     k: int,
@@ -128,7 +168,7 @@ def out_of_fold_probs(
     n_folds = min(folds, int(group.max()) + 1)
     if n_folds < 2:
         raise ValueError("out_of_fold_probs needs at least two distinct texts")
-    features = _standardise(embeddings)
+    features = _in_span(_standardise(embeddings), np.flatnonzero(weight > 0))
     label, data = target.argmax(axis=1), _Training(features, target, weight)
     penalty = _choose_penalty(data, _stratified_folds(label, group, n_folds, rng), rng)
     samples, judged = [], []
@@ -258,16 +298,33 @@ def _training_rows(
     return rows
 
 
-def _standardise(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, d + 1) standardised dimensions and a constant one."""
-    values = embeddings.astype(np.float32)
-    centred = values - values.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.sqrt(np.square(centred).mean(axis=0, dtype=np.float64))
+def _standardise(
+    embeddings: NDArray[np.float32] | NDArray[np.float16],
+) -> NDArray[np.float32]:
+    """(n, d + 1) standardised dimensions and a constant one; one copy, however many texts."""
+    n, d = embeddings.shape
+    out = np.ones((n, d + 1), dtype=np.float32)
+    centred = out[:, :d]
+    centred[:] = embeddings
+    centred -= centred.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = np.sqrt(np.einsum("nd,nd->d", centred, centred, dtype=np.float64) / n)
     # Some encoders have constant dimensions: rounding noise must not be blown up to variance 1.
     floor = 1e-3 * float(np.median(scale)) + 1e-12
     centred /= np.maximum(scale, floor).astype(np.float32)
-    constant = np.ones((len(values), 1), dtype=np.float32)
-    return np.hstack([centred, constant])
+    return out
+
+
+def _in_span(features: NDArray[np.float32], rows: IntArray) -> NDArray[np.float32]:
+    """The features in a basis of what the rows span, where that has fewer dimensions.
+
+    A head with a penalty on its squares has no part outside the span of the rows that it learns
+    from, so that the answer is the same; with a hundred gold labels it comes many times as fast.
+    """
+    d = features.shape[1] - 1
+    if len(rows) >= d:
+        return features
+    basis, _ = np.linalg.qr(features[rows, :d].T)
+    return np.hstack([features[:, :d] @ basis, features[:, d:]])
 
 
 def _stratified_folds(
@@ -299,7 +356,13 @@ def _one_hot(y: IntArray | FloatArray, n: int, k: int) -> FloatArray:
     return np.eye(k)[y.astype(np.int64)]
 
 
-def _check(embeddings: NDArray[np.float32], weight: FloatArray, *, seeds: int, folds: int) -> None:
+def _check(
+    embeddings: NDArray[np.float32] | NDArray[np.float16],
+    weight: FloatArray,
+    *,
+    seeds: int,
+    folds: int,
+) -> None:
     n = len(embeddings)
     if embeddings.ndim != 2 or not n:
         raise ValueError(f"embeddings must be (n, d) with n > 0, not {embeddings.shape}")

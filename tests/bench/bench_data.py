@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from connectors.downloads.models import minilm_dir
 from connectors.downloads.packages import cache_dir
 from loop.bench.data_sets import BenchData
+from loop.hardware import cpu_has_bf16
 from strategies.calibrate import batch_calibrate
 
 BABE_GPT35 = tuple(
@@ -71,6 +72,11 @@ SOURCES = (
     _css("implicit_hate", "flan_ul2", "development"),
     _css("wiki_power", "flan_ul2", "development"),
     Source("manifestos", "manifestos", "development"),
+    # Texts of the sets above, labelled anew by the embedded language model, which shows its states.
+    Source("mr_smollm2", "mr_llm", "development", pool=1600, test=600),
+    Source("babe_smollm2", "babe_llm", "development", pool=1600, test=600),
+    Source("emotion_smollm2", "css_llm", "development", only=(("task", "emotion"),)),
+    Source("stance_smollm2", "css_llm", "development", only=(("task", "stance_trump"),)),
     Source("imdb", "imdb", "reporting", ("llm_llama2_70b",)),
     Source("gwsd", "gwsd_llm", "reporting", ("llm_gpt4o",), confidence="llm_gpt4o_confidence"),
     _css("discourse", "flan_t5_xxl"),
@@ -90,6 +96,10 @@ SOURCES = (
 
 
 TASKS = {
+    "mr_smollm2": "Decide whether the sentence judges the film favourably or not.",
+    "babe_smollm2": "Decide whether the news sentence is biased or not.",
+    "emotion_smollm2": "Decide which emotion the text expresses.",
+    "stance_smollm2": "Decide whether the tweet is in favour of Trump, against him, or neither.",
     "manifestos": "Decide whether the sentence of an election manifesto is about the past, the"
     " present or the future.",
     "toxic": "Decide whether the tweet is hate speech, offensive language or neither.",
@@ -175,15 +185,29 @@ def _demo_frame() -> Any:
     return frame
 
 
-def label_missing(source: Source, data: Path | None) -> None:
+def label_missing(
+    source: Source, data: Path | None, *, count: int = LABELLED, prompts: int = VARIANTS
+) -> None:
     """Labels a set that has no LLM labels of its own, unless that was done before."""
     texts = None if source.columns else read_texts(source, data)
     if texts is not None:
-        label_with_llm(source, texts, cache_dir() / "bench")
+        label_with_llm(source, texts, cache_dir() / "bench", count=count, prompts=prompts)
 
 
-def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
-    """Labels the pool with the embedded language model, and keeps what it said in the folder."""
+def label_with_llm(
+    source: Source,
+    texts: Texts,
+    folder: Path,
+    *,
+    count: int = LABELLED,
+    prompts: int = VARIANTS,
+) -> Path:
+    """Labels the pool with the embedded language model, and keeps what it said in the folder.
+
+    Args:
+        count: at most so many texts.
+        prompts: prompt variants; the states of the first are kept.
+    """
     path = folder / f"{source.name}.npz"
     if path.exists():
         return path
@@ -197,11 +221,11 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
         shortest[: 2 * len(shortest) // 3],
         texts.labels,
         shots=max(SHOTS, len(texts.labels)),
-        variants=VARIANTS,
+        variants=prompts,
         rng=np.random.default_rng(0),
     )
     labels = tuple(Label(name) for name in texts.labels)
-    drawn = np.random.default_rng(1).permutation(len(texts.ids))[:LABELLED]
+    drawn = np.random.default_rng(1).permutation(len(texts.ids))[:count]
     items = [TextItem(texts.ids[i], texts.texts[i]) for i in drawn]
     model = LocalLM(max_text_tokens=96, threads=1)
     answers = [
@@ -215,6 +239,7 @@ def label_with_llm(source: Source, texts: Texts, folder: Path) -> Path:
         probs=np.stack([a.probs for a in answers], axis=1),
         off_label_mass=np.stack([a.off_label_mass for a in answers], axis=1),
         revision=np.array(model.revision),
+        states=answers[0].states,
     )
     return path
 
@@ -248,7 +273,7 @@ def embed(name: str, texts: list[str], *, max_tokens: int = 256) -> NDArray[np.f
                 padding=True,
                 return_tensors="pt",
             )
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
                 hidden = model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).float()
             mean = (hidden.float() * mask).sum(1) / mask.sum(1)
@@ -271,7 +296,7 @@ def load(
     index = {name: i for i, name in enumerate(texts.labels)}
     gold = np.array([index[y] for y in texts.gold], dtype=np.int64)
     n = len(gold)
-    mass = None
+    mass = states = None
     chosen = np.arange(n)
     if source.columns:
         probs = np.full((n, len(source.columns), k), np.nan)
@@ -292,6 +317,7 @@ def load(
         place = {item: i for i, item in enumerate(texts.ids)}
         chosen = np.array([place[str(item)] for item in held["ids"]])
         probs, mass = held["probs"], held["off_label_mass"]
+        states = held.get("states")  # older files have none
         # A flat class mix, goldloop's own default, though some of the sets are skewed.
         calibrated = np.nanmean(batch_calibrate(probs), axis=1)
         y_llm = calibrated.argmax(axis=1).astype(np.int64)
@@ -301,7 +327,7 @@ def load(
         probs,
         y_llm,
         gold[chosen],
-        embed(source.file, texts.texts)[chosen],
+        embed(source.file, [texts.texts[i] for i in chosen]),
         embed(f"{source.file}-test", texts.test_texts),
         np.array([index[y] for y in texts.test_gold], dtype=np.int64),
         [texts.texts[i] for i in chosen],
@@ -309,4 +335,5 @@ def load(
         off_label_mass=mass,
         ordinal=bool(source.ordinal),
         role=source.role,
+        states=states,
     )

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import t
 
 from connectors.downloads.hutto import LABELS, HuttoText, load, mean_label, rating_label
-from loop.campaign.panel import Panel, Rule
+from loop.campaign.config import Panel, Rule
 from loop.campaign.tables import Annotation
 from loop.people.gold import decide_all, wanted_answers
 from loop.people.person import Person

@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--label-missing", action="store_true")
+    parser.add_argument("--labelled", type=int, default=bench_data.LABELLED, help="texts of a set")
+    parser.add_argument("--prompts", type=int, default=bench_data.VARIANTS, help="prompt variants")
     parser.add_argument("--pool", type=int, help="texts in each pool sample (default 80 %%)")
     parser.add_argument("--student", choices=("frozen", "encoder"), default="frozen")
     parser.add_argument("--encoder", default="minilm", help="hub name, folder, or minilm")
@@ -109,7 +111,7 @@ def main() -> None:
     parts: list[BenchResult] = []
     for source in sources:
         if args.label_missing or source is bench_data.DEMO:
-            bench_data.label_missing(source, folder)
+            bench_data.label_missing(source, folder, count=args.labelled, prompts=args.prompts)
         data = bench_data.load(source, folder)
         if data is None:
             print(f"{source.name}: no texts or no LLM labels, left out", file=sys.stderr)

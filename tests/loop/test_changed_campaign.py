@@ -2,9 +2,7 @@
 
 from campaigns import LABELS
 
-from tests.loop.test_round import _no_plots, finish, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import finish, make
 
 
 def test_a_new_description_reaches_people_and_leaves_the_votes(tmp_path):

@@ -48,7 +48,7 @@ def money(ctx):
 def answer_all(ctx, choose=lambda item, n: "good"):
     """Everybody who is asked answers once."""
     for item, task in ctx.reviewer._load()["tasks"].items():
-        first = ctx.config.label_studio.overlap
+        first = ctx.config.people.overlap
         for n in range(len(task["answers"]), task.get("wanted", first)):
             ctx.reviewer.answer(item, f"p{n}", choose(item, n))
 
@@ -62,7 +62,7 @@ def differ(_item, n):
 
 @pytest.mark.parametrize(("overlap", "chosen"), [(1, 6), (2, 5), (3, 3), (11, 0)])
 def test_a_text_is_chosen_only_if_all_its_first_answers_fit(tmp_path, overlap, chosen):
-    ctx = campaign(tmp_path, 1.0, label_studio={"overlap": overlap})
+    ctx = campaign(tmp_path, 1.0, people={"overlap": overlap})
     if not chosen:
         with pytest.raises(StageError, match=r"one more text would cost \$1.10 in answers, but"):
             run_round(ctx)
@@ -81,7 +81,7 @@ def test_hidden_checks_are_paid_for(tmp_path):
     ctx = campaign(
         tmp_path,
         1.0,
-        label_studio={"overlap": 2, "check_frac": 0.5},
+        people={"overlap": 2, "check_frac": 0.5},
         annotator={"kind": "local_lm"},  # its examples bring split dev, which checks are drawn from
         prompt={"shots": 2, "variants": 1},
     )
@@ -97,7 +97,7 @@ def test_one_more_is_asked_while_money_lasts_the_most_suspect_first(tmp_path):
     ctx = campaign(
         tmp_path,
         1.4,
-        label_studio={"overlap": 2, "rule": "ask-one-more", "max_overlap": 4},
+        people={"overlap": 2, "rule": "ask-one-more", "max_overlap": 4},
     )
     run_round(ctx)
     assert len(ctx.store.reviews("c")) == 6
@@ -118,19 +118,19 @@ def test_one_more_is_asked_while_money_lasts_the_most_suspect_first(tmp_path):
 
 def test_more_money_opens_the_texts_that_went_without(tmp_path):
     section = {"overlap": 2, "rule": "ask-one-more", "max_overlap": 3}
-    ctx = campaign(tmp_path, 1.3, label_studio=section)
+    ctx = campaign(tmp_path, 1.3, people=section)
     run_round(ctx)
     answer_all(ctx, differ)
     assert run_round(ctx).stage == "pull"
     assert sum(r.closed_at is None for r in ctx.store.reviews("c")) == 1
     ctx.store.close()
-    richer = campaign(tmp_path, 1.8, label_studio=section)
+    richer = campaign(tmp_path, 1.8, people=section)
     run_round(richer)
     assert sum(r.asked == 3 for r in richer.store.reviews("c")) == 6
 
 
 def test_the_adjudicator_is_paid_like_everybody(tmp_path):
-    ctx = campaign(tmp_path, 1.3, label_studio={"overlap": 2, "adjudicator": "judge"})
+    ctx = campaign(tmp_path, 1.3, people={"overlap": 2, "adjudicator": "judge"})
     run_round(ctx)
     answer_all(ctx, differ)
     run_round(ctx)
@@ -144,7 +144,7 @@ def test_the_adjudicator_is_paid_like_everybody(tmp_path):
 def test_killed_while_label_studio_is_told_the_answer_is_committed_all_the_same(
     tmp_path, monkeypatch
 ):
-    ctx = campaign(tmp_path, 1.3, label_studio={"overlap": 2, "rule": "ask-one-more"})
+    ctx = campaign(tmp_path, 1.3, people={"overlap": 2, "rule": "ask-one-more"})
     run_round(ctx)
     answer_all(ctx, differ)
     real = ctx.reviewer.ask
@@ -200,7 +200,7 @@ def test_a_file_that_asks_for_more_is_refused_before_anything_is_sent(tmp_path):
     run_stage(ctx, "score")
     run_stage(ctx, "select")
     ctx.store.close()
-    changed = campaign(tmp_path, 0.6, label_studio={"overlap": 2})
+    changed = campaign(tmp_path, 0.6, people={"overlap": 2})
     with pytest.raises(StageError, match=r"Nothing is sent: .* which is \$0.60 too much"):
         run_stage(changed, "push")
     assert not changed.reviewer._load()["tasks"]

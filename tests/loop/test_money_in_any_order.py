@@ -134,7 +134,7 @@ class Campaign(RuleBasedStateMachine):
             "prompt": {"shots": 1, "variants": 2, "refresh": refresh, "calibrate": calibrate},
             "budget": {"labels": 12, "usd": cap, "usd_per_label": PRICE_USD},
             "rounds": {"batch_size": 4, "rounds": 9, "audit_frac": 0.5},
-            "label_studio": {
+            "people": {
                 "overlap": overlap,
                 "rule": rule,
                 "early_stop": early_stop,
@@ -257,7 +257,7 @@ class Campaign(RuleBasedStateMachine):
         return self.reviewer._load()["tasks"]
 
     def asked(self, task):
-        section = self.ctx.config.label_studio
+        section = self.ctx.config.people
         first = section.overlap
         if section.early_stop and section.rule != "ask-one-more":
             first = section.overlap // 2 + 1

@@ -16,9 +16,6 @@ from loop.ports import no_progress, show_nothing
 from loop.report.collect import write_outputs
 from loop.round import RUN, run_stage
 from loop.serve.progress import campaign_progress
-from tests.loop.test_round import _no_plots
-
-__all__ = ["_no_plots"]
 
 MORE = [{"name": name} for name in (*LABELS, "odd")]
 ROUNDS = {"batch_size": 15, "rounds": 2, "audit_frac": 0.5}
@@ -113,7 +110,7 @@ def test_a_label_may_come_at_any_stage(tmp_path, stage, number):
         trained_after = (r.number, STAGES.index("repair")) >= (number, STAGES.index(stage))
         widths = {len(t.probs) for t in after.store.training_labels(r.id)}
         assert widths == {3 if trained_after else 2}
-    assert len(rounds[-1].metrics["per_class_n"]) == 3
+    assert len(rounds[-1].metrics.per_class_n) == 3
     report = json.loads((after.config.out / "rounds.json").read_text())
     for row in report["rows"]:
         assert [c["label"] for c in row["per_class"]] == [*LABELS, "odd"]
@@ -163,10 +160,10 @@ def test_an_answer_that_was_unreadable_counts_once_its_label_is_known(tmp_path):
 
 def test_live_progress_that_began_before_the_label_counts_its_answers(tmp_path):
     """`goldloop serve` keeps the campaign file as it was read when it started."""
-    before = campaign(tmp_path, label_studio={"overlap": 2})
+    before = campaign(tmp_path, people={"overlap": 2})
     for stage in ("annotate", "score", "select", "push"):
         run_stage(before, stage)
-    after = campaign(tmp_path, labels=MORE, label_studio={"overlap": 2})
+    after = campaign(tmp_path, labels=MORE, people={"overlap": 2})
     for item, label in zip(after.reviewer.open_items(), ("odd", "bad", "odd", "bad"), strict=False):
         for person in ("ann", "bob"):
             after.reviewer.answer(item, person, label)

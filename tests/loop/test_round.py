@@ -9,6 +9,7 @@ from campaigns import make, texts
 from fakes import CentroidStudent
 
 from loop.campaign.context import Parts
+from loop.campaign.metrics import NoLlmLabel
 from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, Vote
 from loop.deliver.export import final_labels
@@ -18,14 +19,6 @@ from loop.ports import OwnAnswers
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
 from loop.round import RUN, close_early, run_round, run_stage
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_plots():
-    """Plots cost a second a round and have tests of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
-        yield
 
 
 def finish(ctx):
@@ -39,12 +32,12 @@ def test_a_campaign_runs_to_its_end(tmp_path):
     finish(ctx)
     rounds = ctx.store.rounds("c")
     assert [r.stage for r in rounds] == ["done", "done"]
-    assert [r.metrics["gold"] for r in rounds] == [15, 30]
+    assert [r.metrics.gold for r in rounds] == [15, 30]
     gold = ctx.store.gold("c")
     truth = {i.id: i.known_label for i in ctx.store.items("c")}
     assert {k: g.label for k, g in gold.items()} == {k: truth[k] for k in gold}
-    assert set(rounds[0].metrics["arms"]) == {"loop", "llm_only", "random", "all_gold"}
-    assert rounds[0].metrics["pushed_wrong"]["suspect"]["n"] == 12
+    assert set(rounds[0].metrics.arms) == {"loop", "llm_only", "random", "all_gold"}
+    assert rounds[0].metrics.pushed_wrong["suspect"].n == 12
     assert (tmp_path / "runs" / "report.html").exists()
     assert (tmp_path / "runs" / "rounds.json").exists()
     reviews = ctx.store.reviews("c")
@@ -60,6 +53,19 @@ def test_once_trained_arms_are_not_trained_again(tmp_path):
     assert arms.count((1, "llm_only")) == 3
     assert arms.count((2, "llm_only")) == 0
     assert arms.count((2, "random")) == 3
+
+
+def test_the_random_control_may_be_trained_in_the_last_round_only(tmp_path):
+    student = {"seeds": 3, "references": ["llm_only", "random"], "random_rounds": "last"}
+    ctx = make(tmp_path / "rounds", student=student)
+    finish(ctx)
+    assert [(r.round_id, r.arm) for r in ctx.store.runs("c") if r.arm == "random"] == [
+        (2, "random")
+    ] * 3
+    spent = make(tmp_path / "budget", student=student, budget={"labels": 15})
+    finish(spent)
+    (only,) = spent.store.rounds("c")
+    assert set(only.metrics.arms) == {"loop", "llm_only", "random"}
 
 
 class Killed(BaseException):
@@ -90,8 +96,8 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("stage", "moment"),
-    [(STAGES[0], "before")]  # before any other stage is after the one that comes first
-    + [(stage, moment) for stage in STAGES[:-1] for moment in ("in the transaction", "after")],
+    [(STAGES[0], "before"), (STAGES[2], "after")]  # what is done before any other stage is stored
+    + [(stage, "in the transaction") for stage in STAGES[:-1]],
 )
 def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
     tmp_path, monkeypatch, undisturbed, stage, moment
@@ -244,8 +250,8 @@ def test_without_gold_texts_accuracy_comes_from_audit_items_kept_out_of_training
             ctx.reviewer.answer(item, "ann", by_id[item])
         assert run_round(ctx).stage == "done"
     last = ctx.store.rounds("c")[-1]
-    assert last.metrics["accuracy_from"] == "audit"
-    assert last.metrics["arms"]["loop"]["accuracy"]["value"] is not None
+    assert last.metrics.accuracy_from == "audit"
+    assert last.metrics.arms["loop"].metric("accuracy") is not None
     audits = {r.item_id for r in ctx.store.reviews("c") if r.reason == "audit"}
     weights = {t.item_id: t.weight for t in ctx.store.training_labels(last.id)}
     assert len(audits) == 6
@@ -303,18 +309,14 @@ def test_a_text_without_an_llm_answer_has_no_llm_label_and_counts_neither_right_
     assert without & gold
     assert without - gold
     metrics = ctx.store.rounds("c")[0].metrics
-    quality = metrics["label_quality"]
-    assert quality["accuracy"]["value"] == 1.0
-    assert metrics["llm"]["accuracy"]["value"] == 1.0
-    assert {share["share"] for share in metrics["pushed_wrong"].values()} == {0.0}
-    counts = {
-        "n": len(without),
-        "share": len(without) / len(pool),
-        "without_any_label": len(without - gold),
-    }
-    assert quality["unanswered"] == counts
+    quality = metrics.label_quality
+    assert quality.accuracy.value == 1.0
+    assert {share.share for share in metrics.pushed_wrong.values()} == {0.0}
+    assert quality.unanswered == NoLlmLabel(
+        len(without), len(without) / len(pool), len(without - gold)
+    )
     # labels that are missing are not "good enough" either
-    assert quality["remaining_at_most"] >= len(without - gold) / len(pool)
+    assert quality.remaining_at_most >= len(without - gold) / len(pool)
     lines = status_lines(campaign_status(ctx.config, ctx.store))
     assert any(f"no label to {len(without)} texts" in line for line in lines)
     assert not any("--retry" in line for line in [*lines, *said])

@@ -36,6 +36,8 @@ def full_pool(seed: int = 0) -> Pool:
         ordinal=True,
         inclusion_prob=rng.uniform(0.1, 1.0, size=N),
         unsure=(gold < 0) & (rng.random(N) < 0.2),
+        p_gold=rng.dirichlet(np.ones(K), size=(2, N)),
+        states=np.where(rng.random(N) < 0.1, np.nan, rng.normal(size=(D, N))).T.astype(np.float16),
     )
 
 
@@ -50,6 +52,8 @@ def take(pool: Pool, rows: np.ndarray) -> Pool:
         off_label_mass=pool.off_label_mass[rows],
         inclusion_prob=pool.inclusion_prob[rows],
         unsure=pool.unsure[rows],
+        states=pool.states[rows],
+        p_gold=pool.p_gold[:, rows],
     )
 
 

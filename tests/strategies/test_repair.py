@@ -198,14 +198,34 @@ def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
     assert found > 0.8
 
 
+def test_what_only_the_llms_states_show_is_repaired_by_gold():
+    pool, truth, _ = confused_pool(gold=150)
+    rng = np.random.default_rng(3)
+    pool = replace(pool, embeddings=rng.normal(size=pool.embeddings.shape).astype(np.float32))
+    noise = rng.normal(size=(pool.n, 12))
+    shown = 1.2 * rng.normal(size=(3, 12))[truth] + noise
+    shown[:, 5] *= 500.0  # as in real models: some dimensions dwarf the others
+    shown[::50] = np.nan
+    rows = np.flatnonzero(pool.gold < 0)
+
+    def right(states):
+        states = None if states is None else states.astype(np.float16)
+        posterior = corrected_posterior(replace(pool, states=states), rng=np.random.default_rng(0))
+        return float((posterior[rows].argmax(axis=1) == truth[rows]).mean())
+
+    without = right(None)
+    assert right(shown) > without + 0.05
+    assert right(noise) > without - 0.02  # states that know nothing do next to no harm
+
+
 def test_an_items_own_gold_never_enters_its_posterior():
     pool, truth, _ = confused_pool(n=300, gold=60)
     row = int(np.flatnonzero(pool.gold >= 0)[0])
     lied = pool.gold.copy()
     lied[row] = (truth[row] + 1) % 3
-    p_gold = np.full((300, 3), 1 / 3)
+    pool = replace(pool, p_gold=np.full((2, 300, 3), 1 / 3))
     one, two = (
-        class_posterior(replace(pool, gold=gold), rng=np.random.default_rng(0), p_gold=p_gold)[row]
+        class_posterior(replace(pool, gold=gold), rng=np.random.default_rng(0))[row]
         for gold in (pool.gold, lied)
     )
     np.testing.assert_allclose(one, two)

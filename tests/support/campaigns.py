@@ -29,7 +29,7 @@ def texts(n=120, wrong=0.3):
     return rows
 
 
-def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
+def make(tmp_path, *, url=None, raters=True, overlap=1, rows=None, **sections):
     settings = {
         "campaign": {"name": "c", "task": "t"},
         "labels": [{"name": name} for name in LABELS],
@@ -38,11 +38,11 @@ def make(tmp_path, *, raters=True, overlap=1, rows=None, **sections):
         "budget": {"labels": 30},
         "rounds": {"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
         "student": {"seeds": 3, "references": ["llm_only", "random", "all_gold"]},
-        "label_studio": {"overlap": overlap},
+        "people": {"overlap": overlap},
     }
     config = Config.model_validate(settings | sections)
     config._folder = tmp_path
-    store = Store(f"sqlite:///{tmp_path / 'c.db'}")
+    store = Store(url or f"sqlite:///{tmp_path / 'c.db'}")
     reviewer = FileReviewer(tmp_path / "studio.json")
     rows = rows or texts()
 

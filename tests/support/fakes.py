@@ -34,7 +34,9 @@ class FileReviewer:
         return json.loads(self.path.read_text())
 
     def _save(self, data):
-        self.path.write_text(json.dumps(data))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(data))
+        partial.replace(self.path)
 
     def open_project(self, project_id):
         return project_id or "1"

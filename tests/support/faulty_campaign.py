@@ -37,7 +37,7 @@ def config_of(folder):
             "budget": {"labels": 10},
             "rounds": {"batch_size": 5, "rounds": 2, "audit_frac": 0.2},
             "student": {"seeds": 2, "references": []},
-            "label_studio": {"overlap": 1, "check_frac": 0.0},
+            "people": {"overlap": 1, "check_frac": 0.0},
         }
     )
     config._folder = folder

@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-from alembic import command
 from sqlalchemy import Engine, create_engine, event, text
 
 from loop.campaign import database
@@ -35,10 +34,8 @@ def old_store(url, schema):
             connection.execute(text("drop schema public cascade"))
             connection.execute(text("create schema public"))
     if schema is not None:
-        config, _ = database._scripts()
         with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, schema)
+            database._upgrade(connection, schema)
             connection.execute(text(CAMPAIGN))
     engine.dispose()
 

@@ -45,7 +45,7 @@ def campaign(label_studio, tmp_path):
         budget={"labels": 12},
         rounds={"batch_size": 6, "rounds": 2, "audit_frac": 0.2},
         student={"seeds": 2, "references": []},
-        label_studio={
+        people={
             "overlap": 2,
             "rule": "ask-one-more",
             "max_overlap": 3,

@@ -7,6 +7,7 @@ import httpx
 import numpy as np
 import pytest
 
+from connectors.label_studio.ml_backend import MlBackend
 from connectors.label_studio.page import choice_result
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.errors import ReviewerError
@@ -50,7 +51,7 @@ def site(request, label_studio):
         project=lambda: project,
         student=KnownStudent(),
         progress=dict,
-        result=lambda label: [] if request.param else choice_result(label),
+        backend=MlBackend(blind=request.param),
     )
     listener = listen("127.0.0.1", 0, None)
     ready = threading.Event()

@@ -11,6 +11,7 @@ import pytest
 from campaigns import make
 from tiny_encoder import LABELS, make_texts, save_encoder, tiny_student
 
+from connectors.label_studio.ml_backend import MlBackend
 from connectors.label_studio.page import choice_result
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.round import pull_answers, run_round
@@ -54,7 +55,7 @@ def campaign(label_studio, tmp_path):
         budget={"labels": 12},
         rounds={"batch_size": 6, "rounds": 2, "audit_frac": 0.2},
         student={"seeds": 2, "keep_seeds": True, "references": []},
-        label_studio={"assist": "why"},
+        people={"assist": "why"},
     )
     ctx.store.open_campaign("c", ctx.config.label_names)
     reviewer = LabelStudioReviewer(
@@ -109,7 +110,7 @@ def test_answers_come_by_webhook_and_the_trained_students_answer_the_server(camp
         project=lambda: ctx.store.project_id("c"),
         student=student,
         progress=dict,
-        result=choice_result,
+        backend=MlBackend(blind=False),
     )
     listener = listen("127.0.0.1", 0, None)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

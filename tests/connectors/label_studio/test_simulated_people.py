@@ -7,7 +7,7 @@ import pytest
 
 from connectors.label_studio import server as label_studio_server
 from connectors.label_studio.reviewer import LabelStudioReviewer
-from connectors.label_studio.simulated_people import GoldRaters, RecordedRaters, drawn, majority
+from connectors.label_studio.simulated_people import RecordedRaters, drawn, majority
 from loop.errors import ReviewerError
 from loop.ports import ReviewTask, TextItem
 from loop.prompt import Label
@@ -54,11 +54,6 @@ def test_labels_of_are_the_majority_of_the_same_draws():
     expected = [majority(drawn(RATINGS.get(i.id, []), 3, 7, i.id)) for i in items]
     assert raters().labels_of(items) == expected
     assert expected[12] is None
-
-
-def test_gold_raters_know_one_label():
-    gold = GoldRaters("http://127.0.0.1:9", {"a": "1"}, gold={"i0": "good"})
-    assert gold.labels_of([TextItem("i0", ""), TextItem("i1", "")]) == ["good", None]
 
 
 def test_too_few_raters():
@@ -178,10 +173,14 @@ def test_stopped_raters_go_on_where_they_stopped(label_studio, reviewer):
 def test_real_answers_count_towards_the_overlap(label_studio, reviewer):
     send(reviewer, range(1))
     project = reviewer.open_project(None)
-    gold = GoldRaters(
-        label_studio.url, {"owner": label_studio.token}, gold={"i0": "bad"}, overlap=1
+    owner = RecordedRaters(
+        label_studio.url,
+        {"owner": label_studio.token},
+        ratings={"i0": ("bad",)},
+        overlap=1,
+        seed=7,
     )
-    assert gold.answer(project) == 1
+    assert owner.answer(project) == 1
     simulated = RecordedRaters(
         label_studio.url, make_user(label_studio), ratings=RATINGS, overlap=3, seed=7
     )
@@ -190,6 +189,8 @@ def test_real_answers_count_towards_the_overlap(label_studio, reviewer):
 
 @pytest.mark.slow
 def test_project_that_is_gone(label_studio):
-    gold = GoldRaters(label_studio.url, {"owner": label_studio.token}, gold={})
+    owner = RecordedRaters(
+        label_studio.url, {"owner": label_studio.token}, ratings={}, overlap=1, seed=7
+    )
     with pytest.raises(ReviewerError):
-        gold.answer("987654")
+        owner.answer("987654")

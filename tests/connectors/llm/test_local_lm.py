@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.llm.local_lm import LocalLM
+from connectors.llm.local_scorer import _blocks
 from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray, TextItem
@@ -151,9 +152,9 @@ ELEVEN = tuple("abcdefghijk")
     ("asked", "whole"),
     [
         (variant(), False),
-        (variant(("positive", "positive review", "a complaint")), True),  # one begins another
-        (variant(("hate speech", "hate mail", "neither")), True),  # same first token
-        (variant(("Überraschung", "C++", "不满")), True),
+        # one begins another, one has the same first token, one is not ASCII
+        (variant(("positive", "positive review", "post 不满")), True),
+        pytest.param(variant(("Überraschung", "C++", "不满")), True, marks=pytest.mark.long),
         (replace(variant(), label_form="ids", order=(2, 0, 1)), False),
         (replace(variant(ELEVEN), label_form="ids"), True),  # 10 is two tokens, and 1 begins it
     ],
@@ -169,6 +170,36 @@ def test_answers_equal_the_plain_computation(
     rounded = lm.annotate(asked, items(TEXTS))
     assert total_variation(rounded.probs, probs) < 0.06  # what rounding to bf16 costs
     np.testing.assert_allclose(rounded.probs.sum(axis=1), 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [NAMES, ("positive", "positive review", "a complaint")])
+def test_states_are_those_of_the_prompts_last_token_three_fifths_up(
+    lm32: LocalLM, plain: Plain, names: tuple[str, ...]
+) -> None:
+    import torch
+
+    asked = variant(names)
+    states = lm32.annotate(asked, items(TEXTS)).states
+    assert states is not None
+    assert states.dtype == np.float16
+    for row, text in enumerate(TEXTS):
+        prompt = asked.prefix + asked.suffix(" ".join(text.split()))
+        with torch.inference_mode():
+            ids = plain.tokenizer(prompt, split_special_tokens=True)["input_ids"]
+            hidden = plain.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        expected = hidden[18][0, -1].numpy()  # hidden_states[0] is the input of 30 blocks
+        np.testing.assert_allclose(states[row], expected, rtol=2e-3, atol=2e-2)
+
+
+def test_a_model_without_one_list_of_blocks_has_no_states() -> None:
+    from torch import nn
+
+    blocks = [nn.ModuleList(nn.Linear(1, 1) for _ in range(count)) for count in (3, 4, 4)]
+    one, two = nn.ModuleList(blocks[:2]), nn.ModuleList(blocks)
+    assert _blocks(one, 4) is blocks[1]
+    assert _blocks(one, 5) is None
+    assert _blocks(two, 4) is None  # an encoder and a decoder: which one is meant is not known
 
 
 @pytest.mark.slow

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import json
 import logging
+import math
+import re
 import time
 import traceback
 
+import httpx
 import numpy as np
 import pytest
 from fault_llm_server import ALL_FAULTS, SECRET, SPOILED, log_probs, running, true_masses
 
+from connectors.llm.label_spelling import label_said
 from connectors.llm.label_trie import coarse
 from connectors.llm.openai_server import OpenAIServerAnnotator
-from connectors.llm.server_listed import first_token_masses, spoken_label
+from connectors.llm.server_listed import first_token_masses, token_text
 from loop.errors import AnnotatorError
 from loop.ports import TextItem
 from loop.prompt import Demonstration, Label, PromptVariant
@@ -385,13 +390,6 @@ def test_votes_where_there_are_no_log_probabilities(caplog):
     assert ":votes8" in ask.revision
 
 
-def test_spoken_labels():
-    assert spoken_label(" Positive review!", LONG) == 1
-    assert spoken_label('"positive"', LONG) == 0
-    assert spoken_label("positively", LONG) is None
-    assert spoken_label("", LONG) is None
-
-
 def test_the_tiny_model_is_a_distribution():
     assert np.exp(log_probs([1, 2, 3])).sum() == pytest.approx(1)
 
@@ -400,3 +398,326 @@ def test_settings_out_of_range_are_a_bug():
     for bad in ({"concurrency": 0}, {"max_attempts": 0}, {"votes_when_no_logprobs": -1}):
         with pytest.raises(ValueError, match="must be"):
             OpenAIServerAnnotator("http://localhost", "m", **bad)
+
+
+# answers as servers really give them
+
+
+def talking(answer, *, refuses=(), models=("m",), text=None):
+    """A transport of a server: ``answer(body, chat)`` makes the choices."""
+
+    def handle(request):
+        path = request.url.path
+        if path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": name} for name in models]})
+        body = json.loads(request.content)
+        if path.endswith("/detokenize") and text:
+            return httpx.Response(200, json={"prompt": text[body["tokens"][0]]})
+        if not path.endswith("completions"):
+            return httpx.Response(404, json={})
+        for option, refusal in refuses:
+            if option in body:
+                return httpx.Response(400, json=refusal)
+        content = answer(body, "chat" in path)
+        if isinstance(content, bytes):
+            return httpx.Response(200, content=content)
+        return httpx.Response(200, content=json.dumps(content).encode())
+
+    return httpx.MockTransport(handle)
+
+
+def saying(content, *, ended="stop", honours_n=True, **message):
+    """A server that only says ``content`` to everything."""
+
+    def answer(body, chat):
+        room = body.get("max_tokens") or body.get("max_completion_tokens") or 9999
+        said = content(room) if callable(content) else content
+        if isinstance(said, str):
+            for stop in body.get("stop", ()):
+                said = said.split(stop)[0]
+        one = {"finish_reason": ended}
+        one |= {"message": {"content": said, **message}} if chat else {"text": said}
+        n = body.get("n", 1) if honours_n else 1
+        return {"choices": [one | {"index": i} for i in range(n)]}
+
+    return answer
+
+
+def listing(tokens, chat_bytes=False):
+    """A server that lists tokens with these probabilities."""
+
+    def entry(token, p):
+        known = {"bytes": list(token.encode())} if chat_bytes else {}
+        return {"token": token, "logprob": math.log(p) if p else -9999.0, **known}
+
+    def answer(_body, chat):
+        listed = [entry(token, p) for token, p in tokens]
+        if chat:
+            given = {"content": [{"top_logprobs": listed}]}
+        else:
+            given = {"top_logprobs": [{e["token"]: e["logprob"] for e in listed}]}
+        return {"choices": [{"index": 0, "logprobs": given, "text": "", "message": {}}]}
+
+    return answer
+
+
+def heard(transport, names=("positive", "negative"), *, votes=3, chat=True, model="m", n=1):
+    """What the annotator makes of n texts."""
+    ask = OpenAIServerAnnotator(
+        "http://x/v1",
+        model,
+        chat=chat,
+        votes_when_no_logprobs=votes,
+        max_attempts=2,
+        backoff_s=0.001,
+        concurrency=2,
+        transport=transport,
+    )
+    try:
+        return ask.annotate(PromptVariant(0, "t", tuple(map(Label, names)), ()), items(n))
+    finally:
+        ask.close()
+
+
+READ_AS_POSITIVE = [
+    *("positive", " Positive", "POSITIVE.", "\n\nPositive", "**Positive**", '"positive"'),
+    *("Label: Positive", "The label is: positive.", "Answer: **positive**", "Label:\npositive"),
+    *('{"label": "positive"}', '```json\n{"label": "positive"}\n```', "```\npositive\n```"),
+    *('["positive"]', "This review is positive.", "I would classify this text as “positive”."),
+    *("Positive (the writer is happy)", "positive\n\nThe writer is happy.", "p\u200bositive"),
+    *("<think>\nnegative? no.\n</think>\n\nPositive", "[THINK]negative[/THINK]positive"),
+    "<think>\n\n</think>\n\npositive",
+    "<|channel|>analysis<|message|>negative?<|end|><|channel|>final<|message|>positive",
+]
+READ_AS_NONE = [
+    *("", "None", "I cannot say.", "not positive", "This review is not positive.", "positively"),
+    *("positive or negative", "positive/negative", "Positive? No, negative.", "positive\nnegative"),
+    *("It isn't positive.", "positive, but mostly negative", "nonpositive", "<think>positive"),
+    *("The label could be positive.", "Positive, or not.", "<think>I label this as positive."),
+    *('{"positive": 0.2, "negative": 0.8}', '["positive", "negative"]', "positive-ish"),
+]
+
+
+def test_what_a_model_says_is_read_as_it_means_it():
+    names = ("negative", "positive")
+    for said in READ_AS_POSITIVE:
+        assert label_said(said, names) == "positive", said
+    for said in READ_AS_NONE:
+        assert label_said(said, names) is None, said
+    assert label_said(" Positive review!", LONG) == "positive review"
+    assert label_said("This is not sarcastic.", ("sarcastic", "not sarcastic")) == "not sarcastic"
+    assert label_said("no one knows", ("yes", "no")) is None
+    assert label_said("The answer is no.", ("yes", "no")) == "no"
+    assert label_said("1.5", ("0", "1")) is None
+    assert label_said("May.", ("May", "may")) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "refusal"),
+    [
+        (
+            "max_tokens",
+            {"error": {"message": "Use 'max_completion_tokens'", "param": "max_tokens"}},
+        ),
+        ("n", {"error": {"message": "'n' : number must be at most 1"}}),
+        ("temperature", {"error": {"message": "Unsupported value: 'temperature'"}}),
+        ("stop", {"detail": [{"loc": ["body", "stop"], "msg": "Extra inputs are not permitted"}]}),
+    ],
+)
+def test_an_option_that_a_server_refuses_is_left_out(option, refusal):
+    server = talking(saying("positive"), refuses=[(option, refusal)])
+    for chat in (True, False):
+        assert heard(server, chat=chat).probs.tolist() == [[1.0, 0.0]]
+
+
+def test_answers_that_come_in_parts_late_or_one_by_one():
+    for content in (
+        [{"type": "text", "text": "posi"}, {"type": "text", "text": "tive"}],
+        lambda room: "Positive" if room > 500 else None,
+        lambda room: "<think>a b c</think>positive"[: room if room < 500 else None],
+    ):
+        answer = heard(talking(saying(content, ended="length")))
+        assert answer.probs.tolist() == [[1.0, 0.0]]
+    assert heard(talking(saying("positive", honours_n=False))).probs.tolist() == [[1.0, 0.0]]
+    late = heard(talking(saying("\n\npositive\n\nText: x\nLabel: negative")), chat=False)
+    assert late.probs.tolist() == [[1.0, 0.0]]
+
+
+def test_room_for_thinking_is_foretold(caplog):
+    ask = OpenAIServerAnnotator(
+        "http://x", "m", chat=True, votes_when_no_logprobs=2,
+        transport=talking(saying(None, ended="length", reasoning_content="Okay, so")),
+    )  # fmt: skip
+    _, written = ask.most_tokens(variant(), items(1))
+    assert written[0] > 2048
+    assert "thinks before it answers" in caplog.text
+    ask.close()
+
+
+def test_an_answer_that_cannot_be_read_is_quoted():
+    for content, ended, quoted in (
+        ("I cannot say.", "stop", "the first was 'I cannot say.'"),
+        (None, "content_filter", r"empty \(withheld by the content filter\)"),
+        ("a\ud800b", "stop", "'a b'"),
+    ):
+        answer = heard(talking(saying(content, ended=ended)), names=("None", "none at all"))
+        assert np.isnan(answer.probs).all()
+        assert re.search(quoted, answer.problems["i0"])
+
+
+def test_names_of_models_with_a_tag_or_a_folder():
+    for model, served in (("llama3.2", "llama3.2:latest"), ("gemini-x", "models/gemini-x")):
+        assert heard(talking(saying("positive"), models=[served]), model=model).probs[0, 0] == 1
+    with pytest.raises(AnnotatorError, match=r"it serves Qwen2\.5; did you mean"):
+        heard(talking(saying("positive"), models=["Qwen2.5"]), model="qwen2.5")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "masses"),
+    [
+        ([("Positive", 0.9), ("Negative", 0.04), ("positive", 0.03), ("negative", 0.02)], (93, 6)),
+        ([("▁positive", 0.8), ("▁negative", 0.19)], (80, 19)),
+        ([("Ġpositive", 0.8), ("Ġnegative", 0.19), ("ĠPOSITIVE", 0.01)], (81, 19)),
+        ([('"positive', 0.8), ("negative", 0.2)], (80, 20)),
+        ([("token_id:1", 0.8), ("token_id:2", 0.2)], (80, 20)),
+        ([("positive", 0.8), ("negative", 0.2), ("x", 0), ("y", 0)], (80, 20)),
+    ],
+)
+def test_the_spellings_of_a_label_add_up(chat, tokens, masses):
+    text = {1: " positive", 2: " negative"}
+    answer = heard(talking(listing(tokens), text=text), votes=0, chat=chat)
+    np.testing.assert_allclose(answer.probs[0], np.array(masses) / sum(masses))
+    np.testing.assert_allclose(answer.off_label_mass[0], 1 - sum(masses) / 100, atol=1e-9)
+
+
+def test_tokens_are_read_as_their_tokenizer_writes_them():
+    assert token_text("ĠfÃ¼r") == " für"
+    assert token_text("für") == "für"
+    assert token_text("▁für") == " für"
+    assert token_text("<0x0A>") == "\n"
+    answer = heard(
+        talking(listing([("Ã¼ber", 0.9), ("nie", 0.1)], chat_bytes=True)), ("über", "nie")
+    )
+    assert np.isnan(answer.probs).all() or answer.probs[0, 0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("names", "tokens", "said"),
+    [
+        (("positive", "negative"), [("Label", 0.93), ("positive", 0.05), ("negative", 0.02)],
+         r"\('?3 of them: 'Label' 93.0%, 'positive' 5.0%.*have only 7.0%"),
+        (("positive", "negative"), [("<think>", 0.999)], "think before it answers"),
+        (("positive", "negative"), [("token_id:7", 0.9)], r"token_id:7.*--return-tokens-as"),
+        (("theft", "fraud"), [("The", 0.6), ("fraud", 0.4)], "'The' does not tell whether"),
+        (("May", "may"), [("MAY", 0.6), ("may", 0.4)], "'MAY' does not tell which"),
+    ],
+)  # fmt: skip
+def test_lists_that_could_turn_labels_round_are_refused_and_shown(names, tokens, said):
+    with pytest.raises(AnnotatorError, match=said):
+        heard(talking(listing(tokens)), names, votes=0, n=3)
+
+
+# random answers: never a crash, never another label than the one that is meant
+
+AROUND = [
+    *("{}", " {}", "{}.", "**{}**", '"{}"', "Label: {}", "\n\n{}", "```\n{}\n```", "{}\nBecause."),
+    *('{{"label": "{}"}}', '["{}"]', "The label is: {}.", "This text is {}.", "{}!"),
+    *("<think>{other}</think>{}", "I would label it as {}.", "Answer: **{}**", "{} (I am sure)"),
+]
+UNDECIDED = [
+    *("not {}", "{} or {other}", "{}/{other}", "It is not {}.", "{}, but {other}", "<think>{}"),
+    *("neither {} nor {other}", '["{}", "{other}"]', "{}\n{other}", "It could be {}.", "un{}"),
+    *("Is it {}?", "{}? No.", '{{"a": "{}", "b": "{other}"}}', "It isn’t {}.", "", "null"),
+]
+SETS = [
+    *(("positive", "negative"), ("1", "10", "2"), ("hate speech", "hate", "fine"), ("yes", "no")),
+    *(("Ärger", "Freude"), ("not sarcastic", "sarcastic"), ("A", "B", "C"), ("theft", "fraud")),
+    *(("None", "some"), ("10:30: morning", "noon"), ("très bien", "bien")),
+]
+CASES = (str, str.upper, str.capitalize, str.lower)
+ODD = [None, 1, -1e400, float("nan"), -(10**400), "x", "\ud800", [], [[]], {}, {"a": 1}, True]
+
+
+def words_and_meaning(rng, names, chat):
+    """An answer in words, and the label that it means, or None; it may go unread, but not wrong.
+
+    What is not a chat has answered with its first line; it goes on with the next text.
+    """
+    name = names[rng.integers(len(names))]
+    other = str(rng.choice([n for n in names if n != name]))
+    decided = rng.random() < 0.7
+    template = str(rng.choice(AROUND if decided else UNDECIDED))
+    spelt = CASES[rng.integers(len(CASES))](name)
+    if template in ("not {}", "It is not {}.") and f"not {name}" in names:
+        return template.format(spelt), f"not {name}"
+    first_line = template == "{}\n{other}" and not chat
+    return template.format(spelt, other=other), name if decided or first_line else None
+
+
+def list_and_meaning(rng, names):
+    """Listed tokens, and the label with most probability over all spellings."""
+    spelt = [
+        (str(rng.choice(["", "▁", "Ġ", " ", '"'])) + case(name), row)
+        for row, name in enumerate(names)
+        for case in CASES
+    ]
+    spelt += [(word, None) for word in ("The", "I", "Label", "\n", "<think>", "{", "Th", "#", "Hm")]
+    chosen = dict(spelt[i] for i in rng.permutation(len(spelt))[: rng.integers(1, len(spelt))])
+    shares = rng.dirichlet(np.full(len(chosen), 0.3)) * 0.9999
+    masses = np.zeros(len(names))
+    for row, share in zip(chosen.values(), shares, strict=True):
+        if row is not None:
+            masses[row] += share
+    return list(zip(chosen, shares.tolist(), strict=True)), names[masses.argmax()]
+
+
+def spoiled(rng, answer):
+    """The answer with something in it replaced, cut off, or nested too deeply."""
+    kind = rng.integers(3)
+    raw = json.dumps(answer).encode()
+    if kind == 0:
+        return raw[: rng.integers(len(raw))]
+    if kind == 1:
+        return b'{"choices":' + b"[" * 100_000
+    at = answer
+    while isinstance(at, dict | list) and at:
+        keys = list(at) if isinstance(at, dict) else range(len(at))
+        key = list(keys)[rng.integers(len(keys))]
+        if not at[key] or not isinstance(at[key], dict | list) or rng.random() < 0.3:
+            at[key] = ODD[rng.integers(len(ODD))]
+            break
+        at = at[key]
+    return json.dumps(answer).encode()
+
+
+@pytest.mark.parametrize(
+    "count", [100, pytest.param(2000, marks=pytest.mark.long)], ids=["quick", "long"]
+)
+def test_random_answers_are_read_right_or_not_at_all(count):
+    read = 0
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        names = SETS[rng.integers(len(SETS))]
+        chat = bool(rng.random() < 0.7)
+        if rng.random() < 0.5:
+            content, meant = words_and_meaning(rng, names, chat)
+            answer, votes = saying(content), 1
+        else:
+            tokens, meant = list_and_meaning(rng, names)
+            answer, votes = listing(tokens, chat_bytes=bool(rng.random() < 0.3)), 0
+        sound = rng.random() < 0.7
+
+        def spoiling(body, chat, answer=answer, rng=rng):
+            return spoiled(rng, answer(body, chat))
+
+        try:
+            got = heard(talking(answer if sound else spoiling), names, votes=votes, chat=chat)
+        except AnnotatorError:
+            continue
+        if np.isfinite(got.probs).all() and sound:
+            assert names[got.probs[0].argmax()] == meant, (seed, names, got.probs)
+            read += 1
+        elif not np.isfinite(got.probs).all():
+            assert got.problems["i0"]
+    assert read > count / 5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import unicodedata
 from typing import Any
 
@@ -84,18 +85,51 @@ def test_numbers_and_booleans_match_label_names() -> None:
     assert truth.annotate(asked, items(True, False)).probs.argmax(1).tolist() == [1, 0]
 
 
+def test_a_number_is_one_label_in_every_spelling() -> None:
+    for names, values in {
+        ("0", "1"): ["1.0", 1, 1.0, "1", True, "True", "true", "1.00", " 1 ", "+1"],
+        ("0.0", "1.0"): ["1", 1, 1.0, True, "1.0", "TRUE"],
+        ("False", "True"): ["true", "TRUE", 1, "1.0", True],
+        ("-1", "1"): ["1.0", 1],
+    }.items():
+        labels = tuple(Label(name) for name in names)
+        asked = PromptVariant(0, "t", labels, ())
+        read = RecordedAnnotator(["llm"], labels).annotate(asked, items(*values))
+        assert read.probs.argmax(axis=1).tolist() == [1] * len(values)
+    labels = (Label("01"), Label("1.0"))  # nobody can tell which one 1 is
+    read = RecordedAnnotator(["llm"], labels).annotate(
+        PromptVariant(0, "t", labels, ()), items(1, "1.0", "01", "2")
+    )
+    assert np.isnan(read.probs).any(axis=1).tolist() == [True, False, False, True]
+
+
 def test_stated_confidence_is_the_labels_probability() -> None:
     three = (*LABELS, Label("neutral"))
     rows = [
         TextItem(str(i), "t", {"llm": name, "sure": sure})
         for i, (name, sure) in enumerate(
-            [("positive", 0.8), ("positive", "0.5"), ("neutral", None), ("neutral", 80)]
+            [
+                ("positive", 0.8),
+                ("positive", "0.5"),
+                ("neutral", None),
+                ("neutral", ""),
+                ("neutral", 0.1),
+                ("neutral", math.nan),
+                ("negative", 0),
+                ("negative", 1),
+            ]
         )
     ]
     annotator = RecordedAnnotator(["llm"], three, prob_columns=["sure"])
     answer = annotator.annotate(PromptVariant(0, "t", three, ()), rows)
     np.testing.assert_allclose(answer.probs[:2], [[0.1, 0.8, 0.1], [0.25, 0.5, 0.25]])
-    assert np.isnan(answer.probs[2:]).all()
+    assert answer.probs.argmax(axis=1).tolist() == [1, 1, 2, 2, 2, 2, 0, 0]
+    np.testing.assert_allclose(answer.probs.sum(axis=1), 1)
+    assert answer.probs[2:7].max(axis=1) == pytest.approx([1 / 3] * 5, rel=2e-3)
+    for value in (80, "95%", "0,95", -0.1, "sure", True, "1e400", math.inf):
+        bad = [TextItem("b", "t", {"llm": "positive", "sure": value})]
+        with pytest.raises(AnnotatorError, match=r"'sure' holds .* no probability"):
+            annotator.annotate(PromptVariant(0, "t", three, ()), bad)
     with pytest.raises(AnnotatorError, match="'sure'"):
         annotator.check(items("positive"))
 

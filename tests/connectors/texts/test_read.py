@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.texts.formats import Problem
-from connectors.texts.read import find_problems, load_texts, read_texts, source_columns
+from connectors.texts.read import find_problems, load_texts, read_texts
 from connectors.texts.values import escape_cell, unescape_cell
 from connectors.texts.write import write_labels
 from loop.errors import DataError
+from loop.ports import normalise
 
 LABELS = ("negative", "neutral", "positive")
 GOOD = "text,gold,who\nso bad,negative,ann\nfine I guess,neutral,bob\nlovely,positive,cy\n"
@@ -112,7 +114,6 @@ def test_parquet_with_lists_dates_and_class_names(tmp_path: Path) -> None:
     rows = load_texts(str(tmp_path / "t.parquet"), gold_column="gold")
     assert [r.gold for r in rows] == ["yes", "no", None]
     assert [r.meta["r"] for r in rows] == [[1, 2], [], None]
-    assert source_columns(str(tmp_path / "t.parquet")) == ("text", "gold", "r")
 
 
 def test_a_saved_data_set_with_splits_and_class_names(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_nul_and_lone_surrogates_are_repaired_with_a_note(tmp_path: Path) -> Non
 
 
 def test_unknown_extension_and_strange_folder(tmp_path: Path) -> None:
-    assert "'.xlsx'" in problems(put(tmp_path, "x", "t.xlsx"))["unknown_format"].message
+    assert "'.docx'" in problems(put(tmp_path, "x", "t.docx"))["unknown_format"].message
     assert "unknown_format" in problems(str(tmp_path))
 
 
@@ -317,15 +318,30 @@ hostile = st.one_of(
 )
 
 
-@given(st.lists(st.tuples(hostile, hostile), min_size=1, max_size=5))
+HOSTILE_NAMES = st.sampled_from(["note", "=name", "'@x", "a;b;c;d", "a|b", "x\ty", "guard"])
+
+
+@given(st.lists(st.tuples(hostile, hostile, hostile), min_size=1, max_size=5), HOSTILE_NAMES)
 @settings(deadline=None, max_examples=60)
-def test_csv_gives_every_cell_back(tmp_path_factory: Any, cells: list[tuple[str, str]]) -> None:
+def test_csv_gives_every_cell_back(
+    tmp_path_factory: Any, cells: list[tuple[str, str, str]], name: str
+) -> None:
     path = tmp_path_factory.mktemp("csv") / "t.csv"
-    write_labels([{"text": a, "label": b} for a, b in cells], path)
+    write_labels(
+        [{"text": f"{i}{a}", "label": b, name: c} for i, (a, b, c) in enumerate(cells)], path
+    )
     with path.open(encoding="utf-8", newline="") as handle:
         back = list(csv.reader(handle))[1:]
-    assert all(not c.startswith(("=", "+", "-", "@", "\t", "\r")) for row in back for c in row)
-    assert [tuple(unescape_cell(c) for c in row) for row in back] == cells
+    for row in back:
+        for cell in row:
+            runs = cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+            assert not runs or not re.search("[a-zA-Z0-9]", cell) or float(cell) is not None
+    rows = {r.line: r for r in read_texts(str(path), gold_column=None).rows}
+    found = [(r.text, r.meta["label"], r.meta[name]) for _, r in sorted(rows.items())]
+    unique = {}
+    for i, (a, b, c) in enumerate(cells):
+        unique.setdefault(normalise(f"{i}{a}"), (f"{i}{a}", b, c))
+    assert found == list(unique.values())
 
 
 @given(st.lists(hostile, min_size=1, max_size=5, unique=True))
@@ -369,11 +385,18 @@ def test_records_come_back_whole(tmp_path: Path, name: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_csv_escapes_formulas_but_not_numbers(tmp_path: Path) -> None:
+def test_csv_guards_formulas_but_neither_numbers_nor_signs(tmp_path: Path) -> None:
+    labels = ["-1", "+1", "1", "-", "+", "@", "=", "-1.5e3", "'=x"]
+    write_labels([{"text": "a", "label": label} for label in labels], tmp_path / "t.csv")
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as handle:
+        assert [row["label"] for row in csv.DictReader(handle)] == labels
+        assert "guarded" not in (tmp_path / "t.csv").read_text()
     write_labels(RECORDS, tmp_path / "t.csv")
     with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert rows[0]["text"] == "'=SUM(A1)"
+    assert [row["guarded_cells"] for row in rows] == ['["text"]', ""]
+    assert [r.text for r in load_texts(str(tmp_path / "t.csv"))] == [r["text"] for r in RECORDS]
     assert rows[1]["round"] == "-2"
     assert rows[0]["why"] == '["a", "b"]'
     assert rows[1]["confidence"] == ""

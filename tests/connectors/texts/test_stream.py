@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from connectors.texts.stream import TextStream, writing
-from connectors.texts.values import unescape_cell
 from loop.errors import DataError
 
 ADDED = {"predicted_label": str, "p_a": float}
@@ -72,7 +71,7 @@ def test_faulty_rows_are_reported_and_left_out(tmp_path):
     assert [r.values["id"] for r in rows_of(stream)] == ["1", "3", "4"]
     told = stream.lines()
     assert told[0] == "Rows without a text, which get no label: 1 (line 4)."
-    assert "left out: 1 (line 3); the first is line 3 with 3 cells under a header of 2." in told[1]
+    assert "left out: 1 (line 3); the first is line 3 with 3 cells, not 2." in told[1]
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\nnonsense\n[1]\n{"text": {"x": 1}}\n')
     stream = TextStream(path)
@@ -97,7 +96,8 @@ def test_a_missing_column_is_one_sentence(tmp_path):
         ("x.csv", b'text\n"never closed\n', "is broken CSV"),
         ("x.csv", b"text\ncaf\xe9\n", "is not valid UTF-8"),
         ("x.txt", b"\n \n", "holds no text"),
-        ("x.jsonl", b"nonsense\n", "holds no text; its first fault is line 1"),
+        ("x.jsonl", b"nonsense\n{\n", "holds no text; its first fault is line 1"),
+        ("x.jsonl", b"nonsense\n", "is not valid JSON at line 1"),
         ("x.json", b"[1, 2", "is not valid JSON"),
         ("x.parquet", b"nonsense", "is not a readable Parquet file"),
         ("x.doc", b"text", "Cannot tell the format"),
@@ -125,9 +125,12 @@ def test_csv_out_disarms_formulas_and_keeps_numbers(tmp_path):
     with (tmp_path / "y.csv").open(newline="") as handle:
         found = list(csv.DictReader(handle))
     assert [r["text"] for r in found] == ["'=1+1", "'@you", "'-5 apples"]
-    assert [unescape_cell(r["text"]) for r in found] == ["=1+1", "@you", "-5 apples"]
+    assert [r.text for r in rows_of(TextStream(tmp_path / "y.csv"))] == [
+        "=1+1", "@you", "-5 apples",
+    ]  # fmt: skip
     assert [r["n"] for r in found] == ["-5", "+1e3", ""]
     assert found[0]["predicted_label"] == "'=a"
+    assert found[0]["guarded_cells"] == '["text", "predicted_label"]'
     assert float(found[0]["p_a"]) == 0.25
 
 

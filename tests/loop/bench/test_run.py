@@ -16,9 +16,7 @@ from loop.bench.policies import DEFAULT, POLICIES, Policy
 from loop.bench.replay import replay
 from loop.bench.run import run_bench
 from loop.bench.tables import (
-    METRICS,
     REFERENCES,
-    SEED_SPREADS,
     compare,
     reference_table,
     share_table,
@@ -26,6 +24,7 @@ from loop.bench.tables import (
     tables,
     write_results,
 )
+from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.errors import DataError
 from loop.student.frozen_student import fit_heads
 
@@ -159,7 +158,7 @@ def test_a_gap_within_the_noise_has_no_recovered_share():
     values = {"llm_only": (0.5, 0.5), "all_gold": (0.52, 0.54), "mine": (0.55, 0.56)}
     records = [
         {**record, "strategy": name, "budget": 0.1 if name == "mine" else 0.0, "repetition": i}
-        | dict.fromkeys((*METRICS, *SEED_SPREADS), v)
+        | dict.fromkeys(WITH_SPREADS, v)
         for name, pair in values.items()
         for i, v in enumerate(pair)
     ]
@@ -273,6 +272,26 @@ def test_a_data_set_is_read_from_rows():
         data_from_rows("file", rows[60:61], ["llm"], hashed)
     with pytest.raises(DataError, match="too few"):
         data_from_rows("file", rows[:20], ["other"], hashed)
+
+
+def test_llm_labels_of_a_file_are_counted_where_they_are_no_gold_class():
+    from connectors.llm.label_spelling import label_in
+
+    llm = ["a", "B", "Ab", "", None, "a."] * 20
+    rows = [Row(f"t{i}", "ab"[i % 2], llm=value) for i, value in enumerate(llm)]
+    news = []
+    data = data_from_rows("file", rows, ["llm"], hashed, read_label=label_in, say=news.append)
+    pool = len(data.gold)
+    assert news[0].startswith("40 of 120 labels in 'llm' are spelt in another way")
+    assert "'B' as 'b' (20)" in news[0]
+    assert "60 of 120 labels in 'llm' name no gold class" in news[1]
+    assert "(empty) (40), 'Ab' (20)" in news[1]
+    assert news[2].startswith(f"{84 - pool} of 84 pool texts are left out")
+    news.clear()
+    rows = [Row(f"t{i}", ["POSITIVE", "positive", "no"][i % 3], llm="no") for i in range(60)]
+    data_from_rows("file", rows, ["llm"], hashed, read_label=label_in, say=news.append)
+    (line,) = news
+    assert "'POSITIVE' and 'positive' differ in case or spaces alone" in line
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -36,6 +36,16 @@ def test_defaults_are_the_papers(tmp_path):
     assert (student.weight_decay, student.warmup_frac) == (0.01, 0.05)
 
 
+def test_recorded_labels_with_a_confidence_stay_what_was_recorded(tmp_path):
+    recorded = GOOD + '[annotator]\nkind = "recorded"\ncolumns = ["llm"]\n'
+    stated = recorded + 'prob_columns = ["sure"]\n'
+    for text, calibration in (
+        (GOOD, "batch"), (recorded, "batch"), (stated, "none"),
+        (stated + '[prompt]\ncalibrate = "batch"\n', "batch"),
+    ):  # fmt: skip
+        assert load(write(tmp_path, text)).calibration == calibration
+
+
 def test_paths_are_relative_to_the_file(tmp_path, monkeypatch):
     path = write(tmp_path, GOOD)
     monkeypatch.chdir("/")
@@ -111,6 +121,23 @@ def test_all_mistakes_come_in_one_pass(tmp_path):
         load(write(tmp_path, text))
     lines = str(caught.value).splitlines()
     assert [line.split(":")[1] for line in sorted(lines)] == ["15", "16", "18"]
+
+
+def test_keys_about_people_are_still_read_where_they_were(tmp_path):
+    old = '[label_studio]\nurl = "http://x"\noverlap = 3\nrule = "dawid-skene"\n'
+    new = '[label_studio]\nurl = "http://x"\n[people]\noverlap = 3\nrule = "dawid-skene"\n'
+    before, after = (load(write(tmp_path, GOOD + text)) for text in (old, new))
+    assert before.model_dump() == after.model_dump()
+    assert before.people.overlap == 3
+    assert after.old_keys_note is None
+    assert before.old_keys_note.startswith("overlap, rule: these keys are about people and now")
+    both = write(tmp_path, GOOD + old + "[people]\noverlap = 2\n")
+    with pytest.raises(ConfigError, match=r"overlap stands in \[people\] and in \[label_studio\]"):
+        load(both)
+    wrong = write(tmp_path, GOOD + '[label_studio]\nurl = "http://x"\noverlap = 0\n')
+    line = (GOOD + old).splitlines().index("overlap = 3") + 1
+    with pytest.raises(ConfigError, match=rf":{line}: people.overlap = 0"):
+        load(wrong)
 
 
 def test_line_of_counts_repeated_tables():

@@ -3,9 +3,11 @@ from types import SimpleNamespace
 import pytest
 
 from loop.campaign.config import Config
-from loop.campaign.import_texts import import_texts
+from loop.campaign.import_texts import import_new_texts, import_texts, near_twins_line
 from loop.campaign.store import Store
+from loop.campaign.tables import Item
 from loop.errors import ConfigError, DataError
+from loop.ports import item_id
 
 
 def config(**sections):
@@ -50,7 +52,7 @@ def test_a_split_column_is_obeyed(store):
 
 def test_unknown_split_names_the_row(store):
     source = config(texts={"source": "x", "gold_column": "g", "split_column": "s"})
-    with pytest.raises(DataError, match=r"Row 1 of x has split 'tset'; Did you mean 'test'"):
+    with pytest.raises(DataError, match=r"Row 1 of x has split 'tset'; did you mean 'test'"):
         import_texts(source, store, rows(20, split="tset"))
 
 
@@ -79,3 +81,33 @@ def test_references_need_gold_everywhere(store):
     mixed = [*rows(60), SimpleNamespace(text="bare", gold=None, split=None, meta={})]
     with pytest.raises(ConfigError, match="1 have none"):
         import_texts(source, store, mixed)
+
+
+def test_texts_of_an_older_normal_form_are_known_again(store):
+    import_texts(config(), store, rows(20))
+    with store.transaction() as session:  # as ids were made when unseen characters counted
+        old = session.get(Item, item_id("c", "text 3"))
+        session.add(Item(**{**old.model_dump(), "id": "0" * 20, "text": "text\u200b 3"}))
+        session.delete(old)
+    again = rows(20)
+    again[3].text = "text\u200b 3"
+    assert import_new_texts(config(), store, again, seed=0) == []
+    again[3].text = "text 3\u2060"
+    assert import_new_texts(config(), store, again, seed=0) == []
+    assert store.item_count("c") == 20
+
+
+def test_near_twins_across_the_split_are_counted(store):
+    given = rows(20, split="train") + rows(40, split="test")[20:]
+    assert near_twins_line([]) == ""
+    for i, text in enumerate(
+        ["Text 3!", "RT @you: text 4 https://x.y/z", "text 5 more", "???", "texté"]
+    ):
+        given[30 + i].text = text
+    given[0].text, given[1].text = "!!!", "TEXTE\u0301"
+    source = config(texts={"source": "x", "gold_column": "g", "split_column": "s"})
+    import_texts(source, store, given)
+    line = near_twins_line(store.items("c"))
+    assert line.startswith("3 test texts stand among the other texts in nearly the same words")
+    assert "'Text 3!' beside 'text 3'" in line
+    assert near_twins_line([i for i in store.items("c") if i.split == "test"]) == ""

@@ -1,11 +1,13 @@
+import re
 import sqlite3
 from pathlib import Path
 
 import pytest
 from sqlmodel import SQLModel
 
+from loop.campaign import database
 from loop.campaign import store as store_module
-from loop.campaign.store import Store, insert_all
+from loop.campaign.store import Store
 from loop.campaign.tables import Item, Round
 from loop.errors import StageError, StoreError
 
@@ -26,19 +28,46 @@ def item(number, **more):
     }
 
 
-def test_migrations_make_exactly_the_tables_of_the_models(store):
+def test_migrations_make_exactly_the_tables_that_a_new_store_has(store_url, store):
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
+    from sqlalchemy import inspect
 
-    with store.engine.connect() as connection:
+    def schema():
+        inspected = inspect(engine)
+        return {
+            name: (
+                {c["name"]: (str(c["type"]), c["nullable"]) for c in inspected.get_columns(name)},
+                inspected.get_pk_constraint(name)["constrained_columns"],
+                sorted(str(key["constrained_columns"]) for key in inspected.get_foreign_keys(name)),
+                sorted(
+                    (i["name"], i["unique"], i["column_names"]) for i in inspected.get_indexes(name)
+                ),
+                sorted(str(u["column_names"]) for u in inspected.get_unique_constraints(name)),
+            )
+            for name in sorted(inspected.get_table_names())
+        }
+
+    engine = store.engine
+    new = schema()
+    with engine.begin() as connection:
+        (version,) = connection.exec_driver_sql("select * from alembic_version").one()
+        SQLModel.metadata.drop_all(connection)
+        connection.exec_driver_sql("drop table alembic_version")
+    with engine.begin() as connection:
+        database._upgrade(connection)
+    assert schema() == new
+    assert len(new) > 10
+    with engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, SQLModel.metadata) == []
+        assert context.get_current_revision() == version == database._schemas()[-1]
 
 
 def test_a_transaction_leaves_no_trace_when_it_fails(store):
     def fail():
         with store.transaction() as session:
-            insert_all(session, Item, [item(1)])
+            store.insert(session, Item, [item(1)])
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError):
@@ -48,7 +77,7 @@ def test_a_transaction_leaves_no_trace_when_it_fails(store):
 
 def test_items_come_in_source_order_with_their_meta(store):
     with store.transaction() as session:
-        insert_all(session, Item, [item(2), item(1, split="test")], chunk=1)
+        store.insert(session, Item, [item(2), item(1, split="test")], chunk=1)
     assert [i.id for i in store.items("c")] == ["i1", "i2"]
     assert [i.id for i in store.items("c", "pool")] == ["i2"]
     assert store.items("c")[0].meta == {"q": "é\x00"}
@@ -99,7 +128,7 @@ def test_a_round_that_another_process_moved_on_is_not_moved_again(store):
 
     def stale():
         with store.transaction() as session:
-            insert_all(session, Item, [item(1)])
+            store.insert(session, Item, [item(1)])
             store.advance(session, mine, "score")
 
     with pytest.raises(StageError, match="no longer at stage 'annotate'"):
@@ -132,3 +161,19 @@ def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
     (kept,) = new.variants("c", "llm")
     assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
     new.close()
+
+
+def test_no_sql_stands_outside_the_store():
+    statement = re.compile(
+        r"\bsession\.(exec|execute|add|merge|delete)\(|import .*\b(select|update)\b"
+    )
+    loop = Path(__file__).parents[3] / "loop"
+    own = {loop / "campaign" / f"{name}.py" for name in ("store", "llm_store", "database")}
+    outside = [
+        f"{path}:{number}"
+        for path in sorted(loop.rglob("*.py"))
+        if path not in own and "migrations" not in path.parts
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if statement.search(line)
+    ]
+    assert outside == []

@@ -41,7 +41,7 @@ annotator = {kind = "recorded", columns = ["llm", "llm_2"]}
 budget.labels = 30
 rounds = {batch_size = 15, rounds = 2, audit_frac = 0.2}
 student = {seeds = 3, references = ["llm_only", "random", "all_gold"]}
-label_studio = {overlap = 3, rule = "dawid-skene", assist_share = 0.5, assist = "why"}
+people = {overlap = 3, rule = "dawid-skene", assist_share = 0.5, assist = "why"}
 """
 
 
@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
         ctx = make(
             folder,
             raters=False,
-            label_studio={
+            people={
                 "overlap": 3,
                 "rule": "dawid-skene",
                 "assist": "why",

@@ -214,6 +214,52 @@ def test_hostile_label_names_survive_to_the_export(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "name", "description"),
+    [
+        ("10:30: morning", "10:30", "morning"),
+        ("10:30", "10:30", ""),
+        ("http://a.b: a site: two words", "http://a.b", "a site: two words"),
+        ("C:\tdrive", "C", "drive"),
+        ("No:", "No", ""),
+        (" Yes ", "Yes", ""),
+    ],
+)
+def test_a_label_and_its_description_part_at_a_colon_with_a_space(
+    run, tmp_path, line, name, description
+):
+    from loop.campaign.config import load
+
+    write_texts(tmp_path, good_rows())
+    code, _, err = run(
+        "init", "--source", "t.csv", "--task", "t", "--label", line, "--label", "other: x"
+    )
+    assert code == 0, err
+    label = load(tmp_path / "goldloop.toml").labels[0]
+    assert (label.name, label.description) == (name, description)
+
+
+def test_labels_of_another_tool_become_gold(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    lines = [json.dumps({"text": f"text number {i}", "label": ["yes"]}) for i in range(38)]
+    lines += [json.dumps({"text": t, "label": []}) for t in ("text number 39", "a stranger")]
+    (tmp_path / "doccano.jsonl").write_text("\n".join(lines))
+    code, out, err = run("import-labels", "doccano.jsonl")
+    assert (code, out) == (0, "")
+    assert "doccano.jsonl (column 'label'): 40 texts; the labels of" in err
+    assert "no text of the campaign 1 (first in row 40)" in err
+    code, out, _ = run("import-labels", "doccano.jsonl", "--json")
+    found = json.loads(out)
+    assert (code, found["new"], found["same"]) == (0, 0, found["taken"])
+    assert found["taken"] + sum(found["not_taken"].values()) == found["texts"] == 40
+    assert found["answers_without_label"] == {"empty": 2}
+    for arguments in (("import-labels",), ("import-labels", "doccano.jsonl", "--project", "1")):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "--project NUMBER" in one_sentence(err)
+
+
+@pytest.mark.parametrize(
     ("extra", "expected"),
     [
         ("[budgett]\nlabels = 3\n", "Did you mean 'budget'"),
@@ -286,11 +332,11 @@ def commands():
     return list(walk(typer.main.get_command(cli.app), []))
 
 
-def test_every_command_has_help_and_stands_in_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_command_has_help_and_stands_in_the_docs():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
     for path, command in commands():
         assert command.help, path
-        assert f"goldloop {' '.join(path)}" in readme, path
+        assert f"goldloop {' '.join(path)}" in page, path
         for parameter in command.params:
             if parameter.name != "help" and parameter.param_type_name == "option":
                 assert parameter.help, (path, parameter.name)

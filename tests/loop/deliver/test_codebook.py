@@ -8,9 +8,6 @@ from loop.deliver.export import final_labels
 from loop.errors import StageError
 from loop.next_round import open_campaign
 from loop.round import run_round
-from tests.loop.test_round import _no_plots
-
-__all__ = ["_no_plots"]
 
 ROUNDS = {"batch_size": 15, "rounds": 1, "audit_frac": 0.2}
 STUDENT = {"seeds": 2, "references": []}

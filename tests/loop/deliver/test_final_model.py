@@ -14,6 +14,7 @@ from sqlalchemy import update
 from sqlmodel import col
 from tiny_encoder import save_encoder
 
+from loop.campaign.metrics import Metric
 from loop.campaign.tables import Round
 from loop.deliver.candidates import Choice, choose
 from loop.deliver.final_model import make_final_model
@@ -392,11 +393,11 @@ def test_agreement_with_an_ensemble_that_says_one_class_is_not_told():
 
 
 def test_no_final_model_is_made_of_students_that_learned_nothing(ctx):
-    one = {"value": None, "low": None, "high": None}
     (round_,) = ctx.store.rounds("c")
-    round_.metrics["arms"]["loop"] |= {"alpha_k": one, "p_uc": {"value": 1.0}}
+    students = replace(round_.metrics.arms["loop"], alpha_k=Metric(float("nan")), p_uc=Metric(1.0))
+    flat = replace(round_.metrics, arms={"loop": students})
     with ctx.store.transaction() as session:
-        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=round_.metrics))
+        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=flat))
     with pytest.raises(StageError, match=r"no final model of round 1\. The students give every"):
         make_final_model(ctx, ctx.config.out / "final")
 

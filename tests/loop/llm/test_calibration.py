@@ -67,7 +67,7 @@ def test_batch_calibration_that_harms_is_switched_off_and_says_why(tmp_path):
     assert view.name == "raw"
     assert "batch calibration is off: on 60 audit labels it lowered" in view.reason
     found = summary(view, votes, np.where(audit, gold, -1), audit)
-    assert found["raw"] == found["used"]
+    assert found.raw == found.used
     # What the strategies calibrate with the prior of the view is then left as it is.
     np.testing.assert_allclose(batch_calibrate(votes.probs, view.prior), votes.probs, atol=1e-9)
 
@@ -95,7 +95,7 @@ def test_scaling_to_gold_waits_for_enough_of_it_and_helps_unseen_texts(tmp_path)
     assert view.name == "gold"
     assert "scaled to gold: log-loss on 150 audit labels, each left out" in view.reason
     found = summary(view, votes, np.where(~audit, gold, -1), ~audit)
-    assert found["used"]["ece"] < 0.5 * found["raw"]["ece"]
+    assert found.used.ece < 0.5 * found.raw.ece
 
 
 def test_batch_calibration_that_only_worsens_the_fit_is_switched_off_too(tmp_path):
@@ -142,7 +142,7 @@ def test_contextual_calibration_is_used_as_long_as_it_does_not_harm(tmp_path):
         # What the strategies calibrate with the prior of the view agrees with it.
         same = batch_calibrate(probs, view.prior)[:, 0].argmax(axis=1)
         assert (same == view.posterior.argmax(axis=1)).mean() > 0.95
-    assert summary(view, votes, np.where(audit, gold, -1), audit)["used"]["accuracy"] > 0.9
+    assert summary(view, votes, np.where(audit, gold, -1), audit).used.accuracy > 0.9
 
 
 def test_a_scaling_that_lowers_the_accuracy_is_not_used(tmp_path, monkeypatch):
@@ -189,8 +189,8 @@ def test_a_campaign_tells_its_view_in_the_audit_trail_and_the_report(tmp_path):
     )
     first = run_round(ctx)
     assert first.stage == "done"
-    before = ctx.store.rounds("c")[0].metrics["calibration"]
-    assert (before["view"], before["reason"], before["n"]) == ("batch", "", 24)
+    before = ctx.store.rounds("c")[0].metrics.calibration
+    assert (before.view, before.reason, before.n) == ("batch", "", 24)
     run_round(ctx)
     with ctx.store.transaction() as session:
         events = session.exec(select(Event).where(Event.command == "calibration")).all()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
+from loop.campaign.metrics import FrozenAccuracy, FrozenAgreement, Metric
 from loop.measure.frozen_agreement import agreement
 from loop.measure.stability import churn
 from loop.report.wording import agreement_sentence
@@ -63,18 +67,20 @@ def test_it_may_stand_in_only_where_it_agrees_like_another_seed():
     generator = rng(1)
     y = generator.integers(0, 3, 400)
     full = students(generator, y, 0.1, 5)
-    stored = {
-        name: {key: m.to_json() for key, m in agreement(full, frozen, 3, rng=rng()).items()}
+    agreed = {
+        name: FrozenAgreement(**agreement(full, frozen, 3, rng=rng()))
         for name, frozen in (
             ("alike", students(generator, y, 0.1, 5)),
             ("other", students(generator, (y + (generator.random(400) < 0.2)) % 3, 0.1, 5)),
         )
     }
-    stored["other"]["accuracy"] = {"full": 0.9, "frozen": 0.7}
-    assert "it may stand in for exploring" in agreement_sentence(stored["alike"])
-    assert "not to report" in agreement_sentence(stored["other"])
-    assert "accuracy 70.0 against 90.0" in agreement_sentence(stored["other"])
-    assert agreement_sentence({}) == ""
+    right = FrozenAccuracy(0.9, 0.7, Metric(-0.2))
+    other = agreement_sentence(replace(agreed["other"], accuracy=right))
+    assert "it may stand in for exploring" in agreement_sentence(agreed["alike"])
+    assert "not to report" in other
+    assert "accuracy 70.0 against 90.0" in other
+    unknown = Metric(math.nan)
+    assert agreement_sentence(FrozenAgreement(unknown, unknown, unknown, unknown)) == ""
 
 
 def test_intervals_cover_the_agreement_with_other_items_and_seeds():

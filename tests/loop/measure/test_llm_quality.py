@@ -8,6 +8,7 @@ import pytest
 from campaigns import LABELS, make, texts
 
 import loop.round as stages
+from loop.campaign.metrics import LlmQuality, RoundMetrics, Suspects, Wrong, as_json
 from loop.measure.llm_quality import (
     covers_next,
     predictor_metrics,
@@ -58,24 +59,29 @@ def test_what_remains_stays_below_its_bound_in_all_rounds_but_few():
     for seed in range(60):
         *arrays, left = campaign(seed, error=0.15)
         found = quality_metrics(config(), *arrays)
-        held.append(left <= found["remaining_at_most"])
-        assert found["remaining_error"]["low"] <= found["remaining_at_most"]
+        held.append(left <= found.remaining_at_most)
+        assert found.remaining_error.low <= found.remaining_at_most
     assert np.mean(held) >= 0.95
-    assert 0 < found["kl"]["high"] < 0.2
-    assert found["recall"][0]["value"] == pytest.approx(0.85, abs=0.15)
+    assert 0 < found.kl.high < 0.2
+    assert found.recall[0].value == pytest.approx(0.85, abs=0.15)
 
 
 def test_a_good_llm_stops_the_campaign_and_a_bad_one_does_not():
     for error, stops in ((0.02, True), (0.3, False)):
         *arrays, _ = campaign(1, error)
-        metrics = {"label_quality": quality_metrics(config(0.05), *arrays)}
+        metrics = RoundMetrics(label_quality=quality_metrics(config(0.05), *arrays))
         rounds = [SimpleNamespace(stage="done", metrics=metrics)]
         reason = why_good_enough(config(0.05), rounds)
         assert (reason is not None) == stops
         assert why_good_enough(config(None), rounds) is None
     assert "stop_below = 0.05" in why_good_enough(
         config(0.05),
-        [SimpleNamespace(stage="done", metrics={"label_quality": {"remaining_at_most": 0.04}})],
+        [
+            SimpleNamespace(
+                stage="done",
+                metrics=RoundMetrics(label_quality=LlmQuality(remaining_at_most=0.04)),
+            )
+        ],
     )
 
 
@@ -83,8 +89,8 @@ def test_too_small_an_audit_is_said_and_stops_nothing():
     y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
     pi[gold >= 0] = 1.0
     found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
-    assert "audit_frac" in found["problem"]
-    rounds = [SimpleNamespace(stage="done", metrics={"label_quality": found})]
+    assert "audit_frac" in found.problem
+    rounds = [SimpleNamespace(stage="done", metrics=RoundMetrics(label_quality=found))]
     assert why_good_enough(config(0.5), rounds) is None
 
 
@@ -93,7 +99,7 @@ def test_a_round_that_is_hardly_answered_is_said_to_tell_nothing_and_does_not_br
     audit = np.flatnonzero((gold >= 0) & (pi < 1))
     gold[audit[6:]] = -1  # six random answers are back, each standing for few texts
     found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
-    assert "cannot speak for" in found["problem"]
+    assert "cannot speak for" in found.problem
 
 
 def foreseeing(told, seed=0, n=600):
@@ -113,16 +119,16 @@ def foreseeing(told, seed=0, n=600):
 def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
     told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
     blind = predictor_metrics(*foreseeing(told=False), rng=np.random.default_rng(0))
-    assert told["n"] == 300
-    assert told["learned_from"] == 200
-    assert told["auroc"]["value"] > 0.95
-    assert told["precision"] > 0.9
-    assert abs(blind["auroc"]["value"] - 0.5) < 0.12
-    assert blind["auroc"]["low"] < blind["auroc"]["value"] < blind["auroc"]["high"]
+    assert told.n == 300
+    assert told.learned_from == 200
+    assert told.auroc.value > 0.95
+    assert told.precision > 0.9
+    assert abs(blind.auroc.value - 0.5) < 0.12
+    assert blind.auroc.low < blind.auroc.value < blind.auroc.high
     for found in (told, blind):
-        assert found["expected"] == pytest.approx(found["found"], abs=0.07)
-        assert sum(items for _, _, items in found["bins"]) == 300
-    assert told["brier"] < blind["brier"]
+        assert found.expected == pytest.approx(found.found, abs=0.07)
+        assert sum(items for _, _, items in found.bins) == 300
+    assert told.brier < blind.brier
     pool, batch, gold = foreseeing(told=True)
     batch[0] = True
     with pytest.raises(ValueError, match="must not have seen"):
@@ -131,10 +137,10 @@ def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
 
 def test_foreseen_errors_are_told_in_a_sentence():
     told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
-    (line,) = quality_lines({"predictor": told})
+    (line,) = quality_lines(RoundMetrics(predictor=told))
     assert "AUROC 100.0 (96.2 to 100.0)" in line
     assert "200 earlier labels" in line
-    assert quality_lines({}) == []
+    assert quality_lines(RoundMetrics()) == []
 
 
 def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeypatch):
@@ -149,9 +155,9 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     open_campaign(ctx)
     run_round(ctx)
     metrics = ctx.store.rounds("c")[0].metrics
-    assert metrics["label_quality"]["accuracy"]["value"] == pytest.approx(1.0)
-    assert metrics["predictor"]["n"] == 40
-    assert metrics["predictor"]["learned_from"] == 0
+    assert metrics.label_quality.accuracy.value == pytest.approx(1.0)
+    assert metrics.predictor.n == 40
+    assert metrics.predictor.learned_from == 0
     assert "stop_below" in why_finished(ctx)
     status = campaign_status(ctx.config, ctx.store)
     assert status["next"] == "`goldloop report`"
@@ -159,9 +165,11 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     view = campaign_view(ctx.config, ctx.store)
     assert any("are still wrong" in note for note in view.notes)
     shown = json.loads(json.dumps(rounds_json(view), allow_nan=False))["rows"]
-    assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [metrics["label_quality"]]
+    assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [
+        as_json(metrics.label_quality)
+    ]
     assert [r["predictor"]["n"] for r in shown if r["arm"] == "loop"] == [40]
-    assert [r["suspects"] for r in shown if r["arm"] == "loop"] == [metrics["suspects"]]
+    assert [r["suspects"] for r in shown if r["arm"] == "loop"] == [as_json(metrics.suspects)]
 
 
 def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
@@ -192,7 +200,7 @@ def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teach
     out = {i for i in audits if labels[i].weight == 0}
     assert len(audits) == 50
     assert 10 <= len(out) <= 30  # a fifth of the hundred
-    assert ctx.store.rounds("c")[0].metrics["evaluated"] >= len(out)
+    assert ctx.store.rounds("c")[0].metrics.evaluated >= len(out)
     assert all(labels[i].source == "gold" for i in audits - out)
     # What measures has not even reached the posterior of its own text.
     assert all(labels[i].source != "gold" for i in out)
@@ -221,33 +229,37 @@ def sent(suspects, wrong_suspects, others, wrong_others, reason="audit"):
 )
 def test_suspects_are_sent_again_only_where_they_were_wrong_more_often(batch, next_, told):
     found = suspect_metrics(*sent(*batch))
-    assert found["next"] == next_
-    assert found["suspects"] == {"wrong": batch[1], "n": batch[0]}
-    lines = quality_lines({"suspects": found})
+    assert found.next == next_
+    assert found.suspects == Wrong(batch[1], batch[0])
+    lines = quality_lines(RoundMetrics(suspects=found))
     assert (told in lines[0]) if told else not lines
     if told:
-        assert found["ratio"]["low"] < found["ratio"]["value"] < found["ratio"]["high"]
+        assert found.ratio.low < found.ratio.value < found.ratio.high
 
 
 def test_a_round_of_random_texts_says_whether_suspects_are_worth_another_try():
     why, wrong, suspicion = sent(0, 0, 60, 12, reason="coverage")
     found = suspect_metrics(why, wrong, suspicion)  # the wrong ones were the most suspect
-    assert not found["tried"]
-    assert found["suspects"] == {"wrong": 12, "n": 15}
-    assert found["next"] == "suspects"
-    assert "held most suspect" in quality_lines({"suspects": found})[0]
-    assert suspect_metrics(why, wrong, -suspicion)["next"] == "coverage"
+    assert not found.tried
+    assert found.suspects == Wrong(12, 15)
+    assert found.next == "suspects"
+    assert "held most suspect" in quality_lines(RoundMetrics(suspects=found))[0]
+    assert suspect_metrics(why, wrong, -suspicion).next == "coverage"
 
 
 def test_the_newest_measured_round_decides():
     rounds = [
-        SimpleNamespace(metrics={"suspects": {"next": "suspects"}}),
-        SimpleNamespace(metrics={"suspects": {"next": "coverage"}}),
-        SimpleNamespace(metrics={}),
+        *(
+            SimpleNamespace(
+                metrics=RoundMetrics(suspects=Suspects(Wrong(1, 5), Wrong(1, 5), True, None, next_))
+            )
+            for next_ in ("suspects", "coverage")
+        ),
+        SimpleNamespace(metrics=None),
     ]
     assert covers_next(rounds)
     assert not covers_next(rounds[:1])
-    assert not covers_next([SimpleNamespace(metrics={"label_quality": {}})])
+    assert not covers_next([SimpleNamespace(metrics=RoundMetrics())])
     assert not covers_next([])
 
 
@@ -267,8 +279,8 @@ def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkey
     monkeypatch.setattr(stages, "STRATEGIES", {"margin": worst})
     run_round(ctx)
     first = ctx.store.rounds("c")[0]
-    assert first.metrics["suspects"]["suspects"] == {"wrong": 0, "n": 10}
-    assert first.metrics["suspects"]["next"] == "coverage"
+    assert first.metrics.suspects.suspects == Wrong(0, 10)
+    assert first.metrics.suspects.next == "coverage"
     line = [
         line for line in status_lines(campaign_status(ctx.config, ctx.store)) if "drawn" in line
     ]

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from campaigns import LABELS, make, texts
 
+from loop.campaign.metrics import as_json
 from loop.errors import LoopError, StageError
 from loop.measure.held_out import evaluation_items, truth_of
 from loop.measure.stability import paired_difference
 from loop.next_round import open_campaign, why_finished
 from loop.people.gold import people_alpha
 from loop.report.collect import campaign_view
+from loop.report.rounds_json import rounds_json
+from loop.report.status import campaign_status, status_lines
 from loop.round import run_round, run_stage
 from loop.serve.progress import campaign_progress
 from loop.studies.plateau import measure_plateau
@@ -41,14 +44,14 @@ def predictions(ctx, number):
 
 def test_a_round_is_compared_with_the_one_before(finished):
     first, second = finished.store.rounds("c")
-    assert "previous" not in first.metrics["compared"]
-    found = second.metrics["compared"]["previous"]
+    assert "previous" not in first.metrics.compared
+    found = second.metrics.compared["previous"]
     y = truth_of(finished, evaluation_items(finished)).y
     d = paired_difference(
         predictions(finished, 1), predictions(finished, 2), y, "accuracy", k=2,
         rng=np.random.default_rng(0),
     )  # fmt: skip
-    assert found["accuracy"]["value"] == pytest.approx(d.value)
+    assert found["accuracy"].value == pytest.approx(d.value)
     view = campaign_view(finished.config, finished.store)
     assert any(
         line.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
@@ -59,24 +62,28 @@ def test_a_round_is_compared_with_the_one_before(finished):
 
 def test_the_llm_and_its_students_stand_side_by_side(finished):
     last = finished.store.rounds("c")[-1]
-    llm = last.metrics["llm"]
-    assert np.sum(llm["confusion"]) == pytest.approx(1)
-    assert llm["n_gold"] == len(finished.store.gold("c"))
+    llm = last.metrics.label_quality
+    assert np.sum(llm.confusion) == pytest.approx(1)
+    assert llm.n_gold == len(finished.store.gold("c"))
     for arm in ("loop", "llm_only"):
-        matrix = np.array(last.metrics["confusion"][arm])
+        matrix = np.array(last.metrics.confusion[arm])
         recall = matrix.diagonal() / matrix.sum(axis=1)
-        told = [m["value"] for m in last.metrics["arms"][arm]["recall"]]
+        told = [m.value for m in last.metrics.arms[arm].recall]
         np.testing.assert_allclose(recall, told)
     view = campaign_view(finished.config, finished.store)
-    assert view.llm is not None
+    shown, status = rounds_json(view), campaign_status(finished.config, finished.store)
+    assert view.llm == llm
+    (newest,) = [r for r in shown["rows"] if (r["arm"], r["round"]) == ("loop", 2)]
+    assert shown["llm"] == newest["label_quality"] == status["label_quality"] == as_json(llm)
+    assert sum("% right" in line for line in (*view.notes, *status_lines(status))) == 2
     assert [row.label for row in view.rows[0].per_class] == list(LABELS)
 
 
 def test_the_frozen_student_is_held_against_the_full_one(finished):
-    found = finished.store.rounds("c")[-1].metrics["frozen"]
-    assert found["same"]["low"] <= found["same"]["value"] <= found["same"]["high"]
-    arms = finished.store.rounds("c")[-1].metrics["arms"]
-    assert found["accuracy"]["full"] == pytest.approx(arms["loop"]["accuracy"]["value"])
+    found = finished.store.rounds("c")[-1].metrics.frozen
+    assert found.same.low <= found.same.value <= found.same.high
+    arms = finished.store.rounds("c")[-1].metrics.arms
+    assert found.accuracy.full == pytest.approx(arms["loop"].accuracy.value)
     view = campaign_view(finished.config, finished.store)
     assert any(line.startswith("The frozen student gives") for line in view.notes)
 
@@ -185,15 +192,15 @@ def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
                 ctx.reviewer.answer(item_id, "somebody", by_id[item_id])
             run_round(ctx)
     first, last = (r.metrics for r in ctx.store.rounds("c"))
-    assert last["accuracy_from"] == "audit"
-    assert last["evaluated"] > first["evaluated"], "audit texts are added from round to round"
-    assert set(last["compared"]["previous"]) == {"alpha_k", "p_uc"}
+    assert last.accuracy_from == "audit"
+    assert last.evaluated > first.evaluated, "audit texts are added from round to round"
+    assert set(last.compared["previous"]) == {"alpha_k", "p_uc"}
     tests = len(ctx.store.items("c", "test"))
     d = paired_difference(
         predictions(ctx, 1)[:, :tests], predictions(ctx, 2)[:, :tests], None, "p_uc", k=2,
         rng=np.random.default_rng(0),
     )  # fmt: skip
-    assert last["compared"]["previous"]["p_uc"]["value"] == pytest.approx(d.value)
+    assert last.compared["previous"]["p_uc"].value == pytest.approx(d.value)
 
 
 def test_people_of_an_ordinal_campaign_are_compared_by_how_far_they_lie_apart(tmp_path):

@@ -10,9 +10,7 @@ from loop.people.assistance import assistance_lines, campaign_assistance, effect
 from loop.report.collect import campaign_view
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
-from tests.loop.test_round import _no_plots, finish, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import finish, make
 
 
 def given(n, agree_shown, agree_hidden, rng):
@@ -83,7 +81,7 @@ def test_a_campaign_helps_with_a_share_of_its_texts_and_says_what_it_did(tmp_pat
         tmp_path,
         budget={"labels": 60},
         rounds={"batch_size": 60, "rounds": 1, "audit_frac": 0.2},
-        label_studio=studio,
+        people=studio,
     )
     finish(ctx)
     helped = {r.item_id: r.assisted for r in ctx.store.reviews("c")}
@@ -108,4 +106,4 @@ def test_without_a_share_nothing_is_compared(tmp_path):
 
 def test_a_share_of_nothing_is_refused(tmp_path):
     with pytest.raises((ConfigError, ValueError), match="assist_share is for assist"):
-        make(tmp_path, label_studio={"assist_share": 0.5})
+        make(tmp_path, people={"assist_share": 0.5})

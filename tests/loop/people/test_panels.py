@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from loop.campaign.panel import Panel
+from loop.campaign.config import Panel
 from loop.errors import ConfigError
 from loop.people.gold import Decision, decide, decide_all, wanted_answers
 from loop.people.person import Rate
@@ -13,9 +13,7 @@ from loop.people.scorecards import DIFFERS, HURRIES, MISSES, people, people_line
 from loop.report.status import campaign_status
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
-from tests.loop.test_round import _no_plots, finish, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import finish, make
 
 
 def wanted(labels, panel):
@@ -104,7 +102,7 @@ def test_dawid_skene_follows_the_reliable():
 
 def answers_until_done(ctx, choose):
     """People answer whatever is open, in turn, until the round is done or nothing is open."""
-    overlap = Panel.of(ctx.config.label_studio).first
+    overlap = ctx.config.people.panel.first
     while run_round(ctx).stage == "pull":
         opened = ctx.reviewer.open_items(overlap)
         if not opened:
@@ -121,7 +119,7 @@ def test_ask_one_more_asks_only_where_people_differ(tmp_path):
         tmp_path,
         raters=False,
         rounds={"batch_size": 6, "rounds": 1, "audit_frac": 0.0},
-        label_studio={"overlap": 2, "rule": "ask-one-more", "max_overlap": 3},
+        people={"overlap": 2, "rule": "ask-one-more", "max_overlap": 3},
     )
     run_round(ctx)
     split = set(sorted(ctx.reviewer.open_items(2))[:2])
@@ -139,7 +137,7 @@ def test_conflicts_wait_for_the_adjudicator_in_a_queue_of_their_own(tmp_path):
         tmp_path,
         raters=False,
         rounds={"batch_size": 6, "rounds": 1, "audit_frac": 0.0},
-        label_studio={"overlap": 2, "adjudicator": "judge"},
+        people={"overlap": 2, "adjudicator": "judge"},
     )
     run_round(ctx)
     tied = min(ctx.reviewer.open_items(2))
@@ -164,7 +162,7 @@ def test_checks_are_hidden_among_the_tasks_and_buy_nothing(tmp_path):
         budget={"labels": 20},
         rounds={"batch_size": 10, "rounds": 2, "audit_frac": 0.0},
         overlap=2,
-        label_studio={"overlap": 2, "check_frac": 0.3},
+        people={"overlap": 2, "check_frac": 0.3},
         texts={"source": "x.csv", "gold_column": "g", "dev_items": 20},
     )
     ctx.raters.truth = _TruthOfChecks(ctx)
@@ -280,10 +278,10 @@ def test_intervals_are_wilsons():
     ],
 )
 def test_rules_that_do_not_fit_are_refused(section, says):
-    from loop.campaign.config import LabelStudioSection
+    from loop.campaign.config import PeopleSection
 
     with pytest.raises((ConfigError, ValueError), match=says):
-        LabelStudioSection(**section)
+        PeopleSection(**section)
 
 
 @pytest.mark.slow

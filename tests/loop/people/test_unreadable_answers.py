@@ -32,9 +32,6 @@ from loop.ports import FetchedTask, RawAnnotation
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
 from loop.round import close_early, run_stage
-from tests.loop.test_round import _no_plots
-
-__all__ = ["_no_plots"]
 
 SUMS = ("back", "out", "unreadable", "skipped", "deleted")
 
@@ -305,7 +302,7 @@ def test_a_round_whose_tasks_are_all_gone_does_not_end_by_itself(tmp_path):
 
 
 def test_a_deleted_text_of_a_panel_ends_with_the_answers_it_has(tmp_path):
-    ctx, studio, tasks = waiting(tmp_path, label_studio={"overlap": 2})
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
     for task in tasks[1:]:
         studio.put(task, studio.answer(task, "good"), studio.answer(task, "good", person=2))
     studio.put(tasks[0], studio.answer(tasks[0], "bad"))
@@ -319,7 +316,7 @@ def test_a_deleted_text_of_a_panel_ends_with_the_answers_it_has(tmp_path):
 
 def test_asking_about_a_deleted_task_stops_nothing(tmp_path):
     panel = {"rule": "ask-one-more", "overlap": 2, "max_overlap": 3}
-    ctx, studio, tasks = waiting(tmp_path, label_studio=panel)
+    ctx, studio, tasks = waiting(tmp_path, people=panel)
     for task in tasks:
         studio.put(task, studio.answer(task, "good"), studio.answer(task, "bad", person=2))
     fetch = ctx.reviewer.fetch

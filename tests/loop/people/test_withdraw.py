@@ -1,12 +1,9 @@
 """What nobody began is taken back; what somebody answered stays."""
 
-from loop.campaign.store import insert_all
 from loop.campaign.tables import HiddenCheck, Review
 from loop.people.answers import withdraw_unanswered
 from loop.round import close_early, run_round
-from tests.loop.test_round import _no_plots, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import make
 
 
 def waiting(tmp_path):
@@ -83,7 +80,7 @@ def test_hidden_checks_go_with_their_round(tmp_path):
     ctx, round_, items = waiting(tmp_path)
     row = {"id": "check", "item_id": items[0], "round_id": round_.id, "rank": 0, "task_id": "99"}
     with ctx.store.transaction() as session:
-        insert_all(session, HiddenCheck, [row])
+        ctx.store.insert(session, HiddenCheck, [row])
     ctx.reviewer.answer(items[0], "ann", "good")
     run_round(ctx)
     close_early(ctx, round_)

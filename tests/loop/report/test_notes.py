@@ -7,20 +7,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from loop.campaign.metrics import Metric, RoundMetrics
 from loop.measure.collapsed import collapsed_line
 from loop.measure.stability import measure
-from loop.report.contents import Metric, ReportRow
+from loop.report.contents import ReportRow
 from loop.report.notes import _comparisons, _warnings
 
 
 def round_of(preds, y, k):
-    found = measure(np.asarray(preds), y, k, bootstrap=20, rng=np.random.default_rng(0))
-    return SimpleNamespace(
-        metrics={
-            "arms": {"loop": found.to_json()},
-            "per_class_n": np.bincount(y, minlength=k).tolist(),
-            "accuracy_from": "test",
-        }
+    students = measure(np.asarray(preds), y, k, bootstrap=20, rng=np.random.default_rng(0))
+    return RoundMetrics(
+        arms={"loop": students},
+        per_class_n=tuple(np.bincount(y, minlength=k).tolist()),
+        accuracy_from="test",
     )
 
 
@@ -31,7 +30,7 @@ def config(*names):
 def test_one_class_everywhere_is_said():
     found = _warnings(config("a", "b"), round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))
     assert found == [
-        f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2).metrics)}.",
+        f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))}.",
         "Mind the class 'b' (25 test texts are of it): no seed predicts this class.",
     ]
 

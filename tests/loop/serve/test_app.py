@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from connectors.label_studio.ml_backend import MlBackend
+from connectors.label_studio.page import choice_result
 from loop.errors import BusyError, ReviewerError, StoreError
 from loop.round import pull_answers, run_round
 from loop.serve.app import MAX_HINT_BYTES, Served, listen, make_app
@@ -18,18 +20,15 @@ from loop.serve.current_student import CurrentStudent
 from loop.serve.progress import campaign_progress, pace
 from loop.serve.puller import Puller
 from loop.serve.tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
-from tests.loop.test_round import _no_plots, make
-
-__all__ = ["_no_plots"]
+from tests.loop.test_round import make
 
 TOKENS = Tokens(bytes(32))
 
 
 class Fixture:
-    def __init__(self, ctx):
+    def __init__(self, ctx, *, blind=False):
         self.ctx = ctx
         self.hints = 0
-        self.result = lambda label: [{"value": {"choices": [label]}}]
         self.models = {}
         served = Served(
             tokens=TOKENS,
@@ -41,7 +40,7 @@ class Fixture:
             progress=lambda: (
                 campaign_progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
             ),
-            result=lambda label: self.result(label),
+            backend=MlBackend(blind=blind),
         )
         self.http = TestClient(
             make_app(served), base_url="http://127.0.0.1:8001", follow_redirects=False
@@ -236,13 +235,24 @@ def test_the_current_student_answers(site):
         answer = site.http.post("/predict", json=tasks("great", "poor"), headers=backend())
     assert answer.json()["model_version"] == version
     first, _ = answer.json()["results"]
-    assert first["result"] == [{"value": {"choices": ["good"]}}]
+    assert first["result"] == choice_result("good")
     assert first["score"] == pytest.approx(0.7)
     assert site.models == {"round-1": 1}  # loaded once
-    site.result = lambda label: []
-    blind = site.http.post("/predict", json=tasks("great"), headers=backend()).json()
+    hiding = Fixture(site.ctx, blind=True)
+    blind = hiding.http.post("/predict", json=tasks("great"), headers=backend()).json()
     assert blind["results"][0]["result"] == []
     assert site.http.post("/predict", json=tasks(), headers=backend()).json()["results"] == []
+
+
+def test_tasks_without_a_text_do_not_take_the_others_answers(site):
+    finished(site)
+    odd = [{"data": {}}, 1, {"data": {"text": None}}, {"data": {"text": " \u200b"}}, {"id": 3}]
+    body = {"tasks": [odd[0], *tasks("great")["tasks"], *odd[1:]]}
+    results = site.http.post("/predict", json=body, headers=backend()).json()["results"]
+    assert [bool(result["result"]) for result in results] == [False, True, *[False] * 4]
+    assert [result["score"] for result in results] == [0.0, pytest.approx(0.7), *[0.0] * 4]
+    none = site.http.post("/predict", json={"tasks": odd}, headers=backend()).json()["results"]
+    assert [result["result"] for result in none] == [[]] * 5
 
 
 def test_kept_seeds_that_disagree_lower_the_score(tmp_path):
@@ -262,7 +272,7 @@ def test_kept_seeds_that_disagree_lower_the_score(tmp_path):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"tasks": {}}, {"tasks": [1]}, {"tasks": [{"data": {}}]}, {"tasks": [{}] * 10_001}],
+    [{}, {"tasks": {}}, {"tasks": "text"}, {"tasks": [{}] * 10_001}],
 )
 def test_strange_tasks_are_refused(site, body):
     assert site.http.post("/predict", json=body, headers=backend()).status_code == 400

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import uvicorn
 
+from connectors.label_studio.ml_backend import MlBackend
 from loop.serve import app as serve
 from loop.serve import limits as serve_limits
 from loop.serve.app import Served, listen, make_app, own_hosts, serve_app
@@ -43,7 +44,8 @@ def site(monkeypatch):
 
     served = Served(
         tokens=TOKENS, campaign="c", labels=lambda: ("a", "b"), hint=hint, project=lambda: None,
-        student=None, progress=progress, result=lambda label: [], hosts=own_hosts("::1", None),
+        student=None, progress=progress, backend=MlBackend(blind=True),
+        hosts=own_hosts("::1", None),
     )  # fmt: skip
     listener = listen("127.0.0.1", 0, None)
     state.port = listener.getsockname()[1]

@@ -11,11 +11,6 @@ from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch):
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
-
-
 class Asked(CentroidStudent):
     """Notes what it is asked for."""
 
@@ -68,7 +63,7 @@ def test_a_round_that_changes_no_label_is_trained_and_measured_too(tmp_path):
     open_campaign(ctx)
     while why_finished(ctx) is None:
         run_round(ctx)
-    assert ["loop" in r.metrics["arms"] for r in ctx.store.rounds("c")] == [True, True]
+    assert ["loop" in r.metrics.arms for r in ctx.store.rounds("c")] == [True, True]
     assert len({r.label_set for r in ctx.store.runs("c")}) == 1
     ctx.store.close()
 

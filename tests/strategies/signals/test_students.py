@@ -196,3 +196,20 @@ def test_wrong_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         out_of_fold_probs(**(given | change))
+
+
+def test_few_weighted_texts_of_many_dimensions_are_judged_as_if_all_dimensions_were_kept(
+    monkeypatch,
+):
+    rng = np.random.default_rng(0)
+    n, d, k = 120, 90, 3
+    y = rng.integers(k, size=n)
+    embeddings = (rng.normal(size=(k, d))[y] * 0.5 + rng.normal(size=(n, d))).astype(np.float32)
+    weight = (np.arange(n) < 40).astype(np.float64)
+
+    def judged():
+        return out_of_fold_probs(embeddings, y, weight, k, seeds=2, rng=np.random.default_rng(1))
+
+    quick = judged()
+    monkeypatch.setattr(students, "_in_span", lambda features, rows: features)
+    np.testing.assert_allclose(quick, judged(), atol=2e-3)

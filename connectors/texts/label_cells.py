@@ -1,0 +1,160 @@
+"""The labels and probabilities that cells hold, in the forms that labelling tools write."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from connectors.texts.values import NUMBER, SHOWN, as_text, some_of
+from loop.ports import normalise
+
+ABSENT: Any = object()
+"""What ``lookup`` gives where a record has no such column."""
+ANSWER = "answer"  # Prodigy's column of "accept", "reject" and "ignore"
+_BETWEEN_LABELS = "#|;,/\n"
+_CHOSEN = 0.5  # of spaCy's cats, where 1.0 is yes and 0.0 no
+
+
+def lookup(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or ``ABSENT``.
+
+    ``data.text`` is the key ``text`` inside of ``data``, ``a.0`` the first value of the list ``a``;
+    a column of that very name comes first.
+    """
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in name.split(".") if "." in name else ():
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return ABSENT
+    return ABSENT if value is record else value
+
+
+def labels_in(value: Any, names: Sequence[str] = ()) -> list[str]:
+    """All labels that a cell holds, as they are spelt there; none, one, or several.
+
+    Read are texts and numbers; lists of them, also written as JSON; several of the ``names`` with
+    ``#`` or another mark between them; ``{"choices": [labels]}``; and ``{label: 1.0, label: 0.0}``.
+
+    Raises:
+        ValueError: the value is something else.
+    """
+    if isinstance(value, str):
+        return _written(value, names)
+    if isinstance(value, list | tuple):
+        return [label for part in value for label in labels_in(part, names)]
+    if isinstance(value, Mapping):
+        if "choices" in value:
+            return labels_in(value["choices"], names)
+        for key in ("label", "value", "name"):
+            if key in value and not isinstance(value[key], bool | int | float):
+                return labels_in(value[key], names)
+        if value and all(isinstance(v, bool | int | float | None) for v in value.values()):
+            return [str(name) for name, v in value.items() if v is not None and v >= _CHOSEN]
+        raise ValueError("an object that holds no label")
+    if isinstance(value, bytes | set):
+        raise ValueError("bytes or a set")
+    text = as_text(value).strip()
+    return [text] if text else []
+
+
+def _written(text: str, names: Sequence[str]) -> list[str]:
+    text = text.strip()
+    if not text or text in names:
+        return [text] if text else []
+    if text[0] in "[{" and text[-1] in "]}":
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                parsed = parse(text)
+            except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                continue
+            if isinstance(parsed, list | dict):
+                try:
+                    return labels_in(parsed, names)
+                except ValueError:
+                    break
+    for mark in _BETWEEN_LABELS:
+        parts = [part.strip() for part in text.split(mark)]
+        if len(parts) > 1 and all(part in names for part in parts):
+            return parts
+    return [text]
+
+
+def gold_status(column: str | None) -> str:
+    """The column in which Argilla says which answers of another column were handed in."""
+    return f"{column}.status"
+
+
+def confirmed(record: Mapping[str, Any], column: str, value: Any) -> tuple[Any, str]:
+    """What people confirmed of a value, and why the rest does not count, or empty."""
+    answer = record.get(ANSWER)
+    if column != ANSWER and isinstance(answer, str) and answer in ("reject", "ignore"):
+        return None, f"{ANSWER} = {answer!r}"
+    status = record.get(gold_status(column))
+    if isinstance(status, list) and isinstance(value, list) and len(status) == len(value):
+        kept = [v for v, s in zip(value, status, strict=True) if s == "submitted"]
+        if len(kept) < len(value):
+            return kept, "not submitted"
+    return value, ""
+
+
+def same_letters(text: str, names: Iterable[str]) -> str | None:
+    """The one name that differs in nothing but its Unicode form and in characters nobody sees."""
+    same = [name for name in names if _letters(name) == _letters(text)]
+    return same[0] if len(same) == 1 else None
+
+
+def _letters(text: str) -> str:
+    return unicodedata.normalize("NFKC", normalise(text))
+
+
+def probability_in(value: Any) -> float | None:
+    """A probability in [0, 1]; NaN where the cell is empty, None where it holds something else."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return math.nan
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        if not NUMBER.fullmatch(value.strip()):
+            return None
+        value = value.strip()
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isnan(number) or 0 <= number <= 1 else None
+
+
+def no_probabilities(column: str, unit: str, n: int, first: Sequence[tuple[int, Any]]) -> str:
+    """A sentence about values that are no probabilities, and how they look.
+
+    Args:
+        n: how many there are.
+        first: number of the row and value of some of them.
+    """
+    values = [as_text(value).strip()[:20] for _, value in first]
+    examples = ", ".join(repr(value) for value in dict.fromkeys(values[:SHOWN]))
+    numbers = [float(v) for v in values if NUMBER.fullmatch(v)]
+    if any(v.endswith("%") for v in values):
+        looks = "they are percentages: write 95% as 0.95"
+    elif any(NUMBER.fullmatch(v.replace(",", ".", 1)) for v in values if "," in v):
+        looks = "they have a comma for the decimal point: write 0,95 as 0.95"
+    elif not numbers:
+        looks = "they are words: write a number, or leave annotator.prob_columns out"
+    elif min(numbers) < 0:
+        looks = "they look like logarithms: write exp(value)"
+    else:
+        top = 10 if max(numbers) <= 10 else 100 if max(numbers) <= 100 else max(numbers)
+        looks = f"they look like a scale up to {top:g}: divide by it"
+    return (
+        f"holds {n:,} value{'' if n == 1 else 's'} in column {column!r} that are no probability"
+        f" between 0 and 1: {examples} ({some_of(unit, [row for row, _ in first])}); {looks}"
+    )

@@ -1,0 +1,140 @@
+"""A file's bytes and text: unpacked, decoded, and known by its first bytes where its name lies."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from connectors.texts.values import PACKED, SUFFIXES
+
+CHUNK_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 16
+BROKEN_PACKING = (EOFError, zlib.error, lzma.LZMAError)
+"""What a packed file raises that is cut off or damaged, besides OSError."""
+
+_PACKERS: tuple[tuple[bytes, Any], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\0", lzma.open),
+)
+_MARKS = (
+    (b"PK\x03\x04", "excel"),
+    (b"\xd0\xcf\x11\xe0", "excel"),
+    (b"PAR1", "parquet"),
+)
+
+
+def kind_of(path: Path) -> str:
+    """``csv``, ``jsonl``, ``parquet`` or ``excel`` by the name, which may end in .gz, .bz2 or .xz.
+
+    Empty where the name does not tell.
+    """
+    return SUFFIXES.get(inner_suffix(path), "")
+
+
+def inner_suffix(path: Path) -> str:
+    """The extension in small letters; of ``texts.csv.gz`` it is ``.csv``."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+
+
+def kind_by_mark(path: Path) -> str:
+    """``excel`` or ``parquet`` where the first bytes say so; empty for text.
+
+    Raises:
+        OSError: the file cannot be read; BROKEN_PACKING: nor unpacked.
+    """
+    with open_bytes(path) as file:
+        start = file.read(8)
+    return next((kind for mark, kind in _MARKS if start.startswith(mark)), "")
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file to read, unpacked where its first bytes say that it is packed."""
+    with path.open("rb") as file:
+        start = file.read(6)
+    for mark, opener in _PACKERS:
+        if start.startswith(mark):
+            return opener(path, "rb")  # type: ignore[no-any-return]
+    return path.open("rb")
+
+
+def open_text(path: Path, *, errors: str = "strict", newline: str = "") -> io.TextIOWrapper:
+    """The file as UTF-8, with or without a byte order mark.
+
+    Args:
+        errors: ``replace`` puts U+FFFD for bad bytes.
+        newline: as :func:`open` takes it; a line feed splits lines there alone.
+    """
+    return io.TextIOWrapper(open_bytes(path), "utf-8-sig", errors=errors, newline=newline)
+
+
+@dataclass(frozen=True)
+class BadByte:
+    """The first byte that is no UTF-8: where it is, from 0, its line, from 1, and its value."""
+
+    offset: int
+    line: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What a first look at a text file tells.
+
+    Attributes:
+        blank: nothing but white space.
+        utf16: how a UTF-16 file was recognised, or empty.
+        bad: the first byte that is no UTF-8, or None.
+    """
+
+    blank: bool
+    utf16: str
+    bad: BadByte | None
+
+
+def look_at(path: Path) -> Decoding:
+    """Decodes a file once, piece by piece, to find what is wrong with it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    blank, read, lines = True, 0, 0
+    with open_bytes(path) as file:
+        chunk = file.read(CHUNK_BYTES)
+        if utf16 := _utf16(chunk):
+            return Decoding(False, utf16, None)
+        while True:
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as exc:
+                before = exc.object[: exc.start]
+                line = lines + before.count(b"\n") + 1
+                value = exc.object[exc.start]
+                return Decoding(False, "", BadByte(read - waiting + exc.start, line, value))
+            blank = blank and not text.strip("\ufeff \t\r\n\f\v")
+            lines += text.count("\n")
+            read += len(chunk)
+            if not chunk:
+                return Decoding(blank, "", None)
+            chunk = file.read(CHUNK_BYTES)
+
+
+def _utf16(start: bytes) -> str:
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "its byte order mark says so"
+    sample = start[:2000]
+    if len(sample) > 20 and max(sample[::2].count(0), sample[1::2].count(0)) > len(sample) // 4:
+        return "every second byte is zero"
+    return ""
+
+
+def sample_of(path: Path) -> str:
+    """The beginning of a text file, to recognise its dialect by."""
+    with open_bytes(path) as file:
+        return file.read(SAMPLE_BYTES).decode("utf-8-sig", "replace")

@@ -1,0 +1,219 @@
+"""Rows under a header: CSV in every dialect, and the first sheet of a workbook."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from connectors.texts.opening import inner_suffix, open_bytes, open_text, sample_of
+from connectors.texts.values import GUARDED, as_text, unescape_cell
+
+MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
+DELIMITERS = ",;\t|"
+COMPARED_ROWS = 30  # of the sample, to tell delimiters apart
+HEADER_SEARCHED = 10  # rows that are looked through for column names below the first row
+_SEP_LINE = re.compile(r'\ufeff?"?sep=(.)"?[\r\n]*$', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Why a row cannot be read: a short name of the kind, and what to say of it."""
+
+    kind: str
+    reason: str
+
+
+Row = tuple[int, "dict[str, Any] | Unreadable"]
+
+
+class Sheet:
+    """A header and the rows under it, read once.
+
+    Cells beyond the header must be empty; rows whose cells are all empty are left out and counted.
+
+    Args:
+        numbered: (number of the line or row, cells).
+        names: columns that are asked for.
+        keep_blank: rows of empty cells are kept.
+    Attributes:
+        columns: names of the columns that are read, in order.
+        twice: names that stand over several columns; the first one is read.
+        unnamed: values under no name, which are left out.
+        blank: numbers of the rows that were left out because every cell is empty.
+        asked: the names that are asked for.
+        width: cells of the header.
+        header_below: number of a later row that names all that is asked for.
+    """
+
+    def __init__(
+        self,
+        numbered: Iterable[tuple[int, Sequence[Any]]],
+        *,
+        names: Collection[str] = (),
+        keep_blank: bool = False,
+    ) -> None:
+        self._rows = iter(numbered)
+        self._keep_blank = keep_blank
+        self.asked = frozenset(names)
+        self._early: list[tuple[int, Sequence[Any]]] = []
+        self.unnamed = 0
+        self.blank: list[int] = []
+        self.header_below: int | None = None
+        header: list[str] = []
+        for _, cells in self._rows:
+            header = [as_text(cell).strip() for cell in cells]
+            if any(header):
+                break
+        self._guarded = GUARDED in header
+        if self._guarded:
+            header = [unescape_cell(name) for name in header]
+        self._names = header
+        self.width = len(header)
+        self.columns = tuple(dict.fromkeys(n for n in header if n and n != GUARDED))
+        self.twice = sorted({n for n in header if n and header.count(n) > 1})
+        if wanted := set(names) - set(self.columns):
+            for number, cells in islice(self._rows, HEADER_SEARCHED):
+                self._early.append((number, cells))
+                if self.header_below is None and wanted <= {as_text(c).strip() for c in cells}:
+                    self.header_below = number
+
+    def __iter__(self) -> Iterator[Row]:
+        width = self.width
+        fewest = max((i + 1 for i, name in enumerate(self._names) if name), default=0)
+        place = {name: i for i, name in reversed(list(enumerate(self._names))) if name}
+        place.pop(GUARDED, None)
+        guard = self._names.index(GUARDED) if self._guarded else -1
+        nameless = [i for i, name in enumerate(self._names) if not name]
+        while True:
+            early = self._early.pop(0) if self._early else None
+            number, cells = early or next(self._rows, (0, ()))
+            if not number:
+                return
+            if not cells:
+                continue
+            if len(cells) > width and all(_is_empty(c) for c in cells[width:]):
+                cells = cells[:width]
+            if fewest <= len(cells) < width:
+                cells = [*cells, *[""] * (width - len(cells))]
+            if len(cells) != width:
+                if all(_is_empty(c) for c in cells):
+                    self.blank.append(number)
+                else:
+                    yield number, Unreadable("ragged", f"{len(cells)} cells, not {width}")
+                continue
+            if not self._keep_blank and all(_is_empty(c) for c in cells):
+                self.blank.append(number)
+                continue
+            self.unnamed += sum(not _is_empty(cells[i]) for i in nameless)
+            record = {name: cells[i] for name, i in place.items()}
+            if guard >= 0 and cells[guard]:
+                record = _unguarded(record, str(cells[guard]))
+            yield number, {name: record[name] for name in self.columns}
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or cell == ""
+
+
+def guard_mark(names: Sequence[str]) -> str:
+    """What ``guarded_cells`` holds of a row: the columns that were given an apostrophe."""
+    return json.dumps(names, ensure_ascii=False) if names else ""
+
+
+def _unguarded(record: Mapping[str, Any], mark: str) -> dict[str, Any]:
+    """The row without the apostrophes that our own writing put there."""
+    try:
+        names = json.loads(mark)
+    except (ValueError, RecursionError):
+        return dict(record)
+    names = names if isinstance(names, list) else []
+    return {
+        name: cell[1:] if name in names and isinstance(cell, str) and cell[:1] == "'" else cell
+        for name, cell in record.items()
+    }
+
+
+class CsvRows:
+    """(line where a row begins, its cells); where reading fails, ``line`` is where the row began.
+
+    Args:
+        names: columns that are asked for, by which the delimiter is known.
+        errors: of the decoding, see :func:`open`.
+    """
+
+    def __init__(self, path: Path, names: Collection[str] = (), *, errors: str = "strict") -> None:
+        self._path, self._errors = path, errors
+        self.line = 1
+        sample = sample_of(path)
+        lines = sample.splitlines(keepends=True)
+        first = next((line for line in lines if line.strip()), "")
+        declared = _SEP_LINE.match(first)
+        self._skipped = lines.index(first) + 1 if declared else 0
+        if declared:
+            self.delimiter = declared[1]
+        elif inner_suffix(path) == ".tsv":
+            self.delimiter = "\t"
+        else:
+            self.delimiter = csv_delimiter(sample, names)
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        csv.field_size_limit(MAX_FIELD_BYTES)
+        with open_text(self._path, errors=self._errors) as handle:
+            for _ in range(self._skipped):
+                handle.readline()
+            reader = csv.reader(handle, delimiter=self.delimiter, strict=True)
+            self.line = self._skipped + 1
+            for cells in reader:
+                start, self.line = self.line, self._skipped + reader.line_num + 1
+                if cells:
+                    yield start, cells
+
+
+def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
+    """Comma, semicolon, tab or bar.
+
+    The one under which the header holds most of the names that are asked for; then the one that
+    cuts most rows into as many cells as the header; then into most cells. Ties go to the comma.
+    """
+    lines = sample.splitlines(keepends=True)
+    if len(sample) > 1000 and len(lines) > 1:
+        lines.pop()  # cut off in its middle
+
+    def fit(delimiter: str) -> tuple[int, float, int]:
+        rows = csv.reader(lines, delimiter=delimiter)
+        try:
+            read = [row for row in islice(rows, COMPARED_ROWS) if any(row)]
+        except csv.Error:
+            return 0, 0.0, 0
+        header = [cell.strip() for cell in read[0]] if read else []
+        if len(header) < 2:
+            return len(set(names) & set(header)), 0.0, len(header)
+        alike = sum(len(row) == len(header) for row in read) / len(read)
+        return len(set(names) & set(header)), round(alike, 1), len(header)
+
+    return max(DELIMITERS, key=fit)
+
+
+def workbook_rows(path: Path) -> tuple[Iterator[tuple[int, list[Any]]], list[str]]:
+    """(row number, cells) of a workbook's first sheet, and the names of all its sheets.
+
+    Raises:
+        ImportError: python-calamine is not installed.
+        ValueError: it is no workbook that can be read, or it is locked with a password.
+    """
+    import python_calamine as calamine
+
+    try:
+        with open_bytes(path) as file:
+            book = calamine.load_workbook(file)
+        names = list(book.sheet_names)
+        rows = book.get_sheet_by_index(0).iter_rows() if names else iter(())
+    except calamine.CalamineError as exc:
+        raise ValueError(str(exc) or type(exc).__name__) from exc
+    return ((number, list(cells)) for number, cells in enumerate(rows, start=1)), names

@@ -1,0 +1,204 @@
+"""What the store knows of the LLM: its prompts, its votes, and what they cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete, func, update
+from sqlmodel import Session, col, select
+
+from loop.campaign.tables import ContentFree, Item, LlmCalls, Unanswered, Variant, Vote, now
+
+
+class Spent(NamedTuple):
+    """What the LLM has cost a campaign so far."""
+
+    votes: int
+    usd: float
+    tokens: int
+    seconds: float
+
+
+class VoteTimes(NamedTuple):
+    """How long one annotator's votes took.
+
+    Attributes:
+        timed: votes whose time was taken.
+        seconds: their time together.
+    """
+
+    timed: int
+    seconds: float
+
+
+class LlmStore(ABC):
+    """The store's part about the LLM. Votes are append-only."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractContextManager[Session]:
+        """See ``loop.campaign.database.Database``."""
+
+    def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, Sequence[float], float]]:
+        """(item id, variant hash, probabilities, off-label mass) of every vote."""
+        with self.transaction() as session:
+            query = (
+                select(Vote.item_id, Vote.variant_hash, Vote.probs, Vote.off_label_mass)
+                .join(Item, col(Vote.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Vote.annotator == annotator)
+            )
+            return [
+                (item, variant, probs, off) for item, variant, probs, off in session.exec(query)
+            ]
+
+    def vote_keys(self, campaign: str, annotator: str) -> set[tuple[str, str]]:
+        """(item id, variant hash) of every vote."""
+        with self.transaction() as session:
+            query = (
+                select(Vote.item_id, Vote.variant_hash)
+                .join(Item, col(Vote.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Vote.annotator == annotator)
+            )
+            return {(item, variant) for item, variant in session.exec(query)}
+
+    def spent(self, campaign: str) -> Spent:
+        """What the LLM has cost, answers of all annotators and failures included."""
+        with self.transaction() as session:
+
+            def totals(table: Any) -> Any:
+                sums = (func.sum(column) for column in (table.usd, table.tokens, table.seconds))
+                return select(func.count(), *sums).select_from(table)
+
+            ours = Item.campaign == campaign
+            votes, failed, empty = (
+                session.exec(query).one()
+                for query in (
+                    totals(Vote).join(Item, col(Vote.item_id) == col(Item.id)).where(ours),
+                    totals(Unanswered)
+                    .join(Item, col(Unanswered.item_id) == col(Item.id))
+                    .where(ours),
+                    totals(ContentFree).where(ContentFree.campaign == campaign),
+                )
+            )
+            lost = session.exec(_calls_usd(campaign).where(col(LlmCalls.ended_at).is_not(None)))
+            lost_usd = lost.one() or 0.0
+        usd, tokens, seconds = (
+            sum(row[i] or 0 for row in (votes, failed, empty)) for i in (1, 2, 3)
+        )
+        return Spent(int(votes[0]), float(usd + lost_usd), int(tokens), float(seconds))
+
+    def open_llm_usd(self, campaign: str) -> float:
+        """The most that LLM calls may cost which are under way or were interrupted."""
+        with self.transaction() as session:
+            query = _calls_usd(campaign).where(col(LlmCalls.ended_at).is_(None))
+            return float(session.exec(query).one() or 0.0)
+
+    def vote_times(self, campaign: str, annotator: str) -> VoteTimes:
+        """How long one annotator's votes took."""
+        with self.transaction() as session:
+            query = (
+                select(func.count(), func.sum(Vote.seconds))
+                .select_from(Vote)
+                .join(Item, col(Vote.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
+            )
+            timed, seconds = session.exec(query).one()
+        return VoteTimes(int(timed), float(seconds or 0.0))
+
+    def variants(self, campaign: str, annotator: str) -> list[Variant]:
+        """The frozen prompt variants that are asked now, in order."""
+        with self.transaction() as session:
+            query = select(Variant).where(
+                Variant.campaign == campaign, Variant.annotator == annotator
+            )
+            found = list(session.exec(query.order_by(col(Variant.position))).all())
+        newest = max((variant.from_round for variant in found), default=0)
+        return [variant for variant in found if variant.from_round == newest]
+
+    def annotators(self, campaign: str) -> list[str]:
+        """Revisions of the annotators with frozen prompts."""
+        with self.transaction() as session:
+            query = select(Variant.annotator).where(Variant.campaign == campaign).distinct()
+            return sorted(session.exec(query).all())
+
+    def unanswered(self, campaign: str, annotator: str) -> list[Unanswered]:
+        """The last failure of each question of the present prompts that has no vote, oldest first.
+
+        An item counts once for each prompt variant that failed.
+        """
+        asked = {variant.hash for variant in self.variants(campaign, annotator)}
+        with self.transaction() as session:
+            vote = (
+                select(Vote.id)
+                .where(
+                    Vote.item_id == Unanswered.item_id,
+                    Vote.variant_hash == Unanswered.variant_hash,
+                    Vote.annotator == Unanswered.annotator,
+                )
+                .exists()
+            )
+            query = (
+                select(Unanswered)
+                .join(Item, col(Unanswered.item_id) == col(Item.id))
+                .where(Item.campaign == campaign, Unanswered.annotator == annotator, ~vote)
+                .order_by(col(Unanswered.id))
+            )
+            found = session.exec(query).all()
+        last = {(row.item_id, row.variant_hash): row for row in found}
+        return [row for row in last.values() if row.variant_hash in asked]
+
+    def content_free(self, campaign: str, annotator: str) -> dict[str, list[Sequence[float]]]:
+        """Class probabilities of texts without content, by variant hash."""
+        with self.transaction() as session:
+            query = select(ContentFree).where(
+                ContentFree.campaign == campaign, ContentFree.annotator == annotator
+            )
+            found: dict[str, list[Sequence[float]]] = {}
+            for row in session.exec(query.order_by(col(ContentFree.text))).all():
+                found.setdefault(row.variant_hash, []).append(row.probs)
+        return found
+
+    def replace_variants(
+        self, campaign: str, annotator: str, from_round: int, variants: Sequence[Variant]
+    ) -> None:
+        """Freezes the prompt variants of a round, instead of those that it had."""
+        with self.transaction() as session:
+            session.exec(
+                delete(Variant).where(
+                    col(Variant.campaign) == campaign,
+                    col(Variant.annotator) == annotator,
+                    col(Variant.from_round) == from_round,
+                )
+            )
+            session.add_all(variants)
+
+    def forget_variants(self, session: Session, campaign: str) -> None:
+        """Forgets all frozen prompts, in the caller's transaction."""
+        session.exec(delete(Variant).where(col(Variant.campaign) == campaign))
+
+    def begin_calls(self, campaign: str, annotator: str, calls: int, usd: float) -> int | None:
+        """Notes calls before they are made, and the most that they may cost; their id."""
+        with self.transaction() as session:
+            row = LlmCalls(campaign=campaign, annotator=annotator, calls=calls, usd=usd)
+            session.add(row)
+            session.flush()
+            return row.id
+
+    def forget_calls(self, session: Session, calls_id: int | None) -> None:
+        """Their answers are stored with what they cost, in the caller's transaction."""
+        session.exec(delete(LlmCalls).where(col(LlmCalls.id) == calls_id))
+
+    def end_calls(self, calls_id: int | None, usd: float) -> None:
+        """There is no answer to store; what it cost is kept."""
+        with self.transaction() as session:
+            if not usd:
+                self.forget_calls(session, calls_id)
+            elif calls_id is not None:
+                values = {"usd": usd, "ended_at": now()}
+                session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(**values))
+
+
+def _calls_usd(campaign: str) -> Any:
+    return select(func.sum(LlmCalls.usd)).where(LlmCalls.campaign == campaign)

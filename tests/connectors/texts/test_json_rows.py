@@ -1,0 +1,79 @@
+"""JSON in the shapes that tables come in; what is broken is named by its line."""
+
+import json
+
+import pytest
+
+from connectors.texts.read import find_problems, load_texts, read_texts
+from connectors.texts.stream import TextStream
+
+ROWS = [{"text": f"text {i}", "gold": "ny"[i % 2], "n": i} for i in range(6)]
+LINES = [json.dumps(row) for row in ROWS]
+SHAPES = {
+    "lines": "\n".join(LINES),
+    "lines that end with commas": ",\n".join(LINES) + ",\n",
+    "behind each other on one line": "".join(LINES),
+    "over several lines": "\n".join(json.dumps(row, indent=2) for row in ROWS),
+    "list": json.dumps(ROWS),
+    "list over lines": "[\n" + ",\n".join(LINES) + "\n]\n",
+    "list with a comma at its end": "[\n" + ",\n".join(LINES) + ",\n]",
+    "with a mark": "\ufeff" + "\n".join(LINES),
+    "data": json.dumps({"version": "1.0", "data": ROWS}),
+    "rows, over lines": json.dumps({"rows": ROWS, "n": 6}, indent=1),
+    "columns of objects": json.dumps(
+        {k: {str(i): r[k] for i, r in enumerate(ROWS)} for k in ROWS[0]}
+    ),
+    "columns of lists": json.dumps({k: [r[k] for r in ROWS] for k in ROWS[0]}),
+    "split": json.dumps(
+        {"columns": list(ROWS[0]), "index": [*range(6)], "data": [[*r.values()] for r in ROWS]}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_shape_reads_the_same(tmp_path, name):
+    path = tmp_path / "t.json"
+    path.write_text(SHAPES[name])
+    rows = load_texts(str(path), gold_column="gold", labels=["n", "y"])
+    assert [{"text": r.text, "gold": r.gold, **r.meta} for r in rows] == ROWS
+    stream = TextStream(path)
+    assert [dict(r.values) for piece in stream.pieces(4) for r in piece] == ROWS
+
+
+def test_one_object_is_one_row_also_where_it_holds_a_list(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text('{"text": "a", "tags": [{"x": 1}]}')
+    assert [r.text for r in load_texts(str(path))] == ["a"]
+    path.write_text('{"id": 1, "data": {"text": "a"}, "annotations": [{"x": 1}]}')
+    assert [r.text for r in load_texts(str(path), text_column="data.text")] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[\n" + ",\n".join([*LINES[:3], LINES[3][:-1], *LINES[4:]]) + "\n]\n", "at line 6: Expec"),
+        ("[\n" + ",\n".join(LINES), "at line 7: "),
+        ("// exported\n" + "\n".join(LINES), "at line 1: Expecting value"),
+        ("\n".join(map(repr, ROWS)), "at line 1 (and 5 more lines): Expecting property name"),
+        ("\n".join(LINES) + '\n{"text": "a", "text": "b"}', "names 'text' twice"),
+        (json.dumps([list(r.values()) for r in ROWS]), "6 rows that are no JSON objects"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_broken_json_is_told_where_it_breaks(tmp_path, content, said):
+    (tmp_path / "t.json").write_text(content)
+    problems = find_problems(str(tmp_path / "t.json"))
+    assert said in next(p.message for p in problems if p.kind == "not_json")
+    assert all(p.level == "error" for p in problems if p.kind == "not_json")
+
+
+def test_keys_inside_of_objects_have_dotted_names(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = [{"data": {"text": f"t{i}", "l": [{"c": "ab"[i]}]}, "a.b": i} for i in range(2)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    table = read_texts(str(path), text_column="data.text", gold_column="data.l.0.c")
+    assert [(r.text, r.gold) for r in table.rows] == [("t0", "a"), ("t1", "b")]
+    assert [r.text for r in load_texts(str(path), text_column="a.b")] == ["0", "1"]
+    assert [r.text for p in TextStream(path, "data.text").pieces(9) for r in p] == ["t0", "t1"]
+    (problem,) = find_problems(str(path))
+    assert "no column 'text'; did you mean 'data.text'?" in problem.message

@@ -1,0 +1,194 @@
+"""One value, one label, whatever the format and the tool; and columns that hold no probability."""
+
+import csv
+import json
+import math
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from connectors.texts.label_cells import labels_in, lookup, probability_in
+from connectors.texts.read import find_problems, load_texts, read_texts
+from connectors.texts.write import write_labels
+
+BOTH = ("negative", "positive")
+
+
+def in_every_format(tmp_path, columns):
+    """The same columns as CSV, JSONL, Parquet and a data set folder; yields sources."""
+    names, rows = list(columns), list(zip(*columns.values(), strict=True))
+    with (tmp_path / "t.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(
+            [
+                names,
+                *([c if c == c else "" for c in row] for row in rows),
+            ]  # NaN as pandas writes it
+        )
+    plain = [[float(v) if isinstance(v, Decimal) else v for v in row] for row in rows]
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in plain]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "t.parquet")
+    encoded = {c: table[c].dictionary_encode() for c in names}
+    pq.write_table(pa.table(encoded), tmp_path / "categories.parquet")
+    sources = ["t.csv", "t.jsonl", "t.parquet", "categories.parquet"]
+    try:
+        import datasets
+    except ImportError:
+        pass
+    else:
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+        sources.append("saved")
+    return [str(tmp_path / name) for name in sources]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0, 1, 1, None], ("0", "1")),
+        ([0.0, 1.0, 1.0, None], ("0", "1")),
+        ([0.0, 1.0, 1.0, math.nan], ("0", "1")),
+        ([0.0, 1.0, 1.0, None], ("0.0", "1.0")),
+        ([False, True, True, None], ("0", "1")),
+        ([False, True, True, None], ("false", "true")),
+        ([False, True, True, None], ("False", "True")),
+        (["False", "True", "TRUE", ""], ("false", "true")),
+        (["0", "1.0", "1", None], ("0", "1")),
+        (["0", "True", "1", None], ("0", "1")),
+        ([Decimal("0.00"), Decimal("1.00"), Decimal("1.00"), None], ("0", "1")),
+        ([-1, 1, 1, None], ("-1", "1")),
+        ([2.5, 3.0, 3.0, None], ("2.5", "3")),
+        (["ne\u0301", "oui", "oui\u200b", None], ("né", "oui")),
+    ],
+)
+def test_one_value_is_one_label_in_every_format(tmp_path, values, labels):
+    for source in in_every_format(tmp_path, {"text": list("abcd"), "gold": values}):
+        table = read_texts(source, gold_column="gold", labels=labels)
+        assert [r.gold for r in table.rows] == [*labels, labels[1], None], source
+        assert not table.errors
+
+
+def test_without_known_labels_a_number_has_one_spelling(tmp_path):
+    for values in (
+        [0, 1, None],
+        [0.0, 1.0, None],
+        ["0.0", "1", ""],
+        [Decimal("0.0"), Decimal(1), None],
+    ):
+        for source in in_every_format(tmp_path, {"text": list("abc"), "gold": values}):
+            rows = load_texts(source, gold_column="gold")
+            assert [r.gold for r in rows] == ["0", "1", None], source
+
+
+def test_what_was_read_in_another_spelling_is_said_and_what_is_none_is_refused(tmp_path):
+    source = str(tmp_path / "t.csv")
+    write_labels([{"text": f"t{i}", "gold": g} for i, g in enumerate(["1.0", "0", "1.0"])], source)
+    (note,) = find_problems(source, gold_column="gold", labels=["0", "1"])
+    assert note.level == "note"
+    assert "2 values of column 'gold'" in note.message
+    assert "'1.0' as '1' (2)" in note.message
+    for value in ("Positive", "2", "yes", "positive negative"):
+        write_labels([{"text": "a", "gold": value}, {"text": "b", "gold": "positive"}], source)
+        kinds = {p.kind for p in find_problems(source, gold_column="gold", labels=BOTH)}
+        assert "unknown_label" in kinds
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        (["positive"], ["positive"]),
+        ([], []),
+        ("", []),
+        (None, []),
+        ('["positive"]', ["positive"]),
+        ("['positive']", ["positive"]),
+        ('{"choices": ["positive", "negative"]}', ["positive", "negative"]),
+        ({"choices": ["positive"]}, ["positive"]),
+        ("positive#negative", ["positive", "negative"]),
+        ("positive, negative", ["positive", "negative"]),
+        ("positive#other", ["positive#other"]),
+        ("[positive", ["[positive"]),
+        ({"positive": 1.0, "negative": 0.0}, ["positive"]),
+        ({"positive": True, "negative": False}, ["positive"]),
+        ({"positive": 0, "negative": 0}, []),
+        ({"positive": 1.0, "negative": 1.0}, ["positive", "negative"]),
+        ([{"value": "positive", "status": "submitted"}], ["positive"]),
+        (1.0, ["1"]),
+    ],
+)
+def test_labels_in_cells_of_every_tool(cell, labels):
+    assert labels_in(cell, BOTH) == labels
+
+
+def test_several_labels_in_one_cell_are_an_error_that_names_the_rows(tmp_path):
+    cells = [["positive"], ["positive", "negative"], [], ["negative", "negative"]]
+    lines = [json.dumps({"text": f"t{i}", "label": c}) for i, c in enumerate(cells)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    problems = find_problems(str(tmp_path / "t.jsonl"), gold_column="label", labels=BOTH)
+    assert [(p.level, p.kind, p.rows) for p in problems if p.level == "error"] == [
+        ("error", "several_labels", (2,))
+    ]
+    assert "line 2: 'positive', 'negative'" in problems[0].message
+    rows = read_texts(str(tmp_path / "t.jsonl"), gold_column="label", labels=BOTH).rows
+    assert [r.gold for r in rows] == ["positive", None, None, "negative"]
+
+
+def test_labels_that_people_refused_are_none(tmp_path):
+    answers = ["accept", "reject", "ignore", "accept"]
+    lines = [
+        json.dumps({"text": f"t{i}", "label": BOTH[i % 2], "answer": a})
+        for i, a in enumerate(answers)
+    ]
+    (tmp_path / "prodigy.jsonl").write_text("\n".join(lines))
+    table = read_texts(str(tmp_path / "prodigy.jsonl"), gold_column="label", labels=BOTH)
+    assert [r.gold for r in table.rows] == ["negative", None, None, "positive"]
+    assert (
+        "2 labels that people did not confirm: answer = 'reject' (1)" in table.problems[0].message
+    )
+    statuses = [["submitted"], ["discarded"], ["draft", "submitted"]]
+    given = [["positive"], ["positive"], ["positive", "negative"]]
+    lines = [
+        json.dumps({"text": f"t{i}", "q.responses": g, "q.responses.status": s})
+        for i, (g, s) in enumerate(zip(given, statuses, strict=True))
+    ]
+    (tmp_path / "argilla.jsonl").write_text("\n".join(lines))
+    table = read_texts(str(tmp_path / "argilla.jsonl"), gold_column="q.responses", labels=BOTH)
+    assert [r.gold for r in table.rows] == ["positive", None, "negative"]
+
+
+def test_dotted_names():
+    record = {"a": {"b": [{"c": 1}]}, "x.y": 2}
+    assert lookup(record, "a.b.0.c") == 1
+    assert lookup(record, "x.y") == 2
+    for name in ("a.b.1", "a.c", "x", "b", "a.b.c"):
+        assert lookup(record, name) is lookup({}, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["95", "88", "50"], "look like a scale up to 100: divide by it"),
+        ([9.5, 8.8, 5], "look like a scale up to 10: divide by it"),
+        (["0,95", "0,88", "1"], "write 0,95 as 0.95"),
+        (["95%", "88 %", "0.5"], "write 95% as 0.95"),
+        ([-0.05, -0.1, -0.7], "look like logarithms"),
+        (["high", "low", "0.5"], "they are words"),
+        ([1.5, 0.5, 0.2], "up to 10"),
+    ],
+)
+def test_a_column_that_holds_no_probabilities_is_named_with_its_scale(tmp_path, values, says):
+    for source in in_every_format(tmp_path, {"text": list("abc"), "sure": values}):
+        for meta in (None, "plain"):
+            problems = find_problems(source, confidences=["sure"], meta_columns=meta)
+            (error,) = [p for p in problems if p.level == "error"]
+            assert "in column 'sure' that are no probability between 0 and 1" in error.message
+            assert says in error.message
+            assert error.rows[0] == (2 if source.endswith("csv") else 1)
+
+
+def test_probabilities_and_empty_cells_are_fine():
+    assert [probability_in(v) for v in (0, 1, 0.5, "0.5", " 1e-3 ")] == [0, 1, 0.5, 0.5, 0.001]
+    assert all(math.isnan(probability_in(v)) for v in (None, "", " ", math.nan))
+    assert [probability_in(v) for v in (True, "nan", "inf", 1.0000001, -1e-9, [])] == [None] * 6

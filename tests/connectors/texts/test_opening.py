@@ -1,0 +1,71 @@
+"""Packed files, damaged packing, and files whose first bytes are something else than their name."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+
+from connectors.texts.opening import kind_of, look_at
+from connectors.texts.read import find_problems, load_texts
+from connectors.texts.stream import TextStream
+from loop.errors import DataError
+
+GOOD = b"text,gold\r\na,no\r\nb,yes\r\n"
+PACKED = {"t.csv.gz": gzip.compress, "t.csv.bz2": bz2.compress, "t.CSV.xz": lzma.compress}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(PACKED[name](GOOD))
+    assert [(r.text, r.gold) for r in load_texts(str(path), gold_column="gold")] == [
+        ("a", "no"), ("b", "yes"),
+    ]  # fmt: skip
+    stream = TextStream(path)
+    assert [r.text for piece in stream.pieces(9) for r in piece] == ["a", "b"]
+    assert (stream.stem, stream.suffix) == ("t", ".csv")
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:12] + b"\0\0\0\0" + whole[16:]):
+        path.write_bytes(damaged)
+        problems = find_problems(str(path), gold_column="gold")
+        assert [p.kind for p in problems] == ["unreadable"]
+        with pytest.raises(DataError, match="cannot be"):
+            TextStream(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("t.csv", b"PK\x03\x04rest", "workbook"),
+        ("t.jsonl", b"\xd0\xcf\x11\xe0rest", "workbook"),
+        ("t.csv", b"PAR1rest", "Parquet"),
+        ("t.csv", "text,gold\na,b\nc,d\n".encode("utf-16-le"), "UTF-16"),
+        ("t.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, name, data, said):
+    path = tmp_path / name
+    path.write_bytes(data)
+    (problem,) = find_problems(str(path))
+    assert said in problem.message
+    with pytest.raises(DataError):
+        TextStream(path)
+
+
+def test_the_first_bad_byte_is_found_behind_the_first_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr("connectors.texts.opening.CHUNK_BYTES", 5)
+    path = tmp_path / "t.csv"
+    path.write_bytes("a\né\nü,".encode() + b"\xff\n")
+    bad = look_at(path).bad
+    assert (bad.offset, bad.line, bad.value) == (8, 3, 0xFF)
+    path.write_bytes("héé\n".encode()[:-2])  # cut off in a character
+    assert look_at(path).bad.offset == 3
+    path.write_bytes(b"\xef\xbb\xbf \n\t\r\n")
+    assert look_at(path).blank
+
+
+def test_kinds_by_name(tmp_path):
+    names = ["a.csv", "a.tsv.gz", "a.ndjson", "a.PQ", "a.xlsx", "a.gz", "a.txt", "a"]
+    kinds = ["csv", "csv", "jsonl", "parquet", "excel", "", "", ""]
+    assert [kind_of(tmp_path / name) for name in names] == kinds

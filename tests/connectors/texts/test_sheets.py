@@ -1,0 +1,133 @@
+"""Tables under a header: dialects, titles, columns without a name or with one name, workbooks."""
+
+import datetime as dt
+
+import pytest
+from workbooks import workbook
+
+from connectors.texts.read import find_problems, load_texts, read_texts
+from connectors.texts.sheets import Sheet, csv_delimiter
+from connectors.texts.stream import TextStream
+from loop.errors import DataError
+
+
+def put(tmp_path, content, name="t.csv"):
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(tmp_path / name)
+
+
+DIALECTS = {
+    "sep line": "sep=;\r\ntext;gold\r\na, b;no\r\nc;yes\r\n",
+    "quoted sep line and mark": '\ufeff"SEP=|"\ntext|gold\na, b|no\nc|yes\n',
+    "bars": "text|gold\na, b|no\nc|yes\n",
+    "commas in a name": '"text";"gold";"a,b,c,d"\na, b;no;1\nc;yes;2\n',
+    "commas in texts": "text;gold\na, b;no\nc;yes\n",
+    "empty rows at the end": "text;gold\na, b;no\nc;yes\n;\n;\n",
+    "delimiters at the ends": "text;gold;\na, b;no;\nc;yes;;;\n",
+    "delimiter at the header's end alone": "text;gold;\na, b;no\nc;yes\n",
+    "old Macintosh": "text;gold\ra, b;no\rc;yes\r",
+    "spaces in the header": '" text ";gold \na, b;no\nc;yes\n',
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_reads_the_same(tmp_path, name):
+    source = put(tmp_path, DIALECTS[name])
+    rows = load_texts(source, gold_column="gold", labels=["no", "yes"])
+    assert [(r.text, r.gold) for r in rows] == [("a, b", "no"), ("c", "yes")]
+    stream = TextStream(tmp_path / "t.csv")
+    assert [r.text for p in stream.pieces(9) for r in p if r.text] == ["a, b", "c"]
+
+
+def test_delimiters_are_told_by_names_then_by_even_rows():
+    assert csv_delimiter("text,a;b;c;d\nx,1\n", ["text"]) == ","
+    assert csv_delimiter("one, two;gold\na, b, c;1\nd, e;2\n") == ";"
+    assert csv_delimiter("text\nhello; you|there\n") == ","
+
+
+def test_rows_of_empty_cells_are_left_out_and_counted(tmp_path):
+    source = put(tmp_path, "text,gold\na,no\n,\nb,yes\n,,,\n")
+    problems = find_problems(source, gold_column="gold")
+    assert [(p.level, p.kind, p.rows) for p in problems] == [("note", "blank_row", (3, 5))]
+    stream = TextStream(tmp_path / "t.csv")  # rows of a prediction stay in their place
+    assert [r.text for p in stream.pieces(9) for r in p] == ["a", "", "b", ""]
+
+
+def test_names_of_several_lines_stay_in_one_line_of_the_message(tmp_path):
+    source = put(tmp_path, '"a\nb",gold\nx,no\ny,yes\n')
+    (problem,) = find_problems(source, gold_column="gold")
+    assert "available: 'a b', gold; set" in problem.message
+    with pytest.raises(DataError, match="available: 'a b', gold; name"):
+        TextStream(tmp_path / "t.csv")
+
+
+def test_a_title_above_the_header_is_told(tmp_path):
+    source = put(tmp_path, "Reviews 2024;;\n;;\ntext;gold;n\na;no;1\nb;yes;2\n")
+    first, second = find_problems(source, gold_column="gold")[:2]
+    assert (first.kind, second.kind) == ("missing_column", "missing_column")
+    assert "row 3 looks like the header: remove the rows above it" in first.message
+
+
+def test_columns_that_nobody_asked_for_stop_nothing(tmp_path):
+    source = put(tmp_path, "text,x,x,,gold\na,1,2,,no\nb,3,4,five,yes\n")
+    table = read_texts(source, gold_column="gold", labels=["no", "yes"])
+    assert [r.meta for r in table.rows] == [{"x": "1"}, {"x": "3"}]
+    assert [(p.level, p.kind) for p in table.problems] == [
+        ("note", "duplicate_column"), ("note", "unnamed_column"),
+    ]  # fmt: skip
+    stream = TextStream(tmp_path / "t.csv")
+    assert stream.columns == ("text", "x", "gold")
+    assert stream.lines() == [
+        "Left out: all but the first of the columns x.",
+        "Left out: 1 values under no column name.",
+    ]
+    (problem,) = find_problems(put(tmp_path, "text,text\na,b\n"))
+    assert (problem.level, problem.kind) == ("error", "duplicate_column")
+
+
+def test_a_file_that_is_not_ours_keeps_its_apostrophes(tmp_path):
+    source = put(tmp_path, "text,n\n'=1+1,'@x\n'quoted',2\n")
+    assert [(r.text, r.meta["n"]) for r in load_texts(source)] == [
+        ("'=1+1", "'@x"), ("'quoted'", "2"),
+    ]  # fmt: skip
+    marked = 'text,guarded_cells\n\'=1+1,"[""text""]"\n\'=1+1,\n=2+2,"[""text""]"\nx,not json\n'
+    rows = load_texts(put(tmp_path, marked))
+    assert [r.text for r in rows] == ["=1+1", "'=1+1", "=2+2", "x"]
+    assert rows[0].meta == {}
+
+
+def test_cells_of_a_workbook_are_values():
+    rows = [(2, ["", ""]), (3, ["text", 1.0, None]), (4, ["a", dt.date(2020, 1, 2), ""])]
+    sheet = Sheet(rows, names=["text"])
+    assert sheet.columns == ("text", "1")
+    assert list(sheet) == [(4, {"text": "a", "1": dt.date(2020, 1, 2)})]
+
+
+def test_a_workbook_is_read_like_a_table(tmp_path):
+    pytest.importorskip("python_calamine", reason="the extra 'excel' is not installed")
+    rows = [
+        [None, None], ["text", "gold", "sure"], ["=1+1 is two", 1, 0.5],
+        ["b\nc", False, None], [None, None, None], ["d", "1.0", "-3"],
+    ]  # fmt: skip
+    workbook(tmp_path / "t.xlsx", {"Reviews": rows, "other": [["x"]]})
+    table = read_texts(str(tmp_path / "t.xlsx"), gold_column="gold", labels=["0", "1"])
+    assert [(r.text, r.gold, r.line) for r in table.rows] == [
+        ("=1+1 is two", "1", 3), ("b\nc", "0", 4), ("d", "1", 6),
+    ]  # fmt: skip
+    assert [r.meta["sure"] for r in table.rows] == [0.5, "", "-3"]
+    assert {p.kind for p in table.problems} == {"sheets", "blank_row", "respelt_label"}
+    stream = TextStream(tmp_path / "t.xlsx")
+    assert (stream.suffix, stream.rows, stream.left_out) == (
+        ".csv", 4, ["the sheets besides the first one, 'Reviews'"],
+    )  # fmt: skip
+    (tmp_path / "bad.xlsx").write_bytes(b"PK\x03\x04 no workbook")
+    (problem,) = find_problems(str(tmp_path / "bad.xlsx"))
+    assert "is not a readable workbook" in problem.message
+
+
+def test_without_the_extra_a_workbook_says_what_to_install(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "python_calamine", None)
+    (problem,) = find_problems(put(tmp_path, b"PK\x03\x04", "t.xlsx"))
+    assert "pip install 'goldloop[excel]'" in problem.message

@@ -1,0 +1,188 @@
+"""Exports of labelling tools: whose answer, which label, and why there is none."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from connectors.texts.tool_exports import read_export
+from loop.errors import DataError
+
+BOTH = ("positive", "negative")
+
+
+def choices(*labels, tag="sentiment"):
+    value = {"choices": list(labels)}
+    return [{"from_name": tag, "to_name": "text", "type": "choices", "value": value}]
+
+
+def answers(tmp_path, content, name="t.json", **columns):
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    found = read_export(str(tmp_path / name), BOTH, **columns)
+    return found.tool, [(a.texts[0], a.person, a.label, a.problem) for a in found.answers]
+
+
+def task(text, *annotations, **more):
+    return {"id": 1, "data": {"text": text}, "annotations": list(annotations), **more}
+
+
+def test_label_studio_tasks(tmp_path):
+    said = {"completed_by": 1, "was_cancelled": False}
+    tasks = [
+        task("one", said | {"result": choices("positive")}),
+        task("skip", said | {"result": choices("positive"), "was_cancelled": True}),
+        task("empty", said | {"result": []}),
+        task("none", predictions=[{"result": choices("positive")}]),
+        task("draft", drafts=[{"result": choices("positive")}]),
+        task(
+            "two",
+            said | {"result": choices("positive")},
+            said | {"result": choices("Negative"), "completed_by": {"id": 2, "email": "b@x"}},
+        ),
+        task("several", said | {"result": choices("positive", "negative")}),
+        task("other", said | {"result": choices("neutral")}),
+        task("unsure", said | {"result": choices("Unsure / none fits")}),
+        task("stars", said | {"result": [{"type": "rating", "value": {"rating": 4}}]}),
+        task("odd", None, said | {"result": "x"}, 7),
+    ]
+    tool, found = answers(tmp_path, tasks)
+    assert tool == "Label Studio"
+    assert found == [
+        ("one", "1", "positive", ""), ("skip", "1", None, "skipped"), ("empty", "1", None, "empty"),
+        ("none", "", None, "nobody answered"), ("draft", "", None, "draft alone"),
+        ("two", "1", "positive", ""), ("two", "b@x", "negative", ""),
+        ("several", "1", None, "several labels"), ("other", "1", None, "unknown label 'neutral'"),
+        ("unsure", "1", None, "unsure"), ("stars", "1", None, "unknown label '4'"),
+        ("odd", "1", None, "empty"),
+    ]  # fmt: skip
+    tags = [task("a", said | {"result": choices("negative") + choices("positive", tag="mood")})]
+    assert answers(tmp_path, tags)[1][0][2:] == (None, "several labels")
+    assert answers(tmp_path, tags, label_column="mood")[1][0][2] == "positive"
+
+
+ROWS = [
+    {"annotation_id": 1, "annotator": 1, "lead_time": 2.5, "text": "a", "mood": "positive"},
+    {"annotation_id": 2, "annotator": 2, "lead_time": 2.5, "text": "a", "mood": "negative"},
+    {
+        "annotation_id": 3, "annotator": 1, "lead_time": 2.5, "text": "b",
+        "mood": {"choices": ["positive", "negative"]},
+    },
+    {"annotation_id": 4, "annotator": 1, "lead_time": 2.5, "text": "c", "mood": ""},
+]  # fmt: skip
+
+
+def as_csv(rows):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(
+        {k: json.dumps(v) if isinstance(v, dict) else v for k, v in row.items()} for row in rows
+    )
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("name", ["min.json", "t.csv"])
+def test_label_studio_rows(tmp_path, name):
+    content = json.dumps(ROWS) if name.endswith("json") else as_csv(ROWS)
+    tool, found = answers(tmp_path, content, name)
+    assert tool == "Label Studio"
+    assert found == [
+        ("a", "1", "positive", ""), ("a", "2", "negative", ""),
+        ("b", "1", None, "several labels"), ("c", "1", None, "empty"),
+    ]  # fmt: skip
+
+
+def lines(*rows):
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(
+    ("tool", "content", "found"),
+    [
+        (
+            "doccano",
+            lines(
+                {"id": 1, "text": "a", "label": ["positive"], "Comments": []},
+                {"id": 2, "text": "b", "label": [], "Comments": []},
+                {"id": 3, "text": "c", "label": ["positive", "negative"], "Comments": []},
+            ),
+            [("positive", ""), (None, "empty"), (None, "several labels")],
+        ),
+        (
+            "Prodigy",
+            lines(
+                {"text": "a", "accept": ["positive"], "answer": "accept", "_input_hash": 1},
+                {"text": "b", "accept": ["positive"], "answer": "reject", "_input_hash": 2},
+                {"text": "c", "accept": [], "answer": "accept", "_input_hash": 3},
+                {"text": "d", "accept": ["negative"], "answer": "ignore", "_input_hash": 4},
+            ),
+            [
+                ("positive", ""), (None, "answer = 'reject'"), (None, "empty"),
+                (None, "answer = 'ignore'"),
+            ],
+        ),
+        (
+            "Prodigy",
+            lines(
+                {"text": "a", "label": "positive", "answer": "accept"},
+                {"text": "b", "label": "positive", "answer": "reject"},
+            ),
+            [("positive", ""), (None, "answer = 'reject'")],
+        ),
+        (
+            "spaCy",
+            lines(
+                {"text": "a", "cats": {"positive": 1.0, "negative": 0.0}},
+                {"text": "b", "cats": {"positive": 0.0, "negative": 0.0}},
+                {"text": "c", "cats": {"positive": 1.0, "negative": 1.0}},
+            ),
+            [("positive", ""), (None, "empty"), (None, "several labels")],
+        ),
+        (
+            "Argilla",
+            lines(
+                {
+                    "text": "a", "q.responses": ["positive", "negative", "negative"],
+                    "q.responses.users": ["u", "v", "w"], "q.suggestion": "negative",
+                    "q.responses.status": ["submitted", "submitted", "discarded"],
+                },
+                {"text": "b", "q.responses": [], "q.suggestion": "positive"},
+            ),
+            [
+                ("positive", ""), ("negative", ""), (None, "status 'discarded'"),
+                (None, "nobody answered"),
+            ],
+        ),
+        (
+            "Argilla",
+            lines(
+                {
+                    "fields": {"text": "a"}, "suggestions": {"q": {"value": "negative"}},
+                    "responses": {"q": [{"value": "positive", "user_id": "u"}]},
+                },
+                {"fields": {"text": "b"}, "responses": {}},
+            ),
+            [("positive", ""), (None, "nobody answered")],
+        ),
+    ],
+)  # fmt: skip
+def test_tools_that_write_one_record_a_text(tmp_path, tool, content, found):
+    wrote, read = answers(tmp_path, content, "t.jsonl")
+    assert wrote == tool
+    assert [answer[2:] for answer in read] == found
+    assert read[0][0] == "a"
+
+
+def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):
+    table = "text,mood,second,model_label\na,positive,negative,positive\nb,negative,,positive\n"
+    with pytest.raises(DataError, match="several columns with labels: mood, second"):
+        answers(tmp_path, table, "t.csv")
+    found = answers(tmp_path, table, "t.csv", label_column="mood")[1]
+    assert [f[2] for f in found] == ["positive", "negative"]
+    with pytest.raises(DataError, match="no column whose values are the campaign's labels"):
+        answers(tmp_path, "text,mood\na,happy\n", "t.csv")
+    with pytest.raises(DataError, match="holds no rows"):
+        answers(tmp_path, "text,mood\n", "t.csv")
+    with pytest.raises(DataError, match="does not exist"):
+        read_export(str(tmp_path / "none.json"), BOTH)

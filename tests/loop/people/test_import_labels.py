@@ -1,0 +1,109 @@
+"""Labels from elsewhere as gold: matched, decided, stored once, and kept through the rounds."""
+
+from campaigns import LABELS, make, texts
+
+from loop.campaign.tables import IMPORTED
+from loop.deliver.export import final_labels
+from loop.next_round import open_campaign
+from loop.people.import_labels import import_labels
+from loop.ports import GivenLabel
+from loop.round import run_round
+
+
+def given(text, label="good", *, person="", at="", problem="", row=1):
+    return GivenLabel((text,), row, person, label, problem, at)
+
+
+def begun(tmp_path, **sections):
+    ctx = make(tmp_path, **sections)
+    open_campaign(ctx)
+    return ctx
+
+
+def test_every_text_is_taken_or_told_and_a_second_time_changes_nothing(tmp_path):
+    ctx = begun(tmp_path)
+    pool = [item.text for item in ctx.store.items("c", "pool")]
+    (test, *_) = ctx.store.items("c", "test")
+    answers = [
+        given(pool[0] + "\u200b", person="ann"),
+        given(pool[1], "bad"), given(pool[1], "good"), given(pool[1], "good"),
+        given(pool[2], "bad"), given(pool[2], "good"),
+        given(pool[3], "bad", person="ann", at="2026-01-02"),
+        given(pool[3], "good", person="ann", at="2026-01-01"),
+        given(pool[4], None, problem="skipped", row=9),
+        given(test.text), given("a stranger"), given("a  stranger"),
+    ]  # fmt: skip
+    found = import_labels(ctx, "t.json", "Label Studio", answers)
+    assert (found.texts, found.new, found.changed, found.same) == (7, 3, 0, 0)
+    assert found.taken + found.not_taken.total() == found.texts
+    assert found.not_taken == {
+        "people disagree": 1, "no answer with a label": 1, "no text of the campaign": 1,
+        "test text: its label belongs into texts.gold_column": 1,
+    }  # fmt: skip
+    assert found.answers == {"skipped": 1}
+    assert "skipped 1 (first in row 9)" in "\n".join(found.lines())
+    gold = ctx.store.gold("c")
+    by_text = {item.text: gold[item.id] for item in ctx.store.items("c") if item.id in gold}
+    assert [(by_text[pool[i]].label, by_text[pool[i]].how) for i in (0, 1, 3)] == [
+        ("good", IMPORTED), ("good", IMPORTED), ("bad", IMPORTED),
+    ]  # fmt: skip
+    assert by_text[pool[1]].confidence == 2 / 3
+    event = ctx.store.last_event("c", "import-labels", "labels imported")
+    kept = [answer for each in event.detail["answers"].values() for answer in each]
+    assert [1, "ann", "bad", "", "2026-01-02"] in kept
+    again = import_labels(ctx, "t.json", "Label Studio", answers)
+    assert (again.new, again.changed, again.same) == (0, 0, 3)
+    assert ctx.store.last_event("c", "import-labels", "labels imported").id == event.id
+    changed = import_labels(
+        ctx, "u.json", "doccano", [given(pool[0], "bad"), given(pool[3], "bad")]
+    )
+    assert (changed.new, changed.changed, changed.same) == (0, 1, 1)
+
+
+def test_imported_gold_trains_is_not_asked_again_and_costs_nothing(tmp_path):
+    ctx = begun(tmp_path, budget={"labels": 30, "usd_per_label": 1.0, "usd": 40.0})
+    pool = ctx.store.items("c", "pool")
+    mine = {item.id for item in pool[:40]}
+    import_labels(ctx, "t.json", "x", [given(i.text, str(i.known_label)) for i in pool[:40]])
+    first = run_round(ctx)
+    assert first.stage == "done"
+    asked = {r.item_id for r in ctx.store.reviews("c")}
+    assert len(asked) == 15
+    assert not asked & mine
+    gold = ctx.store.gold("c")
+    assert mine <= set(gold)
+    assert len(gold) == 55
+    rows = {row["id"]: row for row in final_labels(ctx.config, ctx.store)}
+    assert all(rows[i]["how"] == "imported" and rows[i]["source"] == "gold" for i in mine)
+    last = ctx.store.rounds("c")[-1].metrics
+    assert last.gold == 15  # bought
+    assert last.label_quality is not None
+    weights = {t.item_id: t.source for t in ctx.store.training_labels(first.id)}
+    assert {weights[i] for i in mine} == {"gold"}
+    second = run_round(ctx)
+    assert second.stage == "done"
+    assert mine <= set(ctx.store.gold("c"))
+
+
+def test_what_people_of_the_campaign_decided_stays(tmp_path):
+    ctx = begun(tmp_path)
+    run_round(ctx)
+    texts_of = {item.id: item.text for item in ctx.store.items("c")}
+    (one, two, *_) = list(ctx.store.gold("c").values())
+    other = LABELS[1 - LABELS.index(one.label)]
+    answers = [given(texts_of[one.item_id], other), given(texts_of[two.item_id], two.label)]
+    found = import_labels(ctx, "t.json", "x", answers)
+    assert found.taken == 0
+    assert found.not_taken == {
+        "people of the campaign decided otherwise": 1, "people of the campaign decided the same": 1,
+    }  # fmt: skip
+    assert ctx.store.gold("c")[one.item_id].label == one.label
+
+
+def test_a_pool_that_is_labelled_already_has_nothing_to_buy(tmp_path):
+    from loop.money import why_nothing_to_buy
+
+    ctx = begun(tmp_path, rows=texts(60), budget={"labels": 15}, rounds={"batch_size": 10})
+    pool = ctx.store.items("c", "pool")
+    import_labels(ctx, "t.json", "x", [given(i.text, str(i.known_label)) for i in pool])
+    assert "or has an imported label" in why_nothing_to_buy(ctx.config, ctx.store)
