@@ -113,13 +113,20 @@ def new_round(ctx: Context, number: int, **settings: Any) -> Round:
     Says what has changed in the file since the round before.
     """
     config = ctx.config.model_dump(mode="json")
-    if (last := ctx.store.last_round(ctx.name)) is not None:
+    last = ctx.store.last_round(ctx.name)
+    if last is not None:
         for line in change_lines(changes(last.config, config), f"round {last.number}"):
             ctx.say(line)
         seeds = [ctx.config.rounds.seed + i for i in range(ctx.config.student.seeds)]
         told = seeds_line(last, seeds, last.config["student"]["seeds"])
         if told and last.number != VALIDATION:
             ctx.say(told)
+    student = ctx.config.student
+    if ctx.config.lr_why and (last is None or last.config["student"]["lr"] != student.lr):
+        ctx.say(
+            f"Students: {student.encoder}, learning rate {student.lr:g}, which"
+            f" {ctx.config.lr_why}; student.lr sets another."
+        )
     with ctx.store.transaction() as session:
         round_ = Round(
             campaign=ctx.name,

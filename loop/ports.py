@@ -367,18 +367,36 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
+class OwnAnswers:
+    """What a student answers for m of the texts that it learned from.
+
+    Attributes:
+        answers: (m,) classes.
+        y: (m, k) the labels that it learned, rows sum to 1.
+        weight: (m,) > 0.
+    """
+
+    answers: IntArray
+    y: FloatArray
+    weight: FloatArray
+
+
+@dataclass(frozen=True)
 class SeedResult:
     """One trained seed.
 
     Attributes:
         probs: (n_eval, k) on the evaluation texts, in their order.
         path: the saved model's folder, or None if it was not kept.
+        own: its answers for texts that it learned from, to see whether it learned; None where
+            nobody asked it.
     """
 
     seed: int
     probs: FloatArray
     seconds: float
     path: Path | None
+    own: OwnAnswers | None = None
 
 
 @dataclass(frozen=True)

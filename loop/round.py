@@ -392,6 +392,7 @@ def train(ctx: Context, round_: Round) -> bool:
             keep=keep,
             on_seed=run_saver(ctx, round_, arm, label_set),
             start=start if arm == "loop" else {},
+            must_learn=arm == "loop" and len(missing) == len(seeds),
         )
     return _advance(ctx, round_, "train", arms=list(arms))
 

@@ -14,10 +14,16 @@ import numpy as np
 from loop.campaign.context import Context
 from loop.campaign.tables import VALIDATION, Item, Round, Run, round_id
 from loop.chance import unit_hash
+from loop.errors import StudentError
 from loop.llm.ask import text_item
 from loop.llm.votes import read_votes, widened
 from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
+from loop.student.learning_rate import config_folder, fitting_rate
+from loop.student.nothing_learned import NothingLearned, answers_told, checked
+
+MOSTLY = 0.7
+"""Share of one class from which on class weights are advised."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +113,37 @@ def fit_seeds(
     keep: Mapping[int, Path],
     on_seed: Callable[[SeedResult], None],
     start: Mapping[int, Path] | None = None,
+    must_learn: bool = False,
 ) -> None:
-    """Trains seeds on a label set as the campaign file says, under a bar named ``what``."""
+    """Trains seeds on a label set as the campaign file says, under a bar named ``what``.
+
+    Args:
+        must_learn: stop where the first seed to end has learned nothing, unless the campaign file
+            says to go on. That seed is not handed over, so that it is trained again after a change.
+    Raises:
+        StudentError: training failed, or the first seed has learned nothing.
+    """
     texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
     steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
+    stops = must_learn and ctx.config.student.if_nothing_learned == "stop"
+    learned: list[int] = []
+
+    def failed(result: SeedResult, answer: NothingLearned) -> None:
+        told = f"seed {result.seed} {answers_told(answer, ctx.config.label_names)}"
+        if stops and not learned:
+            raise StudentError(
+                f"{what}: the student learned nothing: {told}. Its seeds would agree with each"
+                " other, and that would mean nothing, so that no further seed is trained and"
+                f" nobody is asked anything. {advice(ctx, labels)} Then the same command goes on;"
+                " all labels and answers are kept. To go on without a change, set"
+                ' student.if_nothing_learned = "go on".'
+            )
+        ctx.say(f"{what}. A student that learned nothing: {told}. {advice(ctx, labels)}")
+
+    def hand_over(result: SeedResult) -> None:
+        learned.append(result.seed)
+        on_seed(result)
+
     with ctx.show(what, steps) as progress:
         ctx.student.fit(
             TrainingSet([texts[i] for i in labels.ids], labels.y, labels.weight, _dev_texts(ctx)),
@@ -118,11 +151,34 @@ def fit_seeds(
             ctx.config.label_names,
             seeds,
             keep=keep,
-            on_seed=on_seed,
+            on_seed=checked(hand_over, failed),
             progress=progress,
             start=start or {},
             say=lambda line: ctx.say(f"{what}. {line}"),
         )
+
+
+def advice(ctx: Context, labels: LabelSet) -> str:
+    """What to change so that students learn something, in one sentence."""
+    student = ctx.config.student
+    fits = fitting_rate(student.encoder, config_folder(student.encoder, ctx.config.folder))
+    lr = fits.value if student.lr is None else student.lr
+    steps = student.epochs * -(-int((labels.weight > 0).sum()) // student.batch_size)
+    more = (
+        f"raise student.epochs (now {student.epochs}: {steps} training steps), or choose another"
+        f" student.encoder (now {student.encoder!r})"
+    )
+    share = labels.weight @ labels.y / labels.weight.sum()
+    if share.max() >= MOSTLY and student.class_weights == "none":
+        more += (
+            f', or set student.class_weights = "balanced", because {100 * share.max():.0f} % of'
+            f" the labels are {ctx.config.label_names[int(share.argmax())]!r}"
+        )
+    if lr < fits.value / 1.5:
+        return f"Set student.lr = {fits.value:g} (now {lr:g}), which {fits.why}; or {more}."
+    if lr > 4 * fits.value:
+        return f"Lower student.lr to {fits.value:g} (now {lr:g}), which {fits.why}; or {more}."
+    return f"{more[0].upper()}{more[1:]}, or raise student.lr (now {lr:g})."
 
 
 def run_saver(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.estimate import MIN_RANDOM, Estimate
+from strategies.estimate import MIN_RANDOM, Estimate, share_interval, unseen
 from strategies.pool import FloatArray, IntArray
 
 
@@ -68,21 +68,23 @@ def compare(
     kl = _kl(tables, k)
     said = tables[:, 0, :, :k].sum(axis=1)
     true = tables[0, 0].sum(axis=1)
+    rarest = float(true[true > 0].min())
     return [
         Compared(
             unanswered=int((labels[i] < 0).sum()),
-            accuracy=_interval(accuracy[i]),
-            macro_f1=_interval(macro[i]),
+            accuracy=_interval(accuracy[i], g),
+            macro_f1=_interval(macro[i], rarest),
             precision=tuple(
-                _interval(precision[i, :, c]) if said[i, c] >= MIN_RANDOM else None
+                _interval(precision[i, :, c], said[i, c]) if said[i, c] >= MIN_RANDOM else None
                 for c in range(k)
             ),
             recall=tuple(
-                _interval(recall[i, :, c]) if true[c] >= MIN_RANDOM else None for c in range(k)
+                _interval(recall[i, :, c], true[c]) if true[c] >= MIN_RANDOM else None
+                for c in range(k)
             ),
-            kl=_less_bias(kl[i]),
-            accuracy_gain=_interval(accuracy[i] - accuracy[0]) if i else None,
-            macro_f1_gain=_interval(macro[i] - macro[0]) if i else None,
+            kl=_less_bias(kl[i], unseen(g)),
+            accuracy_gain=_gain(accuracy[i] - accuracy[0], g) if i else None,
+            macro_f1_gain=_gain(macro[i] - macro[0], rarest) if i else None,
         )
         for i in range(a)
     ]
@@ -116,14 +118,37 @@ def _kl(tables: FloatArray, k: int) -> FloatArray:
     return np.asarray((p * np.log(np.where(p > 0, p, 1.0) / q)).sum(axis=2), dtype=np.float64)
 
 
-def _interval(values: FloatArray) -> Estimate:
-    """Of the sample itself, the first value, and of its resamples."""
+def _interval(values: FloatArray, n: float) -> Estimate:
+    """Of the sample itself, the first value, and of its resamples.
+
+    Args:
+        n: items that the share is of, for an interval where all resamples are equal.
+    """
     low, high = np.quantile(values[1:], [0.025, 0.975])
+    if low == high:
+        low, high = share_interval(float(np.clip(values[0], 0.0, 1.0)), n)
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
-def _less_bias(values: FloatArray) -> Estimate:
-    """Likewise for a quantity that chance makes larger, not below 0."""
+def _gain(values: FloatArray, n: float) -> Estimate:
+    """Likewise for a difference of two shares of the same n items."""
+    low, high = np.quantile(values[1:], [0.025, 0.975])
+    if low == high:  # not one of the items tells the two apart
+        low, high = low - unseen(n), high + unseen(n)
+    value = float(values[0])
+    return Estimate(value, max(float(min(low, value)), -1.0), min(float(max(high, value)), 1.0))
+
+
+def _less_bias(values: FloatArray, unseen_share: float) -> Estimate:
+    """Likewise for a quantity that chance makes larger, not below 0.
+
+    Args:
+        unseen_share: the largest that a class may have that no item shows. Where all resamples are
+            equal, it bounds what the sample cannot see, u (1 + log 1/u).
+    """
+    if np.ptp(values[1:]) == 0:
+        value = max(0.0, float(values[0]))
+        return Estimate(value, 0.0, value + unseen_share * float(np.log(1.0 / unseen_share) + 1.0))
     bias = float(values[1:].mean() - values[0])
     low, high = np.quantile(values[1:], [0.025, 0.975]) - 2.0 * bias
     value = max(0.0, float(values[0]) - bias)

@@ -29,6 +29,31 @@ class Estimate:
     high: float
 
 
+def share_interval(value: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of a share seen in n independent items, as a sample shows it.
+
+    It has a width also where all items agree, unlike a bootstrap, whose replicates are then all
+    equal.
+
+    Args:
+        value: the share, in [0, 1].
+        n: > 0; need not be whole, for items of unequal weight.
+    Source: Wilson 1927.
+    """
+    from scipy.stats import norm
+
+    q = float(norm.ppf(0.5 + level / 2.0))
+    shrink = 1.0 + q**2 / n
+    centre = (value + q**2 / (2.0 * n)) / shrink
+    half = q * float(np.sqrt(value * (1.0 - value) / n + q**2 / (4.0 * n**2))) / shrink
+    return max(min(centre - half, value), 0.0), min(max(centre + half, value), 1.0)
+
+
+def unseen(n: float, *, level: float = 0.95) -> float:
+    """Largest share, at the level, of something that not one of n independent items shows."""
+    return share_interval(0.0, n, level=level)[1]
+
+
 @dataclass(frozen=True)
 class LabelQuality:
     """What the gold labels say about the LLM's labels on the whole pool.
@@ -126,13 +151,13 @@ def label_quality(
     # not the whole audit, say how well that variance is known.
     carrying = effective_size(design.spread * e_f1**2)
     few = min(int(design.random.sum()), max(round(2.0 * carrying), 3)) if carrying else None
+    left, still = max(1.0 - acc.value - found, 0.0), max(1.0 - acc.low - found, 0.0)
+    if still <= left:  # all that the audit foresees is found; the texts not seen may hold more
+        unseen_frac = 1.0 - len(truth) / design.n
+        still += unseen(max(int(design.random.sum()), 1), level=level) * unseen_frac
     return LabelQuality(
         accuracy=acc,
-        remaining_error=Estimate(
-            max(1.0 - acc.value - found, 0.0),
-            max(1.0 - acc.high - found, 0.0),
-            max(1.0 - acc.low - found, 0.0),
-        ),
+        remaining_error=Estimate(left, max(1.0 - acc.high - found, 0.0), still),
         precision=tuple(precision),
         recall=tuple(recall),
         class_share=tuple(shares),

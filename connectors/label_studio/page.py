@@ -51,8 +51,13 @@ def shown_names(labels: Sequence[Label]) -> dict[str, str]:
     names: dict[str, str] = {}
     for label in labels:
         shown = shown_name(label.name)
-        if shown in names or shown == UNSURE:
-            other = names.get(shown, UNSURE)
+        if shown == UNSURE:
+            raise ReviewerError(
+                f"The label {label.name!r} looks like the page's own answer {UNSURE!r}, which"
+                " people give where no label fits; rename it."
+            )
+        if shown in names:
+            other = names[shown]
             raise ReviewerError(
                 f"The labels {other!r} and {label.name!r} look the same on the labelling page;"
                 " rename one of them."

@@ -11,10 +11,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from loop.bench.data_sets import BenchData
-from loop.errors import DataError
+from loop.errors import DataError, StudentError
 from loop.files import replacing
 from loop.ports import FloatArray, IntArray, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenHeads
+from loop.student.nothing_learned import NothingLearned, answers_told, checked
 
 
 @runtime_checkable
@@ -74,8 +75,21 @@ class EncoderLearner:
         def keep(result: SeedResult) -> None:
             found[result.seed] = result
 
+        def failed(result: SeedResult, answer: NothingLearned) -> None:
+            # An LLM's labels, or a few, may well teach nothing; gold for every text must.
+            of_gold = (weight > 0).all() and (y.argmax(axis=1) == data.gold).all()
+            if not found and of_gold:
+                raise StudentError(
+                    f"{data.name}: the student learned nothing from gold: seed {result.seed}"
+                    f" {answers_told(answer, data.labels)}. Its seeds would agree with each other,"
+                    " and that would mean nothing, so that no further seed is trained. Raise its"
+                    " learning rate (--lr) or choose another --encoder."
+                )
+
         train = TrainingSet(data.texts, y, weight)
-        self.student.fit(train, data.test_texts, data.labels, seeds, keep={}, on_seed=keep)
+        self.student.fit(
+            train, data.test_texts, data.labels, seeds, keep={}, on_seed=checked(keep, failed)
+        )
         return np.stack([found[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
 
 

@@ -251,5 +251,6 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
             predictions["llm_only"], predictions["all_gold"], data.test_gold, metric,
             k=data.k, bootstrap=200, over="items", rng=np.random.default_rng(1),
         )  # fmt: skip
-        noise[metric] = (gap.high - gap.low) / 2
+        if np.isfinite(gap.value):
+            noise[metric] = (gap.high - gap.low) / 2
     return noise

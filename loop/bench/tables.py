@@ -59,6 +59,8 @@ def summarise(
             over_items = held[0].get("over_items", {}).get(metric)
             if len(held) == 1 and over_items and over_items["value"]["low"] is not None:
                 entry[metric] |= over_items["value"]
+            if entry[metric]["low"] == entry[metric]["high"]:  # nothing says how far others differ
+                entry[metric] |= {"low": None, "high": None}
         recovered = {}
         for metric in METRICS:
             llm, gold = (
@@ -110,6 +112,8 @@ def _share_interval(
         residuals.append(None if None in (a, b, mine) else mine - a - share * (b - a))
     spread = _spread(residuals)
     half = (spread["high"] - spread["low"]) / 2 / abs(gap)
+    if half <= 0:
+        return {"low": None, "high": None}
     return {"low": share - half, "high": share + half}
 
 
@@ -149,6 +153,8 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, float | None]:
     if not len(known):
         return {"low": None, "high": None}
     low, high = np.percentile(known, [2.5, 97.5])
+    if low == high:  # resamples of texts that all agree are no certainty
+        return {"low": None, "high": None}
     return {"low": float(low), "high": float(high)}
 
 
@@ -190,7 +196,8 @@ def compare(
                     spread, known = spread | found, True
                 sign = 1.0 if METRICS[metric].higher_is_better else -1.0
                 low, high = sorted((sign * spread["low"], sign * spread["high"]))
-                verdict = "tie" if not known or low <= 0 <= high else "win" if low > 0 else "loss"
+                told = known and low < high and not low <= 0 <= high
+                verdict = ("win" if low > 0 else "loss") if told else "tie"
                 out.append(
                     {
                         "data": data,
@@ -412,7 +419,9 @@ def plot(result: BenchResult, path: Path) -> None:
                 )
                 if not points:
                     continue
-                x, y, low, high = (np.array(column) for column in zip(*points, strict=True))
+                x, y, low, high = (
+                    np.array(column, dtype=np.float64) for column in zip(*points, strict=True)
+                )
                 (line,) = axes.plot(
                     x, y, marker="o", markersize=3, color=f"C{place % 10}",
                     linestyle=("-", "--", ":")[place // 10 % 3], linewidth=2.2 if not place else 1,
@@ -442,6 +451,8 @@ def _percent(value: float | None) -> str:
 def _with_interval(metric: Mapping[str, Any]) -> str:
     if metric["mean"] is None:
         return "–"
+    if metric["low"] is None:
+        return f"{100 * metric['mean']:.1f}"
     half = (metric["high"] - metric["low"]) / 2
     return f"{100 * metric['mean']:.1f} ± {100 * half:.1f}"
 

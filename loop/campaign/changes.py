@@ -139,7 +139,12 @@ POLICIES: dict[str, Policy] = {
     "student.encoder": _STUDENT,
     "student.epochs": _STUDENT,
     "student.batch_size": _STUDENT,
-    "student.lr": _STUDENT,
+    "student.lr": Policy(
+        "at once",
+        "no",
+        "Other students are trained. A campaign that has begun keeps its rate where the file names"
+        " none.",
+    ),
     "student.weight_decay": _STUDENT,
     "student.warmup_frac": _STUDENT,
     "student.max_tokens": _STUDENT,
@@ -149,6 +154,7 @@ POLICIES: dict[str, Policy] = {
     "student.seeds": Policy(
         "at once", "common seeds", "p_uc and reliable accuracy fall as seeds are added."
     ),
+    "student.if_nothing_learned": _AT_ONCE,
     "student.keep_seeds": _AT_ONCE,
     "student.warm_start": _STUDENT,
     "student.device": _AT_ONCE,

@@ -1,7 +1,8 @@
 """The campaign file, ``goldloop.toml``: one model, unknown keys refused, no secrets inside.
 
 Relative paths in the file are relative to the file. Defaults are those of the paper
-(arXiv 2504.15432): roberta-base, 3 epochs, batch 16, AdamW at 2e-5, 5 seeds, 3 shots.
+(arXiv 2504.15432): roberta-base, 3 epochs, batch 16, AdamW at 2e-5, 5 seeds, 3 shots. Another
+encoder's learning rate is by default the one that fits it.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ class StudentSection(Section):
     )
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(16, ge=1)
-    lr: float = Field(2e-5, gt=0.0)
+    lr: float | None = Field(None, gt=0.0)
     weight_decay: float = Field(0.01, ge=0.0)
     warmup_frac: Fraction = 0.05
     max_tokens: int = Field(256, ge=8)
@@ -297,6 +298,7 @@ class StudentSection(Section):
     class_weights: Literal["none", "balanced"] = "none"
     checkpoint: Literal["last", "best"] = "last"
     seeds: int = Field(5, ge=2)
+    if_nothing_learned: Literal["stop", "go on"] = "stop"
     keep_seeds: bool = False
     warm_start: bool = False
     device: str = "auto"
@@ -489,6 +491,7 @@ class Config(Section):
     store: StoreSection = StoreSection()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _lr_why: str = PrivateAttr(default="")
     _old_keys: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="before")
@@ -565,6 +568,21 @@ class Config(Section):
     def given_demonstrations(self) -> tuple[Demonstration, ...]:
         """Worked examples that stand in the campaign file."""
         return tuple(Demonstration(d.text, d.label) for d in self.prompt.demonstrations)
+
+    def with_lr(self, lr: float, why: str) -> Config:
+        """The same file with a learning rate that it does not name itself.
+
+        Args:
+            why: what the rate does, such as "fits minilm".
+        """
+        config = self.model_copy(update={"student": self.student.model_copy(update={"lr": lr})})
+        config._lr_why = why
+        return config
+
+    @property
+    def lr_why(self) -> str:
+        """Why ``student.lr`` is what it is; empty where the file names it."""
+        return self._lr_why
 
     @property
     def old_keys_note(self) -> str | None:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Item
 from loop.chance import unit_hash
-from loop.errors import ConfigError, DataError, suggestion
+from loop.errors import ConfigError, DataError, LoopError, suggestion
 from loop.ports import SourceText, bare_words, item_id, normalise
 
 SPLITS = ("pool", "test", "dev")
+OTHER_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "pool": "pool",
+    "dev": "dev",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "development": "dev",
+}
+"""What others call splits, and what is meant; only to suggest."""
 MIN_POOL = 10
 SHARED_FRAC = 0.1
 """Share of a campaign's texts that its source must still have before new ones are added."""
@@ -28,7 +42,7 @@ def import_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> in
         DataError: an unknown split, no text left to test on, or a pool of fewer than 10 texts.
     """
     name = config.campaign.name
-    splits = _splits(config, rows)
+    splits = splits_of(config, rows)
     counts = {str(split): splits.count(split) for split in SPLITS}
     without_gold = sum(s == "pool" and not r.gold for r, s in zip(rows, splits, strict=True))
     _check_fit(config, counts, without_gold)
@@ -182,34 +196,42 @@ def _item_rows(
     ]
 
 
-def _check_fit(config: Config, counts: dict[str, int], without_gold: int) -> None:
-    """Whether the campaign can be run on so many texts by split.
+def _check_fit(config: Config, counts: Mapping[str, int], without_gold: int) -> None:
+    """Raises the first of ``misfits``."""
+    for misfit in misfits(config, counts, without_gold):
+        raise misfit
+
+
+def misfits(config: Config, counts: Mapping[str, int], without_gold: int) -> Iterator[LoopError]:
+    """What keeps the campaign from being run on so many texts by split.
 
     Args:
+        counts: texts by split.
         without_gold: pool texts whose label the source does not know.
     """
-    if counts["pool"] < MIN_POOL:
-        raise DataError(
+    few = counts["pool"] < MIN_POOL
+    if few:
+        yield DataError(
             f"{config.texts.source} leaves {counts['pool']} texts to label (test {counts['test']},"
             f" dev {counts['dev']}); at least {MIN_POOL} are needed."
         )
     if counts["test"] == 0:
-        raise DataError(
+        yield DataError(
             "No text is held out to measure stability on; raise texts.test_frac, or mark some"
             " rows 'test' in texts.split_column."
         )
-    if config.rounds.batch_size > counts["pool"]:
-        raise ConfigError(
+    if config.rounds.batch_size > counts["pool"] and not few:
+        yield ConfigError(
             f"rounds.batch_size {config.rounds.batch_size} is larger than the pool of"
             f" {counts['pool']} texts; lower it."
         )
-    if config.budget.labels > counts["pool"]:
-        raise ConfigError(
+    if config.budget.labels > counts["pool"] and not few:
+        yield ConfigError(
             f"budget.labels {config.budget.labels} is larger than the pool of {counts['pool']}"
             " texts; lower it."
         )
     if without_gold and {"all_gold", "random"} & set(config.student.references):
-        raise ConfigError(
+        yield ConfigError(
             f"student.references random and all_gold need a gold label for every pool text;"
             f" {without_gold} have none. Remove those references, or fill the column."
         )
@@ -217,12 +239,17 @@ def _check_fit(config: Config, counts: dict[str, int], without_gold: int) -> Non
 
 def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
     named = ["pool" if r.split in ("train", "pool") else (r.split or "") for r in rows]
-    for number, split in enumerate(named):
-        if split not in SPLITS:
-            raise DataError(
-                f"Row {number + 1} of {config.texts.source} has split {split!r};"
-                f"{suggestion(split, SPLITS)} allowed: pool, train, test, dev."
-            )
+    unknown = Counter(split for split in named if split not in SPLITS)
+    if unknown:
+        split = next(split for split in named if split in unknown)
+        other = OTHER_NAMES.get(split.strip().lower())
+        meant = f" Did you mean {other!r}?" if other else suggestion(split, SPLITS)
+        also = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.items())
+        raise DataError(
+            f"Row {named.index(split) + 1} of {config.texts.source} has split {split!r};{meant}"
+            f" allowed: pool, train, test, dev. Not known in column {config.texts.split_column!r}:"
+            f" {also}."
+        )
     return named
 
 
@@ -265,7 +292,12 @@ def _new_splits(
     ]
 
 
-def _splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
+def splits_of(config: Config, rows: Sequence[SourceText]) -> list[str]:
+    """The split that each text is imported to.
+
+    Raises:
+        DataError: an unknown split.
+    """
     ids = [item_id(config.campaign.name, row.text) for row in rows]
 
     def mark(splits: list[str], candidates: list[int], split: str, n: int) -> list[str]:

@@ -5,7 +5,7 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context, Parts
     from loop.campaign.extensions import Group
     from loop.campaign.store import Store
-    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, SourceText, Student
+    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, Show, SourceText, Student
     from loop.serve.tokens import Tokens
 
 
@@ -59,21 +59,109 @@ def reading(file: Path) -> Iterator[tuple[Config, Store]]:
 
     config = load(file)
     with open_store(config, read_only=True) as store:
-        yield config, store
+        yield with_learning_rate(config, store, fetch=False), store
 
 
 @contextmanager
 def at_work(file: Path, command: str) -> Iterator[Context]:
     """The campaign at work, with the writer's lock held."""
     from loop.campaign.config import load
-    from loop.campaign.context import Context
     from loop.campaign.lock import writer
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
-        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        if config.people.platform == "label_studio":
+            check_labels(config)
+        context = build_context(config, store, show=bar, say=say)
         with closing(context):
             yield context
+
+
+def check_labels(config: Config) -> None:
+    """Whether people and the LLM can tell the labels apart, before either is asked.
+
+    Raises:
+        ReviewerError: two look the same on the labelling page, or one like its own answer "unsure".
+        AnnotatorError: two look the same in a prompt.
+    """
+    from connectors.label_studio.page import shown_names
+    from connectors.llm.prompt_text import one_line
+    from loop.errors import AnnotatorError
+
+    shown_names(config.port_labels)
+    lines: dict[str, str] = {}
+    for name in config.label_names:
+        other = lines.setdefault(one_line(name), name)
+        if other != name:
+            raise AnnotatorError(
+                f"The labels {other!r} and {name!r} look the same to the model; rename one."
+            )
+
+
+def make_ready(ctx: Context) -> None:
+    """Looks, before a campaign begins, for what would stop it once the LLM and people were paid.
+
+    Fetches the encoder where it is not here yet.
+
+    Raises:
+        LoopError: the encoder or the LLM is not to be had, or Label Studio has no token.
+    """
+    from loop.studies.preflight import parts_that_fail
+
+    if ctx.store.last_round(ctx.name) is not None:
+        return
+    for error in parts_that_fail(ctx.config):
+        raise error
+    _ = ctx.student.revision  # finds its files, or fetches them
+
+
+def build_context(
+    config: Config,
+    store: Store,
+    *,
+    show: Show | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Context:
+    """The campaign with its parts, and with the learning rate that its students have."""
+    from loop.campaign.context import Context
+    from loop.ports import show_nothing
+
+    config = with_learning_rate(config, store)
+    parts = build_parts(config, store)
+    return Context(config, store, parts, show=show or show_nothing, say=say)
+
+
+def with_learning_rate(config: Config, store: Store, *, fetch: bool = True) -> Config:
+    """The campaign file with its students' learning rate, where it names none.
+
+    A campaign that has begun keeps the rate of its rounds as long as its encoder stays, so that
+    these compare. Else it is the rate that fits the encoder.
+
+    Args:
+        fetch: ask the hub about an encoder that is not here; without it, the rate stays open.
+    Raises:
+        StudentError: ``fetch``, and there is no such encoder.
+    """
+    from loop.student.learning_rate import config_folder, fitting_rate, rate_by_name
+
+    student = config.student
+    if student.lr is not None:
+        return config
+    last = store.last_round(config.campaign.name)
+    before = last.config["student"] if last is not None else {}
+    if before.get("encoder") == student.encoder and before.get("lr"):
+        return config.with_lr(before["lr"], "is that of the rounds so far")
+    folder = None
+    if rate_by_name(student.encoder) is None:
+        folder = config_folder(student.encoder, config.folder)
+        if folder is None and not fetch:
+            return config
+        if folder is None:
+            from loop.student.encoder_files import fetch_config
+
+            folder = fetch_config(student.encoder)
+    rate = fitting_rate(student.encoder, folder)
+    return config.with_lr(rate.value, rate.why)
 
 
 def build_parts(config: Config, store: Store) -> Parts:

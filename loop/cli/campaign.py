@@ -85,12 +85,15 @@ def _name_and_description(line: str) -> tuple[str, str]:
 
 @app.command()
 def check(file: File = CAMPAIGN) -> None:
-    """Say everything that is wrong with the campaign file and its texts, in one pass."""
-    problems = Campaign(file).check()
+    """Say everything that is wrong with the campaign file and its texts, and what will happen."""
+    campaign = Campaign(file)
+    problems = campaign.check()
     for problem in problems:
         say(str(problem))
     if any(problem.level == "error" for problem in problems):
         raise typer.Exit(1)
+    for line in campaign.forecast():
+        say(line)
     say(f"{file} is fine.")
 
 

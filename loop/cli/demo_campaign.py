@@ -53,7 +53,6 @@ batch_size = {batch_size}
 [student]
 encoder = "minilm"
 epochs = 3
-lr = 1e-4          # 2e-5, the default for roberta-base, under-trains so small an encoder
 seeds = 5
 max_tokens = 64
 references = {references}

@@ -20,14 +20,17 @@ from loop.addresses import hidden
 from loop.cli.build import (
     at_work,
     build_annotator,
+    build_context,
     build_encoder_student,
-    build_parts,
     build_recorded,
+    check_labels,
     local_login,
+    make_ready,
     open_store,
     project_tasks,
     reading,
     texts_arguments,
+    with_learning_rate,
 )
 from loop.cli.terminal import bar, say
 from loop.errors import DataError, LoopError, NoStoreError, foreign
@@ -35,6 +38,7 @@ from loop.errors import DataError, LoopError, NoStoreError, foreign
 if TYPE_CHECKING:
     import pandas as pd
 
+    from connectors.texts.read import TextRow
     from loop.bench.data_sets import BenchData
     from loop.bench.tables import BenchResult
     from loop.campaign.config import Config
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from loop.deliver.predict import Labeller, Predictions
     from loop.people.import_labels import Import
     from loop.ports import Student
+    from loop.studies.preflight import Preflight
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -141,13 +146,41 @@ class Campaign:
         config = load(self.file)
         raw = self.file.read_text(encoding="utf-8")
         line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
-        problems = [
+        problems = []
+        try:
+            if config.people.platform == "label_studio":
+                check_labels(config)
+        except LoopError as exc:
+            problems.append(Problem("error", str(self.file), str(exc)))
+        problems += [
             Problem(problem.level, f"{self.file}:{line}", problem.message)
             for problem in find_problems(**texts_arguments(config, meta=None))
         ]
         if not any(problem.level == "error" for problem in problems):
             problems += _annotator_problems(config, self.file)
+            found = self._preflight(config)
+            problems += [Problem("error", str(self.file), error) for error in found.errors]
+            problems += [Problem("warning", str(self.file), told) for told in found.warnings]
         return problems
+
+    @_raises_loop_errors
+    def forecast(self) -> list[str]:
+        """What running the campaign from its beginning will take, in lines for people to read.
+
+        Texts by split, the mix of the known labels, LLM calls, people's answers and time, money,
+        and students. Call ``check`` first: a file that is wrong has no forecast.
+        """
+        from loop.campaign.config import load
+
+        return list(self._preflight(load(self.file)).lines)
+
+    def _preflight(self, config: Config) -> Preflight:
+        from loop.campaign.store import Store
+        from loop.studies.preflight import preflight
+
+        with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
+            config = with_learning_rate(config, nothing, fetch=False)
+        return preflight(config, _texts_of(config), config.annotator.model)
 
     @_raises_loop_errors
     def run(self, rounds: int | None = None, wait: bool = False, close: bool = False) -> bool:
@@ -170,6 +203,7 @@ class Campaign:
                 f"rounds must be 1 or more, or None for all that are left; not {rounds}."
             )
         with at_work(self.file, "run") as ctx:
+            make_ready(ctx)
             return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
 
     @_raises_loop_errors
@@ -444,8 +478,13 @@ class Campaign:
         return name, facts | {"next": str(status["next"])}
 
 
-def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+def _texts_of(config: Config) -> Sequence[TextRow]:
     from connectors.texts.read import load_texts
+
+    return load_texts(**texts_arguments(config))
+
+
+def _annotator_problems(config: Config, file: Path) -> list[Problem]:
     from loop.campaign.extensions import BUILT_IN, Group
     from loop.campaign.extensions import load as load_part
     from loop.ports import TextItem
@@ -463,7 +502,7 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
             )
         )
     if config.annotator.kind == "recorded":
-        rows = load_texts(**texts_arguments(config))
+        rows = _texts_of(config)
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
             build_recorded(config).check(items)
@@ -564,7 +603,7 @@ def bench(
     rounds: int = 3,
     student: str = "frozen",
     encoder: str = "minilm",
-    lr: float = 1e-4,
+    lr: float | None = None,
     seeds: int = 5,
     repetitions: int = 5,
     out: str | Path = "bench",
@@ -584,7 +623,7 @@ def bench(
         rounds: rounds that a budget is spread over.
         student: "frozen" heads on embeddings, quick, or "encoder", fine-tuned.
         encoder: hub name, folder, or embedded: minilm, mpnet.
-        lr: learning rate of the fine-tuned student.
+        lr: learning rate of the fine-tuned student; None is what fits the encoder.
         seeds: students per label set, 2 or more.
         repetitions: samples of the pool; with 1, intervals are over test texts.
         out: folder for results.json, .txt and .svg, and for the annotator's votes.
@@ -639,7 +678,6 @@ def _annotated(
     """The texts of a file, labelled by a campaign file's annotator; its votes are kept in out."""
     from loop.bench.data_sets import data_from_votes
     from loop.campaign.config import StoreSection, load
-    from loop.campaign.context import Context
     from loop.llm.votes import read_votes
     from loop.pool_arrays import llm_states
     from loop.round import run_stage
@@ -652,7 +690,7 @@ def _annotated(
     config = given.model_copy(update={"texts": section, "store": store_section})
     out.mkdir(parents=True, exist_ok=True)
     with open_store(config) as store:
-        context = Context(config, store, build_parts(config, store), show=bar, say=say)
+        context = build_context(config, store, show=bar, say=say)
         with closing(context):
             run_stage(context, "annotate")
             pool = store.items(context.name, "pool")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from loop.addresses import secret_in
-from loop.cli.build import build_parts, connect_project, open_store
+from loop.cli.build import build_context, connect_project, open_store
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, say
 from loop.errors import LoopError
@@ -136,12 +136,11 @@ def label_studio_status() -> None:
 def _pull_quietly(file: Path) -> None:
     """What `goldloop serve` does when answers may be back: as `goldloop pull`, without bars."""
     from loop.campaign.config import load
-    from loop.campaign.context import Context
     from loop.campaign.lock import writer
     from loop.round import pull_answers
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, "serve"):
-        round_ = pull_answers(Context(config, store, build_parts(config, store)))
+        round_ = pull_answers(build_context(config, store))
     if round_ is not None and round_.stage not in ("pull", "adjudicate"):
         say(f"Round {round_.number}: everything is back; next: `goldloop run`.")

@@ -106,7 +106,10 @@ def bench(
     encoder: Annotated[
         str, typer.Option(help="Hub name, folder, or embedded: minilm, mpnet.")
     ] = "minilm",
-    lr: Annotated[float, typer.Option(help="Learning rate of the fine-tuned student.")] = 1e-4,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the fine-tuned student; by default what fits it."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
     repetitions: Annotated[
         int, typer.Option(min=1, help="Samples of the pool; with 1, intervals are over test texts.")

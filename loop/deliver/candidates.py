@@ -12,6 +12,7 @@ import numpy as np
 from loop.campaign.context import Context
 from loop.campaign.tables import Item, Round, round_id
 from loop.deliver.saved_models import average, is_seed_model, is_whole, record_of
+from loop.measure.metric import one_class
 from loop.measure.stability import churn, measure
 from loop.ports import FloatArray, IntArray
 from loop.student.encoder_files import load_tokenizer, save_model
@@ -30,7 +31,8 @@ class Judged:
     """A candidate as the dev split sees it.
 
     Attributes:
-        agreement: share of dev texts on which it says what the ensemble says.
+        agreement: share of dev texts on which it says what the ensemble says; None where that
+            says one class for all of them, so that agreement means nothing.
         macro_f1: None without enough dev labels, like the two below.
         log_loss: mean, at its own temperature.
         temperature: fitted to the dev labels.
@@ -94,7 +96,7 @@ def build_candidates(
     on_dev, on_pool = probs[:, : len(dev)], probs[:, len(dev) :].mean(axis=0)
     distilled = _distil(ctx, round_, labels, pool, on_pool, dev, len(seeds), work)
     folders = {"the distilled model": distilled[0]}
-    if len(distilled) > 1 and dev:
+    if len(distilled) > 1 and dev and not one_class(on_dev.argmax(axis=2)):
         pair = np.stack([ask_model(ctx, f, dev_texts).argmax(axis=1) for f in distilled])
         news.append(
             f"Two distilled models disagree on {100 * churn(pair):.1f} % of the dev texts, two"
@@ -194,12 +196,14 @@ def choose(probs: dict[str, FloatArray], ensemble: FloatArray, y: IntArray, k: i
     }
     best = min(names, key=lambda name: float(losses[name].mean()))
     judged = {}
+    together_says = ensemble.argmax(axis=1)
+    alike = one_class(together_says)
     for name in names:
         worse = losses[name] - losses[best]
         error = float(worse.std(ddof=1)) / len(worse) ** 0.5 if len(worse) > 1 else 0.0
         judged[name] = Judged(
             name,
-            float((probs[name].argmax(axis=1) == ensemble.argmax(axis=1)).mean()),
+            None if alike else float((probs[name].argmax(axis=1) == together_says).mean()),
             _macro_f1(probs[name][known], y[known], k),
             float(losses[name].mean()),
             temperatures[name],
@@ -211,7 +215,7 @@ def choose(probs: dict[str, FloatArray], ensemble: FloatArray, y: IntArray, k: i
     loss = log_losses(with_temperature(ensemble[known], temperature), y[known])
     together = Judged(
         "the ensemble",
-        1.0,
+        None if alike else 1.0,
         _macro_f1(ensemble[known], y[known], k),
         float(loss.mean()),
         temperature,
@@ -220,6 +224,10 @@ def choose(probs: dict[str, FloatArray], ensemble: FloatArray, y: IntArray, k: i
         f"of {len(able)} candidates that are good enough on {int(known.sum())} dev labels it agrees"
         f" most with the ensemble of all seeds ({100 * (taken.agreement or 0):.1f} % of the dev"
         " texts)"
+        if len(able) > 1 and not alike
+        else f"of {len(able)} candidates that are good enough on {int(known.sum())} dev labels its"
+        " log-loss is the lowest; the seeds together give every dev text the same label, so that"
+        " agreement with them says nothing"
         if len(able) > 1
         else f"no other candidate is good enough on {int(known.sum())} dev labels"
     )

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.metrics import Metric
+from loop.campaign.metrics import Metric, RoundMetrics
 from loop.campaign.tables import VALIDATION, Item, Round, round_id
 from loop.chance import stream
 from loop.deliver.candidates import MIN_DEV, Choice, ask_model, build_candidates
@@ -42,11 +42,13 @@ from loop.deliver.saved_models import (
 )
 from loop.errors import StageError, StudentError
 from loop.files import remove_leftovers
+from loop.measure.collapsed import collapsed_line
 from loop.measure.held_out import evaluation_items, truth_of
 from loop.measure.stability import measure
 from loop.next_round import open_campaign
-from loop.ports import SeedResult
+from loop.ports import OwnAnswers, SeedResult
 from loop.student.encoder_files import load_classifier, load_tokenizer, save_model
+from loop.student.nothing_learned import nothing_learned
 from loop.training_sets import LabelSet, fit_seeds, label_set_of, last_models, loop_labels, seeds_of
 
 KIND = "final model"
@@ -78,7 +80,7 @@ def make_final_model(
             stable each label is.
         force: build anew what is there and up to date.
     Raises:
-        StageError: no round is finished yet.
+        StageError: no round is finished yet, or its students learned nothing.
         StoreError: the campaign file's labels are not those that the campaign was begun with.
         StudentError: the folder holds something else, or training or saving failed.
     """
@@ -89,13 +91,17 @@ def make_final_model(
     labels = loop_labels(ctx, round_)
     label_set = label_set_of(ctx, labels, evaluated)
     dev = ctx.store.items(ctx.name, "dev")
+    learned_nothing = collapsed_line(round_.metrics or RoundMetrics())
+    if learned_nothing:
+        _refuse_nothing_learned(ctx, round_, labels, learned_nothing)
+        keep_seeds = False  # they agree on everything, whatever a label is worth
     key = _key(label_set, [i.id for i in dev], keep_seeds)
     if not force and (record := record_of(folder)).get("key") == key and is_whole(folder, record):
         choice = _choice_in(record)
         return Made(folder, choice, (f"{folder} is up to date: {choice.name}, {choice.why}.",))
     remove_leftovers(folder)
     work = ctx.config.out / "models" / f"final-{label_set}"
-    news: list[str] = []
+    news: list[str] = [f"{learned_nothing}."] if learned_nothing else []
     seeds = _seed_models(ctx, round_, labels, label_set, evaluated, work, news)
     candidates = build_candidates(ctx, round_, labels, evaluated, dev, seeds, work, news)
     choice = candidates.choice
@@ -120,6 +126,18 @@ def _last_finished(ctx: Context) -> Round:
             " `goldloop run` first."
         )
     return rounds[-1]
+
+
+def _refuse_nothing_learned(ctx: Context, round_: Round, labels: LabelSet, told: str) -> None:
+    """Refuses to make a model of students that answer one class, where there was more to learn."""
+    used = labels.weight > 0
+    one = np.zeros(int(used.sum()), dtype=np.int64)
+    more = nothing_learned(OwnAnswers(one, labels.y[used], labels.weight[used]))
+    if more is not None and ctx.config.student.if_nothing_learned == "stop":
+        raise StageError(
+            f"There is no final model of round {round_.number}. {told}, and run another round. To"
+            ' make the model nevertheless, set student.if_nothing_learned = "go on".'
+        )
 
 
 def _check_place(folder: Path) -> None:
@@ -188,6 +206,7 @@ def _seed_models(
             keep={seed: places[seed] for seed in missing},
             on_seed=compare,
             start=last_models(ctx, round_),
+            must_learn=len(missing) == len(seeds),
         )
         folders |= {seed: places[seed] for seed in missing}
         if changed and max(changed) > 0:

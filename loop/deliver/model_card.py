@@ -13,6 +13,7 @@ from typing import Any
 from loop.campaign.config import Config
 from loop.campaign.metrics import COMPARED, METRICS, Metric, RoundMetrics
 from loop.campaign.tables import Round
+from loop.measure.collapsed import without_agreement
 from loop.report.contents import MISSING
 from loop.report.wording import with_interval
 
@@ -169,7 +170,7 @@ def _annotator(config: Config) -> str:
 
 
 def _figures(facts: CardFacts) -> str:
-    metrics = facts.round_.metrics or RoundMetrics()
+    metrics = without_agreement(facts.round_.metrics or RoundMetrics())
     students, before = metrics.arms.get("loop"), metrics.arms.get("llm_only")
     told = {
         "test": "test texts whose label was known",
@@ -216,7 +217,7 @@ def _choice(facts: CardFacts) -> str:
     rows = [
         (
             escape(j["name"]),
-            f"{100 * j['agreement']:.1f}",
+            "–" if j["agreement"] is None else f"{100 * j['agreement']:.1f}",
             f"{100 * j['macro_f1']:.1f}",
             f"{j['log_loss']:.3f}",
             "yes" if j["good_enough"] else "no",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from loop.campaign.metrics import Metric
-from loop.measure.metric import FloatArray, IntArray, replicates, seed_spread
+from loop.measure.metric import FloatArray, IntArray, replicates, seed_spread, with_width
 
 BOOTSTRAP = 1000
 
@@ -58,10 +58,12 @@ def agreement(
         if not known.size or not np.isfinite(value[0]):
             found[name] = Metric(float(value[0]))
             continue
-        low, high = np.percentile(known, [2.5, 97.5])
-        if name in ("same", "itself"):
-            low, high = max(low, 0.0), min(high, 1.0)
-        found[name] = Metric(float(value[0]), float(low), float(min(high, 1.0)))
+        low, high = map(float, np.percentile(known, [2.5, 97.5]))
+        share = name in ("same", "itself")
+        low, high = with_width(low, high, a.shape[1], difference=not share)
+        if share:
+            low = max(low, 0.0)
+        found[name] = Metric(float(value[0]), low, min(high, 1.0))
     return found
 
 

@@ -21,6 +21,8 @@ from loop.campaign.metrics import (
     Wrong,
 )
 from loop.campaign.tables import Round
+from loop.measure.collapsed import without_agreement
+from loop.measure.metric import with_width
 from loop.ports import FloatArray, IntArray
 from strategies.estimate import (
     Estimate,
@@ -107,8 +109,16 @@ def _metric(estimate: Estimate) -> Metric:
 
 
 def measured_rounds(rounds: Sequence[Round]) -> list[tuple[Round, RoundMetrics]]:
-    """The rounds that are measured, oldest first, each with what it measured."""
-    return [(round_, round_.metrics) for round_ in rounds if round_.metrics is not None]
+    """The rounds that are measured, oldest first, each with what it measured.
+
+    Students that answer one class for everything have no stability in it, whatever was stored.
+    """
+    measured = [(round_, round_.metrics) for round_ in rounds if round_.metrics is not None]
+    before = [None, *(metrics for _, metrics in measured)]
+    return [
+        (round_, without_agreement(metrics, earlier))
+        for (round_, metrics), earlier in zip(measured, before, strict=False)
+    ]
 
 
 def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
@@ -137,7 +147,8 @@ def predictor_metrics(
         rng: deals the earlier gold to folds, and draws the bootstrap.
 
     Returns:
-        The area under the curve has a 95 % bootstrap interval over items.
+        The area under the curve has a 95 % bootstrap interval over items; it is None where fewer
+        than two were wrong, or right.
     Raises:
         ValueError: the pool holds gold of the batch.
     Source: Gneiting and Raftery 2007 (Brier score), Hanley and McNeil 1982 (area under the curve).
@@ -179,16 +190,18 @@ def predictor_metrics(
 def _auroc(
     scores: FloatArray, wrong: NDArray[np.bool_], weight: FloatArray, rng: np.random.Generator
 ) -> Metric | None:
-    if wrong.all() or not wrong.any():
+    fewer = min(int(wrong.sum()), int((~wrong).sum()))
+    if fewer < 2:  # a single text ranks somewhere, which says nothing
         return None
     drawn = []
     for _ in range(BOOTSTRAP):
         rows = rng.integers(len(scores), size=len(scores))
         if wrong[rows].any() and not wrong[rows].all():
             drawn.append(weighted_auroc(scores[rows], wrong[rows], weight[rows]))
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
+    low, high = with_width(low, high, fewer)
     value = weighted_auroc(scores, wrong, weight)
-    return Metric(value, float(low), float(high))
+    return Metric(value, low, high)
 
 
 def suspect_metrics(

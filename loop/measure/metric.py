@@ -6,15 +6,31 @@ bootstrap replicate is one row of item weights and 1,000 replicates are a few ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.estimate import share_interval, unseen
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
+
+AGREEMENT = ("alpha_k", "ac1", "p_uc", "churn")
+"""Metrics of how far the seeds agree; they say nothing of students that all give one class."""
+
+ONE_CLASS = (
+    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
+    " stability is shown"
+)
+
+
+def one_class(preds: IntArray) -> bool:
+    """Whether every seed gives every item the same class, so that none could disagree."""
+    return bool(preds.size) and bool((preds == preds.flat[0]).all())
 
 
 def item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArray]:
@@ -162,3 +178,41 @@ def replicates(base: FloatArray, bootstrap: int, rng: np.random.Generator) -> It
         rows = min(step, bootstrap - start)
         drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
         yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n) * base
+
+
+def with_width(
+    low: float,
+    high: float,
+    n: float,
+    *,
+    difference: bool = False,
+    scale: float = 1.0,
+    none: float = 1e-12,
+) -> tuple[float, float]:
+    """The ends of an interval; where replicates were all equal, those that n items leave open.
+
+    A bootstrap of items that all agree has no width, which is no certainty: items that were not
+    drawn may differ.
+
+    Args:
+        low: lower end, as the replicates say.
+        n: items that the value is a share of; nan ends come back for fewer than two.
+        difference: of two shares of the same items, in [-1, 1]; else a share, in [0, 1].
+        scale: how much the value changes at most per unit of the share of items that differ, for
+            differences.
+        none: a width up to this is rounding.
+    """
+    if high - low > none or not math.isfinite(low):
+        return low, high
+    if n < 2:
+        return math.nan, math.nan
+    if difference:
+        open_ = scale * unseen(n)
+        return low - open_, high + open_
+    return share_interval(min(max(low, 0.0), 1.0), n)
+
+
+def effective(weight: FloatArray) -> float:
+    """Number of equally weighted items that would say as much as these; 0 for none."""
+    total = float((weight**2).sum())
+    return float(weight.sum()) ** 2 / total if total else 0.0

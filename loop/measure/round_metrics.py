@@ -221,7 +221,9 @@ def _frozen(
             for side in (full, frozen)
         ]
         apart = _differences(full, frozen, truth, k, (round_.seed, round_.number))["accuracy"]
-        of_full, of_frozen = (None if m.accuracy is None else m.accuracy.value for m in right)
+        of_full, of_frozen = (
+            None if m.accuracy is None or not m.accuracy.known else m.accuracy.value for m in right
+        )
         accuracy = FrozenAccuracy(of_full, of_frozen, apart)
     return FrozenAgreement(**agreed, accuracy=accuracy)
 

@@ -22,17 +22,22 @@ from numpy.typing import ArrayLike
 
 from loop.campaign.metrics import METRICS, Metric, Over, Stability
 from loop.measure.metric import (
+    AGREEMENT,
+    ONE_CLASS,
     FloatArray,
     IntArray,
+    effective,
     item_sums,
     metrics_of,
+    one_class,
     replicates,
     seed_spread,
+    with_width,
 )
 
-ONE_CLASS = "every seed gives every item the same class, so agreement beyond chance is undefined"
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
+ONE_ITEM = "a single test text says nothing"
 FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
 
 
@@ -131,17 +136,41 @@ def measure(
             for name, values in spread.items():
                 spread[name] = values + np.multiply.outer(noise, of_seeds[name])
 
+    same = one_class(checked)
+    known = int((gold >= 0).sum()) if gold is not None else 0
+    of_items, of_known, of_class = _sizes(base, gold, k)
+    rarest = min([size for size in of_class if size > 0], default=0.0)
+    share = np.bincount(checked.ravel(), minlength=k) / max(checked.size, 1)
+    expected = {
+        "alpha_k": 1 - (share**2).sum(),
+        "ac1": 1 - (share * (1 - share)).sum() / max(k - 1, 1),
+    }
+
     def metric(name: str, note: str = "") -> Metric:
-        return _metric(name, point[name][0], spread.get(name), note)
+        if same and name in AGREEMENT:
+            return Metric(math.nan, note=ONE_CLASS)
+        size = {"macro_f1": rarest}.get(name, of_items if name in AGREEMENT else of_known)
+        if (n if name in AGREEMENT else known) == 1:
+            return Metric(math.nan, note=ONE_ITEM)
+        by_chance = expected.get(name)
+        return _metric(name, point[name][0], spread.get(name), note, size, by_chance)
 
     def per_class(name: str, notes: Sequence[str]) -> tuple[Metric, ...]:
         chosen = spread.get(name)
+        by_chance = 2 * share * (1 - share) if name == "alpha_per_class" else [None] * k
+        sizes = {"alpha_per_class": [of_items] * k, "precision": _predicted(checked, base, gold, k)}
         return tuple(
-            _metric(name, point[name][0, c], None if chosen is None else chosen[:, c], notes[c])
+            _metric(
+                name,
+                point[name][0, c],
+                None if chosen is None else chosen[:, c],
+                notes[c],
+                sizes.get(name, of_class)[c],
+                by_chance[c],
+            )
             for c in range(k)
         )
 
-    known = int((gold >= 0).sum()) if gold is not None else 0
     found: dict[str, Any] = {
         "items": n,
         "seeds": s,
@@ -213,6 +242,9 @@ def paired_difference(
         metric: one of ``METRICS``.
         weight: as in ``measure``.
         over: as in ``measure``; items alone where a side has fewer than three seeds.
+
+    Returns:
+        nan throughout for a metric of ``AGREEMENT`` where a side gives every item the same class.
     Raises:
         ValueError: unknown metric, gold missing, or shapes that do not fit.
     Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
@@ -230,6 +262,8 @@ def paired_difference(
     gold = _checked_gold(y, a.shape[1], k)
     if gold is None and METRICS[metric].needs_gold:
         raise ValueError(f"{metric} needs gold labels")
+    if metric in AGREEMENT and (one_class(a) or one_class(b)):
+        return Difference(math.nan, math.nan, math.nan, math.nan)
     base = _checked_weight(weight, a.shape[1])
     sums_a, sums_b = item_sums(a, gold, k), item_sums(b, gold, k)
 
@@ -246,7 +280,16 @@ def paired_difference(
     found = found[np.isfinite(found)]
     if not found.size:
         return Difference(value, math.nan, math.nan, math.nan)
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = map(float, np.percentile(found, [2.5, 97.5]))
+    of_items, of_known, of_class = _sizes(base, gold, k)
+    size = of_items if metric in AGREEMENT else of_known
+    if metric == "macro_f1":
+        size = min([m for m in of_class if m > 0], default=0.0)
+    # alpha is one minus disagreement over what chance would give
+    scale = 1 / max(_expected(a), _expected(b), 1e-9) if metric == "alpha_k" else 1.0
+    low, high = with_width(low, high, size, difference=True, scale=scale)
+    lowest = -math.inf if metric == "alpha_k" else -1.0
+    low, high = max(low, lowest), min(high, math.inf if metric == "alpha_k" else 1.0)
     above = float((found > 0).mean() + 0.5 * (found == 0).mean())
     return Difference(value, float(low), float(high), above)
 
@@ -307,22 +350,71 @@ def metric_replicates(
         metrics_of(sums, weights, checked.shape[0])
         for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
     ]
-    return {name: np.concatenate([found[name] for found in drawn]) for name in METRICS}
+    undefined = AGREEMENT if one_class(checked) else ()
+    return {
+        name: np.concatenate(
+            [
+                np.full_like(found[name], np.nan) if name in undefined else found[name]
+                for found in drawn
+            ]
+        )
+        for name in METRICS
+    }
 
 
-def _metric(name: str, value: float, spread: FloatArray | None, note: str = "") -> Metric:
+def _sizes(base: FloatArray, gold: IntArray | None, k: int) -> tuple[float, float, list[float]]:
+    """Items, items of known class, and items of each class, counted as if of equal weight."""
+    if gold is None:
+        return effective(base), 0.0, [0.0] * k
+    of_class = [effective(base[gold == c]) for c in range(k)]
+    return effective(base), effective(base[gold >= 0]), of_class
+
+
+def _predicted(preds: IntArray, base: FloatArray, gold: IntArray | None, k: int) -> list[float]:
+    """Items of known class that some seed gives each class: what precision is a share of."""
+    known = np.ones(len(base), dtype=bool) if gold is None else gold >= 0
+    return [effective(base[known & (preds == c).any(axis=0)]) for c in range(k)]
+
+
+def _expected(preds: IntArray) -> float:
+    """Disagreement of two labels drawn by chance."""
+    share = np.bincount(preds.ravel()) / max(preds.size, 1)
+    return float(1 - (share**2).sum())
+
+
+def _metric(
+    name: str,
+    value: float,
+    spread: FloatArray | None,
+    note: str = "",
+    size: float = 0.0,
+    by_chance: float | None = None,
+) -> Metric:
+    """A value with the interval of its replicates.
+
+    Args:
+        size: items that it is a share of.
+        by_chance: for an agreement beyond chance, the disagreement that chance would give.
+    """
     known = spread[np.isfinite(spread)] if spread is not None else np.empty(0)
     if not known.size or not math.isfinite(value):
         return Metric(float(value), note=note)
     lowest = -math.inf if name.startswith("alpha") or name == "ac1" else 0.0
-    low, high = np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0)
-    return Metric(float(value), float(low), float(high), note)
+    low, high = map(float, np.clip(np.percentile(known, [2.5, 97.5]), lowest, 1.0))
+    if by_chance is None:
+        return Metric(float(value), *with_width(low, high, size), note)
+    scale = 1 / max(by_chance, 1e-9)
+    rounding = 0.05 / max(size, 1.0)  # chance's own share moves with the weights that are drawn
+    low, high = with_width(low, high, size, difference=True, scale=scale, none=rounding)
+    return Metric(float(value), low, min(high, 1.0), note)
 
 
 def _deviation(value: float, s: int, wanted: bool) -> Metric:
     """A standard deviation over s seeds; its interval takes the seeds' values for normal."""
     if s < 2 or not wanted or not math.isfinite(value):
         return Metric(value, note=ONE_SEED if s < 2 else "")
+    if not value:  # seeds that happen to be equally good say nothing of how far others would vary
+        return Metric(value)
     from scipy.stats import chi2
 
     low, high = np.sqrt((s - 1) / chi2.ppf([0.975, 0.025], s - 1)) * value
@@ -335,8 +427,6 @@ def _alpha_note(preds: IntArray, k: int, ac1: float) -> str:
     if not preds.size:
         return "there are no test items"
     top = float(np.bincount(preds.ravel(), minlength=k).max()) / preds.size
-    if top == 1:
-        return ONE_CLASS
     if top >= SKEWED_FRAC:
         return (
             f"{top:.0%} of all predictions are one class, so a few deviations pull alpha down; "

@@ -18,6 +18,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import Annotation
 from loop.people.gold import latest_per_person
 from loop.people.scorecards import labels_of_checks
+from strategies.estimate import share_interval
 
 MIN_TEXTS = 5  # in each group; fewer have no interval worth the name
 
@@ -117,7 +118,10 @@ def effects(
 def _effect(
     what: str, shown: Sequence[float], hidden: Sequence[float], *, ratio: bool = False
 ) -> Effect | None:
-    """Welch's interval for two independent groups of texts; None where one is too small."""
+    """Welch's interval for two independent groups of texts; None where one is too small.
+
+    Source: Newcombe 1998, method 10, for shares that do not vary within a group.
+    """
     n, m = len(shown), len(hidden)
     if min(n, m) < MIN_TEXTS:
         return None
@@ -126,11 +130,17 @@ def _effect(
     a, b = np.asarray(shown), np.asarray(hidden)
     va, vb = float(a.var(ddof=1)) / n, float(b.var(ddof=1)) / m
     difference = float(a.mean() - b.mean())
-    half = 0.0
     if va + vb > 0:
         df = (va + vb) ** 2 / (va**2 / (n - 1) + vb**2 / (m - 1))
         half = float(t.ppf(0.975, df)) * float(np.sqrt(va + vb))
-    values = [float(a.mean()), float(b.mean()), difference, difference - half, difference + half]
+        low, high = difference - half, difference + half
+    elif ratio:
+        return None  # times that are all the same were not measured
+    else:  # all alike in each group, which a few texts do not make certain
+        (a_low, a_high), (b_low, b_high) = (share_interval(float(x.mean()), len(x)) for x in (a, b))
+        low = difference - float(np.hypot(a.mean() - a_low, b_high - b.mean()))
+        high = difference + float(np.hypot(a_high - a.mean(), b.mean() - b_low))
+    values = [float(a.mean()), float(b.mean()), difference, low, high]
     if ratio:
         values = [float(np.exp(v)) for v in values]
         values[2:] = [v - 1 for v in values[2:]]

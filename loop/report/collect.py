@@ -198,11 +198,17 @@ def instability(folder: Path) -> Instability | None:
     Raises:
         LoopError: the file is broken.
     """
-    from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
+    from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 
     names = RANDOM_PARTS | PARTS_TOGETHER
 
     def drawn(result: Json) -> Instability:
+        told, measured = result["told"], result["parts"]
+        everything = measured["all"]
+        if everything["churn"]["value"] == 0 and everything["alpha"]["value"] is None:
+            # an earlier version said of students that answer one class that no label changes
+            told = SAME_EVERYWHERE
+            measured = {name: dict.fromkeys(part) for name, part in measured.items()}
         return Instability(
             round=result["round_number"],
             student=result["student"],
@@ -210,9 +216,9 @@ def instability(folder: Path) -> Instability | None:
             items=result["items"],
             parts=tuple(
                 PartRow(names[name], **{key: _metric(m) for key, m in part.items()})
-                for name, part in result["parts"].items()
+                for name, part in measured.items()
             ),
-            told=result["told"],
+            told=told,
         )
 
     return _last_result(folder, "variance", drawn)

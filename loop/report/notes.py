@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from loop.campaign.config import Config
 from loop.campaign.metrics import METRICS, RoundMetrics
 from loop.campaign.store import Store
+from loop.measure.collapsed import collapsed_line
 from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
@@ -82,7 +83,9 @@ def _warnings(config: Config, newest: RoundMetrics) -> list[str]:
     """Where agreement beyond chance misleads, because of how common or rare classes are."""
     students = newest.arms["loop"]
     warnings = []
-    if students.alpha_k.note:
+    if told := collapsed_line(newest):
+        warnings.append(f"{told}.")
+    elif students.alpha_k.note:
         warnings.append(f"Mind alpha_K: {students.alpha_k.note}.")
     # a label that has come since is missing at the end of what the round says
     for label, alpha, n in zip(

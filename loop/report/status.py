@@ -9,6 +9,7 @@ from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
 from loop.llm.ask import RETRY
+from loop.measure.collapsed import collapsed_line
 from loop.measure.llm_quality import measured_rounds, quality_lines, why_good_enough
 from loop.money import account, labels_left, why_nothing_to_buy
 from loop.next_round import next_command
@@ -67,6 +68,13 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "usd": config.budget.usd,
         },
         "metrics": students and as_json(students),
+        "nothing_learned": collapsed_line(newest),
+        "student": {
+            "encoder": config.student.encoder,
+            "seeds": config.student.seeds,
+            "lr": config.student.lr,
+            "lr_why": config.lr_why,
+        },
         "good_enough": enough,
         "label_quality": newest.label_quality and as_json(newest.label_quality),
         "predictor": newest.predictor and as_json(newest.predictor),
@@ -77,6 +85,17 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "simulated_raters": config.raters.kind != "people",
         "next": "`goldloop report`" if over else next_command(last),
     }
+
+
+def student_lines(student: dict[str, Any]) -> list[str]:
+    """Encoder, seeds and learning rate of the students, and why they have that rate."""
+    if student["lr"] is None:
+        return []
+    why = f" ({student['lr_why']}; student.lr sets another)" if student["lr_why"] else ""
+    return [
+        f"Students: {student['encoder']}, {student['seeds']} seeds, learning rate"
+        f" {student['lr']:g}{why}"
+    ]
 
 
 def status_lines(status: dict[str, Any]) -> list[str]:
@@ -98,6 +117,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f" {this['chosen']} chosen, {this['sent']} sent to {people}"
         f" ({tally_line(Tally(**this))})",
         f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
+        *student_lines(status["student"]),
         f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
         f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
         f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
@@ -114,6 +134,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+    if status["nothing_learned"]:
+        lines.append(f"{status['nothing_learned']}.")
     lines += status["what_gold_says"]
     if status["good_enough"]:
         lines.append(f"Finished: {status['good_enough']}")

@@ -24,6 +24,12 @@ PARTS_TOGETHER = {
     "all": "everything",
 }
 
+SAME_EVERYWHERE = (
+    "Every student gives every test text the same label, so that there is nothing to take apart:"
+    " this is no stability, the students have not learned to tell the labels apart."
+)
+"""What the variance says of students that answer one class."""
+
 CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold labels"}
 
 

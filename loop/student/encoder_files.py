@@ -50,7 +50,7 @@ def find_encoder(encoder: str | Path, cache_dir: Path | None = None) -> Path:
     return folder
 
 
-def _fetch(name: str, cache_dir: Path | None) -> Path:
+def _fetch(name: str, cache_dir: Path | None, files: Sequence[str] = WANTED_FILES) -> Path:
     from huggingface_hub import snapshot_download
 
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
@@ -58,7 +58,7 @@ def _fetch(name: str, cache_dir: Path | None) -> Path:
     try:
         with quiet():
             found = snapshot_download(
-                name, allow_patterns=list(WANTED_FILES), cache_dir=cache_dir, etag_timeout=10
+                name, allow_patterns=list(files), cache_dir=cache_dir, etag_timeout=10
             )
     except Exception as exc:  # the hub's client raises its own, httpx's and OS errors alike
         raise StudentError(
@@ -67,6 +67,15 @@ def _fetch(name: str, cache_dir: Path | None) -> Path:
             "student.encoder to a folder with the model."
         ) from exc
     return Path(found)
+
+
+def fetch_config(name: str) -> Path:
+    """The folder with the ``config.json`` of an encoder on the hub, which alone is fetched.
+
+    Raises:
+        StudentError: the hub does not give it.
+    """
+    return _fetch(name, None, ("config.json",))
 
 
 def fingerprint(folder: Path) -> str:

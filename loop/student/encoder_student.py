@@ -30,6 +30,7 @@ from loop.ports import (
     no_news,
     no_progress,
 )
+from loop.student.learning_rate import fitting_rate
 from loop.student.seed_workers import SeedWorkers, cores
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class EncoderStudent:
 
     Args:
         encoder: folder, or name on the Hugging Face hub; safetensors only.
-        lr: peak learning rate; small encoders such as MiniLM need about 1e-4 on 1,000 texts.
+        lr: peak learning rate; None takes the one that fits the encoder, see
+            ``loop.student.learning_rate``.
         warmup_frac: share of all steps, in [0, 1].
         max_tokens: longer texts are cut; see long_texts.
         device: "auto", "cpu", "cuda", "cuda:1", …
@@ -79,7 +81,7 @@ class EncoderStudent:
         *,
         epochs: int = 3,
         batch_size: int = 16,
-        lr: float = 2e-5,
+        lr: float | None = None,
         weight_decay: float = 0.01,
         warmup_frac: float = 0.05,
         max_tokens: int = 256,
@@ -99,7 +101,7 @@ class EncoderStudent:
         ):
             if value < low:
                 raise ValueError(f"{name} must be at least {low}, got {value}")
-        if not lr > 0 or not weight_decay >= 0 or not 0 <= warmup_frac <= 1:
+        if not (lr is None or lr > 0) or not weight_decay >= 0 or not 0 <= warmup_frac <= 1:
             raise ValueError(
                 f"need lr > 0, weight_decay >= 0 and warmup_frac in [0, 1], got {lr}, "
                 f"{weight_decay} and {warmup_frac}"
@@ -148,6 +150,12 @@ class EncoderStudent:
         return load_encoder(self._folder).to(choose_device(self._settings["device"])).eval()
 
     @cached_property
+    def lr(self) -> float:
+        """The peak learning rate: as given, or what fits the encoder; fetches that."""
+        given: float | None = self._settings["lr"]
+        return fitting_rate(self.encoder, self._folder).value if given is None else given
+
+    @cached_property
     def revision(self) -> str:
         """Encoder, fingerprint of its weights, and of the settings; fetches the encoder.
 
@@ -155,7 +163,7 @@ class EncoderStudent:
         """
         from loop.student.encoder_files import fingerprint
 
-        kept = {name: value for name, value in self._settings.items() if name != "device"}
+        kept = {n: v for n, v in self._settings.items() if n != "device"} | {"lr": self.lr}
         settings = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
         name = Path(self.encoder).name if Path(self.encoder).is_dir() else str(self.encoder)
         return f"{name}@{fingerprint(self._folder)}/{settings}"
@@ -269,7 +277,7 @@ class EncoderStudent:
         if self._settings["class_weights"] == "balanced":
             y = y * balancing_weights(y, used)
         dev_texts, dev_y = self._dev(train, len(labels), say)
-        recipe: Recipe = Recipe(**self._settings)
+        recipe: Recipe = Recipe(**self._settings | {"lr": self.lr})
         return Lesson(
             folder=self._folder,
             recipe=recipe,

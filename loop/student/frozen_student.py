@@ -22,12 +22,14 @@ from loop.ports import (
     Draws,
     FloatArray,
     News,
+    OwnAnswers,
     Progress,
     SeedResult,
     TrainingSet,
     no_news,
     no_progress,
 )
+from loop.student.nothing_learned import asked_again
 from strategies.threads import one_blas_thread
 
 
@@ -151,19 +153,24 @@ class FrozenStudent:
             raise StudentError("A frozen student saves no model; use the encoder for that.")
         started = time.perf_counter()
         try:
-            probs = self._heads.probs(
-                self._embed(train.texts),
+            known, asked = self._embed(train.texts), self._embed(eval_texts)
+            used = np.flatnonzero(np.asarray(train.weight) > 0)
+            used = used[asked_again(len(used))]
+            every = self._heads.probs(
+                known,
                 train.y,
                 train.weight,
-                self._embed(eval_texts),
+                np.concatenate([asked, known[used]]),
                 seeds,
                 draws,
             )
+            probs, again = every[:, : len(asked)], every[:, len(asked) :].argmax(axis=2)
         except ValueError as exc:
             raise StudentError(f"The frozen student cannot learn: {exc}.") from exc
         seconds = (time.perf_counter() - started) / len(seeds)
-        for seed, of_seed in zip(seeds, probs, strict=True):
-            on_seed(SeedResult(seed, of_seed, seconds, None))
+        y, weight = np.asarray(train.y)[used], np.asarray(train.weight)[used]
+        for seed, of_seed, answers in zip(seeds, probs, again, strict=True):
+            on_seed(SeedResult(seed, of_seed, seconds, None, OwnAnswers(answers, y, weight)))
             progress(len(train.texts))
 
 

@@ -24,6 +24,7 @@ from loop.ports import (
     FloatArray,
     IntArray,
     News,
+    OwnAnswers,
     Progress,
     SeedResult,
     no_news,
@@ -38,6 +39,7 @@ from loop.student.inference import (
     pad,
     text_probs,
 )
+from loop.student.nothing_learned import asked_again
 from loop.student.speedups import ByteDropout, first_token_only, trim_vocabulary
 
 GROUP_BATCHES = 32  # texts are sorted by length within this many batches of a shuffled epoch
@@ -205,6 +207,12 @@ def train_seed(
         probs = text_probs(model, test, pad_id, device, precision)
         if not np.isfinite(probs).all():
             raise _diverged(recipe, seed, "the trained model answers NaN")
+        asked = asked_again(train.n)
+        again = text_probs(model, train.take(asked), pad_id, device, precision).argmax(axis=1)
+        learned = lesson.y[texts][asked]
+        own = OwnAnswers(
+            again, learned / learned.sum(axis=1, keepdims=True), lesson.weight[texts][asked]
+        )
         if keep is not None:
             if vocabulary is not None:
                 vocabulary.restore()
@@ -221,7 +229,7 @@ def train_seed(
                 "warm_start": warm is not None,
             }
             save_model(model, tokenizer, keep, record)
-    return SeedResult(seed, probs, time.perf_counter() - started, keep)
+    return SeedResult(seed, probs, time.perf_counter() - started, keep, own)
 
 
 def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:

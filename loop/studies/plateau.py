@@ -18,7 +18,15 @@ from loop.campaign.metrics import METRICS, Json, Metric, as_json
 from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.held_out import Truth
-from loop.measure.metric import FloatArray, IntArray, item_sums, metrics_of, replicates
+from loop.measure.metric import (
+    FloatArray,
+    IntArray,
+    item_sums,
+    metrics_of,
+    one_class,
+    replicates,
+    with_width,
+)
 from loop.ports import Draws
 from loop.report.wording import CURVE_NAMES
 from loop.studies.side_runs import SideRuns, gold_labels, llm_labels, merged_labels
@@ -31,6 +39,11 @@ WIDE = 0.15
 ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
 
+NOTHING_TO_TELL = (
+    "It cannot be told whether more LLM labels will help: students of all {name} give every test"
+    " text the same label, so that the curve shows a student that does not learn, not what its"
+    " labels are worth."
+)
 CurveMetric = Literal["accuracy", "macro_f1"]
 CURVE_METRICS: tuple[CurveMetric, ...] = get_args(CurveMetric)
 Verdict = Literal["will not help", "will help", "cannot be told"]
@@ -125,18 +138,23 @@ def measure_plateau(
         found[kind] = runs.train(title, y, weight, draws)
     rng = stream("plateau", runs.round_.seed, runs.round_.number)
     curves, replicated = {}, {}
+    tests = int((runs.truth.y >= 0).sum())
     values = _values(found, of_kind, seeds, runs.truth, len(runs.ctx.config.labels), metric, rng)
     for kind, (point, drawn) in values.items():
-        curves[kind], replicated[kind] = _curve(of_kind[kind], point, drawn, rng)
+        curves[kind], replicated[kind] = _curve(of_kind[kind], point, drawn, tests, rng)
     reference = "gold" if "gold" in curves else "merged"
-    gap, below, instead = _held_against(curves, replicated, reference)
+    gap, below, instead = _held_against(curves, replicated, reference, tests)
     verdict, told = judged(curves, reference, gap, below, instead, metric)
+    for kind in ("llm", reference):
+        largest = [found[kind][f"{of_kind[kind][-1]}-{r}"] for r in range(seeds)]
+        if one_class(np.stack(largest)):
+            verdict, told = "cannot be told", NOTHING_TO_TELL.format(name=CURVE_NAMES[kind])
     return Plateau(
         runs.round_.number,
         runs.kind,
         metric,
         seeds,
-        int((runs.truth.y >= 0).sum()),
+        tests,
         curves,
         reference,
         gap,
@@ -195,7 +213,11 @@ def _values(
 
 
 def _curve(
-    sizes: Sequence[int], point: FloatArray, drawn: FloatArray, rng: np.random.Generator
+    sizes: Sequence[int],
+    point: FloatArray,
+    drawn: FloatArray,
+    tests: int,
+    rng: np.random.Generator,
 ) -> tuple[Curve, Curves]:
     """The curve through the seeds' means, and its replicates.
 
@@ -203,6 +225,7 @@ def _curve(
         sizes: (m,).
         point: (seeds, m).
         drawn: (replicates, seeds, m).
+        tests: texts that the metric is measured on.
         rng: draws the seeds' spread: nested sets deviate together, so a seed's deviations at all
             sizes share one draw.
     """
@@ -217,20 +240,23 @@ def _curve(
     n = float(sizes[-1])
     curve = Curve(
         sizes=tuple(int(s) for s in sizes),
-        points=tuple(_metric(float(v), means[:, i]) for i, v in enumerate(point.mean(0))),
-        asymptote=_metric(float(fitted.a[0]), replicated.a),
+        points=tuple(_metric(float(v), means[:, i], tests) for i, v in enumerate(point.mean(0))),
+        asymptote=_metric(float(fitted.a[0]), replicated.a, tests),
         doubling=_metric(
-            float((fitted.at(2 * n) - fitted.at(n))[0]), replicated.at(2 * n) - replicated.at(n)
+            float((fitted.at(2 * n) - fitted.at(n))[0]),
+            replicated.at(2 * n) - replicated.at(n),
+            tests,
+            difference=True,
         ),
         exponent=float(fitted.c[0]),
         shown_at=tuple(float(x) for x in shown_at),
-        fitted=tuple(_metric(float(fitted.at(x)[0]), replicated.at(x)) for x in shown_at),
+        fitted=tuple(_metric(float(fitted.at(x)[0]), replicated.at(x), tests) for x in shown_at),
     )
     return curve, replicated
 
 
 def _held_against(
-    curves: Mapping[str, Curve], replicated: Mapping[str, Curves], reference: str
+    curves: Mapping[str, Curve], replicated: Mapping[str, Curves], reference: str, tests: int
 ) -> tuple[Metric, Metric, Metric]:
     """See ``gap``, ``below`` and ``instead`` of ``Plateau``."""
     ours, llm = replicated[reference], replicated["llm"]
@@ -242,11 +268,13 @@ def _held_against(
         for kind in sizes
     }
     return (
-        _metric(gap, ours.a - llm.a),
-        _metric(gap / end, 1 - llm.a / ours.a),
+        _metric(gap, ours.a - llm.a, tests, difference=True),
+        _metric(gap / end, 1 - llm.a / ours.a, tests, difference=True),
         _metric(
             float(levels[reference] - levels["llm"]),
             ours.at(sizes[reference]) - llm.at(sizes["llm"]),
+            tests,
+            difference=True,
         ),
     )
 
@@ -295,9 +323,10 @@ def judged(
     )
 
 
-def _metric(value: float, drawn: FloatArray) -> Metric:
-    low, high = np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5])
-    return Metric(value, float(low), float(high))
+def _metric(value: float, drawn: FloatArray, n: int, *, difference: bool = False) -> Metric:
+    """A value with the interval of its replicates, over n test texts."""
+    low, high = map(float, np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5]))
+    return Metric(value, *with_width(low, high, n, difference=difference))
 
 
 def _times_100(metric: Metric) -> str:

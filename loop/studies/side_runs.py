@@ -17,7 +17,7 @@ import numpy as np
 
 from loop.campaign.context import Context
 from loop.campaign.tables import Item, Round, round_id
-from loop.errors import StageError
+from loop.errors import StageError, StudentError
 from loop.files import write_whole
 from loop.llm.votes import read_votes, widened
 from loop.measure.held_out import Truth, evaluation_items, truth_of
@@ -25,6 +25,8 @@ from loop.measure.llm_quality import measured_rounds
 from loop.pool_arrays import item_embeddings
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenStudent
+from loop.student.nothing_learned import NothingLearned, answers_told, checked
+from loop.training_sets import LabelSet, advice
 
 StudentKind = Literal["encoder", "frozen"]
 
@@ -71,6 +73,19 @@ class SideRuns:
             def keep(result: SeedResult) -> None:
                 found.add(numbers[result.seed], result.probs.argmax(axis=1))
 
+            def failed(result: SeedResult, answer: NothingLearned) -> None:
+                rows = draws[numbers[result.seed]].rows
+                part = rows is not None and len(rows) < used  # which may well teach nothing
+                if part or ctx.config.student.if_nothing_learned == "go on":
+                    return
+                raise StudentError(
+                    f"{what}: a student of all labels learned nothing: it"
+                    f" {answers_told(answer, ctx.config.label_names)}. No further student is"
+                    " trained, because they would agree whatever the labels are worth."
+                    f" {advice(ctx, LabelSet([i.id for i in self.pool], y, weight))} Then the same"
+                    " command goes on."
+                )
+
             epochs = 1 if self.kind == "frozen" else ctx.config.student.epochs
             used = int((weight > 0).sum())
             rows = [draws[name].rows for name in missing]
@@ -82,7 +97,7 @@ class SideRuns:
                     ctx.config.label_names,
                     list(numbers),
                     keep={},
-                    on_seed=keep,
+                    on_seed=checked(keep, failed),
                     progress=progress,
                     draws={number: draws[name] for number, name in numbers.items()},
                 )

@@ -28,6 +28,7 @@ from strategies.estimate import (
     LabelQuality,
     TooFewRandomError,
     label_quality,
+    unseen,
 )
 from strategies.signals.uncertainty import normalised_entropy
 
@@ -216,11 +217,17 @@ def price_of_goal(
     draws = [np.arange(g), *rng.integers(g, size=(RESAMPLES, g))]
     at_random = np.array([_share_at_random(right[rows], goal) for rows in draws])
     ranked = np.array([_share_ranked(suspicion[rows], right[rows], goal, rng) for rows in draws])
-    return Price(_interval(at_random * pool), _interval(ranked * pool))
+    # Where all labels are right, or all wrong, so many of the other kind may still be in the pool.
+    error = unseen(g) if right.all() else 1.0 - unseen(g)
+    edge = _share_of_error(error, goal) * pool
+    return Price(_interval(at_random * pool, edge), _interval(ranked * pool, edge))
 
 
 def _share_at_random(right: NDArray[np.bool_], goal: float) -> float:
-    error = 1.0 - float(right.mean())
+    return _share_of_error(1.0 - float(right.mean()), goal)
+
+
+def _share_of_error(error: float, goal: float) -> float:
     return max(0.0, 1.0 - (1.0 - goal) / error) if error > 0 else 0.0
 
 
@@ -234,8 +241,15 @@ def _share_ranked(
     return float(enough.argmax()) / len(right)
 
 
-def _interval(values: FloatArray) -> Estimate:
+def _interval(values: FloatArray, edge: float) -> Estimate:
+    """Of the sample itself, the first value, and of its resamples.
+
+    Args:
+        edge: where the interval reaches if all resamples are equal.
+    """
     low, high = np.quantile(values[1:], [0.025, 0.975])
+    if low == high:
+        low, high = min(low, edge), max(high, edge)
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 

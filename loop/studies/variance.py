@@ -21,15 +21,18 @@ from loop.campaign.metrics import Json, Metric, as_json
 from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
+    ONE_CLASS,
     FloatArray,
     IntArray,
     item_sums,
     metrics_of,
+    one_class,
     replicates,
     seed_spread,
+    with_width,
 )
 from loop.ports import Draws
-from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS
+from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 from loop.studies.side_runs import SideRuns, merged_labels
 
 FROZEN = (
@@ -156,6 +159,10 @@ def take_apart(
     """
     stable, known = truth.stable, truth.y >= 0
     numbers = list(range(bases))
+    if one_class(np.stack([of_run[stable] for of_run in predictions.values()])):
+        nothing = Metric(np.nan, note=ONE_CLASS)
+        part = Part(nothing, nothing, nothing, None, None)
+        return dict.fromkeys((*parts, *_together(parts)), part), SAME_EVERYWHERE
 
     def changes(chosen: Sequence[int]) -> Callable[[FloatArray], dict[str, FloatArray]]:
         pairs = _pairs(chosen, parts)
@@ -194,14 +201,31 @@ def take_apart(
     spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
     without = [changes([j for j in numbers if j != left]) for left in numbers]
     of_bases, noise = seed_spread(without, base, rng), rng.standard_t(bases - 1, BOOTSTRAP)
-    ends = {}
+    ends: dict[str, tuple[float, float]] = {}
+    shown = np.bincount(np.concatenate([of[stable] for of in predictions.values()]), minlength=k)
+    by_chance = 1 - float(((shown / shown.sum()) ** 2).sum())
+
+    def scale(name: str) -> float:
+        """What a value changes at most per share of the texts that differ."""
+        if name.endswith(".alpha"):
+            return 1 / max(by_chance, 1e-9)
+        return 1 / max(float(point["all.churn"][0]), 1e-9) if name.endswith(".share") else 1.0
+
     for name, values in spread.items():
         there = np.isfinite(values)
         shaken = (values + of_bases[name] * noise)[there]
         shaken = shaken[np.isfinite(shaken)]
-        ends[name] = np.percentile(shaken, [2.5, 97.5]) if shaken.size else [np.nan, np.nan]
+        if not shaken.size:
+            ends[name] = (np.nan, np.nan)
+            continue
+        low, high = map(float, np.percentile(shaken, [2.5, 97.5]))
+        ends[name] = with_width(
+            low, high, len(base), difference=not name.endswith(".churn"), scale=scale(name)
+        )
 
     def metric(name: str, low: float, high: float) -> Metric:
+        if not np.isfinite(point[name][0]):
+            return Metric(np.nan)
         bottom, top = np.clip(ends[name], low, high)
         return Metric(float(point[name][0]), float(bottom), float(top))
 
@@ -242,7 +266,7 @@ def _deviations(
                 np.sqrt(np.mean([(value[a][key] - value[b][key]) ** 2 for a, b in pairs]) / 2)
             )
             low, high = np.sqrt(df / chi2.ppf([0.975, 0.025], df)) * sd
-            found[name, key] = Metric(sd, float(low), float(high))
+            found[name, key] = Metric(sd, float(low), float(high)) if sd else Metric(sd)
     return found
 
 

@@ -1,5 +1,9 @@
 """The main path on quick parts: whole campaigns, killed and resumed at every line that matters."""
 
+import json
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from campaigns import make, texts
 from fakes import CentroidStudent
@@ -9,8 +13,10 @@ from loop.campaign.metrics import NoLlmLabel
 from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, Vote
 from loop.deliver.export import final_labels
-from loop.errors import ConfigError, StageError
+from loop.errors import ConfigError, StageError, StudentError
 from loop.next_round import open_campaign, open_round, why_finished
+from loop.ports import OwnAnswers
+from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
 from loop.round import RUN, close_early, run_round, run_stage
 
@@ -340,3 +346,65 @@ def test_a_changed_prompt_is_refused_before_it_costs_anything(tmp_path):
     with pytest.raises(ConfigError, match="The stored answers are to the old prompt"):
         run_round(changed)
     assert changed.store.spent("c").votes == votes
+
+
+class FlatStudent(CentroidStudent):
+    """Answers its first class for everything, also for texts that it learned from."""
+
+    trained = 0
+
+    def fit(self, train, eval_texts, labels, seeds, *, on_seed, **options):
+        def flat(result):
+            type(self).trained += 1
+            k, used = len(labels), train.weight > 0
+            own = OwnAnswers(np.zeros(used.sum(), int), train.y[used], train.weight[used])
+            on_seed(replace(result, probs=np.tile(np.eye(k)[0], (len(eval_texts), 1)), own=own))
+
+        super().fit(train, eval_texts, labels, seeds, on_seed=flat, **options)
+
+
+def test_a_student_that_learns_nothing_stops_the_round_after_its_first_seed(tmp_path):
+    ctx = make(tmp_path, student={"seeds": 3, "lr": 1e-6, "references": ["llm_only"]})
+    ctx.parts = replace(ctx.parts, student=FlatStudent)
+    FlatStudent.trained = 0
+    for _ in range(2):  # and again where nothing was changed
+        with pytest.raises(StudentError) as stopped:
+            run_round(ctx)
+    assert "answers 'bad' for all" in str(stopped.value)
+    assert "Set student.lr = 2e-05 (now 1e-06), which fits roberta-base" in str(stopped.value)
+    assert FlatStudent.trained == 2
+    assert ctx.store.runs("c") == []
+    assert ctx.store.rounds("c")[-1].stage == "train"
+    sent, votes = len(ctx.store.reviews("c")), ctx.store.spent("c").votes
+    assert sent == 15
+    ctx.store.close()
+    ctx = make(tmp_path)  # another learning rate: a student that learns
+    assert run_round(ctx).stage == "done"
+    assert (len(ctx.store.reviews("c")), ctx.store.spent("c").votes) == (sent, votes)
+    assert len([r for r in ctx.store.runs("c") if r.arm == "loop"]) == 3
+
+
+def test_told_to_go_on_the_round_shows_no_stability_anywhere(tmp_path):
+    said = []
+    go_on = {"seeds": 3, "references": ["llm_only"], "if_nothing_learned": "go on"}
+    ctx = make(tmp_path, student=go_on)
+    ctx.parts, ctx.say = replace(ctx.parts, student=FlatStudent), said.append
+    for _ in range(2):
+        assert run_round(ctx).stage == "done"
+    assert any("A student that learned nothing: seed 0" in line for line in said)
+    status = campaign_status(ctx.config, ctx.store)
+    lines = "\n".join(status_lines(status))
+    assert "measured: accuracy " in lines
+    assert "The students give every test text the same label" in lines
+    for word in ("alpha_k", "p_uc"):
+        assert word not in lines
+        assert status["metrics"][word]["value"] is None
+    view = campaign_view(ctx.config, ctx.store)
+    for row in view.rows:
+        assert [row.metrics.get(key) for key in ("alpha_k", "p_uc", "churn")] == [None] * 3
+        assert not any({"alpha_k", "p_uc"} & set(found) for found in row.against.values())
+    assert view.frozen is None
+    written = json.loads((ctx.config.out / "rounds.json").read_text())
+    shown = [row["metrics"] for row in written["rows"]]
+    assert len(shown) == 3
+    assert all(metrics[key] is None for metrics in shown for key in ("alpha_k", "p_uc", "churn"))

@@ -30,7 +30,16 @@ def test_equal_labellers_differ_by_nothing_and_rare_classes_say_nothing():
     gold = np.r_[rng.integers(2, size=98), 2, 2]
     said = np.where(rng.random(100) < 0.2, (gold + 1) % 3, gold)
     one, same = compare(np.stack([said, said]), gold, 3, rng=rng)
-    assert (same.accuracy_gain.low, same.accuracy_gain.high) == (0.0, 0.0)
+    assert same.accuracy_gain.value == 0.0  # and among other texts they may differ a little
+    assert -0.05 < same.accuracy_gain.low < -0.03 < 0.03 < same.accuracy_gain.high < 0.05
+    perfect, worst = compare(np.stack([gold, (gold + 1) % 3]), gold, 3, rng=rng)
+    assert (perfect.accuracy.low, perfect.accuracy.high) == pytest.approx((0.963, 1.0), abs=1e-3)
+    assert (worst.accuracy.low, worst.accuracy.high) == pytest.approx((0.0, 0.037), abs=1e-3)
+    assert perfect.macro_f1.low < 0.7  # two texts of a class prove little
+    assert worst.accuracy_gain.low == -1.0
+    assert worst.accuracy_gain.high == pytest.approx(-0.963, abs=1e-3)
+    (one_class,) = compare(np.zeros((1, 50), int), np.zeros(50, int), 2, rng=rng)
+    assert one_class.kl.low == 0.0 < one_class.kl.high < 0.5
     assert one.recall[2] is None
     assert one.recall[0] is not None
 

@@ -137,6 +137,12 @@ def test_no_error_among_few_items_is_no_certainty():
     quality = label_quality(y, gold, np.full(1000, 0.04), 2)
     assert quality.accuracy.value == 1.0
     assert 0.85 < quality.accuracy.low < 0.95
+    gold[:] = -1
+    gold[:40], gold[500:540] = y[:40], 1 - y[500:540]  # suspects, all wrong, and an audit without
+    pi = np.where(np.arange(1000) < 500, 0.04, 1.0)
+    left = label_quality(y, gold, pi, 2).remaining_error
+    assert left.low <= left.value < left.high
+    assert left.high > 0.05
 
 
 def test_a_class_too_rare_in_the_audit_gets_no_figure():

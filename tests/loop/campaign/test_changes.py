@@ -91,6 +91,7 @@ EDITS = {
     "student.class_weights": "balanced",
     "student.checkpoint": "best",
     "student.seeds": 5,
+    "student.if_nothing_learned": "go on",
     "student.keep_seeds": True,
     "student.warm_start": {"warm_start": True, "keep_seeds": True},
     "student.device": "cpu",
@@ -231,7 +232,7 @@ def test_an_edit_in_the_middle_of_a_round_is_said_once_and_kept_with_the_round(b
     ctx.store.close()
     ctx = build(begun, student=BASE["student"] | {"lr": 1e-4})
     open_campaign(ctx)
-    assert "since round 2 was opened: student.lr = 0.0001 (was 2e-05)" in ctx.said[0]
+    assert "since round 2 was opened: student.lr = 0.0001 (was unset)" in ctx.said[0]
     ctx.said.clear()
     round_ = run_round(ctx)
     assert ctx.said == []

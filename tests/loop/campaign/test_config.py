@@ -3,6 +3,7 @@ import pytest
 from loop.campaign.campaign_file import render
 from loop.campaign.config import line_of, load
 from loop.errors import ConfigError
+from loop.student.learning_rate import fitting_rate
 
 GOOD = """\
 [campaign]
@@ -30,7 +31,8 @@ def write(tmp_path, text):
 def test_defaults_are_the_papers(tmp_path):
     student = load(write(tmp_path, GOOD)).student
     found = (student.encoder, student.epochs, student.batch_size, student.lr, student.seeds)
-    assert found == ("roberta-base", 3, 16, 2e-5, 5)
+    assert found == ("roberta-base", 3, 16, None, 5)
+    assert fitting_rate("roberta-base").value == 2e-5
     assert (student.weight_decay, student.warmup_frac) == (0.01, 0.05)
 
 

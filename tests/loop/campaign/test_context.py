@@ -1,5 +1,8 @@
 """What a command works with is let go of in the end, whatever happened."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 from campaigns import make
 from fault_llm_server import running
@@ -72,3 +75,29 @@ def test_a_closed_server_annotator_answers_again():
             assert answer.probs.sum() == pytest.approx(1.0)
             annotator.close()
         annotator.close()
+
+
+def test_students_have_the_rate_that_fits_unless_the_file_or_an_earlier_round_names_one(tmp_path):
+    def rate(encoder, lr=None, rounds=None):
+        student = {"encoder": encoder} | ({"lr": lr} if lr else {})
+        ctx = make(tmp_path, student=student)
+        last = SimpleNamespace(config={"student": rounds}) if rounds else None
+        store = SimpleNamespace(last_round=lambda _name: last)
+        config = parts.with_learning_rate(ctx.config, store, fetch=False)
+        ctx.store.close()
+        assert config.folder == tmp_path
+        return config.student.lr, config.lr_why
+
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(
+        json.dumps({"hidden_size": 384, "num_hidden_layers": 6})
+    )
+    assert rate("minilm") == (1e-4, "fits minilm")
+    assert rate("small")[0] == 1e-4
+    assert "11 million weights" in rate("small")[1]
+    assert rate("minilm", lr=3e-5) == (3e-5, "")
+    begun = {"encoder": "minilm", "lr": 2e-5}  # before there was a default that fits
+    assert rate("minilm", rounds=begun) == (2e-5, "is that of the rounds so far")
+    assert rate("mpnet", rounds=begun | {"lr": 1e-3}) == (2e-5, "fits mpnet")
+    assert rate("minilm", lr=1e-4, rounds=begun) == (1e-4, "")
+    assert rate("./nowhere") == (None, "")

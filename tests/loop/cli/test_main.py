@@ -92,16 +92,28 @@ def one_sentence(err):
 
 def test_init_check_and_status_from_flags(run, tmp_path):
     write_texts(tmp_path, good_rows())
-    code, _, err = run(
+    given = (
         "init", "--source", "t.csv", "--task", "Decide.", "--gold-column", "gold",
         "--label", "yes: it is", "--label", "no",
     )  # fmt: skip
+    code, _, err = run(*given)
     assert code == 0, err
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [la["name"] for la in data["labels"]] == ["yes", "no"]
     code, _, err = run("check")
+    assert (code, "budget.labels 300 is larger than the pool" in err) == (1, True)
+    write_texts(tmp_path, good_rows(500))
+    code, _, err = run("check")
     assert code == 0, err
     assert "is fine" in err
+    assert "100 to test on (100 with a known label)" in err
+    assert "learning rate 2e-05 (fits roberta-base; student.lr sets another)" in err
+    code, _, err = run(*given[:-4], "--force", "--label", "10:30: morning", "--label", "a:b")
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert [(la["name"], la["description"]) for la in data["labels"]] == [
+        ("10:30", "morning"),
+        ("a:b", ""),
+    ]
     code, _, err = run("status", "--json")
     assert (code, "There is no store" in one_sentence(err), "`goldloop run`" in err) == (
         1,
@@ -121,6 +133,26 @@ def test_check_warns_of_class_numbers_for_a_small_model(run, tmp_path):
     assert code == 0, err
     assert "warning: goldloop.toml: prompt.label_form" in err
     assert "near chance with class numbers" in err
+
+
+@pytest.mark.parametrize(
+    ("second", "encoder", "said"),
+    [
+        ("Unsure / none fits", "minilm", "looks like the page's own answer"),
+        ("no", "./nowhere", "Encoder folder ./nowhere does not exist"),
+    ],
+)
+def test_what_would_stop_the_campaign_later_stops_it_before_the_llm_is_asked(
+    run, tmp_path, second, encoder, said
+):
+    write_texts(tmp_path, good_rows(second=second))
+    write_campaign(tmp_path, second=second, extra=f'[student]\nencoder = "{encoder}"\n')
+    for command in ("check", "run"):
+        code, _, err = run(command)
+        assert code == 1
+        assert said in one_sentence(err)
+    code, out, _ = run("status", "--json")
+    assert json.loads(out)["budget"]["llm_votes"] == 0
 
 
 def test_init_without_labels_writes_nothing(run):

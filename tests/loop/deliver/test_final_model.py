@@ -10,8 +10,12 @@ from types import SimpleNamespace
 import campaigns
 import numpy as np
 import pytest
+from sqlalchemy import update
+from sqlmodel import col
 from tiny_encoder import save_encoder
 
+from loop.campaign.metrics import Metric
+from loop.campaign.tables import Round
 from loop.deliver.candidates import Choice, choose
 from loop.deliver.final_model import make_final_model
 from loop.deliver.saved_models import average, build_in_temperature
@@ -172,7 +176,8 @@ def test_labels_that_changed_since_are_refused(finished, encoder, tmp_path):
 def test_a_label_that_came_after_the_last_round_has_its_column(finished, encoder, tmp_path):
     shutil.copytree(finished, tmp_path / "campaign")
     labels = [{"name": name} for name in ("bad", "good", "odd")]
-    ctx = open_campaign(tmp_path / "campaign", encoder, rows(), labels=labels)
+    student = {"seeds": 3, "references": [], "if_nothing_learned": "go on"}
+    ctx = open_campaign(tmp_path / "campaign", encoder, rows(), labels=labels, student=student)
     said = []
     ctx.say = said.append
     made = make_final_model(ctx, ctx.config.out / "final")
@@ -376,6 +381,25 @@ def test_texts_without_a_label_count_for_agreement_alone():
     a, b = probs_of(truth, 0.8, 1), probs_of(truth, 0.8, 2)
     b[:40] = a[:40]
     assert choose({"a": a, "b": b}, b, y, 2).name == "b"
+
+
+def test_agreement_with_an_ensemble_that_says_one_class_is_not_told():
+    y = np.arange(100) % 2
+    one = np.tile([0.8, 0.2], (100, 1))
+    for rival in (probs_of(y, 0.5, 1, sure=0.55), one - [[0.1, -0.1]]):
+        found = choose({"a": one, "b": rival}, one, y, 2)
+        assert [j.agreement for j in (*found.judged, found.ensemble)] == [None] * 3
+        assert "agrees most" not in found.why
+
+
+def test_no_final_model_is_made_of_students_that_learned_nothing(ctx):
+    (round_,) = ctx.store.rounds("c")
+    students = replace(round_.metrics.arms["loop"], alpha_k=Metric(float("nan")), p_uc=Metric(1.0))
+    flat = replace(round_.metrics, arms={"loop": students})
+    with ctx.store.transaction() as session:
+        session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=flat))
+    with pytest.raises(StageError, match=r"no final model of round 1\. The students give every"):
+        make_final_model(ctx, ctx.config.out / "final")
 
 
 # weights

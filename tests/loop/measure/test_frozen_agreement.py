@@ -54,6 +54,15 @@ def students(generator, base, flips, seeds):
     return np.where(away, (preds + 1) % 3, preds)
 
 
+def test_students_that_all_agree_leave_open_what_other_texts_would_show():
+    same = np.tile(np.arange(50) % 2, (3, 1))
+    found = agreement(same, same, 2, rng=rng())
+    for name in ("same", "itself", "kappa"):
+        assert found[name].value == 1
+        assert 0.85 < found[name].low < 0.95 < found[name].high <= 1
+    assert found["short"].low < 0 < found["short"].high
+
+
 def test_it_may_stand_in_only_where_it_agrees_like_another_seed():
     generator = rng(1)
     y = generator.integers(0, 3, 400)

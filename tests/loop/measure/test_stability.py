@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -15,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from loop.campaign.metrics import as_json
+from loop.campaign.metrics import Metric, as_json
 from loop.measure import stability
+from loop.measure.metric import ONE_CLASS, with_width
 from loop.measure.stability import measure, paired_difference, recovered_share
 
 
@@ -51,7 +53,7 @@ def test_alpha_equals_krippendorff(seed, s, n, k):
             assert math.isnan(found.alpha_per_class[c].value)
 
 
-@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 40), st.integers(2, 5))
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(2, 40), st.integers(2, 5))
 @settings(max_examples=60, deadline=None)
 def test_accuracy_parts_equal_scikit_learn(seed, s, n, k):
     generator = rng(seed)
@@ -91,8 +93,21 @@ def test_shares_by_hand():
 def test_one_class_everywhere_and_one_seed_are_undefined_and_say_why():
     one_class = measure(np.zeros((5, 9), int), np.zeros(9, int), 3, rng=rng())
     assert math.isnan(one_class.alpha_k.value)
-    assert one_class.alpha_k.note == stability.ONE_CLASS
-    assert one_class.p_uc.value == 1
+    assert one_class.alpha_k.note == ONE_CLASS
+    for name in ("p_uc", "churn", "ac1"):  # agreement that could not have been otherwise
+        metric = getattr(one_class, name)
+        assert (math.isnan(metric.value), math.isnan(metric.low)) == (True, True)
+        assert metric.note == ONE_CLASS
+    assert one_class.accuracy.value == 1
+    both = np.random.default_rng(0).integers(0, 2, (5, 9))
+    for sides in ((np.zeros((5, 9), int), both), (both, np.ones((5, 9), int))):
+        for name in ("alpha_k", "p_uc", "churn"):
+            found = paired_difference(*sides, None, name, k=2, rng=rng())
+            assert math.isnan(found.value)
+            assert not found.clear
+    drawn = stability.metric_replicates(np.zeros((5, 9), int), np.zeros(9, int), 3, bootstrap=20)
+    assert np.isnan(drawn["p_uc"]).all()
+    assert (drawn["accuracy"] == 1).all()
     one_seed = measure(np.array([[0, 1, 0]]), None, 2, rng=rng())
     assert math.isnan(one_seed.alpha_k.value)
     assert math.isnan(one_seed.churn.value)
@@ -365,3 +380,68 @@ def test_bad_input_is_refused():
 def test_import_stays_light():
     code = "import sys, loop.measure.stability; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def metrics_in(found):
+    """Every metric of a measurement, by name."""
+    for field in dataclasses.fields(found):
+        held = getattr(found, field.name)
+        for metric in held if isinstance(held, tuple) else (held,):
+            if isinstance(metric, Metric):
+                yield field.name, metric
+
+
+@pytest.mark.parametrize("n", [2, 5, 60])
+@pytest.mark.parametrize("s", [2, 5])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["right", "wrong", "constant", "each its own", "one class in gold"]
+)
+def test_no_interval_claims_certainty(n, s, weighted, kind):
+    """All texts may agree in a sample; that is no proof that all others would."""
+    y = np.arange(n) % 2
+    preds = {
+        "right": np.tile(y, (s, 1)),
+        "wrong": np.tile(1 - y, (s, 1)),
+        "constant": np.ones((s, n), int),
+        "each its own": np.tile(np.arange(s)[:, None] % 2, (1, n)),
+        "one class in gold": np.zeros((s, n), int),
+    }[kind]
+    y = y * (kind != "one class in gold")
+    weight = np.linspace(1, 3, n) if weighted else None
+    found = measure(preds, y, 2, weight=weight, bootstrap=100, rng=rng())
+    for name, metric in metrics_in(found):
+        if math.isfinite(metric.low):
+            assert metric.high - metric.low > 1e-3, name
+            assert metric.low - 1e-9 <= metric.value <= metric.high + 1e-9, name
+            assert metric.high <= 1 + 1e-9 or name.endswith("_sd"), name
+    if kind == "right":
+        few = with_width(1.0, 1.0, found.known)[0] if not weighted else None
+        assert few is None or found.accuracy.low == pytest.approx(few)
+        assert math.isnan(found.p_uc.low) or found.alpha_k.low < found.p_uc.low < 1
+    for other in (preds, 1 - preds):
+        for name in ("accuracy", "macro_f1", "p_uc", "churn", "alpha_k", "reliable_accuracy"):
+            apart = paired_difference(
+                preds, other, y, name, k=2, weight=weight, bootstrap=50, rng=rng()
+            )
+            if math.isfinite(apart.low):
+                assert apart.high - apart.low > 1e-3, name
+                assert apart.low - 1e-9 <= apart.value <= apart.high + 1e-9, name
+
+
+def test_what_all_texts_share_has_wilsons_interval_and_one_text_none():
+    y = np.arange(20) % 2
+    found = measure(np.tile(y, (5, 1)), y, 2, rng=rng())
+    wilson = 20 / (20 + 1.959964**2)
+    assert found.accuracy.low == pytest.approx(wilson)
+    assert found.recall[0].low == pytest.approx(10 / (10 + 1.959964**2))
+    assert (found.churn.low, found.churn.high) == pytest.approx((0.0, 1 - wilson))
+    assert found.alpha_k.low == pytest.approx(1 - (1 - wilson) / 0.5)
+    alone = measure(np.tile([[1], [0]], (2, 1)), [1], 2, rng=rng())
+    for name in ("accuracy", "macro_f1", "reliable_accuracy", "p_uc", "churn"):
+        metric = getattr(alone, name)
+        assert math.isnan(metric.value)
+        assert metric.note == stability.ONE_ITEM
+    one_of_its_class = measure(np.tile([0, 0, 1], (3, 1)), [0, 0, 1], 2, rng=rng())
+    assert one_of_its_class.recall[1].value == 1
+    assert math.isnan(one_of_its_class.recall[1].low)

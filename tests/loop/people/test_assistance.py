@@ -59,6 +59,17 @@ def test_checks_show_whether_help_misleads():
     assert found.high < 0
 
 
+@pytest.mark.parametrize("agree", [(1.0, 1.0), (0.0, 1.0)])
+def test_texts_that_are_all_alike_are_no_certainty(agree):
+    said, help_, llm = given(40, *agree, np.random.default_rng(3))
+    for one in said:
+        one.lead_time_s = 4.0
+    (found,) = effects(said, help_, llm=llm, known={})
+    assert found.what == "agrees_with_llm"
+    assert found.difference == agree[0] - agree[1]
+    assert found.high - found.low > 0.1
+
+
 def test_too_few_texts_say_nothing():
     said, help_, llm = given(6, 0.9, 0.8, np.random.default_rng(2))
     assert effects(said, help_, llm=llm, known={}) == []

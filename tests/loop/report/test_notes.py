@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from loop.campaign.metrics import Metric, RoundMetrics
-from loop.measure.stability import ONE_CLASS, measure
+from loop.measure.collapsed import collapsed_line
+from loop.measure.stability import measure
 from loop.report.contents import ReportRow
 from loop.report.notes import _comparisons, _warnings
 
@@ -29,7 +30,7 @@ def config(*names):
 def test_one_class_everywhere_is_said():
     found = _warnings(config("a", "b"), round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))
     assert found == [
-        f"Mind alpha_K: {ONE_CLASS}.",
+        f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))}.",
         "Mind the class 'b' (25 test texts are of it): no seed predicts this class.",
     ]
 

@@ -19,8 +19,8 @@ def verdict(llm, reference, noise=0.002, seeds=5):
         exact = a - b * np.array(SIZES, float) ** -c
         point = exact + rng.normal(0, noise, (seeds, 5))
         drawn = point[None] + rng.normal(0, noise, (500, 1, 1))
-        curves[kind], replicated[kind] = _curve(SIZES, point, drawn, rng)
-    gap, below, instead = _held_against(curves, replicated, "gold")
+        curves[kind], replicated[kind] = _curve(SIZES, point, drawn, 400, rng)
+    gap, below, instead = _held_against(curves, replicated, "gold", 400)
     return judged(curves, "gold", gap, below, instead, "accuracy"), curves, below
 
 
@@ -52,10 +52,23 @@ def test_intervals_of_the_asymptote_cover_it():
         texts = rng.normal(0, 0.01)  # the luck of the test texts moves the whole curve
         point = exact + texts + rng.normal(0, 0.006, (4, 5))
         drawn = point[None] + rng.normal(0, 0.01, (300, 1, 1))
-        curve, _ = _curve(SIZES, point, drawn, rng)
+        curve, _ = _curve(SIZES, point, drawn, 400, rng)
         covered += curve.asymptote.low <= 0.8 <= curve.asymptote.high
         assert curve.fitted[0].low <= curve.fitted[0].high
     assert covered / 60 >= 0.88
+
+
+def test_students_that_are_always_right_leave_open_what_other_texts_would_show():
+    always = np.ones((4, 5))
+    curve, replicated = _curve(
+        SIZES, always, always[None].repeat(50, 0), 40, np.random.default_rng(0)
+    )
+    for metric in (*curve.points, curve.asymptote, *curve.fitted):
+        assert metric.low == pytest.approx(40 / (40 + 1.96**2), abs=1e-3)
+    assert curve.doubling.low < -0.05 < 0.05 < curve.doubling.high
+    both = {"llm": curve, "gold": curve}
+    gap, below, instead = _held_against(both, dict.fromkeys(both, replicated), "gold", 40)
+    assert all(m.low < -0.05 < 0.05 < m.high for m in (gap, below, instead))
 
 
 def test_sizes_are_nested_and_end_with_everything():

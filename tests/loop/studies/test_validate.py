@@ -117,6 +117,12 @@ def test_the_price_by_hand():
     backwards = price_of_goal(np.arange(100.0), right, 1000, 0.95, rng=rng)
     assert backwards.by_entropy.value == 950
     assert price_of_goal(np.zeros(100), right, 1000, 0.8, rng=rng).random.value == 0
+    few = price_of_goal(np.zeros(20), np.ones(20, bool), 1000, 0.95, rng=rng)
+    for estimate in (few.random, few.by_entropy):  # 20 right labels leave 16 % of errors open
+        assert (estimate.value, estimate.low) == (0, 0)
+        assert estimate.high == pytest.approx(1000 * (1 - 0.05 / 0.161), abs=2)
+    many = price_of_goal(np.zeros(400), np.ones(400, bool), 1000, 0.95, rng=rng)
+    assert many.random.high == 0
     with pytest.raises(ValueError, match="needs a sample"):
         price_of_goal(np.zeros(0), right[:0], 1000, 0.9, rng=rng)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from loop.measure.held_out import Truth
-from loop.report.wording import RANDOM_PARTS
-from loop.studies.variance import _draws, _pairs, take_apart
+from loop.report.collect import instability
+from loop.report.wording import RANDOM_PARTS, SAME_EVERYWHERE
+from loop.studies.variance import Variance, _draws, _pairs, take_apart
 
 N, K = 400, 3
 
@@ -59,6 +60,29 @@ def test_equal_causes_cannot_be_told_apart():
 def test_nothing_that_changes_is_said():
     _, told = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
     assert told == "No label changes, whatever is drawn anew."
+    parts, _ = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
+    for part in parts.values():
+        assert (part.churn.value, part.churn.low) == (0, 0)
+        assert part.churn.high == pytest.approx(1.96**2 / (N + 1.96**2), abs=1e-4)
+        assert 0.97 < part.alpha.low < part.alpha.high == 1
+        assert np.isnan(part.accuracy_sd.low)
+
+
+def test_students_that_answer_one_class_are_no_stability(tmp_path):
+    found, truth = planted(dict.fromkeys(RANDOM_PARTS, 0.0), 3)
+    one = {run: np.ones_like(p) for run, p in found.items()}
+    parts, told = take_apart(one, 3, tuple(RANDOM_PARTS), truth, K, rng=np.random.default_rng(0))
+    assert told == SAME_EVERYWHERE
+    assert all(np.isnan(part.churn.value) for part in parts.values())
+    now = Variance(1, "frozen", 3, N, parts, told).to_json()
+    sure, undefined = {"value": 0.0, "low": 0.0, "high": 0.0}, {"value": None}
+    old = {"churn": sure, "share": undefined, "alpha": undefined, "accuracy_sd": sure}
+    old = {name: old | {"macro_f1_sd": sure} for name in parts}
+    for stored in (now, now | {"parts": old, "told": "No label changes, whatever is drawn anew."}):
+        (tmp_path / "variance.json").write_text(json.dumps(stored))
+        shown = instability(tmp_path)
+        assert shown.told == SAME_EVERYWHERE
+        assert all(p.churn is None and p.alpha is None for p in shown.parts)
 
 
 def test_values_by_hand():

@@ -1,0 +1,75 @@
+"""Stored figures without the stability of students that answer one class for everything.
+
+Rounds that earlier versions measured say of such students that all seeds agree on 100 %. What reads
+a stored round, reads it through ``loop.measure.llm_quality.measured_rounds``, which asks here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
+
+from loop.campaign.metrics import Arm, Metric, RoundMetrics, Stability
+from loop.measure.metric import AGREEMENT, ONE_CLASS
+
+Kept = TypeVar("Kept")
+
+
+def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None) -> RoundMetrics:
+    """What a round measured, without the stability that is none.
+
+    Args:
+        before: of the round before, which ``previous`` compares with.
+    """
+    flat = {arm for arm, found in metrics.arms.items() if _answers_one_class(found)}
+    earlier = before.arms.get("loop") if before is not None else None
+    flat_before = earlier is not None and _answers_one_class(earlier)
+    if not flat and not flat_before:
+        return metrics
+    nothing = Metric(math.nan, note=ONE_CLASS)
+
+    def compared(reference: str) -> bool:
+        other = flat_before if reference == "previous" else reference in flat
+        return not other and "loop" not in flat
+
+    return replace(
+        metrics,
+        arms={
+            arm: found
+            if arm not in flat
+            else replace(found, alpha_k=nothing, ac1=nothing, p_uc=nothing, churn=nothing)
+            for arm, found in metrics.arms.items()
+        },
+        compared={
+            reference: differences if compared(reference) else _less(differences)
+            for reference, differences in metrics.compared.items()
+        },
+        recovered=_less(metrics.recovered)
+        if flat & {"loop", "llm_only", "all_gold"}
+        else metrics.recovered,
+        frozen=None if "loop" in flat else metrics.frozen,
+    )
+
+
+def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
+    """One sentence on a measured round whose students answer one class, or None."""
+    found = metrics.arms.get(arm)
+    if found is None or not _answers_one_class(found):
+        return None
+    return (
+        "The students give every test text the same label, so no stability is shown: seeds that"
+        " have nothing to disagree about agree, whatever the labels are worth. Set student.lr to"
+        " the rate that fits the encoder (`goldloop check` names it), raise student.epochs, or"
+        " choose another student.encoder"
+    )
+
+
+def _answers_one_class(found: Stability) -> bool:
+    """Whether all seeds give every text the same class: alpha is undefined only then."""
+    return found.items > 1 and found.seeds > 1 and not found.alpha_k.known
+
+
+def _less(found: Mapping[str, Kept]) -> dict[str, Kept]:
+    return {key: value for key, value in found.items() if key not in AGREEMENT}

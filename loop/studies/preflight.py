@@ -1,0 +1,239 @@
+"""What can be known before the LLM is paid and people are asked: faults, and what will happen.
+
+Later stages refuse what is wrong as well, but by then it has cost something.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from loop.campaign.config import Config
+from loop.campaign.import_texts import import_texts, misfits, splits_of
+from loop.campaign.store import Store
+from loop.errors import ConfigError, LoopError, ReviewerError
+from loop.llm.cost_plan import Plan, plan_annotation
+from loop.ports import SourceText
+from loop.student.learning_rate import config_folder
+from strategies.estimate import share_interval
+
+FEW_KNOWN = 50
+"""Test texts with a known label below which accuracy's interval is wider than 20 points."""
+FEW_OF_CLASS = 5
+FEW_DEV = 50
+ANSWER_S = 15.0
+"""Seconds that a person is taken to need for a text, before anybody has answered."""
+EMBEDDED = ("minilm", "mpnet")
+TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known beforehand.
+
+    Attributes:
+        errors: what keeps the campaign from being run to its end.
+        warnings: what it will not be able to say, or what it will cost.
+        lines: what will happen, for people to read.
+    """
+
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def preflight(config: Config, rows: Sequence[SourceText], annotator: str) -> Preflight:
+    """Looks at a campaign that has not begun; stores and asks nothing.
+
+    Args:
+        rows: its texts.
+        annotator: revision of its LLM, or any name where that is not known yet.
+    """
+    errors = [str(exc) for exc in parts_that_fail(config)]
+    try:
+        splits = splits_of(config, rows)
+    except LoopError as exc:
+        return Preflight((str(exc), *errors), (), ())
+    counts = {split: splits.count(split) for split in ("pool", "test", "dev")}
+    without = sum(s == "pool" and not r.gold for r, s in zip(rows, splits, strict=True))
+    wrong = [str(exc) for exc in misfits(config, counts, without)]
+    if config.raters.ratings_column and config.raters.kind == "recorded":
+        column = config.raters.ratings_column
+        if not any(r.meta.get(column) for r in rows):
+            wrong.append(f"raters.ratings_column {column!r} holds no ratings; name another column.")
+    plan = None
+    if not wrong:
+        with closing(Store("sqlite:///:memory:")) as store:
+            store.open_campaign(config.campaign.name, config.label_names)
+            import_texts(config, store, rows)
+            try:
+                plan = plan_annotation(config, store, annotator)
+            except LoopError as exc:
+                wrong.append(str(exc))
+    warnings = [*_too_few(config, rows, splits), *_money(config, plan)]
+    return Preflight(
+        (*wrong, *errors), tuple(warnings), tuple(_will_happen(config, rows, splits, counts, plan))
+    )
+
+
+def parts_that_fail(config: Config) -> Iterator[LoopError]:
+    """What the campaign file names and is not to be had, as far as this machine can tell."""
+    encoder = config.student.encoder
+    folder = config_folder(encoder, config.folder)
+    if encoder not in EMBEDDED and (folder or encoder.count("/") > 1 or _is_path(encoder)):
+        if folder is None:
+            yield ConfigError(f"Encoder folder {encoder} does not exist; check student.encoder.")
+        elif missing := _missing(folder) if (config.folder / encoder).is_dir() else None:
+            yield ConfigError(
+                f"Encoder {encoder} cannot be loaded: the folder has no {missing}. Save it with"
+                " save_pretrained, model and tokenizer, or choose another student.encoder."
+            )
+    section = config.annotator
+    if section.kind == "vllm" and find_spec("vllm") is None:
+        yield ConfigError(
+            'annotator.kind = "vllm" needs vLLM, which is not installed: pip install'
+            " 'goldloop[vllm]'."
+        )
+    if section.kind == "local_lm" and _is_path(section.model):
+        place = config.folder / section.model
+        if not (place / "config.json").is_file():
+            yield ConfigError(
+                f"annotator.model {section.model} is no folder with a transformers model (there is"
+                " no config.json)."
+            )
+    studio = config.label_studio
+    ours = config.people.platform == "label_studio"
+    if ours and studio.url != "local" and not os.environ.get(studio.token_env):
+        yield ReviewerError(
+            f"Set {studio.token_env} to an access token of {studio.url} (Label Studio: Account &"
+            " Settings); without it nothing can be sent to people."
+        )
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~"))
+
+
+def _missing(folder: Path) -> str | None:
+    """What a saved encoder must have and this folder has not."""
+    if not (folder / "config.json").is_file():
+        return "config.json"
+    if not any(folder.glob("*.safetensors")):
+        return "safetensors weights (pickled ones are refused, because loading them runs code)"
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return "tokenizer"
+    return None
+
+
+def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) -> Iterator[str]:
+    """What the known labels cannot tell."""
+    known = {
+        split: Counter(r.gold for r, s in zip(rows, splits, strict=True) if s == split and r.gold)
+        for split in ("pool", "test", "dev")
+    }
+    n = known["test"].total()
+    if 0 < n < FEW_KNOWN:
+        low, high = share_interval(0.8, n)
+        yield (
+            f"Only {n} test text{'s have' if n > 1 else ' has'} a known label, so that accuracy is"
+            f" not known well: 80 % right among them would mean {100 * low:.0f} to"
+            f" {100 * high:.0f} %. Hold out more: raise texts.test_frac, or mark more rows 'test'."
+        )
+    if known["test"] or known["pool"]:
+        for label in config.label_names:
+            count, anywhere = known["test"][label], sum(k[label] for k in known.values())
+            if n and count < FEW_OF_CLASS:
+                more = "" if anywhere > count else f", and of {anywhere} known labels in all"
+                yield (
+                    f"Label {label!r} is that of {count} of the {n} known test texts{more}: how"
+                    " well it is found cannot be told."
+                )
+    if config.student.checkpoint == "best" and known["dev"].total() < FEW_DEV:
+        yield (
+            f'student.checkpoint = "best" needs {FEW_DEV} known labels in split dev; there are'
+            f" {known['dev'].total()}, so the last epoch is kept."
+        )
+    lower = Counter(name.casefold() for name in config.label_names)
+    for name in config.label_names:
+        if lower[name.casefold()] > 1:
+            yield f"Label {name!r} differs from another one in its case alone; people may mix them."
+
+
+def _money(config: Config, plan: Plan | None) -> Iterator[str]:
+    budget = config.budget
+    if budget.usd is None or plan is None:
+        return
+    people = budget.labels * config.people.panel.first * budget.usd_per_label
+    if plan.usd_uncached + people > budget.usd:
+        yield (
+            f"budget.usd = {budget.usd:.2f} does not pay for everything: the LLM may cost"
+            f" ${plan.usd_uncached:,.2f} and {budget.labels} texts ${people:,.2f}. goldloop stops"
+            " when the money is spent; raise budget.usd or lower budget.labels."
+        )
+
+
+def _will_happen(
+    config: Config,
+    rows: Sequence[SourceText],
+    splits: Sequence[str],
+    counts: Mapping[str, int],
+    plan: Plan | None,
+) -> Iterator[str]:
+    tested = sum(s == "test" and bool(r.gold) for r, s in zip(rows, splits, strict=True))
+    yield (
+        f"Texts:    {counts['pool']:,} to label, {counts['test']:,} to test on ({tested:,} with a"
+        f" known label), {counts['dev']:,} dev"
+    )
+    gold = Counter(row.gold for row in rows if row.gold)
+    if gold:
+        yield f"Gold:     {_mix(config, gold)}"
+    for column in config.annotator.columns if config.annotator.kind == "recorded" else ():
+        said = Counter(str(row.meta[column]) for row in rows if row.meta.get(column) is not None)
+        yield f"LLM:      no calls; column {column!r}: {_mix(config, said)}"
+    if plan is not None and config.annotator.kind != "recorded":
+        yield (
+            f"LLM:      {plan.calls:,} calls, about {plan.tokens:,} tokens,"
+            f" ${plan.usd_uncached:,.2f} at most; minutes are known once it has begun"
+        )
+    batch = min(config.rounds.batch_size, counts["pool"])
+    most = min(config.rounds.rounds * batch, config.budget.labels, counts["pool"])
+    answers = most * config.people.panel.first
+    money = (
+        f", ${answers * config.budget.usd_per_label:,.2f}" if config.budget.usd_per_label else ""
+    )
+    yield (
+        f"People:   {config.rounds.rounds} rounds of {batch} texts, {most} in all: {answers:,}"
+        f" answers, about {max(1, round(answers * ANSWER_S / 60)):,} minutes at {ANSWER_S:.0f}"
+        f" seconds each{money}"
+    )
+    student = config.student
+    rate = "" if student.lr is None else f", learning rate {student.lr:g}"
+    why = f" ({config.lr_why}; student.lr sets another)" if config.lr_why else ""
+    arms = 1 + ("random" in student.references)
+    once = len(set(student.references) - {"random"})
+    yield (
+        f"Students: {student.encoder}{rate}{why}; {arms * student.seeds} trainings a round"
+        f"{f' and {once * student.seeds} once' if once else ''}, {student.epochs} epochs each"
+    )
+
+
+def _mix(config: Config, counts: Counter[str]) -> str:
+    """``yes 60 %, no 40 % of 120 labels``, what is no label of the campaign last."""
+    total = counts.total()
+    named = [*config.label_names, *sorted(set(counts) - set(config.label_names))]
+    shown = [f"{name} {100 * counts[name] / total:.0f} %" for name in named[:12]] if total else []
+    more = f", {len(named) - 12} more" if len(named) > 12 else ""
+    return f"{', '.join(shown)}{more} of {total:,} labels"

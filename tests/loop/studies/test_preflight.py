@@ -1,0 +1,154 @@
+"""What a later stage would refuse is found before anything is spent."""
+
+import json
+
+import pytest
+from campaigns import make, texts
+
+from loop.campaign.config import RatersSection
+from loop.studies.preflight import preflight
+
+
+def looked_at(tmp_path, rows=None, raters=None, **sections):
+    ctx = make(tmp_path, **sections)
+    ctx.store.close()
+    config = ctx.config
+    if raters:
+        config = config.model_copy(update={"raters": RatersSection(**raters)})
+    return preflight(config, texts() if rows is None else rows, "llm")
+
+
+def split_as(names, **changed):
+    rows = texts()
+    for i, row in enumerate(rows):
+        row.split = names[i % len(names)]
+        vars(row).update(changed)
+    return rows
+
+
+SPLIT = {"texts": {"source": "x.csv", "gold_column": "g", "split_column": "s"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train", "test", "validation"), "'validation'; Did you mean 'dev'?"),
+        (("Train", "Test"), "'Train'; Did you mean 'train'?"),
+        (("training", "testing"), "'training'; Did you mean 'train'?"),
+        (("train", "test", ""), "has split ''"),
+        (("train",), "No text is held out"),
+        (("test",), "leaves 0 texts to label"),
+    ],
+)
+def test_splits_that_the_import_refuses(tmp_path, names, said):
+    found = looked_at(tmp_path, split_as(names), **SPLIT)
+    assert said in "\n".join(found.errors)
+    if "Did you mean" in said:
+        assert all(f"{name!r} (" in found.errors[0] for name in names if name not in SPLITS)
+
+
+SPLITS = ("train", "test")
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"rounds": {"batch_size": 100}, "budget": {"labels": 100}}, "rounds.batch_size 100"),
+        ({"budget": {"labels": 2000}}, "budget.labels 2000 is larger"),
+        (
+            {
+                "annotator": {"kind": "local_lm"},
+                "texts": {"source": "x.csv"},
+                "student": {"references": []},
+            },
+            "prompt.shots = 3 needs examples",
+        ),
+        ({"student": {"encoder": "./nowhere"}}, "Encoder folder ./nowhere does not exist"),
+        ({"student": {"encoder": "bare"}}, "has no safetensors weights"),
+        ({"student": {"encoder": "mute"}}, "has no tokenizer"),
+        ({"annotator": {"kind": "local_lm", "model": "./nowhere"}}, "annotator.model ./nowhere"),
+        ({"label_studio": {"url": "http://127.0.0.1:9"}}, "Set LABEL_STUDIO_API_KEY"),
+        ({"raters": {"kind": "recorded", "ratings_column": "nobody"}}, "holds no ratings"),
+    ],
+)
+def test_what_later_stages_refuse_is_found_before_anything_is_spent(
+    tmp_path, monkeypatch, sections, said
+):
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+    for name, files in (("bare", ()), ("mute", ("model.safetensors",))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"hidden_size": 8}))
+        for file in files:
+            (tmp_path / name / file).write_bytes(b"")
+    rows = texts()
+    if "gold_column" not in sections.get("texts", {"gold_column": "g"}):
+        for row in rows:
+            row.gold = None
+    found = looked_at(tmp_path, rows, **sections)
+    assert said in "\n".join(found.errors)
+
+
+def test_everything_is_told_at_once(tmp_path):
+    found = looked_at(
+        tmp_path,
+        split_as(("train",), gold=None),
+        budget={"labels": 2000},
+        rounds={"batch_size": 1000},
+        student={"encoder": "./nowhere", "references": ["all_gold"]},
+        **SPLIT,
+    )
+    told = "\n".join(found.errors)
+    for part in ("No text is held out", "batch_size 1000", "labels 2000", "all_gold", "./nowhere"):
+        assert part in told
+
+
+def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
+    found = looked_at(tmp_path, texts(40), rounds={"batch_size": 10}, budget={"labels": 20})
+    (few,) = [w for w in found.warnings if "Only 8 test texts" in w]
+    assert "80 % right among them would mean 45 to 95 %" in few
+    rows = texts(400)
+    for i, row in enumerate(rows):
+        row.gold = "bad" if i == 7 else "good"
+    (rare,) = looked_at(tmp_path, rows).warnings
+    assert rare.startswith("Label 'bad' is that of ")
+    assert "of 1 known labels in all" in rare or "of the 80 known test texts" in rare
+    assert looked_at(tmp_path, texts(400)).warnings == ()
+
+
+def test_money_that_does_not_reach_is_warned_of(tmp_path):
+    cap = {"labels": 30, "usd": 2.0, "usd_per_label": 0.1}
+    (told,) = looked_at(tmp_path, texts(400), budget=cap).warnings
+    assert "30 texts $3.00" in told
+
+
+def test_what_will_happen_is_told(tmp_path):
+    found = looked_at(tmp_path, texts(400), budget={"labels": 30, "usd_per_label": 0.1})
+    assert (found.errors, found.warnings) == ((), ())
+    lines = "\n".join(found.lines)
+    for part in (
+        "320 to label, 80 to test on (80 with a known label), 0 dev",
+        "bad 50 %, good 50 % of 400 labels",
+        "no calls; column 'llm'",
+        "2 rounds of 15 texts, 30 in all: 30 answers, about 8 minutes",
+        "$3.00",
+        "roberta-base",
+        "6 trainings a round and 6 once",
+    ):
+        assert part in lines
+    asked = {"kind": "openai_server", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
+    asked |= {"usd_per_million_tokens": 10.0}
+    (line,) = [
+        line
+        for line in looked_at(tmp_path, texts(400), annotator=asked).lines
+        if line.startswith("LLM")
+    ]
+    assert "780 calls" in line
+    assert "$0." in line
+
+
+def test_a_spelling_that_is_no_label_stands_in_the_mix(tmp_path):
+    rows = texts(400)
+    for row in rows[:100]:
+        row.meta["llm"] = "Good"
+    (line,) = [line for line in looked_at(tmp_path, rows).lines if "column 'llm':" in line]
+    assert "Good 25 %" in line
