@@ -41,7 +41,7 @@ def test_no_test_text_and_no_text_already_sent_is_ever_offered(
         return real_select(suspicion, candidates, n, **options)
 
     real_select = stages.select_batch
-    monkeypatch.setattr(stages, "STRATEGIES", {name: watched(name) for name in signals})
+    monkeypatch.setattr(stages, "suspicion_by", lambda name, *args: watched(name)(*args))
     monkeypatch.setattr(stages, "select_batch", select_batch)
     while why_finished(ctx) is None:
         run_round(ctx)

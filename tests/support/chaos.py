@@ -50,7 +50,7 @@ def fingerprint(ctx):
         "gold": sorted((g.item_id, g.label) for g in store.gold("c").values()),
         "annotations": sorted(a.annotation_id for a in store.annotations("c")),
         "runs": sorted((r.round_id, r.arm, r.seed, r.label_set) for r in store.runs("c")),
-        "gold_bought": [m["gold"] for m in metrics],
+        "gold_bought": [m.gold for m in metrics],
         "tasks": sorted(json.loads((ctx.config.out.parent / "studio.json").read_text())["tasks"]),
     }
 

@@ -144,6 +144,11 @@ def begun(after_one_round, tmp_path):
     return shutil.copytree(after_one_round, tmp_path / "campaign")
 
 
+@pytest.fixture(autouse=True)
+def _another_platform(monkeypatch):
+    monkeypatch.setitem(BUILT_IN["reviewers"], "desk", "nowhere:build")
+
+
 def edited(key, value=None):
     section, name = key.split(".")
     value = EDITS[key] if value is None else value

@@ -276,7 +276,7 @@ def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkey
         truth = [LABELS.index(i.known_label) for i in ctx.store.items("c", "pool")]
         return (np.array(truth) == pool.y_llm).astype(float)
 
-    monkeypatch.setattr(stages, "STRATEGIES", {"margin": worst})
+    monkeypatch.setattr(stages, "suspicion_by", lambda _name, *args: worst(*args))
     run_round(ctx)
     first = ctx.store.rounds("c")[0]
     assert first.metrics.suspects.suspects == Wrong(0, 10)
