@@ -12,6 +12,7 @@ from fakes import CentroidStudent
 
 from loop.campaign.changes import POLICIES, campaign_keys, changes, check_changes, policy_table
 from loop.campaign.config import Config
+from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
