@@ -162,6 +162,11 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
             " the size of files is reached, or the disk fails. What was stored before is whole;"
             " make room, then run the same command again to go on."
         )
+    if exc.connection_invalidated:
+        return StoreError(
+            f"The connection to the store at {where} was lost ({reason}). What was stored before is"
+            " whole; run the same command again to go on."
+        )
     code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CANTOPEN:
         return StoreError(

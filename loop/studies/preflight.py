@@ -234,6 +234,8 @@ def _mix(config: Config, counts: Counter[str]) -> str:
     """``yes 60 %, no 40 % of 120 labels``, what is no label of the campaign last."""
     total = counts.total()
     named = [*config.label_names, *sorted(set(counts) - set(config.label_names))]
-    shown = [f"{name} {100 * counts[name] / total:.0f} %" for name in named[:12]] if total else []
+    shown = [
+        f"{name or '(empty)'} {100 * counts[name] / total:.0f} %" for name in named[:12] if total
+    ]
     more = f", {len(named) - 12} more" if len(named) > 12 else ""
     return f"{', '.join(shown)}{more} of {total:,} labels"

@@ -163,3 +163,15 @@ def test_a_writer_whose_connection_ended_writes_nothing_more(two_stores):
     assert store.project_id("c") == "new"
     with writer(store, "c", "run"):
         store.set_project("c", "again")
+
+
+def test_a_lost_connection_says_that_the_same_command_goes_on(two_stores):
+    store, other = two_stores
+    with store.engine.connect() as connection:
+        pid = connection.execute(text("select pg_backend_pid()")).scalar_one()
+    with other.engine.begin() as connection:
+        connection.execute(text("select pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    with pytest.raises(StoreError, match=r"was lost .* run the same command again to go on"):
+        store.set_project("c", "lost")
+    store.set_project("c", "found again")
+    assert store.project_id("c") == "found again"

@@ -150,5 +150,8 @@ def test_a_spelling_that_is_no_label_stands_in_the_mix(tmp_path):
     rows = texts(400)
     for row in rows[:100]:
         row.meta["llm"] = "Good"
+    for row in rows[100:120]:
+        row.meta["llm"] = ""
     (line,) = [line for line in looked_at(tmp_path, rows).lines if "column 'llm':" in line]
     assert "Good 25 %" in line
+    assert "(empty) 5 %" in line
