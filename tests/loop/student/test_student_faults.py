@@ -237,7 +237,7 @@ def test_a_campaign_waits_at_training_and_goes_on_once_it_is_mended(
     tiny, tmp_path, monkeypatch, broken, message
 ):
     folder = shutil.copytree(tiny, tmp_path / "encoder")
-    section = {"seeds": 2, "references": [], "epochs": 1}
+    section = {"seeds": 2, "references": [], "epochs": 1, "if_nothing_learned": "go on"}
     monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
 
     def campaign():
@@ -280,7 +280,13 @@ def test_the_user_of_a_campaign_hears_the_news(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(RUN, "measure", lambda *_: False)  # training is all that matters here
     ctx = make(
         tmp_path,
-        student={"seeds": 2, "references": [], "epochs": 1, "checkpoint": "best"},
+        student={
+            "seeds": 2,
+            "references": [],
+            "epochs": 1,
+            "checkpoint": "best",
+            "if_nothing_learned": "go on",
+        },
         strategy={"signals": ["entropy"], "repair": "keep"},
     )
     ctx.parts = replace(ctx.parts, student=lambda: tiny_student(tiny, epochs=1, checkpoint="best"))

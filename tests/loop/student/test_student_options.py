@@ -51,7 +51,7 @@ def test_the_epoch_of_the_best_dev_f1_is_kept_the_later_of_equals(
     student = tiny_student(tiny, epochs=3, checkpoint="best")
     train = training_set(texts, y, dev=dev)
     found = fit(student, train, dev.texts, keep={0: kept})[0].probs
-    assert len(seen) == 4  # one evaluation an epoch, and the result
+    assert len(seen) == 5  # one evaluation an epoch, the result, and texts that it learned from
     assert np.array_equal(found, seen[kept_epoch])
     assert not np.array_equal(seen[0], seen[1])
     again = predict(kept, dev.texts, device="cpu", precision="fp32")
