@@ -349,6 +349,10 @@ class KnownTexts:
     y: IntArray
 
 
+MIN_DEV = 50
+"""Known texts below which a student's best epoch would be chosen by chance."""
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """What a student learns from.

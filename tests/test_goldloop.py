@@ -135,10 +135,7 @@ def test_it_says_where_it_stands(folder, monkeypatch):
 def test_html_is_escaped(folder):
     text = FILE.replace('name = "c"', 'name = "<script>alert(1)</script>"')
     (folder / "goldloop.toml").write_text(text, encoding="utf-8")
-    try:
-        shown = Campaign(folder / "goldloop.toml")._repr_html_()
-    except LoopError as exc:  # pragma: no cover
-        raise AssertionError("showing a campaign never fails") from exc
+    shown = Campaign(folder / "goldloop.toml")._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
 

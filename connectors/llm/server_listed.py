@@ -165,7 +165,7 @@ class TopK:
 
     def _text_of(self, token: str) -> str:
         """The token's text, where vLLM names it by its number."""
-        if not token.startswith("token_id:"):
+        if not re.fullmatch(r"token_id:[0-9]{1,9}", token):
             return token_text(token)
         if token not in self._numbered:
             body = {"model": self.model, "tokens": [int(token.removeprefix("token_id:"))]}

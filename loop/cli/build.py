@@ -281,9 +281,10 @@ def build_student(config: Config) -> Student:
 def build_encoder_student(section: StudentSection, folder: Path) -> Student:
     """A student; an encoder that is a folder is looked up from ``folder``."""
     from loop.student.encoder_student import EncoderStudent
+    from loop.student.learning_rate import EMBEDDED
 
     encoder: str | Path = section.encoder
-    if encoder in ("minilm", "mpnet"):
+    if encoder in EMBEDDED:
         from connectors.downloads.models import minilm_dir, mpnet_dir
 
         encoder = minilm_dir() if encoder == "minilm" else mpnet_dir()

@@ -83,9 +83,10 @@ class StateFile:
         if not count:
             return out
         records = np.memmap(self.path, kind, "r", offset=HEAD_BYTES, shape=(count,))
-        place = {item: i for i, item in enumerate(records["item"].astype(str).tolist())}
+        # as bytes: what damage left of an id may be no text
+        place = {item: i for i, item in enumerate(records["item"].tolist())}
         for row, item_id in enumerate(item_ids):
-            at = place.get(item_id)
+            at = place.get(item_id.encode())
             if at is not None and records["check"][at] == _check(records[at]):
                 out[row] = records["state"][at]
         return out

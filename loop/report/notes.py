@@ -86,12 +86,12 @@ def _warnings(config: Config, newest: RoundMetrics) -> list[str]:
     if told := collapsed_line(newest):
         warnings.append(f"{told}.")
     elif students.alpha_k.note:
-        warnings.append(f"Mind alpha_K: {students.alpha_k.note}.")
+        warnings.append(f"alpha_K misleads here: {students.alpha_k.note}.")
     # a label that has come since is missing at the end of what the round says
     for label, alpha, n in zip(
         config.label_names, students.alpha_per_class, newest.per_class_n, strict=False
     ):
         if alpha.note:
             tests = f" ({n} test texts are of it)" if newest.accuracy_from else ""
-            warnings.append(f"Mind the class {label!r}{tests}: {alpha.note}.")
+            warnings.append(f"Class {label!r}{tests}: {alpha.note}.")
     return warnings

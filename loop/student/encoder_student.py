@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from loop.errors import StudentError
 from loop.ports import (
+    MIN_DEV,
     Draws,
     FloatArray,
     News,
@@ -43,8 +44,6 @@ CHOICES = {
     "class_weights": ("none", "balanced"),
     "checkpoint": ("last", "best"),
 }
-MIN_DEV = 50
-"""Known texts below which the best epoch would be chosen by chance."""
 
 
 class EncoderStudent:

@@ -16,6 +16,9 @@ from typing import Any
 BASE = 2e-5
 """Of roberta-base, the paper's; what is used where an encoder's size cannot be told."""
 
+EMBEDDED = ("minilm", "mpnet")
+"""Names of the encoders that goldloop fetches from PyPI."""
+
 KNOWN = {
     "minilm": 1e-4,
     "all-minilm-l6-v2": 1e-4,

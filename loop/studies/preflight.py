@@ -18,17 +18,15 @@ from loop.campaign.import_texts import import_texts, misfits, splits_of
 from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
-from loop.ports import SourceText
-from loop.student.learning_rate import config_folder
+from loop.ports import MIN_DEV, SourceText
+from loop.student.learning_rate import EMBEDDED, config_folder
 from strategies.estimate import share_interval
 
 FEW_KNOWN = 50
 """Test texts with a known label below which accuracy's interval is wider than 20 points."""
 FEW_OF_CLASS = 5
-FEW_DEV = 50
 ANSWER_S = 15.0
 """Seconds that a person is taken to need for a text, before anybody has answered."""
-EMBEDDED = ("minilm", "mpnet")
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -161,9 +159,9 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
                     f"Label {label!r} is that of {count} of the {n} known test texts{more}: how"
                     " well it is found cannot be told."
                 )
-    if config.student.checkpoint == "best" and known["dev"].total() < FEW_DEV:
+    if config.student.checkpoint == "best" and known["dev"].total() < MIN_DEV:
         yield (
-            f'student.checkpoint = "best" needs {FEW_DEV} known labels in split dev; there are'
+            f'student.checkpoint = "best" needs {MIN_DEV} known labels in split dev; there are'
             f" {known['dev'].total()}, so the last epoch is kept."
         )
     lower = Counter(name.casefold() for name in config.label_names)

@@ -609,6 +609,7 @@ def test_tokens_are_read_as_their_tokenizer_writes_them():
          r"\('?3 of them: 'Label' 93.0%, 'positive' 5.0%.*have only 7.0%"),
         (("positive", "negative"), [("<think>", 0.999)], "think before it answers"),
         (("positive", "negative"), [("token_id:7", 0.9)], r"token_id:7.*--return-tokens-as"),
+        (("positive", "negative"), [("token_id:x", 0.9)], r"token_id:x"),
         (("theft", "fraud"), [("The", 0.6), ("fraud", 0.4)], "'The' does not tell whether"),
         (("May", "may"), [("MAY", 0.6), ("may", 0.4)], "'MAY' does not tell which"),
     ],

@@ -106,9 +106,11 @@ def test_damage_costs_the_texts_that_it_hit(tmp_path):
     file.add(IDS, values(IDS))
     data = bytearray(file.path.read_bytes())
     record = (len(data) - HEAD_BYTES) // len(IDS)
-    data[HEAD_BYTES + 4 * record + 30] ^= 1
-    file.path.write_bytes(data)
-    assert np.isnan(file.read(IDS)).all(axis=1).tolist() == [i == 4 for i in range(9)]
+    for at in range(record):  # the checksum, the id, the state
+        damaged = data.copy()
+        damaged[HEAD_BYTES + 4 * record + at] ^= 0xFF
+        file.path.write_bytes(damaged)
+        assert np.isnan(file.read(IDS)).all(axis=1).tolist() == [i == 4 for i in range(9)]
     data[3] ^= 1
     file.path.write_bytes(data)
     assert file.read(IDS) is None

@@ -31,7 +31,7 @@ def test_one_class_everywhere_is_said():
     found = _warnings(config("a", "b"), round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))
     assert found == [
         f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))}.",
-        "Mind the class 'b' (25 test texts are of it): no seed predicts this class.",
+        "Class 'b' (25 test texts are of it): no seed predicts this class.",
     ]
 
 
@@ -40,10 +40,10 @@ def test_a_class_that_nearly_all_texts_get_pulls_alpha_down():
     preds[0, :12] = 1
     preds[1, 6:18] = 1
     first, *rest = _warnings(config("a", "b"), round_of(preds, np.zeros(400, int), 2))
-    assert first.startswith("Mind alpha_K: 98% of all predictions are one class")
+    assert first.startswith("alpha_K misleads here: 98% of all predictions are one class")
     assert "Gwet's AC1" in first
     assert rest == [
-        "Mind the class 'b' (0 test texts are of it): predicted for 8.0 of 400 texts a seed; its"
+        "Class 'b' (0 test texts are of it): predicted for 8.0 of 400 texts a seed; its"
         " alpha says little."
     ]
 
