@@ -239,7 +239,9 @@ class Prompt(Section):
     @classmethod
     def _first_call_is_due(cls, calls: float) -> float:
         if 0 < calls < 1:
-            raise ValueError("every text is asked once: give 1 or more, or 0 for all variants")
+            raise ValueError(
+                "must be 0 (every prompt) or at least 1, because the first prompt is always asked"
+            )
         return calls
 
 

@@ -60,7 +60,7 @@ class Context:
     def seed(self) -> int:
         """The seed that the campaign was begun with.
 
-        Whatever must stay the same in every round hangs on it: which texts are held out, which
+        Whatever must stay the same in every round depends on it: which texts are held out, which
         split a text is in, whom the random control buys.
         """
         rounds = self.store.rounds(self.name)

@@ -41,7 +41,7 @@ def run(
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait while people label.")] = False,
     close: Annotated[
-        bool, typer.Option("--close", help="Go on with the answers that are back.")
+        bool, typer.Option("--close", help="Continue with the answers received so far.")
     ] = False,
 ) -> None:
     """Run the loop as far as it goes; run it again to resume."""
@@ -162,7 +162,7 @@ def push(file: File = CAMPAIGN) -> None:
 def pull(
     file: File = CAMPAIGN,
     close: Annotated[
-        bool, typer.Option("--close", help="Go on with the answers that are back.")
+        bool, typer.Option("--close", help="Continue with the answers received so far.")
     ] = False,
     withdraw: Annotated[
         bool,

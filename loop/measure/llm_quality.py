@@ -278,7 +278,7 @@ def quality_lines(metrics: RoundMetrics) -> list[str]:
     if quality.accuracy is not None:
         right = _hundred(quality.accuracy)
         left = (
-            f"; with people's put in, {_hundred(quality.remaining_error)} % are still wrong"
+            f"; after people's corrections, {_hundred(quality.remaining_error)} % are still wrong"
             if quality.remaining_error is not None
             else ""
         )
@@ -293,9 +293,15 @@ def quality_lines(metrics: RoundMetrics) -> list[str]:
             f" {missing.without_any_label} of them have no label from people either"
         )
     if foreseen is not None and foreseen.auroc is not None:
+        auroc = foreseen.auroc
+        can = (
+            "goldloop can tell which labels are wrong"
+            if auroc.low > 0.5
+            else "goldloop cannot yet tell which labels are wrong"
+        )
         lines.append(
-            f"Wrong labels of the last batch were foreseen with AUROC {_hundred(foreseen.auroc)} by"
-            f" a predictor that had learned from {foreseen.learned_from} earlier labels of people"
+            f"{can} (AUROC {_hundred(auroc)} on the last batch, where 50 is chance; it had learned"
+            f" from {foreseen.learned_from} earlier labels of people)"
         )
     if metrics.suspects is not None and (line := suspect_line(metrics.suspects)):
         lines.append(line)

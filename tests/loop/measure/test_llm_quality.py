@@ -138,8 +138,10 @@ def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
 def test_foreseen_errors_are_told_in_a_sentence():
     told = predictor_metrics(*foreseeing(told=True), rng=np.random.default_rng(0))
     (line,) = quality_lines(RoundMetrics(predictor=told))
-    assert "AUROC 100.0 (96.2 to 100.0)" in line
+    assert line.startswith("goldloop can tell which labels are wrong (AUROC 100.0 (96.2 to 100.0)")
     assert "200 earlier labels" in line
+    blind = predictor_metrics(*foreseeing(told=False), rng=np.random.default_rng(0))
+    assert quality_lines(RoundMetrics(predictor=blind))[0].startswith("goldloop cannot yet tell")
     assert quality_lines(RoundMetrics()) == []
 
 
