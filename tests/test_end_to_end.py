@@ -60,7 +60,7 @@ audit_frac = 0.2
 [student]
 encoder = "minilm"
 epochs = 1
-lr = 1e-4
+if_nothing_learned = "go on"   # four steps teach little
 seeds = 2
 max_tokens = 32
 references = ["llm_only", "random"]

@@ -59,6 +59,7 @@ audit_frac = 0.0
 encoder = "minilm"
 seeds = 2
 epochs = 1
+if_nothing_learned = "go on"
 references = []
 
 [label_studio]

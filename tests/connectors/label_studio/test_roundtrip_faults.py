@@ -32,7 +32,7 @@ from loop.errors import ReviewerError
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 AT_ONCE = 5  # most of the time is spent waiting for answers that do not come
-RESTARTS = {6, 13}  # schedules in which the server is killed in the middle
+RESTARTS = {2, 13}  # schedules in which the server is killed in the middle
 MOMENTS = ("before", "in the transaction", "after")
 MAX_RUNS = 40
 RESTARTING = threading.Lock()
@@ -215,7 +215,7 @@ def check(store, people):
     people.ask("DELETE", f"/api/projects/{project}/")
 
 
-@pytest.mark.parametrize("schedules", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("schedules", [5, pytest.param(20, marks=pytest.mark.long)])
 def test_schedules_of_faults_lose_and_double_nothing(
     processes, label_studio, tmp_path, capsys, schedules
 ):
@@ -231,7 +231,9 @@ def test_schedules_of_faults_lose_and_double_nothing(
         played = pool.map(one, range(schedules))
         for counts in played:
             happened += counts
-    assert set(happened) >= {*fault_proxy.FAULTS, "killed", "server killed"}
+    assert {"killed", "server killed"} <= set(happened)
+    rare = 0 if schedules >= 20 else 2  # kinds of faults that a few schedules may not meet
+    assert len(set(happened) & set(fault_proxy.FAULTS)) >= len(set(fault_proxy.FAULTS)) - rare
     assert happened["texts taken back"] > 0
     with capsys.disabled():
         took = time.monotonic() - started
