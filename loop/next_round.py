@@ -150,11 +150,11 @@ def next_command(round_: Round | None) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    found = {}
+    versions_of = {}
     names = ("goldloop", "torch", "transformers", "numpy", "faiss-cpu", "label-studio-sdk")
     for name in names:
         try:
-            found[name] = version(name)
+            versions_of[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions_of[name] = "absent"
+    return versions_of

@@ -154,4 +154,4 @@ class PromptVariant:
 
 def _filled(template: str, **values: str) -> str:
     """The template with its braces filled; braces in the values stay as they are."""
-    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda found: values[found[1]], template)
+    return re.sub(r"\{(" + "|".join(values) + r")\}", lambda match: values[match[1]], template)

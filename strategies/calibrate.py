@@ -245,8 +245,8 @@ def fit_scaling(probs: FloatArray, gold: IntArray) -> Scaling:
         return value, np.concatenate([[by_slope], by_bias])
 
     limits = [(-4.0, 4.0), *[(-8.0, 8.0)] * k]
-    found = minimize(loss, np.zeros(k + 1), jac=True, method="L-BFGS-B", bounds=limits)
-    return Scaling(float(np.exp(found.x[0])), np.asarray(found.x[1:], dtype=np.float64))
+    fit = minimize(loss, np.zeros(k + 1), jac=True, method="L-BFGS-B", bounds=limits)
+    return Scaling(float(np.exp(fit.x[0])), np.asarray(fit.x[1:], dtype=np.float64))
 
 
 def scale_with_gold(
@@ -408,8 +408,8 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
         scaled = with_temperature(probs, float(np.exp(log_temperature)))
         return float(log_losses(scaled, gold).sum()) + PENALTY * log_temperature**2
 
-    found = minimize_scalar(loss, bounds=LIMITS, method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    fit = minimize_scalar(loss, bounds=LIMITS, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(fit.x))
 
 
 def with_temperature(probs: FloatArray, temperature: float) -> FloatArray:

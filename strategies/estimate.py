@@ -125,7 +125,7 @@ def label_quality(
 
     accuracy, e_right = _mean(design, right, f_right)
     acc = _share(design, accuracy, e_right)
-    found = float((1.0 - right).sum()) / design.n
+    corrected = float((1.0 - right).sum()) / design.n
 
     precision: list[Estimate | None] = []
     recall: list[Estimate | None] = []
@@ -151,13 +151,13 @@ def label_quality(
     # not the whole audit, say how well that variance is known.
     carrying = effective_size(design.spread * e_f1**2)
     few = min(int(design.random.sum()), max(round(2.0 * carrying), 3)) if carrying else None
-    left, still = max(1.0 - acc.value - found, 0.0), max(1.0 - acc.low - found, 0.0)
+    left, still = max(1.0 - acc.value - corrected, 0.0), max(1.0 - acc.low - corrected, 0.0)
     if still <= left:  # all that the audit foresees is found; the texts not seen may hold more
         unseen_frac = 1.0 - len(truth) / design.n
         still += unseen(max(int(design.random.sum()), 1), level=level) * unseen_frac
     return LabelQuality(
         accuracy=acc,
-        remaining_error=Estimate(left, max(1.0 - acc.high - found, 0.0), still),
+        remaining_error=Estimate(left, max(1.0 - acc.high - corrected, 0.0), still),
         precision=tuple(precision),
         recall=tuple(recall),
         class_share=tuple(shares),
@@ -188,13 +188,13 @@ def weighted_confusion(
     Source: Saerndal et al. 1992 (post-stratification).
     """
     design = _design(gold, inclusion_prob, round_of, y_llm, 0.95)
-    found = np.zeros((k, k))
-    np.add.at(found, (gold[design.known], y_llm[design.known]), design.weight)
+    counts = np.zeros((k, k))
+    np.add.at(counts, (gold[design.known], y_llm[design.known]), design.weight)
     said = np.bincount(y_llm, minlength=k) / design.n
-    covered = found.sum(axis=0) > 0
+    covered = counts.sum(axis=0) > 0
     scale = np.zeros(k)
-    scale[covered] = said[covered] / found.sum(axis=0)[covered]
-    return np.asarray(found * scale / (found * scale).sum())
+    scale[covered] = said[covered] / counts.sum(axis=0)[covered]
+    return np.asarray(counts * scale / (counts * scale).sum())
 
 
 def rate_ratio(

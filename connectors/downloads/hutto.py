@@ -215,14 +215,14 @@ def _member(packed: bytes, name: str, archive: str) -> bytes:
                 f"{archive} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes; refused."
             )
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
-            found = [member for member in tar.getmembers() if member.name == name]
-            if len(found) != 1 or not found[0].isreg():
+            named_so = [member for member in tar.getmembers() if member.name == name]
+            if len(named_so) != 1 or not named_so[0].isreg():
                 raise DataError(
                     f"{archive} holds no plain file {name}, or several; fetch it again."
                 )
-            if found[0].size > MAX_MEMBER_BYTES:
-                raise DataError(f"{name} in {archive} is too large ({found[0].size:,} bytes).")
-            handle = tar.extractfile(found[0])
+            if named_so[0].size > MAX_MEMBER_BYTES:
+                raise DataError(f"{name} in {archive} is too large ({named_so[0].size:,} bytes).")
+            handle = tar.extractfile(named_so[0])
             return handle.read() if handle else b""
     except (OSError, EOFError, tarfile.TarError, ValueError) as exc:
         raise DataError(f"{archive} is not a readable archive: {exc}; fetch it again.") from exc
@@ -279,9 +279,9 @@ def _ratings_by_id(data: bytes, part: str) -> dict[str, tuple[int, ...]]:
 
 
 def _unique(pairs: Iterator[tuple[str, T]], part: str) -> dict[str, T]:
-    found: dict[str, T] = {}
+    unique: dict[str, T] = {}
     for key, value in pairs:
-        if key in found:
+        if key in unique:
             raise DataError(f"The {part} data are damaged: {key!r} occurs twice.")
-        found[key] = value
-    return found
+        unique[key] = value
+    return unique

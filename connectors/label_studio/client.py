@@ -286,10 +286,10 @@ class Client:
                 release = str(self.get("api/version/", {}, retry=False)["release"])
             except (KeyError, TypeError):
                 release = ""
-        found = re.match(r"(\d+)\.(\d+)", release)
-        if found is None:
+        numbers = re.match(r"(\d+)\.(\d+)", release)
+        if numbers is None:
             raise ReviewerError(f"{self.shown_url} does not answer like Label Studio.")
-        if (int(found[1]), int(found[2])) < OLDEST:
+        if (int(numbers[1]), int(numbers[2])) < OLDEST:
             raise ReviewerError(
                 f"Label Studio at {self.shown_url} is version {release}; goldloop needs"
                 f" {OLDEST[0]}.{OLDEST[1]} or later."

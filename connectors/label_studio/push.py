@@ -105,7 +105,7 @@ class Push:
         return there
 
     def _look_up_all(self, item_ids: Sequence[str]) -> dict[str, list[_Task]]:
-        found: dict[str, list[_Task]] = {}
+        tasks_of: dict[str, list[_Task]] = {}
         # The server's own count of predictions lags behind, so where they matter they are read.
         prefill = self._assist == "prefill"
         size = LOOKUP_IDS
@@ -134,11 +134,11 @@ class Push:
                     int(row.get("total_annotations") or 0),
                     int(row.get("overlap") or 1),
                 )
-                found.setdefault(str(row["data"]["ext_id"]), []).append(task)
+                tasks_of.setdefault(str(row["data"]["ext_id"]), []).append(task)
             start += len(chunk)
-        for tasks in found.values():
+        for tasks in tasks_of.values():
             tasks.sort(key=lambda task: task.id)
-        return found
+        return tasks_of
 
     def _import(self, batch: Sequence[ReviewTask]) -> dict[str, _Task]:
         """Imports a batch of tasks that are not there; survives lost answers without doubling."""

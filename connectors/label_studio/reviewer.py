@@ -307,7 +307,7 @@ class LabelStudioReviewer:
 
     def _find(self) -> dict[str, Any] | None:
         """The lowest-numbered project with this campaign's marker."""
-        found: list[int] = []
+        project_ids: list[int] = []
         page_number = 1
         with self._client.asking("list its projects"):
             while True:
@@ -315,7 +315,7 @@ class LabelStudioReviewer:
                     "api/projects/",
                     {"include": "id,description", "page_size": 1000, "page": page_number},
                 )
-                found += [
+                project_ids += [
                     int(row["id"])
                     for row in answer["results"]
                     if self._marker in str(row.get("description") or "")
@@ -323,7 +323,7 @@ class LabelStudioReviewer:
                 if not answer.get("next"):
                     break
                 page_number += 1
-        return self._get_project(str(min(found))) if found else None
+        return self._get_project(str(min(project_ids))) if project_ids else None
 
     def _find_or_create(self) -> dict[str, Any]:
         for pause_s in pauses(ATTEMPTS):

@@ -339,13 +339,15 @@ def _run(command: list[str], doing: str, look: Callable[[], None] = lambda: None
 
 
 def _version_of(python: Path) -> str:
-    found = sorted(python.parent.parent.glob("lib/python3*/site-packages/label_studio-*.dist-info"))
-    if not found:
+    installed = sorted(
+        python.parent.parent.glob("lib/python3*/site-packages/label_studio-*.dist-info")
+    )
+    if not installed:
         raise FetchError(
             f"The virtual environment {python.parent.parent} has no label-studio in it; install"
             f" label-studio=={VERSION} there, or unset GOLDLOOP_LABEL_STUDIO_VENV."
         )
-    return found[-1].name.removeprefix("label_studio-").removesuffix(".dist-info")
+    return installed[-1].name.removeprefix("label_studio-").removesuffix(".dist-info")
 
 
 def _template(python: Path, version: str, progress: Say, timeout_s: float) -> Path:
@@ -447,8 +449,8 @@ def _wait(folder: Path, state: dict[str, Any], timeout_s: float) -> ServerInfo:
 def _moved(log: Path, port: int) -> bool:
     """Whether the server found its port busy and went elsewhere, as it does without a word."""
     with suppress(OSError):
-        found = re.findall(r"server at http://127\.0\.0\.1:(\d+)", log.read_text(errors="replace"))
-        return bool(found) and int(found[-1]) != port
+        ports = re.findall(r"server at http://127\.0\.0\.1:(\d+)", log.read_text(errors="replace"))
+        return bool(ports) and int(ports[-1]) != port
     return False
 
 

@@ -26,12 +26,12 @@ def newest_round(client: Client, project: int) -> int | None:
     """The tab of the round with the highest number; None where there is none."""
     with client.asking("list its tabs"):
         tabs = client.get("api/dm/views/", {"project": project})
-        found = {
+        tabs_by_round = {
             int(number[1]): int(tab["id"])
             for tab in tabs
             if (number := re.fullmatch(r"Round (\d+)", str((tab.get("data") or {}).get("title"))))
         }
-    return found[max(found)] if found else None
+    return tabs_by_round[max(tabs_by_round)] if tabs_by_round else None
 
 
 def show_tab(
@@ -123,7 +123,7 @@ def connect_server(
         "basic_auth_pass": password,
         "is_interactive": False,
     }
-    mine = [found for found in backends if found.get("title") == BACKEND_TITLE]
+    mine = [entry for entry in backends if entry.get("title") == BACKEND_TITLE]
     for spare in mine[1:]:
         client.write("DELETE", f"api/ml/{spare['id']}", None, "remove an ML backend")
     if mine:

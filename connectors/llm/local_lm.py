@@ -339,7 +339,7 @@ def token_counter(model: str | Path) -> Callable[[Sequence[str]], IntArray]:
         raise AnnotatorError(f"There is no tokenizer at {model}; name a model's folder.") from exc
 
     def count(texts: Sequence[str]) -> IntArray:
-        found = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return np.array([len(ids) for ids in found], dtype=np.int64)
+        ids_of = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return np.array([len(ids) for ids in ids_of], dtype=np.int64)
 
     return count

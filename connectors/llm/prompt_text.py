@@ -35,7 +35,7 @@ def one_line(text: str) -> str:
 
 def without_control_marks(text: str) -> str:
     """The text with the marks of chat models broken by a space."""
-    return CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+    return CONTROL.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 def most_tokens_of(text: str, *, chat: bool = False) -> int:
@@ -104,7 +104,7 @@ def answer_tokens(
                     " before it; use another model or another label name."
                 )
             ids.append(tuple(after[len(before) :]))
-    long = [answer for answer, found in zip(answers, ids, strict=True) if len(found) > 1]
+    long = [answer for answer, answer_ids in zip(answers, ids, strict=True) if len(answer_ids) > 1]
     if variant.label_form == "ids" and len(answers) <= DIGITS and long:
         raise AnnotatorError(
             f"The class number {long[0]} is several tokens to this model, so it cannot be read as"

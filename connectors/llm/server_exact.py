@@ -51,12 +51,12 @@ class Tokens(ABC):
         """Tokens that end an answer: line breaks, and the end marks of common models."""
         if self._ends is None:
             before = self.tokens("a", bare=True)
-            found = {
+            end_tokens = {
                 after[-1]
                 for after in (self.tokens("a" + end, bare=True) for end in ENDS)
                 if after[:-1] == before
             }
-            self._ends = tuple(sorted(found))
+            self._ends = tuple(sorted(end_tokens))
         used = {token for label in labels for token in label}
         ends = tuple(token for token in self._ends if token not in used)
         if not ends:
@@ -92,15 +92,15 @@ class Vllm(Tokens):
             body = {"model": self.model, "messages": plan.messages(text)}
             prompt = self.http.post("/tokenize", body, token_list)
         root, *rest = trie.nodes
-        found, tokens = self._log_probs([prompt], root.asked, usage)
-        answers = [found[0]]
+        answered, tokens = self._log_probs([prompt], root.asked, usage)
+        answers = [answered[0]]
         if rest:
             if isinstance(prompt, str):
                 prompt = tokens or self.tokens(prompt)
             wanted = tuple(sorted({token for node in rest for token in node.asked}))
             paths = [[*prompt, *node.path] for node in rest]
-            found, _ = self._log_probs(paths, wanted, usage)
-            answers += found
+            answered, _ = self._log_probs(paths, wanted, usage)
+            answers += answered
         return trie.log_masses(
             [
                 np.array([answer[token] for token in node.asked])
@@ -115,7 +115,7 @@ class Vllm(Tokens):
 
         Also the tokens of the first prompt, where the server gives them.
         """
-        found: list[dict[int, float]] = [{} for _ in prompts]
+        log_probs: list[dict[int, float]] = [{} for _ in prompts]
         tokens: list[int] | None = None
 
         def read(answer: Mapping[str, Any]) -> tuple[list[dict[int, float]], object]:
@@ -135,11 +135,11 @@ class Vllm(Tokens):
                 "return_token_ids": True,
             }
             values, given = self.http.post("/v1/completions", body, read, usage, len(prompts))
-            for known, new in zip(found, values, strict=True):
+            for known, new in zip(log_probs, values, strict=True):
                 known.update(new)
             if isinstance(given, list) and all(isinstance(token, int) for token in given):
                 tokens = given
-        return found, tokens
+        return log_probs, tokens
 
 
 @dataclass
@@ -173,8 +173,8 @@ class LlamaCpp(Tokens):
             prompt = self.tokens(plan.prompt(text))
         answers = []
         for node in trie.nodes:
-            found = self._log_probs([*prompt, *node.path], node.asked, usage)
-            answers.append(np.array([found[token] for token in node.asked]))
+            log_probs = self._log_probs([*prompt, *node.path], node.asked, usage)
+            answers.append(np.array([log_probs[token] for token in node.asked]))
         return trie.log_masses(answers)
 
     def _log_probs(self, prompt: list[int], ids: Sequence[int], usage: Usage) -> dict[int, float]:
@@ -185,10 +185,10 @@ class LlamaCpp(Tokens):
         """
         body = {"prompt": prompt, "n_predict": 1, "cache_prompt": True}
         plain = {"n_probs": LISTED, "temperature": -1, "post_sampling_probs": False}
-        found, tokens = self.http.post("/completion", body | plain, _native_list)
+        log_probs, tokens = self.http.post("/completion", body | plain, _native_list)
         usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
-        likeliest = max(found, key=lambda token: found[token])
-        hidden = [token for token in ids if token not in found]
+        likeliest = max(log_probs, key=lambda token: log_probs[token])
+        hidden = [token for token in ids if token not in log_probs]
         if hidden:
             raised = [likeliest, *hidden]
             biased = {
@@ -205,8 +205,8 @@ class LlamaCpp(Tokens):
                 raise UnansweredError("The server does not heed logit_bias.")
             for token in hidden:
                 below = again.get(token, -BIAS) - again[likeliest]
-                found[token] = found[likeliest] + min(0.0, below)
-        return found
+                log_probs[token] = log_probs[likeliest] + min(0.0, below)
+        return log_probs
 
 
 def _by_token_id(choice: Mapping[str, Any], ids: Sequence[int]) -> dict[int, float]:
@@ -221,18 +221,18 @@ def _by_token_id(choice: Mapping[str, Any], ids: Sequence[int]) -> dict[int, flo
 
 def _native_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
     listed = answer["completion_probabilities"][0]["top_logprobs"]
-    found = {int(entry["id"]): log_prob_of(entry["logprob"]) for entry in listed}
-    return found, _fresh_tokens(answer)
+    log_probs = {int(entry["id"]): log_prob_of(entry["logprob"]) for entry in listed}
+    return log_probs, _fresh_tokens(answer)
 
 
 def _biased_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
     """Likewise under a bias, where probabilities are given instead of their logarithms."""
     listed = answer["completion_probabilities"][0]["top_probs"]
-    found = {
+    log_probs = {
         int(entry["id"]): math.log(entry["prob"]) if entry["prob"] > 0 else -BIAS
         for entry in listed
     }
-    return found, _fresh_tokens(answer)
+    return log_probs, _fresh_tokens(answer)
 
 
 def _fresh_tokens(answer: Mapping[str, Any]) -> int:

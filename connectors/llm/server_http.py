@@ -232,12 +232,12 @@ class Http:
                 status = response.status_code
                 if status == 200:
                     try:
-                        found = self._read(response, read, usage, prompts)
+                        result = self._read(response, read, usage, prompts)
                     except GarbledError as exc:
                         problem, down = f"answered with garbage: {exc}", False
                     else:
                         self._last_success = time.monotonic()
-                        return found
+                        return result
                 elif status in (408, 409, 425, 429) or status >= 500:
                     problem = f"answered {status}{self._message(response)}"
                     if status == 501 or "insufficient_quota" in response.text:

@@ -80,30 +80,30 @@ class Wanted(Protocol):
         """Whether to read the column of that name."""
 
 
-class Found:
+class Problems:
     """Collects problems of one source."""
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.problems: list[Problem] = []
+        self.listed: list[Problem] = []
 
     def error(self, kind: str, message: str, rows: Iterable[int] = ()) -> None:
         """Notes what keeps the source from being used; the message goes on after its name."""
         kept = tuple(islice(rows, KEPT))
-        self.problems.append(Problem("error", kind, f"{self.source} {message}.", kept))
+        self.listed.append(Problem("error", kind, f"{self.source} {message}.", kept))
 
     def note(self, kind: str, message: str, rows: Iterable[int] = ()) -> None:
         """Notes what is worth knowing."""
         kept = tuple(islice(rows, KEPT))
-        self.problems.append(Problem("note", kind, f"{self.source} {message}.", kept))
+        self.listed.append(Problem("note", kind, f"{self.source} {message}.", kept))
 
     def has(self, *kinds: str) -> bool:
         """Whether a problem of one of the kinds was found."""
-        return any(p.kind in kinds for p in self.problems)
+        return any(p.kind in kinds for p in self.listed)
 
     def sorted(self) -> tuple[Problem, ...]:
         """All problems, errors first."""
-        return tuple(sorted(self.problems, key=lambda p: p.level != "error"))
+        return tuple(sorted(self.listed, key=lambda p: p.level != "error"))
 
 
 def read_raw(
@@ -111,7 +111,7 @@ def read_raw(
     kind: str,
     hf_split: str,
     wanted: Wanted,
-    found: Found,
+    problems: Problems,
     names: Collection[str] = (),
 ) -> Raw | None:
     """The source's records, or None with the reason among the problems.
@@ -123,19 +123,19 @@ def read_raw(
         names: columns that are asked for.
     """
     if source.startswith("hf:"):
-        return _read_hf(source.removeprefix("hf:"), hf_split, wanted, found)
+        return _read_hf(source.removeprefix("hf:"), hf_split, wanted, problems)
     path = Path(source)
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, near)
-        found.error("missing_file", f"does not exist;{hint} check texts.source")
+        problems.error("missing_file", f"does not exist;{hint} check texts.source")
         return None
     if path.is_dir():
-        return _read_hf(source, hf_split, wanted, found)
+        return _read_hf(source, hf_split, wanted, problems)
     if kind == "auto":
         kind = kind_of(path)
     if kind not in READ:
-        found.error(
+        problems.error(
             "unknown_format",
             f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet,"
             " excel or hf, or rename the file",
@@ -143,45 +143,49 @@ def read_raw(
         return None
     try:
         if path.stat().st_size == 0:
-            found.error("empty_file", "is empty; name a source with at least two texts")
+            problems.error("empty_file", "is empty; name a source with at least two texts")
             return None
         marked = kind_by_mark(path)
         if kind in ("csv", "jsonl") and marked:
             what = {"excel": "a workbook or archive", "parquet": "a Parquet file"}[marked]
-            found.error(
+            problems.error(
                 "unreadable",
                 f"is {what} by its first bytes, not text; give it the extension of what it is",
             )
             return None
         if kind == "parquet":
-            return _read_parquet(path, wanted, found)
+            return _read_parquet(path, wanted, problems)
         if kind == "excel":
-            return _read_workbook(path, names, found)
-        if not _is_text(path, found):
+            return _read_workbook(path, names, problems)
+        if not _is_text(path, problems):
             return None
         read = _read_csv if kind == "csv" else _read_json
-        return read(path, names, found)
+        return read(path, names, problems)
     except BROKEN_PACKING as exc:
-        found.error("unreadable", f"cannot be unpacked: {exc}; pack it again")
+        problems.error("unreadable", f"cannot be unpacked: {exc}; pack it again")
     except OSError as exc:
-        found.error("unreadable", f"cannot be read: {exc.strerror or exc}; check its permissions")
+        problems.error(
+            "unreadable", f"cannot be read: {exc.strerror or exc}; check its permissions"
+        )
     return None
 
 
-def _is_text(path: Path, found: Found) -> bool:
+def _is_text(path: Path, problems: Problems) -> bool:
     """Whether a file is text at all; bad bytes are told and are replaced in reading."""
     look = look_at(path)
     if look.utf16:
-        found.error(
+        problems.error(
             "invalid_utf8",
             f"is UTF-16, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
         )
         return False
     if look.blank:
-        found.error("empty_file", "holds only white space; name a source with at least two texts")
+        problems.error(
+            "empty_file", "holds only white space; name a source with at least two texts"
+        )
         return False
     if look.bad is not None:
-        found.error(
+        problems.error(
             "invalid_utf8",
             f"is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
             f" 0x{look.bad.value:02x}); save it as UTF-8 and try again",
@@ -190,11 +194,11 @@ def _is_text(path: Path, found: Found) -> bool:
     return True
 
 
-def _read_csv(path: Path, names: Collection[str], found: Found) -> Raw | None:
+def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | None:
     rows = CsvRows(path, names, errors="replace")
 
     def broken(exc: csv.Error) -> None:
-        found.error(
+        problems.error(
             "bad_csv",
             f"is broken in the row that begins at line {rows.line}: {exc}; check the quotes there"
             ' (a quote inside a quoted cell is written twice, "")',
@@ -209,39 +213,39 @@ def _read_csv(path: Path, names: Collection[str], found: Found) -> Raw | None:
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         try:
-            yield from _readable(sheet, sheet, "line", rows.delimiter, found)
+            yield from _readable(sheet, sheet, "line", rows.delimiter, problems)
         except csv.Error as exc:
             broken(exc)
 
-    return _raw_of_sheet(sheet, "line", records(), found)
+    return _raw_of_sheet(sheet, "line", records(), problems)
 
 
-def _read_workbook(path: Path, names: Collection[str], found: Found) -> Raw | None:
+def _read_workbook(path: Path, names: Collection[str], problems: Problems) -> Raw | None:
     try:
         rows, sheets = workbook_rows(path)
     except ImportError:
-        found.problems.append(Problem("error", "missing_extra", EXCEL_MISSING))
+        problems.listed.append(Problem("error", "missing_extra", EXCEL_MISSING))
         return None
     except ValueError as exc:
-        found.error("unreadable", f"is not a readable workbook: {exc}; save it again as .xlsx")
+        problems.error("unreadable", f"is not a readable workbook: {exc}; save it again as .xlsx")
         return None
     if len(sheets) > 1:
-        found.note("sheets", f"has {len(sheets)} sheets; the first one, {sheets[0]!r}, is read")
+        problems.note("sheets", f"has {len(sheets)} sheets; the first one, {sheets[0]!r}, is read")
     sheet = Sheet(rows, names=names)
-    return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", found), found)
+    return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", problems), problems)
 
 
 def _raw_of_sheet(
-    sheet: Sheet, unit: str, records: Iterable[tuple[int, dict[str, Any]]], found: Found
+    sheet: Sheet, unit: str, records: Iterable[tuple[int, dict[str, Any]]], problems: Problems
 ) -> Raw:
     if twice := [name for name in sheet.twice if name in sheet.asked]:
         listed_names = ", ".join(repr(name) for name in twice)
-        found.error(
+        problems.error(
             "duplicate_column", f"names the column {listed_names} twice; rename one of them"
         )
     elif sheet.twice:
         listed_names = ", ".join(repr(name) for name in sheet.twice[:SHOWN])
-        found.note(
+        problems.note(
             "duplicate_column",
             f"names the column {listed_names} several times; the first is read, the others are"
             " left out",
@@ -251,7 +255,7 @@ def _raw_of_sheet(
 
 
 def _readable(
-    rows: Iterable[Row], sheet: Sheet, unit: str, delimiter: str, found: Found
+    rows: Iterable[Row], sheet: Sheet, unit: str, delimiter: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows that can be read; the others are noted at the end."""
     ragged: list[tuple[int, str]] = []
@@ -262,7 +266,7 @@ def _readable(
             yield number, row
     if ragged:
         shown = ", ".join(f"{unit} {at}: {n}" for at, n in ragged[:SHOWN])
-        found.error(
+        problems.error(
             "ragged",
             f"has {counted(len(ragged), 'row')} whose number of cells is not the header's"
             f" {sheet.width} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
@@ -270,21 +274,21 @@ def _readable(
             [at for at, _ in ragged],
         )
     if sheet.blank:
-        found.note(
+        problems.note(
             "blank_row",
             f"has {counted(len(sheet.blank), 'row')} of empty cells ({some_of(unit, sheet.blank)}),"
             " left out",
             sheet.blank,
         )
     if sheet.unnamed:
-        found.note(
+        problems.note(
             "unnamed_column",
             f"has {counted(sheet.unnamed, 'value')} in columns without a name, left out; name"
             " those columns in the header if they are needed",
         )
 
 
-def _read_json(path: Path, names: Collection[str], found: Found) -> Raw:
+def _read_json(path: Path, names: Collection[str], problems: Problems) -> Raw:
     rows = JsonRows(path, names, errors="replace")
     columns: dict[str, None] = {}
 
@@ -298,7 +302,7 @@ def _read_json(path: Path, names: Collection[str], found: Found) -> Raw:
             elif row.kind == "no_object":
                 not_objects.append(number)
             elif row.kind == "broken_json":
-                found.error(
+                problems.error(
                     "not_json",
                     f"holds invalid JSON at {row.reason}; what comes after it was not read. Mend"
                     " it, or write one JSON object a line",
@@ -309,32 +313,32 @@ def _read_json(path: Path, names: Collection[str], found: Found) -> Raw:
         if bad:
             number, reason = bad[0]
             more = f" (and {len(bad) - 1} more lines)" if len(bad) > 1 else ""
-            found.error(
+            problems.error(
                 "not_json",
                 f"holds invalid JSON at line {number}{more}: {reason}; write one JSON object a"
                 " line",
                 [n for n, _ in bad],
             )
         if not_objects:
-            found.error(
+            problems.error(
                 "not_json",
                 f"holds {counted(len(not_objects), rows.unit)} that are no JSON objects"
                 f' ({some_of(rows.unit, not_objects)}); write objects such as {{"text": "…"}}',
                 not_objects,
             )
         if rows.shape:
-            found.note("shape", f"holds its rows in {rows.shape}")
+            problems.note("shape", f"holds its rows in {rows.shape}")
 
     return Raw(columns, rows.unit, records())
 
 
-def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
+def _read_parquet(path: Path, wanted: Wanted, problems: Problems) -> Raw | None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     def unreadable(exc: Exception) -> None:
         reason = (str(exc).splitlines() or [type(exc).__name__])[0].rstrip(".")
-        found.error("unreadable", f"is not a readable Parquet file: {reason}; write it again")
+        problems.error("unreadable", f"is not a readable Parquet file: {reason}; write it again")
 
     broken = (pa.ArrowException, OSError, UnicodeDecodeError)
     try:
@@ -343,7 +347,7 @@ def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
     except broken as exc:
         unreadable(exc)
         return None
-    columns = _columns_once(schema.names, found)
+    columns = _columns_once(schema.names, problems)
     taken = [name for name in columns if wanted(name, is_plain(schema.field(name).type))]
     class_names = class_names_in_metadata(schema.metadata or {})
 
@@ -361,11 +365,11 @@ def _read_parquet(path: Path, wanted: Wanted, found: Found) -> Raw | None:
     return Raw(dict.fromkeys(columns), "row", records(), skipped)
 
 
-def _columns_once(names: Sequence[str], found: Found) -> list[str]:
+def _columns_once(names: Sequence[str], problems: Problems) -> list[str]:
     """Columns that are there once; the others cannot be told apart."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        found.note(
+        problems.note(
             "duplicate_column",
             f"names the column {', '.join(map(repr, twice[:SHOWN]))} several times; they are left"
             " out",
@@ -373,13 +377,13 @@ def _columns_once(names: Sequence[str], found: Found) -> list[str]:
     return [name for name in names if name not in twice]
 
 
-def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
+def _read_hf(name: str, split: str, wanted: Wanted, problems: Problems) -> Raw | None:
     """A folder saved by ``datasets``, or a data set of the Hub."""
     saved = Path(name)
     if saved.is_dir() and not any(
         (saved / mark).is_file() for mark in ("dataset_dict.json", "state.json")
     ):
-        found.error(
+        problems.error(
             "unknown_format",
             "is a folder that `datasets` did not save; name a file in it, or save it with"
             " save_to_disk",
@@ -389,14 +393,14 @@ def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
     def unreadable(exc: Exception) -> None:
         first = (str(exc).splitlines() or [""])[0].rstrip(".")
         reason = f"{type(exc).__name__}: {first}" if first else type(exc).__name__
-        found.error(
+        problems.error(
             "unreadable", f"cannot be loaded as a data set ({reason}); check name and network"
         )
 
     try:
         import datasets
     except ImportError:
-        found.problems.append(Problem("error", "missing_extra", DATASETS_MISSING))
+        problems.listed.append(Problem("error", "missing_extra", DATASETS_MISSING))
         return None
     try:
         if saved.is_dir():
@@ -407,14 +411,14 @@ def _read_hf(name: str, split: str, wanted: Wanted, found: Found) -> Raw | None:
         if isinstance(data, Mapping):
             if split not in data:
                 hint = suggestion(split, data)
-                found.error(
+                problems.error(
                     "missing_split",
                     f"has no split {split!r};{hint} available: {', '.join(data)}; set"
                     " texts.hf_split",
                 )
                 return None
             if others := [part for part in data if part != split]:
-                found.note(
+                problems.note(
                     "other_splits",
                     f"has other splits too, which are not read: {', '.join(others)}. To use them,"
                     " join them into one data set with a column for texts.split_column",

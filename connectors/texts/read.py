@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from connectors.texts.formats import KEPT, Found, Problem, read_raw
+from connectors.texts.formats import KEPT, Problem, Problems, read_raw
 from connectors.texts.label_cells import (
     ABSENT,
     ANSWER,
@@ -118,7 +118,7 @@ def read_texts(
         confidences: other columns that must hold probabilities between 0 and 1, or nothing.
         long_text_chars: texts longer than this get a note.
     """
-    found = Found(source)
+    problems = Problems(source)
     given = {"text": text_column, "gold": gold_column, "split": split_column}
     chosen = () if isinstance(meta_columns, str) else tuple(meta_columns or ())
     roles = {
@@ -133,11 +133,11 @@ def read_texts(
             return True
         return meta_columns == "all" or (meta_columns == "plain" and (plain or name in named))
 
-    raw = read_raw(source, format, hf_split, wanted, found, tuple(roles.values()))
+    raw = read_raw(source, format, hf_split, wanted, problems, tuple(roles.values()))
     if raw is None:
-        return Table((), (), found.sorted())
+        return Table((), (), problems.sorted())
     reading = _Reading(
-        text_column, gold_column, split_column, labels, raw.unit, found, tuple(confidences)
+        text_column, gold_column, split_column, labels, raw.unit, problems, tuple(confidences)
     )
     keep = "none" if meta_columns is None else "chosen" if chosen else str(meta_columns)
     for number, record in raw.records:
@@ -162,7 +162,7 @@ def read_texts(
         )
     rows = reading.rows
     if meta_columns == "plain" and raw.skipped:
-        found.note(
+        problems.note(
             "column_left_out",
             f"holds lists, objects or bytes in {listed(sorted(raw.skipped))}, which are left out of"
             " the campaign and its exports",
@@ -170,19 +170,19 @@ def read_texts(
     if keep != "none":
         _fill_in(rows)
     columns = tuple(dict.fromkeys([*raw.columns, *reading.resolved]))
-    _check_columns(roles, columns, reading, raw.header_below, found)
+    _check_columns(roles, columns, reading, raw.header_below, problems)
     if not rows:
         told = ("empty_file", "not_json", "ragged", "unreadable", "missing_column", "bad_csv")
-        if not found.has(*told):
-            found.error("empty_file", "holds no rows; name a source with at least two texts")
-        return Table(columns, (), found.sorted())
+        if not problems.has(*told):
+            problems.error("empty_file", "holds no rows; name a source with at least two texts")
+        return Table(columns, (), problems.sorted())
     reading.tell()
     if text_column in columns:
-        _check_texts(rows, reading.wrong_rows(), raw.unit, long_text_chars, found)
-    if gold_column in columns and not found.has("several_labels"):
-        _check_gold(rows, raw.unit, str(gold_column), labels, found)
-    unique = _merge(rows, raw.unit, found) if text_column in columns else ()
-    return Table(columns, unique, found.sorted())
+        _check_texts(rows, reading.wrong_rows(), raw.unit, long_text_chars, problems)
+    if gold_column in columns and not problems.has("several_labels"):
+        _check_gold(rows, raw.unit, str(gold_column), labels, problems)
+    unique = _merge(rows, raw.unit, problems) if text_column in columns else ()
+    return Table(columns, unique, problems.sorted())
 
 
 def find_problems(source: str, **arguments: Any) -> list[Problem]:
@@ -213,7 +213,7 @@ def _check_columns(
     columns: Sequence[str],
     reading: _Reading,
     header_below: int | None,
-    found: Found,
+    problems: Problems,
 ) -> None:
     for role, name in roles.items():
         if name in columns or not columns:
@@ -231,7 +231,7 @@ def _check_columns(
             if role == "gold" and {"annotations", "responses"} & set(columns)
             else ""
         )
-        found.error(
+        problems.error(
             "missing_column",
             f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}{below}"
             f"{tool}",
@@ -247,7 +247,7 @@ class _Reading:
     split_column: str | None
     labels: Sequence[str] | None
     unit: str
-    found: Found
+    problems: Problems
     confidences: tuple[str, ...] = ()
     unsure: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
     rows: list[TextRow] = field(default_factory=list)
@@ -340,14 +340,14 @@ class _Reading:
     def tell(self) -> None:
         """Notes what was wrong with single rows."""
         for column, numbers in self.wrong.items():
-            self.found.error(
+            self.problems.error(
                 "wrong_type",
                 f"holds lists, objects or bytes in column {column!r}"
                 f" ({some_of(self.unit, numbers)}); it must hold strings",
                 numbers,
             )
         for column, values in self.unsure.items():
-            self.found.error(
+            self.problems.error(
                 "no_probability",
                 no_probabilities(column, self.unit, len(values), values[:KEPT]),
                 [number for number, _ in values],
@@ -358,7 +358,7 @@ class _Reading:
                 for number, given in self.several[:SHOWN]
             )
             more = f"; and {len(self.several) - SHOWN} more" if len(self.several) > SHOWN else ""
-            self.found.error(
+            self.problems.error(
                 "several_labels",
                 f"gives {counted(len(self.several), 'row')} several labels in column"
                 f" {self.gold_column!r} ({examples}{more}); a text has one label here. Leave one in"
@@ -370,20 +370,20 @@ class _Reading:
             ranked = self.respelt.most_common()
             examples = ", ".join(f"{shown(a)} as {shown(b)} ({n})" for (a, b), n in ranked[:SHOWN])
             more = f", and {len(ranked) - SHOWN} other spellings" if len(ranked) > SHOWN else ""
-            self.found.note(
+            self.problems.note(
                 "respelt_label",
                 f"spells {counted(self.respelt.total(), 'value')} of column {self.gold_column!r} in"
                 f" another way than the labels; they were read: {examples}{more}",
             )
         if self.refused:
             reasons = ", ".join(f"{why} ({n})" for why, n in self.refused.most_common(SHOWN))
-            self.found.note(
+            self.problems.note(
                 "refused_label",
                 f"holds {counted(self.refused.total(), 'label')} that people did not confirm:"
                 f" {reasons}; these texts have no known label",
             )
         if self.repaired:
-            self.found.note(
+            self.problems.note(
                 "repaired_text",
                 f"has NUL characters or broken Unicode in {counted(len(self.repaired), 'text')}"
                 f" ({some_of(self.unit, self.repaired)}), which were removed or replaced by \ufffd",
@@ -406,11 +406,11 @@ def _fill_in(rows: Sequence[TextRow]) -> None:
 
 
 def _check_texts(
-    rows: Sequence[TextRow], wrong: set[int], unit: str, long_text_chars: int, found: Found
+    rows: Sequence[TextRow], wrong: set[int], unit: str, long_text_chars: int, problems: Problems
 ) -> None:
     empty = [row.line for row in rows if not normalise(row.text) and row.line not in wrong]
     if empty:
-        found.error(
+        problems.error(
             "empty_text",
             f"has {counted(len(empty), 'empty text')} ({some_of(unit, empty)}); fill in or remove"
             f" {'that row' if len(empty) == 1 else 'those rows'}",
@@ -419,7 +419,7 @@ def _check_texts(
     long = [row for row in rows if len(row.text) > long_text_chars]
     if long:
         longest = max(len(row.text) for row in long)
-        found.note(
+        problems.note(
             "long_text",
             f"has {counted(len(long), 'text')} of more than {long_text_chars:,} characters"
             f" ({some_of(unit, [r.line for r in long])}; the longest has {longest:,}); the LLM and"
@@ -434,18 +434,18 @@ def _check_gold(
     unit: str,
     gold_column: str | None,
     labels: Sequence[str] | None,
-    found: Found,
+    problems: Problems,
 ) -> None:
     counts = Counter(row.gold for row in rows if row.gold is not None)
     if not counts:
-        found.error(
+        problems.error(
             "no_gold",
             f"has no label in column {gold_column!r}; fill it, or leave texts.gold_column out",
         )
         return
     if len(counts) == 1:
         only = next(iter(counts))
-        found.error(
+        problems.error(
             "one_class",
             f"has only one class, {shown(only)}, in column {gold_column!r}; with one class nothing"
             " can be learned or measured, so add texts of the others or leave texts.gold_column"
@@ -459,7 +459,7 @@ def _check_gold(
         if row.gold in lines:
             lines[row.gold].append(row.line)
     for label, numbers in lines.items():
-        found.error(
+        problems.error(
             "unknown_label",
             f"has the unknown label {shown(label)} in column {gold_column!r}"
             f" {counted(len(numbers), 'time')} ({some_of(unit, numbers)});"
@@ -468,14 +468,14 @@ def _check_gold(
             numbers,
         )
     if more := len(unknown) - len(lines):
-        found.error(
+        problems.error(
             "unknown_label",
             f"has {more:,} more unknown labels in column {gold_column!r}; if it is not the column"
             " with the labels, set texts.gold_column",
         )
 
 
-def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, ...]:
+def _merge(rows: Sequence[TextRow], unit: str, problems: Problems) -> tuple[TextRow, ...]:
     """One row per normalised text; conflicting gold is an error, other duplicates a note."""
     place: dict[bytes, int] = {}  # of the hash of each text, lest every text is in memory twice
     groups: dict[int, list[TextRow]] = {}
@@ -512,21 +512,21 @@ def _merge(rows: Sequence[TextRow], unit: str, found: Found) -> tuple[TextRow, .
             for a, b in conflicts[:SHOWN]
         )
         more = f"; and {len(conflicts) - SHOWN} more" if len(conflicts) > SHOWN else ""
-        found.error(
+        problems.error(
             "conflicting_gold",
             f"gives {counted(len(conflicts), 'text')} two different gold labels: {examples}{more};"
             " decide for one",
             [n for a, b in conflicts for n in (a.line, b.line)],
         )
     if copies:
-        found.note(
+        problems.note(
             "duplicate_text",
             f"has {counted(len(copies), 'duplicate text')} ({some_of(unit, copies)}), merged into"
             " the first copy",
             copies,
         )
     if across:
-        found.note(
+        problems.note(
             "duplicate_across_splits",
             f"has {counted(len(across), 'text')} in more than one split ({some_of(unit, across)});"
             " each stays in 'test' if one copy is there, else where its first copy is",

@@ -436,10 +436,10 @@ def _parquet_writer(
         own = own.append(pa.field(name, types[kind]))
 
     def value(row: Mapping[str, Any], name: str) -> Any:
-        found = row.get(name)
-        if schema is not None or name in added or found is None or isinstance(found, str):
-            return found
-        return json.dumps(plain(found), ensure_ascii=False)
+        cell = row.get(name)
+        if schema is not None or name in added or cell is None or isinstance(cell, str):
+            return cell
+        return json.dumps(plain(cell), ensure_ascii=False)
 
     with pq.ParquetWriter(file, own) as writer:
 

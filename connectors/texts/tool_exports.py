@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from connectors.llm.label_spelling import label_in
-from connectors.texts.formats import Found, Wanted, read_raw
+from connectors.texts.formats import Problems, Wanted, read_raw
 from connectors.texts.label_cells import ABSENT, confirmed, labels_in, lookup
 from connectors.texts.values import NESTED, as_text, clean_text, listed
 from loop.errors import DataError
@@ -55,12 +55,12 @@ def read_export(
     Raises:
         DataError: the file cannot be read, or nobody can tell which column holds the labels.
     """
-    found = Found(source)
+    problems = Problems(source)
     wanted: Wanted = lambda _name, _plain: True  # noqa: E731
     names = tuple(filter(None, (text_column, label_column)))
-    raw = read_raw(source, "auto", "train", wanted, found, names)
+    raw = read_raw(source, "auto", "train", wanted, problems, names)
     records = list(raw.records) if raw is not None else []
-    if errors := [p.message for p in found.problems if p.level == "error"]:
+    if errors := [p.message for p in problems.listed if p.level == "error"]:
         raise DataError("\n".join(errors))
     if not records:
         raise DataError(f"{source} holds no rows.")

@@ -70,15 +70,15 @@ class EncoderLearner:
         """See ``Learner``."""
         if not data.texts or not data.test_texts:
             raise DataError(f"{data.name} has no texts, and the student {self.revision} reads them")
-        found: dict[int, SeedResult] = {}
+        results: dict[int, SeedResult] = {}
 
         def keep(result: SeedResult) -> None:
-            found[result.seed] = result
+            results[result.seed] = result
 
         def failed(result: SeedResult, answer: NothingLearned) -> None:
             # An LLM's labels, or a few, may well teach nothing; gold for every text must.
             of_gold = (weight > 0).all() and (y.argmax(axis=1) == data.gold).all()
-            if not found and of_gold:
+            if not results and of_gold:
                 raise StudentError(
                     f"{data.name}: the student learned nothing from gold: seed {result.seed}"
                     f" {answers_told(answer, data.labels)}. Its seeds would agree with each other,"
@@ -90,7 +90,7 @@ class EncoderLearner:
         self.student.fit(
             train, data.test_texts, data.labels, seeds, keep={}, on_seed=checked(keep, failed)
         )
-        return np.stack([found[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
+        return np.stack([results[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ class KeptPredictions:
         path = self.folder / f"{data.name}-{digest.hexdigest()[:20]}.npy"
         if path.exists():
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
-        found = self.learner.predict(data, y, weight, seeds)
+        predictions = self.learner.predict(data, y, weight, seeds)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            np.save(file, found.astype(np.int16), allow_pickle=False)
-        return found
+            np.save(file, predictions.astype(np.int16), allow_pickle=False)
+        return predictions
 
 
 def as_learner(student: Learner | Student | None) -> Learner:

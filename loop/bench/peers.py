@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 def peers() -> dict[str, Policy]:
     """The policies of those packages that are installed; ``breaking-ties`` is always there."""
-    found = {"breaking-ties": Policy(ranker=breaking_ties)}
+    policies = {"breaking-ties": Policy(ranker=breaking_ties)}
     if importlib.util.find_spec("cleanlab"):
-        found["cleanlab"] = Policy(ranker=cleanlab_issues)
-        found["cleanlab-quality"] = Policy(ranker=cleanlab_quality)
+        policies["cleanlab"] = Policy(ranker=cleanlab_issues)
+        policies["cleanlab-quality"] = Policy(ranker=cleanlab_quality)
     if importlib.util.find_spec("small_text"):
-        found["small-text-breaking-ties"] = Policy(ranker=small_text_breaking_ties)
-        found["small-text-coreset"] = Policy(ranker=small_text_coreset)
-        found["small-text-light-coreset"] = Policy(ranker=small_text_light_coreset)
-    return found
+        policies["small-text-breaking-ties"] = Policy(ranker=small_text_breaking_ties)
+        policies["small-text-coreset"] = Policy(ranker=small_text_coreset)
+        policies["small-text-light-coreset"] = Policy(ranker=small_text_light_coreset)
+    return policies
 
 
 def breaking_ties(pool: Pool, candidates: IntArray, n: int, rng: np.random.Generator) -> IntArray:

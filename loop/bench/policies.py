@@ -72,8 +72,8 @@ def predictor_ranker(method: Literal["logistic", "ridge"]) -> Ranker:
             )
         rows = np.flatnonzero(pool.gold >= 0)
         wrong = pool.gold[rows] != pool.y_llm[rows]
-        found = error_predictor(features, wrong, rows, rng=rng, method=method)
-        order = np.lexsort((rng.random(len(candidates)), -found.p_wrong[candidates]))
+        predicted = error_predictor(features, wrong, rows, rng=rng, method=method)
+        order = np.lexsort((rng.random(len(candidates)), -predicted.p_wrong[candidates]))
         return np.asarray(candidates[order[:n]], dtype=np.int64)
 
     return rank

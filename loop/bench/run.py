@@ -79,11 +79,11 @@ def run_bench(
     for data in sets:
         for repetition in range(repetitions):
             sample = _sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
-            found, reference_noise = _repetition(
+            rows, reference_noise = _repetition(
                 sample, strategies, known, budgets, rounds, learner, seeds,
                 repetition=repetition, seed=seed, over_items=repetitions == 1, progress=progress,
             )  # fmt: skip
-            records += found
+            records += rows
             for metric, value in reference_noise.items():
                 noise.setdefault((data.name, metric), []).append(value)
     settings = {
@@ -208,7 +208,7 @@ def _repetition(
             count = min(n, max(1, round(budget * n)))
             origin = [seed, repetition, zlib.crc32(name.encode()), place]
             bought = replay(sample, policy, count, rounds=rounds, seed=origin, shared=shared)
-            found = learner.predict(sample, bought.y, bought.weight, student_seeds)
+            classes = learner.predict(sample, bought.y, bought.weight, student_seeds)
             caught = int(wrong[bought.rows].sum())
             right = bought.y.argmax(axis=1) == sample.gold
             spent = {
@@ -219,10 +219,10 @@ def _repetition(
             }
             records.append(
                 {**base, "strategy": name, "budget": budget, **spent}
-                | _measured(found, sample, time.monotonic() - began)
+                | _measured(classes, sample, time.monotonic() - began)
             )
             if over_items:
-                drawn[name, budget] = metric_replicates(found, sample.test_gold, sample.k)
+                drawn[name, budget] = metric_replicates(classes, sample.test_gold, sample.k)
             progress(1)
     if over_items:
         for record in records:
@@ -233,11 +233,11 @@ def _repetition(
 
 
 def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any]:
-    found = measure(preds, data.test_gold, data.k, bootstrap=0, rng=np.random.default_rng(0))
-    metrics = {key: found.metric(key) for key in WITH_SPREADS}
+    stability = measure(preds, data.test_gold, data.k, bootstrap=0, rng=np.random.default_rng(0))
+    metrics = {key: stability.metric(key) for key in WITH_SPREADS}
     values = {key: metric and metric.value for key, metric in metrics.items()}
     per_class = {
-        name: [m.value if m.known else None for m in getattr(found, name) or ()]
+        name: [m.value if m.known else None for m in getattr(stability, name) or ()]
         for name in ("recall", "f1", "alpha_per_class")
     }
     return {**values, "per_class": per_class, "seconds": round(seconds, 3)}

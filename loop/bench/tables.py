@@ -98,10 +98,10 @@ def _share_interval(
     Source: Cochran 1977, section 6 (ratio estimates).
     """
     if len(held) == 1:
-        found: dict[str, float | None] = (
+        ends: dict[str, float | None] = (
             held[0].get("over_items", {}).get(metric, {}).get("share", {"low": None, "high": None})
         )
-        return found
+        return ends
     llm, gold = (
         {r["repetition"]: r[metric] for r in groups[data, reference, 0.0]}
         for reference in REFERENCES
@@ -190,10 +190,10 @@ def compare(
                 )
                 if spread["mean"] is None:
                     continue
-                found = pairs[0][1].get("over_items", {}).get(metric, {}).get("first_minus")
+                over_items = pairs[0][1].get("over_items", {}).get(metric, {}).get("first_minus")
                 known = spread["n"] > 1
-                if not known and found and found["low"] is not None:
-                    spread, known = spread | found, True
+                if not known and over_items and over_items["low"] is not None:
+                    spread, known = spread | over_items, True
                 sign = 1.0 if METRICS[metric].higher_is_better else -1.0
                 low, high = sorted((sign * spread["low"], sign * spread["high"]))
                 told = known and low < high and not low <= 0 <= high
@@ -241,10 +241,15 @@ def median_recovered(
     """
     shares: dict[str, list[float]] = {}
     for entry in summary:
-        found = entry["recovered"].get(metric)
-        if entry["budget"] != budget or not found or found["share"] is None or found["gap"] <= 0:
+        recovered = entry["recovered"].get(metric)
+        if (
+            entry["budget"] != budget
+            or not recovered
+            or recovered["share"] is None
+            or recovered["gap"] <= 0
+        ):
             continue
-        shares.setdefault(entry["strategy"], []).append(found["share"])
+        shares.setdefault(entry["strategy"], []).append(recovered["share"])
     return {name: (float(np.median(held)), len(held)) for name, held in shares.items()}
 
 
@@ -297,10 +302,10 @@ def share_table(result: BenchResult) -> RenderableType:
     budgets = result.settings["budgets"]
     for budget in budgets:
         table.add_column(f"{budget:.0%}", justify="right")
-    found = {(e["data"], e["strategy"], e["budget"]): e["recovered"] for e in result.summary}
-    for data, strategy in dict.fromkeys(key[:2] for key in found if key[1] not in REFERENCES):
+    recovered = {(e["data"], e["strategy"], e["budget"]): e["recovered"] for e in result.summary}
+    for data, strategy in dict.fromkeys(key[:2] for key in recovered if key[1] not in REFERENCES):
         for metric in SHOWN:
-            at = [found.get((data, strategy, b), {}).get(metric) for b in budgets]
+            at = [recovered.get((data, strategy, b), {}).get(metric) for b in budgets]
             gaps = [entry["gap"] for entry in at if entry]
             table.add_row(
                 data, strategy, METRICS[metric].title, _hundred(gaps[0]) if gaps else "–",
@@ -429,10 +434,10 @@ def plot(result: BenchResult, path: Path) -> None:
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.08)
                 lines[name] = line
             for reference, style in zip(REFERENCES, (":", "--"), strict=True):
-                found = [e for e in held if e["strategy"] == reference]
-                if found and found[0][metric]["mean"] is not None:
+                references = [e for e in held if e["strategy"] == reference]
+                if references and references[0][metric]["mean"] is not None:
                     lines[reference] = axes.axhline(
-                        found[0][metric]["mean"], color="0.4", linestyle=style, linewidth=1
+                        references[0][metric]["mean"], color="0.4", linestyle=style, linewidth=1
                     )
             axes.set_title(f"{data}: {METRICS[metric].title}", fontsize=9)
             axes.set_xlabel("gold labels bought, share of the pool", fontsize=8)

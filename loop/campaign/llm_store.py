@@ -113,9 +113,9 @@ class LlmStore(ABC):
             query = select(Variant).where(
                 Variant.campaign == campaign, Variant.annotator == annotator
             )
-            found = list(session.exec(query.order_by(col(Variant.position))).all())
-        newest = max((variant.from_round for variant in found), default=0)
-        return [variant for variant in found if variant.from_round == newest]
+            stored = list(session.exec(query.order_by(col(Variant.position))).all())
+        newest = max((variant.from_round for variant in stored), default=0)
+        return [variant for variant in stored if variant.from_round == newest]
 
     def annotators(self, campaign: str) -> list[str]:
         """Revisions of the annotators with frozen prompts."""
@@ -145,8 +145,8 @@ class LlmStore(ABC):
                 .where(Item.campaign == campaign, Unanswered.annotator == annotator, ~vote)
                 .order_by(col(Unanswered.id))
             )
-            found = session.exec(query).all()
-        last = {(row.item_id, row.variant_hash): row for row in found}
+            misses = session.exec(query).all()
+        last = {(row.item_id, row.variant_hash): row for row in misses}
         return [row for row in last.values() if row.variant_hash in asked]
 
     def content_free(self, campaign: str, annotator: str) -> dict[str, list[Sequence[float]]]:
@@ -155,10 +155,10 @@ class LlmStore(ABC):
             query = select(ContentFree).where(
                 ContentFree.campaign == campaign, ContentFree.annotator == annotator
             )
-            found: dict[str, list[Sequence[float]]] = {}
+            probs: dict[str, list[Sequence[float]]] = {}
             for row in session.exec(query.order_by(col(ContentFree.text))).all():
-                found.setdefault(row.variant_hash, []).append(row.probs)
-        return found
+                probs.setdefault(row.variant_hash, []).append(row.probs)
+        return probs
 
     def replace_variants(
         self, campaign: str, annotator: str, from_round: int, variants: Sequence[Variant]

@@ -316,9 +316,9 @@ class Store(Database, LlmStore):
             query = select(Annotation).where(
                 Annotation.campaign == campaign, col(Annotation.superseded_at).is_(None)
             )
-            found = session.exec(query.order_by(col(Annotation.id))).all()
+            rows = session.exec(query.order_by(col(Annotation.id))).all()
         wanted = None if item_ids is None else set(item_ids)
-        return [a for a in found if wanted is None or a.item_id in wanted]
+        return [a for a in rows if wanted is None or a.item_id in wanted]
 
     def answer_counts(self, session: Session, campaign: str) -> dict[str, int]:
         """How many people have answered, by the id that a task carries; read in ``session``."""

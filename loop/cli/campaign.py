@@ -116,11 +116,11 @@ def import_labels(
     file: File = CAMPAIGN,
 ) -> None:
     """Take labels that people gave in another tool as gold; say which were not taken, and why."""
-    found = Campaign(file).import_labels(
+    imported = Campaign(file).import_labels(
         source, project=project, text_column=text_column, label_column=label_column
     )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(imported.to_json(), indent=2, ensure_ascii=False))
         return
-    for line in found.lines():
+    for line in imported.lines():
         say(line)

@@ -158,9 +158,9 @@ class Campaign:
         ]
         if not any(problem.level == "error" for problem in problems):
             problems += _annotator_problems(config, self.file)
-            found = self._preflight(config)
-            problems += [Problem("error", str(self.file), error) for error in found.errors]
-            problems += [Problem("warning", str(self.file), told) for told in found.warnings]
+            foreseen = self._preflight(config)
+            problems += [Problem("error", str(self.file), error) for error in foreseen.errors]
+            problems += [Problem("warning", str(self.file), told) for told in foreseen.warnings]
         return problems
 
     @_raises_loop_errors

@@ -78,17 +78,17 @@ def people(
     from loop.people.scorecards import campaign_people, people_table, unreadable_lines
 
     with reading(file) as (config, store):
-        found = campaign_people(config, store)
+        scorecards = campaign_people(config, store)
         helped = campaign_assistance(config, store)
     if as_json:
         said = {
-            "people": [person.to_json() for person in found],
+            "people": [person.to_json() for person in scorecards],
             "assistance": [effect.to_json() for effect in helped],
         }
         typer.echo(json.dumps(said, indent=2))
         return
-    print_table(people_table(found))
-    for line in unreadable_lines(found):
+    print_table(people_table(scorecards))
+    for line in unreadable_lines(scorecards):
         typer.echo(line)
     for line in assistance_lines(config.people.assist, helped):
         typer.echo(line)

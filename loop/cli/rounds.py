@@ -87,9 +87,9 @@ def validate(
         if round_.stage != "done":
             say(waiting_line(ctx, round_))
             return
-        found = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
-        lines = validation_lines(found, ctx.config.budget.labels)
-        told = validation_json(found)
+        result = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
+        lines = validation_lines(result, ctx.config.budget.labels)
+        told = validation_json(result)
         if rivals:
             compared = side_by_side(ctx, rivals)
             lines += rival_lines(compared, ctx.config.label_names)

@@ -36,10 +36,10 @@ def variance(
     from loop.studies.variance import measure_variance
 
     with at_work(file, "variance") as ctx:
-        found = measure_variance(side_runs(ctx, _student_kind(student)), bases)
-        path = write_result(ctx, "variance", found.to_json())
+        result = measure_variance(side_runs(ctx, _student_kind(student)), bases)
+        path = write_result(ctx, "variance", result.to_json())
         write_outputs(ctx.config, ctx.store)
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)
     say(f"Written to {path} and into the report.")
 
 
@@ -64,12 +64,12 @@ def plateau(
         raise typer.BadParameter(f"{metric!r} is neither of {', '.join(CURVE_METRICS)}.")
     with at_work(file, "plateau") as ctx:
         runs = side_runs(ctx, _student_kind(student))
-        found = measure_plateau(runs, sizes=sizes, seeds=seeds, metric=chosen)
-        path = write_result(ctx, "plateau", found.to_json())
+        result = measure_plateau(runs, sizes=sizes, seeds=seeds, metric=chosen)
+        path = write_result(ctx, "plateau", result.to_json())
         view = campaign_view(ctx.config, ctx.store)
         write_whole(path.with_suffix(".svg"), standalone(curves_plot(view.plateau)))
         write_outputs(ctx.config, ctx.store)
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.told)
+    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)
     say(f"Written to {path}, {path.with_suffix('.svg').name} and into the report.")
 
 

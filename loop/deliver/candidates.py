@@ -244,5 +244,5 @@ def _without_dev(known: int) -> Choice:
 
 def _macro_f1(probs: FloatArray, y: IntArray, k: int) -> float:
     rng = np.random.default_rng(0)  # not used without a bootstrap
-    found = measure(probs.argmax(axis=1)[None], y, k, bootstrap=0, rng=rng).macro_f1
-    return found.value if found else 0.0
+    macro_f1 = measure(probs.argmax(axis=1)[None], y, k, bootstrap=0, rng=rng).macro_f1
+    return macro_f1.value if macro_f1 else 0.0

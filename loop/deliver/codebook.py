@@ -32,7 +32,7 @@ def codebook(config: Config, store: Store) -> str:
     for answer in store.annotations(name):
         if answer.item_id in texts:
             by_item[answer.item_id].append(answer)
-    answers = {item: latest_per_person(found) for item, found in by_item.items()}
+    answers = {item: latest_per_person(given) for item, given in by_item.items()}
     if not answers:
         raise StageError("Nobody has answered yet; the codebook grows out of people's answers.")
     rounds = {r.id: r for r in store.rounds(name)}
@@ -42,7 +42,7 @@ def codebook(config: Config, store: Store) -> str:
         for item, score in store.scores(round_id or 0).items()
         if score.llm_label is not None
     }
-    gold = {item: found.label for item, found in store.gold(name).items()}
+    gold = {item: decision.label for item, decision in store.gold(name).items()}
     parts = [f"# Codebook of {escape(name)}", escape(config.campaign.task)]
     for label in config.labels:
         parts.append(f"## {escape(label.name)}\n\n{escape(label.description) or 'Not described.'}")
@@ -51,7 +51,7 @@ def codebook(config: Config, store: Store) -> str:
             for item in sorted(gold)
             if gold[item] == label.name and _agreed(answers.get(item, ())) and item in texts
         ]
-        mine = sum(found == label.name for found in gold.values())
+        mine = sum(answer == label.name for answer in gold.values())
         parts.append(f"{_texts(mine)}. For example:" if clear else f"{_texts(mine)}.")
         parts.append(_listed((texts[item], "") for item in clear[:EXAMPLES]))
     parts.append("## Where people differ")
@@ -78,14 +78,16 @@ def _notes(answers: Sequence[Annotation]) -> str:
 
 def _between_people(answers: Mapping[str, Sequence[Annotation]]) -> dict[str, tuple[str, ...]]:
     """The labels of each text that got more than one."""
-    said = {item: sorted({a.label for a in found if a.label}) for item, found in answers.items()}
+    said = {item: sorted({a.label for a in given if a.label}) for item, given in answers.items()}
     return {item: tuple(labels) for item, labels in sorted(said.items()) if len(labels) > 1}
 
 
-def _pairs(texts: Mapping[str, str], found: Mapping[str, tuple[str, ...]], told: str) -> list[str]:
+def _pairs(
+    texts: Mapping[str, str], answers: Mapping[str, tuple[str, ...]], told: str
+) -> list[str]:
     """For every pair of labels, most frequent first, how many texts, and some of them."""
     by_pair: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for item, labels in found.items():
+    for item, labels in answers.items():
         for i, first in enumerate(labels):
             for second in labels[i + 1 :]:
                 by_pair[first, second].append(item)

@@ -80,7 +80,7 @@ def yaml_string(text: str) -> str:
     quoted = json.dumps(text, ensure_ascii=False)
     return re.sub(
         "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]",
-        lambda found: f"\\u{ord(found[0]):04x}",
+        lambda match: f"\\u{ord(match[0]):04x}",
         quoted,
     )
 

@@ -120,7 +120,7 @@ class Labeller:
             for model in self._models:
                 first_token_only(model, rows, self._tokenizer.pad_token_id)
             self._shortened = True
-        found = np.zeros((len(self._models), len(rows), k))
+        probs = np.zeros((len(self._models), len(rows), k))
         by_length = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
         shares = [by_length[lane :: self._lanes] for lane in range(self._lanes)]
 
@@ -129,7 +129,7 @@ class Labeller:
             torch.set_num_threads(self._threads)  # of this lane alone
             pad_id = self._tokenizer.pad_token_id
             ids = [rows[row] for row in share]
-            found[model, share] = class_probs(
+            probs[model, share] = class_probs(
                 self._models[model], ids, pad_id, self._device, self._precision
             )
 
@@ -140,7 +140,7 @@ class Labeller:
         else:
             with ThreadPoolExecutor(self._lanes) as pool:
                 list(pool.map(ask, jobs))
-        return np.stack([tokens.together(each) for each in found])
+        return np.stack([tokens.together(each) for each in probs])
 
 
 @dataclass(frozen=True)
@@ -280,12 +280,12 @@ def saved_model(folder: Path, labels: Sequence[str] | None = None) -> dict[str, 
             " --model."
         )
     record = read_record(folder)
-    found, named = record.get("labels"), _labels_in_config(folder)
-    if not found or named != found:
-        raise damaged_model(folder, f"config.json names the labels {named}, goldloop.json {found}")
-    if labels is not None and list(labels) != found:
+    known, named = record.get("labels"), _labels_in_config(folder)
+    if not known or named != known:
+        raise damaged_model(folder, f"config.json names the labels {named}, goldloop.json {known}")
+    if labels is not None and list(labels) != known:
         raise StudentError(
-            f"The model in {folder} knows the labels {', '.join(found)}, not {', '.join(labels)};"
+            f"The model in {folder} knows the labels {', '.join(known)}, not {', '.join(labels)};"
             " make it again with `goldloop model --force`, or name another one with --model."
         )
     return record

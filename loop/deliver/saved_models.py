@@ -83,10 +83,10 @@ def _probe_logits(model: Any) -> torch.Tensor:
 def record_of(folder: Path) -> dict[str, Any]:
     """What goldloop noted in a model's folder; empty where nothing readable is there."""
     try:
-        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def is_whole(folder: Path, record: dict[str, Any]) -> bool:

@@ -129,8 +129,8 @@ def stored_variants(config: Config, store: Store, annotator: str) -> list[Prompt
     Raises:
         ConfigError: the prompt is no longer the one that was frozen.
     """
-    found = store.variants(config.campaign.name, annotator)
-    rounds = store.rounds(config.campaign.name) if found else []
+    stored = store.variants(config.campaign.name, annotator)
+    rounds = store.rounds(config.campaign.name) if stored else []
     had = [r.config["labels"] for r in rounds if r.config.get("labels")]
     for labels in (None, *had):
         asked = config if labels is None else _labelled(config, labels)
@@ -140,9 +140,9 @@ def stored_variants(config: Config, store: Store, annotator: str) -> list[Prompt
                 row.position,
                 tuple(Demonstration(d["text"], d["label"]) for d in row.demonstrations),
             )
-            for row in found
+            for row in stored
         ]
-        if [variant.hash for variant in frozen] == [row.hash for row in found]:
+        if [variant.hash for variant in frozen] == [row.hash for row in stored]:
             return frozen
     raise ConfigError(
         "The prompt is no longer the one that the stored votes answered: campaign.task,"

@@ -109,11 +109,11 @@ def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArr
     name = config.campaign.name
     stored = store.content_free(name, annotator)
     hashes = [variant.hash for variant in store.variants(name, annotator)]
-    if not all(found in stored for found in hashes):
+    if not all(hash in stored for hash in hashes):
         raise AnnotatorError(
             "The LLM's answers to empty texts are not stored yet; run `goldloop annotate` first."
         )
-    means = [np.mean(stored[found], axis=0) for found in hashes]
+    means = [np.mean(stored[hash], axis=0) for hash in hashes]
     return widened(means, len(config.labels))
 
 

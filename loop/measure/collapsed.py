@@ -23,7 +23,7 @@ def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None)
     Args:
         before: of the round before, which ``previous`` compares with.
     """
-    flat = {arm for arm, found in metrics.arms.items() if _answers_one_class(found)}
+    flat = {arm for arm, stability in metrics.arms.items() if _answers_one_class(stability)}
     earlier = before.arms.get("loop") if before is not None else None
     flat_before = earlier is not None and _answers_one_class(earlier)
     if not flat and not flat_before:
@@ -37,10 +37,10 @@ def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None)
     return replace(
         metrics,
         arms={
-            arm: found
+            arm: stability
             if arm not in flat
-            else replace(found, alpha_k=nothing, ac1=nothing, p_uc=nothing, churn=nothing)
-            for arm, found in metrics.arms.items()
+            else replace(stability, alpha_k=nothing, ac1=nothing, p_uc=nothing, churn=nothing)
+            for arm, stability in metrics.arms.items()
         },
         compared={
             reference: differences if compared(reference) else _less(differences)
@@ -55,8 +55,8 @@ def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None)
 
 def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
     """One sentence on a measured round whose students answer one class, or None."""
-    found = metrics.arms.get(arm)
-    if found is None or not _answers_one_class(found):
+    stability = metrics.arms.get(arm)
+    if stability is None or not _answers_one_class(stability):
         return None
     return (
         "The students give every test text the same label, so no stability is shown: seeds that"
@@ -66,10 +66,10 @@ def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
     )
 
 
-def _answers_one_class(found: Stability) -> bool:
+def _answers_one_class(stability: Stability) -> bool:
     """Whether all seeds give every text the same class: alpha is undefined only then."""
-    return found.items > 1 and found.seeds > 1 and not found.alpha_k.known
+    return stability.items > 1 and stability.seeds > 1 and not stability.alpha_k.known
 
 
-def _less(found: Mapping[str, Kept]) -> dict[str, Kept]:
-    return {key: value for key, value in found.items() if key not in AGREEMENT}
+def _less(values: Mapping[str, Kept]) -> dict[str, Kept]:
+    return {key: value for key, value in values.items() if key not in AGREEMENT}

@@ -40,7 +40,7 @@ def agreement(
     base = np.ones(a.shape[1])
     point = _shares(_counts(a, k), _counts(b, k), base[None, :])
     drawn = [_shares(_counts(a, k), _counts(b, k), w) for w in replicates(base, BOOTSTRAP, rng)]
-    spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+    spread = {name: np.concatenate([values[name] for values in drawn]) for name in point}
     sides: list[list[Callable[[FloatArray], dict[str, FloatArray]]]] = [
         [partial(_shares, _counts(np.delete(a, i, 0), k), _counts(b, k)) for i in range(len(a))],
         [partial(_shares, _counts(a, k), _counts(np.delete(b, i, 0), k)) for i in range(len(b))],
@@ -52,19 +52,19 @@ def agreement(
                 rng.standard_t(len(parts) - 1, BOOTSTRAP),
             )
             spread = {name: spread[name] + of_seeds[name] * noise for name in point}
-    found = {}
+    intervals = {}
     for name, value in point.items():
         known = spread[name][np.isfinite(spread[name])]
         if not known.size or not np.isfinite(value[0]):
-            found[name] = Metric(float(value[0]))
+            intervals[name] = Metric(float(value[0]))
             continue
         low, high = map(float, np.percentile(known, [2.5, 97.5]))
         share = name in ("same", "itself")
         low, high = with_width(low, high, a.shape[1], difference=not share)
         if share:
             low = max(low, 0.0)
-        found[name] = Metric(float(value[0]), low, min(high, 1.0))
-    return found
+        intervals[name] = Metric(float(value[0]), low, min(high, 1.0))
+    return intervals
 
 
 def _counts(preds: IntArray, k: int) -> FloatArray:

@@ -245,23 +245,23 @@ def covers_next(rounds: Sequence[Round]) -> bool:
     return newest is not None and newest.next == "coverage"
 
 
-def suspect_line(found: Suspects) -> str | None:
+def suspect_line(suspects: Suspects) -> str | None:
     """What ``suspect_metrics`` say, and what follows from it, in a sentence or two."""
-    ratio = found.ratio
+    ratio = suspects.ratio
     if ratio is None:
         return None
     shares = [
         f"{100 * group.wrong / group.n:.0f} % of {group.n}"
-        for group in (found.suspects, found.random)
+        for group in (suspects.suspects, suspects.random)
     ]
     named = ("texts sent as suspects", "drawn at random")
-    if not found.tried:
+    if not suspects.tried:
         named = ("texts that goldloop held most suspect", "other texts, all drawn at random")
     line = (
         f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
         f" {ratio.value:.1f} times as often ({ratio.low:.1f} to {ratio.high:.1f})"
     )
-    if found.next == "coverage":
+    if suspects.next == "coverage":
         return (
             f"{line}. goldloop cannot tell here which labels are wrong, so the next round's whole"
             " batch is drawn at random, spread over all kinds of texts"

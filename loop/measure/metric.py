@@ -79,7 +79,7 @@ def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict
         expected = (1 - (share**2).sum(1)) * unbias
         expected_class = 2 * share * (1 - share) * unbias[:, None]
         apart_class = total["apart_class"] / n[:, None] if s > 1 else np.full(share.shape, np.nan)
-        found = {
+        metrics = {
             "alpha_k": _alpha(apart, expected),
             "alpha_per_class": _alpha(apart_class, expected_class),
             "ac1": _alpha(apart, 1 - (share * (1 - share)).sum(1) / max(share.shape[1] - 1, 1)),
@@ -87,7 +87,7 @@ def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict
             "churn": apart,
         }
         if "known" not in total:
-            return found
+            return metrics
         known = total["known"]
         k = share.shape[1]
         right = total["hit_class"].reshape(b, s, k)
@@ -97,7 +97,7 @@ def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict
         # a class that is neither true nor predicted has no F1; scikit-learn leaves it out too
         f1 = np.where(chosen + truth > 0, 2 * right / (chosen + truth), np.nan)
         macro = _nanmean(f1, 2)
-        return found | {
+        return metrics | {
             "accuracy": accuracy.mean(1),
             "accuracy_sd": _sd(accuracy),
             "macro_f1": macro.mean(1),
@@ -138,14 +138,14 @@ def seed_spread(
     once = [part(base[None, :]) for part in without]
     again = [[part(w) for part in without] for w in replicates(base, _REDRAWN, rng)]
 
-    def variance(found: Sequence[dict[str, FloatArray]], name: str) -> FloatArray:
-        values = np.stack([of_one[name] for of_one in found])
+    def variance(of_seeds: Sequence[dict[str, FloatArray]], name: str) -> FloatArray:
+        values = np.stack([of_one[name] for of_one in of_seeds])
         return np.asarray((s - 1) / s * ((values - values.mean(0)) ** 2).sum(0))
 
     spread = {}
     for name in once[0]:
         first = variance(once, name)[0]
-        redrawn = _nanmean(np.concatenate([variance(found, name) for found in again]), 0)
+        redrawn = _nanmean(np.concatenate([variance(redraw, name) for redraw in again]), 0)
         corrected = np.where(np.isfinite(redrawn), np.maximum(2 * first - redrawn, 0.0), first)
         spread[name] = np.sqrt(first if name in EVERY_SEED else corrected)
     return spread

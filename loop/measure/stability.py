@@ -126,7 +126,7 @@ def measure(
     spread: dict[str, FloatArray] = {}
     if n and bootstrap:
         drawn = [metrics_of(sums, r, s) for r in replicates(base, bootstrap, rng)]
-        spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+        spread = {name: np.concatenate([replicate[name] for replicate in drawn]) for name in point}
         if over != "items":
             without = [item_sums(np.delete(checked, i, 0), gold, k) for i in range(s)]
             of_seeds = seed_spread(
@@ -171,7 +171,7 @@ def measure(
             for c in range(k)
         )
 
-    found: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "items": n,
         "seeds": s,
         "known": known,
@@ -183,18 +183,18 @@ def measure(
         "alpha_per_class": per_class("alpha_per_class", _rare_notes(checked, k)),
     }
     if not known or gold is None:
-        return Stability(**found)
+        return Stability(**metrics)
     for name in ("accuracy", "macro_f1", "reliable_accuracy"):
-        found[name] = metric(name)
+        metrics[name] = metric(name)
     for name in ("accuracy_sd", "macro_f1_sd"):
-        found[name] = _deviation(float(point[name][0]), s, bool(spread))
+        metrics[name] = _deviation(float(point[name][0]), s, bool(spread))
     few = [
         f"only {m} test texts of this class" if m < FEW_ITEMS else ""
         for m in np.bincount(gold[gold >= 0], minlength=k)
     ]
     for name in ("recall", "precision", "f1"):
-        found[name] = per_class(name, few)
-    return Stability(**found)
+        metrics[name] = per_class(name, few)
+    return Stability(**metrics)
 
 
 def recovered_share(
@@ -273,14 +273,14 @@ def paired_difference(
 
     value = float(difference(base[None, :])[0])
     drawn = [difference(replicate) for replicate in replicates(base, bootstrap, rng)]
-    found = np.concatenate(drawn) if drawn else np.empty(0)
-    if found.size and over != "items" and min(len(a), len(b)) > 2:
+    gaps = np.concatenate(drawn) if drawn else np.empty(0)
+    if gaps.size and over != "items" and min(len(a), len(b)) > 2:
         for spread, df in _spread_of_difference(metric, a, b, gold, k, base, rng):
-            found = found + spread * rng.standard_t(df, found.size)
-    found = found[np.isfinite(found)]
-    if not found.size:
+            gaps = gaps + spread * rng.standard_t(df, gaps.size)
+    gaps = gaps[np.isfinite(gaps)]
+    if not gaps.size:
         return Difference(value, math.nan, math.nan, math.nan)
-    low, high = map(float, np.percentile(found, [2.5, 97.5]))
+    low, high = map(float, np.percentile(gaps, [2.5, 97.5]))
     of_items, of_known, of_class = _sizes(base, gold, k)
     size = of_items if metric in AGREEMENT else of_known
     if metric == "macro_f1":
@@ -290,7 +290,7 @@ def paired_difference(
     low, high = with_width(low, high, size, difference=True, scale=scale)
     lowest = -math.inf if metric == "alpha_k" else -1.0
     low, high = max(low, lowest), min(high, math.inf if metric == "alpha_k" else 1.0)
-    above = float((found > 0).mean() + 0.5 * (found == 0).mean())
+    above = float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
     return Difference(value, float(low), float(high), above)
 
 
@@ -354,8 +354,8 @@ def metric_replicates(
     return {
         name: np.concatenate(
             [
-                np.full_like(found[name], np.nan) if name in undefined else found[name]
-                for found in drawn
+                np.full_like(values[name], np.nan) if name in undefined else values[name]
+                for values in drawn
             ]
         )
         for name in METRICS
@@ -461,36 +461,36 @@ def _single(name: str, preds: ArrayLike, y: ArrayLike | None = None) -> float:
 
 
 def _checked(preds: ArrayLike, k: int | None = None) -> IntArray:
-    found = np.asarray(preds)
-    if found.ndim != 2 or found.shape[0] < 1:
-        raise ValueError(f"preds must be (s, n), seeds by items, got shape {found.shape}")
-    if found.size and not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(f"preds must be integer classes, got {found.dtype}")
-    if found.size and (found.min() < 0 or (k is not None and found.max() >= k)):
+    classes = np.asarray(preds)
+    if classes.ndim != 2 or classes.shape[0] < 1:
+        raise ValueError(f"preds must be (s, n), seeds by items, got shape {classes.shape}")
+    if classes.size and not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"preds must be integer classes, got {classes.dtype}")
+    if classes.size and (classes.min() < 0 or (k is not None and classes.max() >= k)):
         raise ValueError(
             f"preds must lie in 0..{k - 1 if k is not None else 'k-1'}, "
-            f"got {found.min()}..{found.max()}"
+            f"got {classes.min()}..{classes.max()}"
         )
-    return found.astype(np.int64)
+    return classes.astype(np.int64)
 
 
 def _checked_gold(y: ArrayLike | None, n: int, k: int) -> IntArray | None:
     if y is None:
         return None
-    found = np.asarray(y)
-    if found.shape != (n,):
-        raise ValueError(f"y must have shape ({n},) like the items of preds, got {found.shape}")
-    if found.size and (found.min() < -1 or found.max() >= k):
+    gold = np.asarray(y)
+    if gold.shape != (n,):
+        raise ValueError(f"y must have shape ({n},) like the items of preds, got {gold.shape}")
+    if gold.size and (gold.min() < -1 or gold.max() >= k):
         raise ValueError(f"y must lie in -1..{k - 1}")
-    return found.astype(np.int64)
+    return gold.astype(np.int64)
 
 
 def _checked_weight(weight: ArrayLike | None, n: int) -> FloatArray:
     if weight is None:
         return np.ones(n)
-    found = np.asarray(weight, dtype=np.float64)
-    if found.shape != (n,):
-        raise ValueError(f"weight must have shape ({n},) like the items, got {found.shape}")
-    if found.size and not (np.isfinite(found).all() and (found > 0).all()):
+    weights = np.asarray(weight, dtype=np.float64)
+    if weights.shape != (n,):
+        raise ValueError(f"weight must have shape ({n},) like the items, got {weights.shape}")
+    if weights.size and not (np.isfinite(weights).all() and (weights > 0).all()):
         raise ValueError("weight must be finite and > 0")
-    return found / found.mean() if found.size else found
+    return weights / weights.mean() if weights.size else weights

@@ -97,8 +97,8 @@ def effects(
     agrees: dict[bool, list[float]] = {True: [], False: []}
     right: dict[bool, list[float]] = {True: [], False: []}
     log_s: dict[bool, list[float]] = {True: [], False: []}
-    for item, found in by_item.items():
-        answers = latest_per_person(found)
+    for item, given in by_item.items():
+        answers = latest_per_person(given)
         labels = [a.label for a in answers if a.label is not None]
         times = [a.lead_time_s for a in answers if a.lead_time_s]
         if labels and item in llm:
@@ -147,10 +147,10 @@ def _effect(
     return Effect(what, values[0], values[1], values[2], values[3], values[4], n, m)
 
 
-def assistance_lines(assist: str, found: Sequence[Effect]) -> list[str]:
+def assistance_lines(assist: str, measured: Sequence[Effect]) -> list[str]:
     """One sentence for each quantity."""
     lines = []
-    for e in found:
+    for e in measured:
         texts = f"({e.n_shown} and {e.n_hidden} texts)"
         if e.what == "seconds":
             lines.append(

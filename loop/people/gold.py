@@ -106,10 +106,10 @@ def decide_all(
         return decisions
     table = answer_table(items, people, by_item, labels)
     truth = [-1] * len(decided) + [list(labels).index(label) for label in checks.values()]
-    found = dawid_skene(table, len(labels), known=np.array(truth))
+    fit = dawid_skene(table, len(labels), known=np.array(truth))
     for row, item in enumerate(decided):
-        best = int(found.posterior[row].argmax())
-        sure = float(found.posterior[row, best])
+        best = int(fit.posterior[row].argmax())
+        sure = float(fit.posterior[row, best])
         n = decisions[item].answers
         if sure < MIN_POSTERIOR:
             decisions[item] = Decision(None, "conflict", 0.0, n)

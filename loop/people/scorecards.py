@@ -82,7 +82,7 @@ def people(
     asked, right = _on_checks(by_item, checks)
     pairs = _pairs(by_item, checks, adjudicator)
     reliability = _reliability(by_item, names, labels)
-    found = []
+    shown = []
     for who in names:
         own = [a for answers in by_item.values() for a in answers if a.annotator == who]
         times = [a.lead_time_s for a in own if a.lead_time_s]
@@ -113,8 +113,8 @@ def people(
             flags.append(MISSES)
         if fast >= MIN_FAST and fast > FAST_FRAC * len(own):
             flags.append(HURRIES)
-        found.append(Person(**{**vars(person), "flags": tuple(flags)}))
-    return found
+        shown.append(Person(**{**vars(person), "flags": tuple(flags)}))
+    return shown
 
 
 def _against_others(
@@ -205,8 +205,8 @@ def _differs(pairs: Pairs, who: str) -> bool:
 
     With two people alone nobody can say which of them errs.
     """
-    own = [found for names, found in pairs.items() if who in names]
-    rest = [found for names, found in pairs.items() if who not in names]
+    own = [pair for names, pair in pairs.items() if who in names]
+    rest = [pair for names, pair in pairs.items() if who not in names]
     n, m = sum(p[1] for p in own), sum(p[1] for p in rest)
     return min(n, m) >= MIN_SHARED and _surely_less(
         sum(p[0] for p in own), n, sum(p[0] for p in rest), m
@@ -231,7 +231,7 @@ def _reading_s(texts: Mapping[str, str], item: str) -> float:
     return min(FAST_S + words / WORDS_PER_S, FAST_CAP_S)
 
 
-def people_table(found: Sequence[Person]) -> Table:
+def people_table(scorecards: Sequence[Person]) -> Table:
     """Everybody, for the terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -250,7 +250,7 @@ def people_table(found: Sequence[Person]) -> Table:
         table.add_column(title, justify="right")
     table.add_column("seconds", justify="right")
     table.add_column("look at")
-    for p in found:
+    for p in scorecards:
         table.add_row(
             Text(p.name),
             str(p.answers),
@@ -272,11 +272,11 @@ def _shown(rate: Rate | None) -> str:
     return f"{100 * rate.value:.0f} % ({100 * rate.low:.0f}–{100 * rate.high:.0f}) of {rate.n}"
 
 
-def unreadable_lines(found: Sequence[Person]) -> list[str]:
+def unreadable_lines(scorecards: Sequence[Person]) -> list[str]:
     """One line for everybody whose answers could not all be read."""
-    return [f"{p.name}: {unreadable_line(p.unreadable)}." for p in found if p.unreadable]
+    return [f"{p.name}: {unreadable_line(p.unreadable)}." for p in scorecards if p.unreadable]
 
 
-def people_lines(found: Sequence[Person]) -> list[str]:
+def people_lines(scorecards: Sequence[Person]) -> list[str]:
     """One line for everybody who should be looked at."""
-    return [f"{p.name}: {' and '.join(p.flags)}" for p in found if p.flags]
+    return [f"{p.name}: {' and '.join(p.flags)}" for p in scorecards if p.flags]

@@ -56,10 +56,10 @@ def _became(review: Review) -> str:
     return review.outcome if review.outcome in ("unreadable", "skipped") else "back"
 
 
-def tally_line(found: Tally) -> str:
+def tally_line(sums: Tally) -> str:
     """``12 back, 2 out, 1 skipped``: everything that is not zero, and always what is back."""
-    counts = found.to_json()
-    shown = [f"{found.back} back"]
+    counts = sums.to_json()
+    shown = [f"{sums.back} back"]
     shown += [
         f"{counts[key]} {key}" for key in ("out", "unreadable", "skipped", "deleted") if counts[key]
     ]
@@ -68,10 +68,10 @@ def tally_line(found: Tally) -> str:
 
 def problems_of(reviews: Sequence[Review], answers: Iterable[Annotation]) -> Counter[str]:
     """Why answers cannot be used -> how many; tasks that cannot be shown are among them."""
-    found = Counter(str(a.problem) for a in answers if a.unreadable)
+    counts = Counter(str(a.problem) for a in answers if a.unreadable)
     if unserved := sum(r.outcome == UNSERVED for r in reviews):
-        found[CANNOT_SHOW] = unserved
-    return found
+        counts[CANNOT_SHOW] = unserved
+    return counts
 
 
 def unreadable_line(problems: Mapping[str, int]) -> str:

@@ -54,11 +54,13 @@ def course_plot(view: ReportView, column: MetricInfo) -> str:
     return _svg(draw, f"{column.title} over gold labels bought")
 
 
-def reliability_plot(found: Calibration | None) -> str:
+def reliability_plot(calibration: Calibration | None) -> str:
     """Confidence against accuracy, raw and as used, as inline SVG; empty without audit gold."""
-    if found is None or found.raw is None or found.used is None:
+    if calibration is None or calibration.raw is None or calibration.used is None:
         return ""
-    shown = [("llm_only", found.raw)] + [("loop", found.used)] * (found.view != "raw")
+    shown = [("llm_only", calibration.raw)] + [("loop", calibration.used)] * (
+        calibration.view != "raw"
+    )
 
     def draw(axes: Any) -> None:
         axes.plot([0, 100], [0, 100], color=_INK, linewidth=0.8)
@@ -80,14 +82,14 @@ def reliability_plot(found: Calibration | None) -> str:
     return _svg(draw, "Share of right labels over the LLM's confidence")
 
 
-def curves_plot(found: LearningCurves | None) -> str:
+def curves_plot(learning: LearningCurves | None) -> str:
     """Learning curves with their fits, as inline SVG; empty without any."""
-    if found is None:
+    if learning is None:
         return ""
-    last = max(curve.sizes[-1] for curve in found.curves)
+    last = max(curve.sizes[-1] for curve in learning.curves)
 
     def draw(axes: Any) -> None:
-        for curve in found.curves:
+        for curve in learning.curves:
             colour = _COLOURS[curve.arm]
             band = [(100 * m.low, 100 * m.high) for m in curve.fitted]
             low, high = zip(*band, strict=True)
@@ -105,11 +107,11 @@ def curves_plot(found: LearningCurves | None) -> str:
             )  # fmt: skip
         axes.axvline(last, color=_INK, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
-        ticks = [*found.curves[0].sizes[::2], 2 * last, 4 * last]
+        ticks = [*learning.curves[0].sizes[::2], 2 * last, 4 * last]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("labels learned from; beyond the dotted line, the fit")
-        axes.set_ylabel(found.metric)
+        axes.set_ylabel(learning.metric)
 
     return _svg(draw, "Learning curves of each kind of label", (6.2, 3.0))
 

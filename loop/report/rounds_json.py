@@ -41,8 +41,8 @@ def rounds_json(view: ReportView) -> Json:
                 ],
                 "pushed_wrong": {reason: as_json(s) for reason, s in row.pushed_wrong.items()},
                 "against": {
-                    reference: {key: _metric_json(m) for key, m in found.items()}
-                    for reference, found in row.against.items()
+                    reference: {key: _metric_json(m) for key, m in metrics.items()}
+                    for reference, metrics in row.against.items()
                 },
                 "verdict": verdict(row),
                 "confusion": [list(line) for line in row.confusion],

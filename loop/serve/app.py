@@ -130,12 +130,12 @@ async def _body(request: Request, limit: int) -> bytes:
 async def _json(request: Request, limit: int) -> dict[str, Any]:
     body = await _body(request, limit)
     try:
-        found = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
         raise _RefusedError(400, "not JSON") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise _RefusedError(400, "not a JSON object")
-    return found
+    return content
 
 
 def _basic_password(request: Request) -> str:
@@ -253,8 +253,8 @@ def make_app(served: Served) -> FastAPI:
     async def page(request: Request) -> Response:
         if not known(request):
             return _html("login.html.j2", request, 401, campaign=served.campaign, wrong=False)
-        found = await run_in_threadpool(served.progress)
-        return _html("progress.html.j2", request, 200, refresh_s=REFRESH_S, p=found)
+        progress = await run_in_threadpool(served.progress)
+        return _html("progress.html.j2", request, 200, refresh_s=REFRESH_S, p=progress)
 
     @app.get("/progress.json")
     async def progress(request: Request) -> Response:

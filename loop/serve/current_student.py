@@ -56,15 +56,15 @@ class CurrentStudent:
 
     def _saved(self) -> tuple[str, list[Path]]:
         numbers = {r.id: r.number for r in self._store.rounds(self._config.campaign.name)}
-        found: dict[int, dict[int, Path]] = {}
+        folders: dict[int, dict[int, Path]] = {}
         for run in self._store.runs(self._config.campaign.name):
             folder = self._config.out / run.model_path if run.model_path else None
             if run.arm == "loop" and folder is not None and folder.is_dir():
-                found.setdefault(numbers[run.round_id], {})[run.seed] = folder
-        if not found:
+                folders.setdefault(numbers[run.round_id], {})[run.seed] = folder
+        if not folders:
             return "", []
-        newest = max(found)
-        seeds = [found[newest][seed] for seed in sorted(found[newest])]
+        newest = max(folders)
+        seeds = [folders[newest][seed] for seed in sorted(folders[newest])]
         return f"goldloop-round-{newest}-seeds-{len(seeds)}", seeds
 
     def version(self) -> str:

@@ -78,7 +78,7 @@ def campaign_progress(config: Config, store: Store, at: datetime | None = None) 
     """The status, with agreement, pace, forecast and people, as JSON."""
     name = config.campaign.name
     at = at or datetime.now(UTC)
-    found = campaign_status(config, store)
+    status = campaign_status(config, store)
     last = store.last_round(name)
     reviews = store.reviews(name, last.id) if last else []
     answers = store.annotations(name)
@@ -95,7 +95,7 @@ def campaign_progress(config: Config, store: Store, at: datetime | None = None) 
     ours = {r.item_id for r in reviews}
     forecast = pace([_when(a) for a in answers if a.item_id in ours], remaining, at)
     return {
-        **found,
+        **status,
         "at": at.isoformat(timespec="seconds"),
         "agreement": people_alpha(answers, store.labels(name), ordinal=config.campaign.ordinal),
         "conflicts": sum(r.outcome == "conflict" and r.closed_at is None for r in reviews),

@@ -57,7 +57,7 @@ def _fetch(name: str, cache_dir: Path | None, files: Sequence[str] = WANTED_FILE
         raise StudentError(f"Encoder folder {name} does not exist; check student.encoder.")
     try:
         with quiet():
-            found = snapshot_download(
+            folder = snapshot_download(
                 name, allow_patterns=list(files), cache_dir=cache_dir, etag_timeout=10
             )
     except Exception as exc:  # the hub's client raises its own, httpx's and OS errors alike
@@ -66,7 +66,7 @@ def _fetch(name: str, cache_dir: Path | None, files: Sequence[str] = WANTED_FILE
             f"hub did not give it ({type(exc).__name__}); check the name and the network, or set "
             "student.encoder to a folder with the model."
         ) from exc
-    return Path(found)
+    return Path(folder)
 
 
 def fetch_config(name: str) -> Path:
@@ -266,10 +266,10 @@ def save_model(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in ("goldloop", "torch", "transformers"):
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            installed[name] = "absent"
+    return installed

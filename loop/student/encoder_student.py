@@ -178,8 +178,10 @@ class EncoderStudent:
         model, tokens = self._embedder, self._tokens(texts)
         precision = choose_precision(self._settings["precision"], model.device)
         progress = tokens.per_text(progress)
-        found = mean_embeddings(model, tokens.rows, self._pad_id, model.device, precision, progress)
-        return tokens.mean(found)
+        embeddings = mean_embeddings(
+            model, tokens.rows, self._pad_id, model.device, precision, progress
+        )
+        return tokens.mean(embeddings)
 
     def fit(
         self,
@@ -301,16 +303,16 @@ class EncoderStudent:
         none: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         if self._settings["checkpoint"] == "last":
             return [], none
-        found = 0 if train.dev is None else len(train.dev.texts)
-        if train.dev is None or found < MIN_DEV:
+        dev_texts = 0 if train.dev is None else len(train.dev.texts)
+        if train.dev is None or dev_texts < MIN_DEV:
             say(
                 f'student.checkpoint = "best" chooses among epochs by texts of split dev with a '
-                f"known label; there are {found}, fewer than {MIN_DEV}: the last epoch is kept."
+                f"known label; there are {dev_texts}, fewer than {MIN_DEV}: the last epoch is kept."
             )
             return [], none
         y = np.asarray(train.dev.y, dtype=np.int64)
-        if y.shape != (found,) or y.min() < 0 or y.max() >= k:
-            raise ValueError(f"dev needs {found} classes in 0..{k - 1}, got shape {y.shape}")
+        if y.shape != (dev_texts,) or y.min() < 0 or y.max() >= k:
+            raise ValueError(f"dev needs {dev_texts} classes in 0..{k - 1}, got shape {y.shape}")
         return train.dev.texts, y
 
     def _tell_old_head(self, labels: Sequence[str], say: News) -> None:

@@ -126,9 +126,9 @@ class FrozenStudent:
 
     def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> NDArray[np.float32]:
         """See ``Student``."""
-        found = self._embed(texts)
+        embeddings = self._embed(texts)
         progress(len(texts))
-        return found
+        return embeddings
 
     def fit(
         self,

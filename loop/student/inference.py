@@ -99,9 +99,9 @@ class Tokens:
 
     def mean(self, values: NDArray[Any]) -> NDArray[Any]:
         """(rows, d) -> (n, d), the mean over each text's rows."""
-        found = np.zeros((self.n, values.shape[1]), dtype=values.dtype)
-        np.add.at(found, self.text, (values * self.share[:, None]).astype(values.dtype))
-        return found
+        means = np.zeros((self.n, values.shape[1]), dtype=values.dtype)
+        np.add.at(means, self.text, (values * self.share[:, None]).astype(values.dtype))
+        return means
 
     def together(self, probs: FloatArray) -> FloatArray:
         """(rows, k) -> (n, k) class probabilities: softmax of the mean of each text's logits.
@@ -112,8 +112,8 @@ class Tokens:
         if len(self.rows) == self.n:
             return probs
         logs = self.mean(np.log(np.maximum(probs, np.finfo(np.float64).tiny)))
-        found = np.exp(logs - logs.max(axis=1, keepdims=True))
-        return np.asarray(found / found.sum(axis=1, keepdims=True), dtype=np.float64)
+        shares = np.exp(logs - logs.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True), dtype=np.float64)
 
     def per_text(self, progress: Progress) -> Progress:
         """A progress to be told of rows, which tells the given one of whole texts."""
@@ -148,14 +148,14 @@ def _with_specials(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[IntAr
     """Token ids and, for each, 1 where the tokenizer added it."""
     if not texts:
         return
-    found = tokenizer(
+    encoding = tokenizer(
         list(texts),
         truncation=False,
         padding=False,
         verbose=False,
         return_special_tokens_mask=True,
     )
-    for ids, mask in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
+    for ids, mask in zip(encoding["input_ids"], encoding["special_tokens_mask"], strict=True):
         yield np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=np.int64)
 
 
@@ -187,13 +187,13 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[IntArray]:
     """
     if not texts:
         return []
-    found = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    encoding = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
     head = 1 + round((limit - 2) * HEAD_FRAC)
     return [
         np.asarray(
             ids if len(ids) <= limit else [*ids[:head], *ids[head - limit :]], dtype=np.int64
         )
-        for ids in found
+        for ids in encoding
     ]
 
 
@@ -265,13 +265,13 @@ def mean_embeddings(
     progress: Progress = no_progress,
 ) -> NDArray[np.float32]:
     """(n, d) mean of the last layer over the text's tokens."""
-    found = np.zeros((len(ids), model.config.hidden_size), dtype=np.float32)
+    embeddings = np.zeros((len(ids), model.config.hidden_size), dtype=np.float32)
     for rows, mask, out in _passes(model, ids, pad_id, device, precision):
         there = mask[:, :, None].float()
         mean = (out.last_hidden_state.float() * there).sum(1) / there.sum(1)
-        found[rows] = mean.cpu().numpy()
+        embeddings[rows] = mean.cpu().numpy()
         progress(len(rows))
-    return found
+    return embeddings
 
 
 def _passes(
@@ -311,12 +311,12 @@ class SavedClassifier:
     def __init__(
         self, folder: str | Path, *, device: str = "auto", precision: str = "auto"
     ) -> None:
-        found = find_encoder(folder)
+        encoder = find_encoder(folder)
         self._device = choose_device(device)
         self._precision = choose_precision(precision, self._device)
-        self._tokenizer = load_tokenizer(found)
-        self._model = load_classifier(found).to(self._device).eval()
-        record = read_record(found)
+        self._tokenizer = load_tokenizer(encoder)
+        self._model = load_classifier(encoder).to(self._device).eval()
+        record = read_record(encoder)
         self._limit = token_limit(self._model.config, int(record["max_tokens"]))
         self._long_texts = str(record.get("long_texts", "head_tail"))
 
@@ -358,8 +358,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise StudentError(
             f"{folder} holds no readable {RECORD}; goldloop predicts with models that it saved."
         ) from exc
-    found: dict[str, Any] = record
-    return found
+    checked: dict[str, Any] = record
+    return checked
 
 
 def load_whole(folder: Path, attention: str | None = None) -> Any:

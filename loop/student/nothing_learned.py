@@ -83,15 +83,15 @@ def nothing_learned(own: OwnAnswers) -> NothingLearned | None:
     )
 
 
-def answers_told(found: NothingLearned, labels: Sequence[str]) -> str:
+def answers_told(verdict: NothingLearned, labels: Sequence[str]) -> str:
     """One clause on what the student answers: ``answers 'x' for all 200 texts …``."""
-    asked = f"{found.texts} texts that it was asked about again after learning from them"
-    if found.top_share == 1:
-        return f"answers {labels[found.top]!r} for all {asked}"
+    asked = f"{verdict.texts} texts that it was asked about again after learning from them"
+    if verdict.top_share == 1:
+        return f"answers {labels[verdict.top]!r} for all {asked}"
     return (
-        f"answers {labels[found.top]!r} for {100 * found.top_share:.0f} % of the {asked}, and what"
-        f" it answers has nothing to do with their labels: {100 * found.right:.0f} % are right,"
-        f" where the commonest label alone gives {100 * found.commonest:.0f} %"
+        f"answers {labels[verdict.top]!r} for {100 * verdict.top_share:.0f} % of the {asked}, and"
+        f" what it answers has nothing to do with their labels: {100 * verdict.right:.0f} % are"
+        f" right, where the commonest label alone gives {100 * verdict.commonest:.0f} %"
     )
 
 
@@ -106,9 +106,9 @@ def checked(
     """
 
     def told(result: SeedResult) -> None:
-        found = nothing_learned(result.own) if result.own is not None else None
-        if found is not None:
-            failed(result, found)
+        verdict = nothing_learned(result.own) if result.own is not None else None
+        if verdict is not None:
+            failed(result, verdict)
         on_seed(result)
 
     return told

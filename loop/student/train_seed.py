@@ -337,12 +337,12 @@ def balancing_weights(y: FloatArray, weight: FloatArray) -> FloatArray:
     """
     mass = weight @ y
     there = mass > 0
-    found = np.ones(y.shape[1])
-    found[there] = mass.sum() / (there.sum() * mass[there])
-    return found
+    balance = np.ones(y.shape[1])
+    balance[there] = mass.sum() / (there.sum() * mass[there])
+    return balance
 
 
 def mean_one(weight: Sequence[float] | FloatArray) -> FloatArray:
     """Weights scaled to mean 1, so that equal weights of any size train alike."""
-    found = np.asarray(weight, dtype=np.float64)
-    return np.asarray(found / found.mean())
+    weights = np.asarray(weight, dtype=np.float64)
+    return np.asarray(weights / weights.mean())

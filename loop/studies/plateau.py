@@ -129,24 +129,26 @@ def measure_plateau(
     kinds = {"llm": llm_labels(runs), "merged": merged_labels(runs)}
     if (gold := gold_labels(runs)) is not None:
         kinds["gold"] = gold
-    found, of_kind = {}, {}
+    predictions, of_kind = {}, {}
     for kind, (y, weight) in kinds.items():
         used = np.flatnonzero(weight > 0)
         of_kind[kind] = nested_sizes(len(used), sizes)
         draws = _draws(runs.round_.seed, used, of_kind[kind], seeds)
         title = f"{CURVE_NAMES[kind]}: {len(draws)} students"
-        found[kind] = runs.train(title, y, weight, draws)
+        predictions[kind] = runs.train(title, y, weight, draws)
     rng = stream("plateau", runs.round_.seed, runs.round_.number)
     curves, replicated = {}, {}
     tests = int((runs.truth.y >= 0).sum())
-    values = _values(found, of_kind, seeds, runs.truth, len(runs.ctx.config.labels), metric, rng)
+    values = _values(
+        predictions, of_kind, seeds, runs.truth, len(runs.ctx.config.labels), metric, rng
+    )
     for kind, (point, drawn) in values.items():
         curves[kind], replicated[kind] = _curve(of_kind[kind], point, drawn, tests, rng)
     reference = "gold" if "gold" in curves else "merged"
     gap, below, instead = _held_against(curves, replicated, reference, tests)
     verdict, told = judged(curves, reference, gap, below, instead, metric)
     for kind in ("llm", reference):
-        largest = [found[kind][f"{of_kind[kind][-1]}-{r}"] for r in range(seeds)]
+        largest = [predictions[kind][f"{of_kind[kind][-1]}-{r}"] for r in range(seeds)]
         if one_class(np.stack(largest)):
             verdict, told = "cannot be told", NOTHING_TO_TELL.format(name=CURVE_NAMES[kind])
     return Plateau(
@@ -189,7 +191,7 @@ def _draws(seed: int, used: IntArray, sizes: Sequence[int], seeds: int) -> dict[
 
 
 def _values(
-    found: Mapping[str, Mapping[str, IntArray]],
+    predictions: Mapping[str, Mapping[str, IntArray]],
     sizes: Mapping[str, Sequence[int]],
     seeds: int,
     truth: Truth,
@@ -202,7 +204,7 @@ def _values(
     base = truth.weight[known] / truth.weight[known].mean()
     weights = np.concatenate([base[None, :], *replicates(base, BOOTSTRAP, rng)])
     values = {}
-    for kind, runs in found.items():
+    for kind, runs in predictions.items():
         cells = np.empty((len(weights), seeds, len(sizes[kind])))
         for i, size in enumerate(sizes[kind]):
             for r in range(seeds):

@@ -115,8 +115,8 @@ def side_by_side(ctx: Context, rivals: Sequence[tuple[str, Config, str]]) -> lis
     truth = np.array([index[gold[item.id].label] for item in items], dtype=np.int64)
     everybody = [("this campaign", ctx.config, ctx.annotator.revision), *rivals]
     labels = np.stack([_labels(ctx, config, revision, items) for _, config, revision in everybody])
-    found = compare(labels, truth, len(index), rng=stream("rivals", ctx.config.rounds.seed))
-    return [Rival(name, one) for (name, _, _), one in zip(everybody, found, strict=True)]
+    compared = compare(labels, truth, len(index), rng=stream("rivals", ctx.config.rounds.seed))
+    return [Rival(name, one) for (name, _, _), one in zip(everybody, compared, strict=True)]
 
 
 def rival_lines(rivals: Sequence[Rival], labels: Sequence[str]) -> list[str]:

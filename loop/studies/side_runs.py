@@ -65,13 +65,13 @@ class SideRuns:
             Run -> (number of evaluated texts,) classes.
         """
         ctx = self.ctx
-        found = _Kept(self._path(y, weight, draws), ctx.say, len(self.evaluated), y.shape[1])
-        missing = [name for name in draws if name not in found.predictions]
+        kept = _Kept(self._path(y, weight, draws), ctx.say, len(self.evaluated), y.shape[1])
+        missing = [name for name in draws if name not in kept.predictions]
         if missing:
             numbers = {i: name for i, name in enumerate(draws) if name in set(missing)}
 
             def keep(result: SeedResult) -> None:
-                found.add(numbers[result.seed], result.probs.argmax(axis=1))
+                kept.add(numbers[result.seed], result.probs.argmax(axis=1))
 
             def failed(result: SeedResult, answer: NothingLearned) -> None:
                 rows = draws[numbers[result.seed]].rows
@@ -101,7 +101,7 @@ class SideRuns:
                     progress=progress,
                     draws={number: draws[name] for number, name in numbers.items()},
                 )
-        return {name: np.array(found.predictions[name], dtype=np.int64) for name in draws}
+        return {name: np.array(kept.predictions[name], dtype=np.int64) for name in draws}
 
     def _path(self, y: FloatArray, weight: FloatArray, draws: Mapping[str, Draws]) -> Path:
         """A file named by all that the predictions depend on."""

@@ -236,8 +236,8 @@ def _share_ranked(
 ) -> float:
     """Share to be checked, most suspect first, until few enough errors are left."""
     order = np.lexsort((rng.random(len(right)), -suspicion))
-    found = np.concatenate([[0], (~right[order]).cumsum()])
-    enough = found[-1] - found <= (1.0 - goal) * len(right) + 1e-9
+    wrong_so_far = np.concatenate([[0], (~right[order]).cumsum()])
+    enough = wrong_so_far[-1] - wrong_so_far <= (1.0 - goal) * len(right) + 1e-9
     return float(enough.argmax()) / len(right)
 
 
@@ -253,57 +253,57 @@ def _interval(values: FloatArray, edge: float) -> Estimate:
     return Estimate(float(values[0]), float(min(low, values[0])), float(max(high, values[0])))
 
 
-def validation_json(found: Validation) -> dict[str, Any]:
+def validation_json(result: Validation) -> dict[str, Any]:
     """The result as JSON values, with the rule that the verdict follows."""
-    return asdict(found) | {"rule": RULE}
+    return asdict(result) | {"rule": RULE}
 
 
-def validation_lines(found: Validation, budget: int) -> list[str]:
+def validation_lines(result: Validation, budget: int) -> list[str]:
     """The result for people to read; ``budget`` is the campaign's, in gold labels."""
-    q = found.quality
+    q = result.quality
     lines = [
-        f"Validated on {q.n_gold} of {found.sent} texts drawn at random from {found.pool:,}"
+        f"Validated on {q.n_gold} of {result.sent} texts drawn at random from {result.pool:,}"
         " (times 100, with 95 % intervals).",
         f"LLM accuracy {shown(q.accuracy)}, macro-F1 {shown(q.macro_f1)},"
         f" KL(true mix || LLM's mix) {q.kl.value:.3f} ({q.kl.low:.3f} to {q.kl.high:.3f})",
     ]
-    if found.unanswered:
+    if result.unanswered:
         lines.append(
-            f"The LLM gave no label to {found.unanswered:,} of {found.pool:,} texts"
-            f" ({100 * found.unanswered / found.pool:.1f} %). They count neither as right nor as"
+            f"The LLM gave no label to {result.unanswered:,} of {result.pool:,} texts"
+            f" ({100 * result.unanswered / result.pool:.1f} %). They count neither as right nor as"
             " wrong, and each needs a label of its own on top of the price below."
         )
-    width = max(len(label) for label in found.labels)
+    width = max(len(label) for label in result.labels)
     for label, precision, recall, share in zip(
-        found.labels, q.precision, q.recall, q.class_share, strict=True
+        result.labels, q.precision, q.recall, q.class_share, strict=True
     ):
         lines.append(
             f"  {label:<{width}}  precision {shown(precision)}, recall {shown(recall)},"
             f" share {shown(share)}"
         )
-    if found.side_by_side:
+    if result.side_by_side:
         lines.append("Side by side on the same sample:")
-        width = max(len(title) for title, _ in found.side_by_side)
+        width = max(len(title) for title, _ in result.side_by_side)
         lines += [
             f"  {title:<{width}}  accuracy {shown(other.accuracy)},"
             f" macro-F1 {shown(other.macro_f1)}, KL {other.kl.value:.3f}"
             f" ({other.kl.low:.3f} to {other.kl.high:.3f})"
-            for title, other in found.side_by_side
+            for title, other in result.side_by_side
         ]
     said = {
         "likely": "A student of these labels is likely to suffer",
         "unlikely": "A student of these labels is unlikely to suffer",
         "open": "Whether a student of these labels suffers cannot be told from this sample",
     }
-    lines.append(f"{said[found.verdict]}: {RULE}.")
-    price = found.price.by_entropy
+    lines.append(f"{said[result.verdict]}: {RULE}.")
+    price = result.price.by_entropy
     if price.value == 0:
-        lines.append(f"{100 * found.goal:g} % right labels: reached without gold labels.")
+        lines.append(f"{100 * result.goal:g} % right labels: reached without gold labels.")
     else:
         fits = "within" if price.value <= budget else "beyond"
         lines.append(
-            f"{100 * found.goal:g} % right labels take about {_count(price)} gold labels where the"
-            f" LLM is least sure, {_count(found.price.random)} at random; {fits} budget.labels ="
+            f"{100 * result.goal:g} % right labels take about {_count(price)} gold labels where the"
+            f" LLM is least sure, {_count(result.price.random)} at random; {fits} budget.labels ="
             f" {budget}."
         )
     return lines

@@ -98,9 +98,9 @@ def measure_variance(runs: SideRuns, bases: int) -> Variance:
     y, weight = merged_labels(runs)
     parts = tuple(RANDOM_PARTS) if runs.kind == "encoder" else ("init", "sample")
     draws = _draws(runs.round_.seed, bases, np.flatnonzero(weight > 0), parts)
-    found = runs.train(f"{len(draws)} students", y, weight, draws)
+    predictions = runs.train(f"{len(draws)} students", y, weight, draws)
     rng = stream("variance", runs.round_.seed, runs.round_.number)
-    taken = take_apart(found, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
+    taken = take_apart(predictions, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
     told = taken[1] + FROZEN if runs.kind == "frozen" else taken[1]
     return Variance(
         runs.round_.number, runs.kind, bases, int(runs.truth.stable.sum()), taken[0], told
@@ -167,14 +167,14 @@ def take_apart(
     def changes(chosen: Sequence[int]) -> Callable[[FloatArray], dict[str, FloatArray]]:
         pairs = _pairs(chosen, parts)
         apart = {
-            name: np.mean([predictions[a][stable] != predictions[b][stable] for a, b in found], 0)
-            for name, found in pairs.items()
+            name: np.mean([predictions[a][stable] != predictions[b][stable] for a, b in runs_of], 0)
+            for name, runs_of in pairs.items()
         }
         shares = {
             name: np.mean(
-                [np.eye(k)[predictions[run][stable]] for pair in found for run in pair], 0
+                [np.eye(k)[predictions[run][stable]] for pair in runs_of for run in pair], 0
             )
-            for name, found in pairs.items()
+            for name, runs_of in pairs.items()
         }
 
         def of(weights: FloatArray) -> dict[str, FloatArray]:
@@ -198,7 +198,7 @@ def take_apart(
     base = np.ones(int(stable.sum()))
     point = changes(numbers)(base[None, :])
     drawn = [changes(numbers)(w) for w in replicates(base, BOOTSTRAP, rng)]
-    spread = {name: np.concatenate([found[name] for found in drawn]) for name in point}
+    spread = {name: np.concatenate([replicate[name] for replicate in drawn]) for name in point}
     without = [changes([j for j in numbers if j != left]) for left in numbers]
     of_bases, noise = seed_spread(without, base, rng), rng.standard_t(bases - 1, BOOTSTRAP)
     ends: dict[str, tuple[float, float]] = {}
@@ -230,7 +230,7 @@ def take_apart(
         return Metric(float(point[name][0]), float(bottom), float(top))
 
     deviations = _deviations(predictions, bases, parts, truth, k) if known.any() else {}
-    found = {
+    measured = {
         name: Part(
             metric(f"{name}.churn", 0.0, 1.0),
             metric(f"{name}.share", 0.0, np.inf),
@@ -240,9 +240,9 @@ def take_apart(
         )
         for name in (*parts, *_together(parts))
     }
-    ordered = sorted(parts, key=lambda name: -found[name].churn.value)
+    ordered = sorted(parts, key=lambda name: -measured[name].churn.value)
     clear = [ends[f"{ordered[0]}-{other}"][0] > 0 for other in ordered[1:]]
-    return found, _told(found, ordered, clear, bases)
+    return measured, _told(measured, ordered, clear, bases)
 
 
 def _deviations(
@@ -257,7 +257,7 @@ def _deviations(
         sums = item_sums(classes[None, known], truth.y[known], k)
         of_run = metrics_of(sums, truth.weight[None, known], 1)
         value[run] = {key: float(of_run[key][0]) for key in ("accuracy", "macro_f1")}
-    found = {}
+    deviations = {}
     for name, pairs in _pairs(range(bases), parts).items():
         # pairs of one part are independent; those among bases have one degree of freedom less
         df = bases if name in parts else bases - 1
@@ -266,8 +266,8 @@ def _deviations(
                 np.sqrt(np.mean([(value[a][key] - value[b][key]) ** 2 for a, b in pairs]) / 2)
             )
             low, high = np.sqrt(df / chi2.ppf([0.975, 0.025], df)) * sd
-            found[name, key] = Metric(sd, float(low), float(high)) if sd else Metric(sd)
-    return found
+            deviations[name, key] = Metric(sd, float(low), float(high)) if sd else Metric(sd)
+    return deviations
 
 
 ADVICE = {
@@ -278,18 +278,18 @@ ADVICE = {
 
 
 def _told(
-    found: Mapping[str, Part], ordered: Sequence[str], clear: Sequence[bool], bases: int
+    changed: Mapping[str, Part], ordered: Sequence[str], clear: Sequence[bool], bases: int
 ) -> str:
     def part(name: str) -> str:
-        c = found[name].churn
+        c = changed[name].churn
         return (
             f"{RANDOM_PARTS[name]}: {100 * c.value:.1f} % ({100 * c.low:.1f} to {100 * c.high:.1f})"
         )
 
     shown = "; ".join(part(name) for name in ordered)
-    everything = f"{100 * found['all'].churn.value:.1f} % where everything is drawn anew"
+    everything = f"{100 * changed['all'].churn.value:.1f} % where everything is drawn anew"
     first = ordered[0]
-    if not found["all"].churn.value:
+    if not changed["all"].churn.value:
         return "No label changes, whatever is drawn anew."
     if all(clear):
         return (

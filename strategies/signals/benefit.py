@@ -37,8 +37,8 @@ def expected_benefit(pool: Pool, rng: np.random.Generator) -> FloatArray:
     vectors = unit_rows(pool.embeddings, "expected_benefit")
     cosines, rows = nearest(vectors, k + 1)
     others = (rows >= 0) & (rows != np.arange(pool.n)[:, None])
-    found = np.maximum(others.sum(axis=1), 1)
-    near = np.where(others, np.clip(cosines, 0.0, 1.0), 0.0).sum(axis=1) / found
+    n_near = np.maximum(others.sum(axis=1), 1)
+    near = np.where(others, np.clip(cosines, 0.0, 1.0), 0.0).sum(axis=1) / n_near
     counts = np.bincount(pool.y_llm, minlength=pool.k)
     cost = near / np.sqrt(counts[pool.y_llm])
     benefit = doubt * cost

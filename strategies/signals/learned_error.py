@@ -189,8 +189,8 @@ def _fit_opinions(seen: _Seen, gold: IntArray, assumed: FloatArray) -> FloatArra
         gradient = np.concatenate([slopes, error.sum(axis=0), confusion.ravel(), head.ravel()])
         return value + 0.5 * float(penalty @ off**2), gradient + penalty * off
 
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return np.asarray(found.x, dtype=np.float64)
+    fit = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return np.asarray(fit.x, dtype=np.float64)
 
 
 def _opinions(theta: FloatArray, seen: _Seen) -> FloatArray:

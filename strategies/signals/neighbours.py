@@ -112,8 +112,8 @@ def unsure_neighbours(pool: Pool, rng: np.random.Generator) -> FloatArray:
     units = unit_rows(pool.embeddings, "unsure_neighbours")
     index: Any = faiss.IndexFlatIP(units.shape[1])
     index.add(units[answered])
-    _, found = index.search(units, min(K_NEIGHBOURS + 1, len(answered)))
-    near = answered[found]
+    _, nearest_rows = index.search(units, min(K_NEIGHBOURS + 1, len(answered)))
+    near = answered[nearest_rows]
     other = near != np.arange(pool.n)[:, None]
     other &= np.cumsum(other, axis=1) <= K_NEIGHBOURS
     heard = other.sum(axis=1)
@@ -213,12 +213,12 @@ def neighbour_evidence(pool: Pool, name: str) -> FloatArray:
     _, first = np.unique(groups.of, return_index=True)
     count = min(len(first), K_NEIGHBOURS + SPARE + 1)
     units = units[first]  # lets go of the others before the search takes its own copy
-    cosines, found = nearest(units, count)
+    cosines, neighbours = nearest(units, count)
     speaks_gold = groups.gold.sum(axis=1) > 0
     gold_share = groups.gold / np.maximum(groups.gold.sum(axis=1, keepdims=True), 1.0)
     voice = np.where(speaks_gold[:, None], GOLD_WEIGHT * gold_share, groups.llm)
     # Neighbours of a group are shared by its members; what differs is each member's own label.
-    near, cosine = found[groups.of], cosines[groups.of]
+    near, cosine = neighbours[groups.of], cosines[groups.of]
     heard = np.zeros(n)
     for j in range(count):
         other = near[:, j]
