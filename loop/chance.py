@@ -31,7 +31,7 @@ STREAMS = {
 }
 """What goldloop draws, by the number that keeps each drawing apart from the others.
 
-A number is never changed, so that a campaign that goes on draws what it would have drawn.
+A number is never changed, so that a campaign that continues draws what it would have drawn.
 """
 
 
@@ -40,7 +40,7 @@ def stream(purpose: str, *key: int, then: Sequence[int] = ()) -> np.random.Gener
 
     Args:
         purpose: one of ``STREAMS``.
-        key: a seed, and a round's number where every round draws anew.
+        key: a seed, and a round's number where every round draws again.
         then: what tells several drawings of one purpose apart.
     Raises:
         KeyError: an unknown purpose.

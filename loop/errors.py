@@ -104,7 +104,7 @@ class Stopped(BaseException):
 # what libraries raise
 
 
-AGAIN = "then run the same command again: it goes on where it stopped"
+AGAIN = "then run the same command again: it continues where it stopped"
 
 
 def suggestion(word: object, known: Iterable[object], *, begins: bool = False) -> str:
@@ -226,7 +226,7 @@ def _system(exc: BaseException) -> LoopError:
     elif number in _NETWORK:
         return _network(exc)
     else:
-        text = f"The system refused: {reason}{place}. Mend that, {AGAIN}."
+        text = f"The system refused: {reason}{place}. Correct that, {AGAIN}."
     return MachineError(text)
 
 

@@ -125,7 +125,7 @@ def write_whole(path: Path, content: str, *, mode: int = PRIVATE) -> None:
             file.write(content)
     except OSError as exc:
         raise LoopError(
-            f"{path} cannot be written: {exc.strerror or exc}. Mend that, or name another folder"
+            f"{path} cannot be written: {exc.strerror or exc}. Correct that, or name another folder"
             " where the command takes --out."
         ) from exc
 

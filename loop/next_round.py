@@ -10,7 +10,7 @@ from loop.campaign.changes import (
     changes,
     check_changes,
     claim_folder,
-    refuse_to_begin_anew,
+    refuse_to_start_again,
     seeds_line,
 )
 from loop.campaign.context import Context
@@ -25,15 +25,15 @@ def open_campaign(ctx: Context) -> None:
     """Makes the campaign's row and imports its texts, once; says what has changed since.
 
     Raises:
-        ConfigError: the campaign file was edited in a way that the campaign cannot take up.
+        ConfigError: the campaign file was edited in a way that the campaign cannot follow.
         StoreError: the campaign has other labels, or its folder belongs to another campaign.
     """
-    refuse_to_begin_anew(ctx)
+    refuse_to_start_again(ctx)
     if new := ctx.store.open_campaign(ctx.name, ctx.config.label_names):
         ctx.say(
             f"New label{'s' * (len(new) > 1)}: {', '.join(new)}. People can choose"
             f" {'them' if len(new) > 1 else 'it'} from the next push or pull on, also to correct"
-            " earlier answers; the next round asks the LLM about every text anew."
+            " earlier answers; the next round asks the LLM about every text again."
         )
     if ctx.store.item_count(ctx.name) == 0:
         count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
@@ -66,7 +66,7 @@ def take_in_new_texts(ctx: Context) -> None:
             raise
         ctx.say(
             f"The texts' source cannot be read now, so that no new texts are imported and the"
-            f" campaign goes on with those that it has: {exc}"
+            f" campaign continues with those that it has: {exc}"
         )
     else:
         for line in import_new_texts(ctx.config, ctx.store, rows, seed=ctx.seed):

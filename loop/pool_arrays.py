@@ -139,7 +139,7 @@ def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
     """(n, d) embeddings of n items, kept in one file per encoder.
 
     Texts that have come since the file was written are added to it. A file that is damaged is
-    computed anew, and one that cannot be written is done without; both are said.
+    computed again, and one that cannot be written is done without; both are said.
 
     Raises:
         StudentError: the encoder cannot be loaded.
@@ -176,7 +176,7 @@ def _kept(ctx: Context, path: Path) -> tuple[list[str], Vectors]:
             problem = "not every number in it is finite"
         else:
             return ids, vectors
-    ctx.say(f"The embeddings kept in {path} cannot be used: {problem}. They are computed anew.")
+    ctx.say(f"The embeddings kept in {path} cannot be used: {problem}. They are computed again.")
     return nothing
 
 
@@ -187,8 +187,8 @@ def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> Non
             np.savez(file, ids=np.array(ids, dtype="S"), embeddings=vectors)
     except OSError as exc:
         ctx.say(
-            f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign goes on"
-            " without; they are computed anew when they are needed next."
+            f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign"
+            f" continues without; they are computed again when they are needed next."
         )
 
 

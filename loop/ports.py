@@ -451,7 +451,7 @@ class Student(Protocol):
             on_seed: called once a seed, in the calling process.
             progress: told of finished texts; each counts once an epoch and seed.
             draws: for seeds that do not draw everything by their own number.
-            start: seed -> folder of a model that it goes on from instead.
+            start: seed -> folder of a model that it continues from instead.
             say: told what the user should know, for instance that memory was short.
         Raises:
             StudentError: the encoder cannot be loaded, or training diverged.

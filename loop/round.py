@@ -60,7 +60,7 @@ from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays
 from loop.ports import FloatArray, ReviewTask
 from loop.training_sets import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
 from strategies.fuse import fuse_ranks
-from strategies.repair import repair
+from strategies.repair import repair as repair_labels
 from strategies.select import select_batch
 from strategies.signals.components import SPREAD_OVER, leading_components
 
@@ -161,7 +161,7 @@ def score(ctx: Context, round_: Round) -> bool:
         return _advance(ctx, round_, "score", session, signals=list(signals))
 
 
-def choose(ctx: Context, round_: Round) -> bool:
+def select(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
     sent = {r.item_id for r in ctx.store.reviews(ctx.name)} | set(ctx.store.gold(ctx.name))
     scores = ctx.store.scores(round_id(round_))
@@ -330,28 +330,28 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
         return _advance(ctx, round_, "adjudicate", session, changed=changed)
 
 
-def mend(ctx: Context, round_: Round) -> bool:
+def repair(ctx: Context, round_: Round) -> bool:
     """Decides what the students learn: gold where there is some, repaired LLM labels elsewhere."""
     mode = ctx.config.strategy.repair
     kept_out = held_out(ctx)
     needs = () if mode == "keep" else ("student_disagreement",)
     # What measures accuracy may not reach the students by way of repair either.
     arrays = pool_arrays(ctx, round_, needs, hidden=kept_out)
-    mended = repair(
+    repaired = repair_labels(
         arrays.pool,
         mode,
         inclusion_prob=arrays.pool.inclusion_prob,
         rng=stream("repair", round_.seed, round_.number),
     )
-    weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), mended.weight, 0.0)
+    weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), repaired.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
     rows = [
         {
             "round_id": round_.id,
             "item_id": item.id,
-            "probs": [float(p) for p in mended.y[i]],
+            "probs": [float(p) for p in repaired.y[i]],
             "weight": float(weight[i]),
-            "source": str(mended.source[i]),
+            "source": str(repaired.source[i]),
         }
         for i, item in enumerate(arrays.items)
     ]
@@ -466,11 +466,11 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
 RUN: dict[str, Callable[[Context, Round], bool]] = {
     "annotate": annotate,
     "score": score,
-    "select": choose,
+    "select": select,
     "push": push,
     "pull": pull,
     "adjudicate": adjudicate,
-    "repair": mend,
+    "repair": repair,
     "train": train,
     "measure": measure,
 }

@@ -134,7 +134,7 @@ def fit_seeds(
             raise StudentError(
                 f"{what}: the student learned nothing: {told}. Its seeds would agree with each"
                 " other, and that would mean nothing, so that no further seed is trained and"
-                f" nobody is asked anything. {advice(ctx, labels)} Then the same command goes on;"
+                f" nobody is asked anything. {advice(ctx, labels)} Then the same command continues;"
                 " all labels and answers are kept. To go on without a change, set"
                 ' student.if_nothing_learned = "go on".'
             )

@@ -89,7 +89,7 @@ def _unpack(archive: Path, prefix: str, folder: Path, max_bytes: int) -> None:
                             )
                         out.write(chunk)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as exc:
-        raise FetchError(f"{archive.name} is no archive that can be read: {exc}.") from exc
+        raise FetchError(f"{archive.name} is not an archive that can be read: {exc}.") from exc
     if not taken:
         raise FetchError(f"{archive.name} holds nothing at {prefix!r}.")
 

@@ -268,8 +268,8 @@ def _ratings_by_id(data: bytes, part: str) -> dict[str, tuple[int, ...]]:
             or not all(type(r) is int and -4 <= r <= 4 for r in ratings)
         ):
             raise DataError(
-                f"The {part} data are damaged: the ratings of {key!r} are no list of whole numbers"
-                " from -4 to 4."
+                f"The {part} data are damaged: the ratings of {key!r} are not a list of whole"
+                f" numbers from -4 to 4."
             )
         return tuple(ratings)
 

@@ -162,7 +162,7 @@ class Pull:
             _UnreadableError: it chose none, or none that is ours.
         """
         if result is not None and not isinstance(result, list):
-            raise _UnreadableError("result that is no list")
+            raise _UnreadableError("result that is not a list")
         parts = [part for part in result or [] if isinstance(part, Mapping)]
         choices: list[Any] = []
         for part in parts:
@@ -170,7 +170,7 @@ class Pull:
                 value = part.get("value")
                 chosen = value.get("choices") if isinstance(value, Mapping) else value
                 if chosen is not None and (not isinstance(chosen, list) or chosen is value):
-                    raise _UnreadableError("choices that are no list")
+                    raise _UnreadableError("choices that are not a list")
                 choices += chosen or []
         if not choices:
             tags = sorted({str(part.get("from_name")) for part in parts} - {FROM_NAME, "note"})
@@ -180,7 +180,7 @@ class Pull:
         if len(choices) > 1:
             raise _UnreadableError("several choices")
         if not isinstance(choices[0], str):
-            raise _UnreadableError("choice that is no text")
+            raise _UnreadableError("choice that is not text")
         if choices[0] == UNSURE:
             raise _UnreadableError("unsure")
         if choices[0] not in self._names:

@@ -156,7 +156,7 @@ class Push:
                     made = self._look_up([t.item_id for t in todo])
                 there |= made
                 return self._without_twins(there) if repeated else there
-            log.info("%s Looking what has arrived.", failure)
+            log.info("%s Checking what has arrived.", failure)
             time.sleep(pause_s)
             if not failure.over:
                 wait_until(

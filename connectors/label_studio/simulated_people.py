@@ -113,7 +113,7 @@ class RecordedRaters:
         A task is open until as many people as it wants, simulated or not, have answered or skipped
         it; ``overlap`` bounds them.
         Where no rating of an item is recorded, it is skipped. Calling again after an interruption
-        goes on where it stopped: an answer given twice counts once.
+        continues where it stopped: an answer given twice counts once.
 
         Raises:
             ReviewerError: the server cannot be reached, or refuses.

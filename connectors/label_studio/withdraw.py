@@ -67,7 +67,7 @@ def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
 def _rows(client: Client, project: int, item_ids: list[str]) -> list[dict[str, Any]]:
     return client.listed(
         project,
-        "look what is left",
+        "see what is left",
         [filter_on("data.ext_id", "in_list", "String", item_ids)],
         fields="task_only",
         include="id,data",

@@ -131,7 +131,7 @@ class Scorer:
             verbose=False,
         )["input_ids"]
         if not bare and ids and ids[-1] == self._tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers close every text; the prompt goes on
+            ids = ids[:-1]  # some tokenizers close every text; the prompt continues
         return [int(i) for i in ids]
 
     def prompt(self, variant: PromptVariant, text: str) -> list[int]:
@@ -204,7 +204,7 @@ class Scorer:
             differ = float((asked.log_probs[row].exp() - direct).abs().sum() / 2)
             if differ > PREFIX_TOLERANCE:
                 raise AnnotatorError(
-                    "This model answers otherwise when the common beginning of its prompts is"
+                    "This model gives other answers when the common beginning of its prompts is"
                     f" computed only once (total variation {differ:.2f}); name another model."
                 )
 

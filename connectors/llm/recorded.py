@@ -223,8 +223,8 @@ class RecordedAnnotator:
         stated = probability_in(value)
         if stated is None:
             raise AnnotatorError(
-                f"The column {column!r} holds {_quoted(value)}, which is no probability between 0"
-                " and 1; mend the column, or leave annotator.prob_columns out."
+                f"The column {column!r} holds {_quoted(value)}, which is not a probability between"
+                f" 0 and 1; correct the column, or leave annotator.prob_columns out."
             )
         return stated
 

@@ -202,7 +202,7 @@ class LlamaCpp(Tokens):
             again, tokens = self.http.post("/completion", body | biased, _biased_list)
             usage.add({"prompt_tokens": tokens, "completion_tokens": 1})
             if likeliest not in again:
-                raise UnansweredError("The server does not heed logit_bias.")
+                raise UnansweredError("The server ignores logit_bias.")
             for token in hidden:
                 below = again.get(token, -BIAS) - again[likeliest]
                 log_probs[token] = log_probs[likeliest] + min(0.0, below)

@@ -283,9 +283,9 @@ class Http:
         try:
             answer = response.json()
         except (ValueError, RecursionError) as exc:
-            raise GarbledError("it is no JSON, or cut off") from exc
+            raise GarbledError("it is not JSON, or it is cut off") from exc
         if not isinstance(answer, dict):
-            raise GarbledError("it is no JSON object")
+            raise GarbledError("it is not a JSON object")
         if usage is not None:
             usage.add(answer.get("usage"), prompts)
         try:

@@ -209,7 +209,7 @@ class Votes:
             if exc.down or (isinstance(exc, RejectedError) and exc.status in Http.REFUSED):
                 raise
             return
-        # a base model goes on with the next text, so it is stopped at the end of the line
+        # a base model continues with the next text, so it is stopped at the end of the line
         self._one_line = not self.chat and not answer.text.lstrip(" ").startswith(("\n", "\r"))
         if answer.thinks:
             self._room = THINKING_TOKENS

@@ -292,7 +292,7 @@ class VllmAnnotator:
             text, add_special_tokens=not bare, split_special_tokens=True, verbose=False
         )["input_ids"]
         if not bare and ids and ids[-1] == self._tokenizer.eos_token_id:
-            ids = ids[:-1]  # some tokenizers close every text; the prompt goes on
+            ids = ids[:-1]  # some tokenizers close every text; the prompt continues
         return ids
 
     def _tidy(self, text: str) -> str:

@@ -51,7 +51,7 @@ def arrow_value(scalar: Any) -> Any:
     """A scalar's value; where Python cannot hold it, what it is written as.
 
     Raises:
-        UnicodeDecodeError: it holds bytes that are no text.
+        UnicodeDecodeError: it holds bytes that are not text.
     """
     import pyarrow as pa
 

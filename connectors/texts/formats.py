@@ -88,7 +88,7 @@ class Problems:
         self.listed: list[Problem] = []
 
     def error(self, kind: str, message: str, rows: Iterable[int] = ()) -> None:
-        """Notes what keeps the source from being used; the message goes on after its name."""
+        """Notes what keeps the source from being used; the message continues after its name."""
         kept = tuple(islice(rows, KEPT))
         self.listed.append(Problem("error", kind, f"{self.source} {message}.", kept))
 
@@ -270,7 +270,7 @@ def _readable(
             "ragged",
             f"has {counted(len(ragged), 'row')} whose number of cells is not the header's"
             f" {sheet.width} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
-            f" {delimiter!r} or line breaks, or mend those rows",
+            f" {delimiter!r} or line breaks, or correct those rows",
             [at for at, _ in ragged],
         )
     if sheet.blank:
@@ -322,7 +322,7 @@ def _read_json(path: Path, names: Collection[str], problems: Problems) -> Raw:
         if not_objects:
             problems.error(
                 "not_json",
-                f"holds {counted(len(not_objects), rows.unit)} that are no JSON objects"
+                f"holds {counted(len(not_objects), rows.unit)} that are not JSON objects"
                 f' ({some_of(rows.unit, not_objects)}); write objects such as {{"text": "…"}}',
                 not_objects,
             )

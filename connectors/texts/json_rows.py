@@ -55,7 +55,7 @@ class JsonRows:
         return True
 
     def _is_document(self) -> bool:
-        """Whether what begins in the first line goes on over several."""
+        """Whether what begins in the first line continues over several."""
         with self._open() as handle:
             text = handle.read()
         if text.lstrip(_SPACE)[:1] == "[":

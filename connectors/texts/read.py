@@ -462,9 +462,9 @@ def _check_gold(
         problems.error(
             "unknown_label",
             f"has the unknown label {shown(label)} in column {gold_column!r}"
-            f" {counted(len(numbers), 'time')} ({some_of(unit, numbers)});"
-            f"{suggestion(label[:100], labels)} allowed: {listed(labels)}; mend the column, or add"
-            " the label to [[labels]]",
+            f" {counted(len(numbers), 'time')}"
+            f" ({some_of(unit, numbers)});{suggestion(label[:100], labels)} allowed:"
+            f" {listed(labels)}; correct the column, or add the label to [[labels]]",
             numbers,
         )
     if more := len(unknown) - len(lines):
@@ -477,7 +477,7 @@ def _check_gold(
 
 def _merge(rows: Sequence[TextRow], unit: str, problems: Problems) -> tuple[TextRow, ...]:
     """One row per normalised text; conflicting gold is an error, other duplicates a note."""
-    place: dict[bytes, int] = {}  # of the hash of each text, lest every text is in memory twice
+    place: dict[bytes, int] = {}  # of the hash of each text, so that no text is in memory twice
     groups: dict[int, list[TextRow]] = {}
     merged: list[TextRow] = []
     for row in rows:

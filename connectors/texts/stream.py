@@ -133,7 +133,7 @@ class TextStream:
         with _faults(self.path):
             if kind_by_mark(self.path):
                 raise DataError(
-                    f"{self.path} is no text by its first bytes; give it the extension of what it"
+                    f"{self.path} does not begin like a text file; give it the extension of what it"
                     " is, such as .xlsx or .parquet."
                 )
             look = look_at(self.path)
@@ -294,8 +294,8 @@ def _told(unit: str, number: int, row: Unreadable) -> str:
     if row.kind == "ragged":
         return f"{unit} {number} with {row.reason}"
     if row.kind == "no_object":
-        return f"{unit} {number}, which is no object"
-    return f"{unit} {number}, which is no JSON ({row.reason})"
+        return f"{unit} {number}, which is not an object"
+    return f"{unit} {number}, which is not JSON ({row.reason})"
 
 
 def _kind(path: Path) -> str:
@@ -320,7 +320,7 @@ def _faults(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as exc:
-        raise DataError(f"{path} holds bytes that are no text ({exc.reason}).") from exc
+        raise DataError(f"{path} holds bytes that are not text ({exc.reason}).") from exc
     except csv.Error as exc:
         raise DataError(
             f"{path} is broken CSV: {exc}; check the quotes (a quote inside a quoted cell is"

@@ -172,7 +172,7 @@ def _write_hf(records: list[dict[str, Any]], names: list[str], path: Path) -> No
     except ImportError as exc:
         raise DataError(DATASETS_MISSING) from exc
     if path.exists() and not (path / "state.json").is_file():
-        raise DataError(f"{path} exists and is no saved data set; name another folder.")
+        raise DataError(f"{path} exists and is not a saved data set; name another folder.")
     data = {name: array.to_pylist() for name, array in _arrow_columns(records, names).items()}
     with replacing_folder(path) as partial:
         datasets.Dataset.from_dict(data).save_to_disk(str(partial))

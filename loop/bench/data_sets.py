@@ -176,7 +176,8 @@ def _tell_near_names(labels: Sequence[str], say: News) -> None:
         if len(names) > 1:
             say(
                 f"The gold classes {' and '.join(map(repr, names))} differ in case or spaces alone"
-                f" and are taken as {len(names)} classes; spell them alike if they are one."
+                f" and are taken as {len(names)} classes; give them one spelling if they are the"
+                f" same class."
             )
 
 

@@ -44,8 +44,8 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
                               # "contextual" divides by its answers to empty texts (erratic)
 # class_prior = {{ yes = 0.2, no = 0.8 }}   # stated class mix, if it is far from even
 # label_form = "names"        # "ids": the LLM answers with a class's number (larger models only)
-# refresh = "never"           # "round": examples are drawn anew from people's labels each round,
-                              # and every text is asked anew: as many calls again, each round
+# refresh = "never"           # "round": examples are drawn again from people's labels each round,
+                              # and every text is asked again: as many calls again, each round
 # The wording; a list gives each prompt another. Label names, or numbers, stand for {{labels}}:
 # instruction = "{{task}}\\n{{labels}}"
 # item = "Text: {{text}}\\nLabel:"   # each example, and then the text in question
@@ -70,7 +70,7 @@ rounds = 3
 batch_size = 100              # texts per round
 audit_frac = 0.5              # share drawn at random: keeps estimates honest, teaches repair best
 # audit = "spread"            # spread over all kinds of texts; "uniform" is a plain random sample
-# stop_below = 0.05           # stop once at most this share of the labels is still wrong, surely
+# stop_below = 0.05           # stop once at most this share is wrong (95 % sure)
 # seed = 0
 
 [student]

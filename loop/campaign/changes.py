@@ -1,7 +1,7 @@
 """What happens when the campaign file of a campaign that has begun is edited.
 
-Every key has a policy: it is taken up, and said, or refused before anything is spent. The file as
-each round ran with it is kept with the round; the present file is compared with that.
+Every key has a policy: its new value is used and reported, or refused before anything is spent.
+The file as each round ran with it is kept with the round; the present file is compared with that.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ When = Literal["at once", "next round", "between rounds", "never"]
 Compared = Literal["yes", "common seeds", "no"]
 
 WHEN: dict[When, str] = {
-    "at once": "taken up by the next stage",
-    "next round": "taken up by the next round",
-    "between rounds": "taken up by the next round; refused from the LLM's labels to a round's end",
+    "at once": "used from the next stage on",
+    "next round": "used from the next round on",
+    "between rounds": "used from the next round on; refused between the LLM's labels and the end"
+    " of a round",
     "never": "refused",
 }
 COMPARED: dict[Compared, str] = {
@@ -41,7 +42,7 @@ class Policy:
     """What an edit of a key does.
 
     Attributes:
-        when: it is taken up.
+        when: the new value is used from.
         compared: whether rounds before and after it can be compared.
         why: one sentence for the reader of the table, or empty.
     """
@@ -54,7 +55,7 @@ class Policy:
 _AT_ONCE = Policy("at once")
 _STUDENT = Policy("at once", "no", "Other students are trained.")
 _ANNOTATOR = Policy(
-    "between rounds", "no", "Every text is asked anew, and paid for anew, if the answers differ."
+    "between rounds", "no", "Every text is asked again, and paid for again, if the answers differ."
 )
 _PROMPT = Policy("never", "no", "The stored answers are to the old prompt.")
 _DRAWN_PROMPT = Policy(
@@ -72,21 +73,21 @@ _SOURCE = Policy(
 
 POLICIES: dict[str, Policy] = {
     "campaign.name": Policy(
-        "never", why="It would begin anew. A new campaign needs a store.folder of its own."
+        "never", why="It would start a new campaign, which needs its own store.folder."
     ),
     "campaign.task": _PROMPT,
     "campaign.ordinal": _AT_ONCE,
     "labels.name": Policy(
-        "next round", "no", "New labels at the end are taken up; all other edits are refused."
+        "next round", "no", "New labels at the end are accepted; all other edits are refused."
     ),
     "labels.description": Policy(
-        "at once", why="People see it; the LLM's prompts stay until they are drawn anew."
+        "at once", why="People see it; the LLM's prompts stay until they are drawn again."
     ),
     "texts.source": _SOURCE,
     "texts.format": _SOURCE,
     "texts.text_column": _SOURCE,
     "texts.gold_column": Policy(
-        "next round", "no", "Known labels are read anew, and accuracy is measured by them."
+        "next round", "no", "Known labels are read again, and accuracy is measured by them."
     ),
     "texts.split_column": Policy(
         "next round",
@@ -120,11 +121,13 @@ POLICIES: dict[str, Policy] = {
     "prompt.calibrate": Policy("between rounds", "no", "The answers are read in another way."),
     "prompt.class_prior": Policy("between rounds", "no", "The answers are read in another way."),
     "prompt.demonstrations": _DRAWN_PROMPT,
-    "prompt.refresh": Policy("next round", "no", '"round" pays for every text anew each round.'),
+    "prompt.refresh": Policy("next round", "no", '"round" pays for every text again each round.'),
     "prompt.instruction": _PROMPT,
     "prompt.item": _PROMPT,
     "strategy.signals": _AT_ONCE,
-    "strategy.repair": Policy("at once", "no", "Students learn otherwise repaired labels."),
+    "strategy.repair": Policy(
+        "at once", "no", "Students learn from labels that were repaired in another way."
+    ),
     "budget.labels": _AT_ONCE,
     "budget.usd": _AT_ONCE,
     "budget.usd_per_label": _AT_ONCE,
@@ -180,7 +183,8 @@ POLICIES: dict[str, Policy] = {
     "raters.ratings_column": _AT_ONCE,
     "store.url": Policy(
         "never",
-        why="It would begin anew. A store that holds the campaign, such as a copy, is taken up.",
+        why="It would start a new campaign. A store that holds the campaign already, such as a"
+        " copy, is accepted.",
     ),
     "store.folder": Policy("at once", why="Models and caches of earlier rounds stay behind."),
 }
@@ -259,7 +263,7 @@ def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 def check_changes(ctx: Context) -> None:
-    """Refuses what the campaign cannot take up; takes up the rest in an unfinished round.
+    """Refuses edits that the campaign cannot follow; an unfinished round uses the others.
 
     Writes the file's new values into the unfinished round and says them. What waits for the next
     round is said when that is opened.
@@ -304,7 +308,7 @@ def check_changes(ctx: Context) -> None:
         config.setdefault(section, {})[name] = value
     with ctx.store.transaction() as session:
         ctx.store.set_round_config(session, last, config)
-        if not asked:  # the frozen prompts have no answers: they are drawn anew
+        if not asked:  # the frozen prompts have no answers: they are drawn again
             ctx.store.forget_variants(session, ctx.name)
         ctx.store.log(session, ctx.name, "round", "campaign file changed", changed=sorted(now))
     for line in change_lines(now, f"round {last.number} was opened"):
@@ -326,8 +330,8 @@ def _redrawn(config: Config, key: str) -> bool:
 def _refuse(ctx: Context, last: Round, key: str, values: tuple[Any, Any], begun: bool) -> None:
     policy, (was, value) = POLICIES[key], values
     if not begun or key in ("campaign.name", "store.url") or _redrawn(ctx.config, key):
-        return  # of those two, `refuse_to_begin_anew` decides
-    what = f"{key} = {_shown(value)} cannot be taken up; the campaign has {_shown(was)}"
+        return  # of those two, `refuse_to_start_again` decides
+    what = f"{key} = {_shown(value)} cannot be changed now; the campaign has {_shown(was)}"
     if policy.when == "never":
         raise ConfigError(
             f"{what}. {policy.why} Restore it, or begin a new campaign with a campaign.name and a"
@@ -386,13 +390,13 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else text if len(text) <= 80 else f"{text[:77]}…"
 
 
-# beginning anew by mistake
+# beginning again by mistake
 
 MARK = "campaign.json"
 """File in the campaign's folder that says whose folder it is."""
 
 
-def refuse_to_begin_anew(ctx: Context) -> None:
+def refuse_to_start_again(ctx: Context) -> None:
     """Refuses a campaign whose folder belongs to another one, before the LLM is paid again.
 
     Raises:
@@ -414,9 +418,9 @@ def refuse_to_begin_anew(ctx: Context) -> None:
         )
     raise StoreError(
         f"{other}. The campaign file now names campaign {ctx.name!r} in {here}, which has not"
-        " begun: it would begin anew and ask the LLM and people again. To go on, restore"
-        " campaign.name and store.url. To begin anew, set store.folder to a new folder, or move"
-        " this one away. Nothing was spent."
+        f" begun: it would start from the beginning and ask the LLM and people again. To go on,"
+        f" restore campaign.name and store.url. To start a new campaign, set store.folder to a new"
+        f" folder, or move this one away. Nothing was spent."
     )
 
 

@@ -312,7 +312,7 @@ class StudentSection(Section):
     def _warm_start_needs_models(self) -> StudentSection:
         if self.warm_start and not self.keep_seeds:
             raise ValueError(
-                "warm_start = true goes on from every seed's last model; set keep_seeds = true"
+                "warm_start = true continues from every seed's last model; set keep_seeds = true"
             )
         return self
 
@@ -683,7 +683,7 @@ def read(text: str, path: Path) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"{path}: {exc}. Mend the TOML there.") from exc
+        raise ConfigError(f"{path}: {exc}. Correct the TOML there.") from exc
     try:
         config = Config.model_validate(data)
     except ValidationError as exc:

@@ -170,9 +170,9 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
     code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CANTOPEN:
         return StoreError(
-            f"The store at {where} cannot be opened: {reason}. See that it may be read; where the"
-            " folder cannot be written, copy the store with the files -wal and -shm beside it to"
-            " a folder that can."
+            f"The store at {where} cannot be opened: {reason}. Make sure that you may read it; if"
+            f" the folder cannot be written, copy the store with the files -wal and -shm beside it"
+            f" to a folder that can."
         )
     if code == sqlite3.SQLITE_NOTADB:
         return StoreError(
@@ -180,8 +180,8 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
             " another one as store.url."
         )
     return StoreError(
-        f"The store at {where} cannot be used: {reason}. What was stored before is whole; mend the"
-        " cause, then run the same command again."
+        f"The store at {where} cannot be used: {reason}. What was stored before is whole; remove"
+        f" the cause, then run the same command again."
     )
 
 
@@ -193,7 +193,7 @@ def _is_out_of_room(error: BaseException | None) -> bool:
 
 
 def _no_store(where: str) -> NoStoreError:
-    return NoStoreError(f"There is no store at {where} yet; `goldloop run` makes it.")
+    return NoStoreError(f"There is no store at {where} yet; `goldloop run` creates it.")
 
 
 # the engine

@@ -80,7 +80,7 @@ def load(group: Group, name: str) -> Callable[..., Any]:
         owners = ["goldloop itself"] * bool(own) + [f"the package {_package(p)}" for p in points]
         raise ConfigError(
             f"The {_ONE[group]} {name!r} comes from {' and from '.join(owners)}, so that nobody"
-            " knows which is meant. Uninstall one, or have one renamed."
+            " knows which is meant. Uninstall one of them, or rename one."
         )
     if not own and not points:
         raise ConfigError(f"Nothing installed adds the {_ONE[group]} {name!r}.")
@@ -94,7 +94,7 @@ def load(group: Group, name: str) -> Callable[..., Any]:
         ) from exc
     if not callable(part):
         raise ConfigError(
-            f"{what(group, name)} is no function but {type(part).__name__}: its entry point"
+            f"{what(group, name)} is not a function but {type(part).__name__}: its entry point"
             f" {point.value!r} names the wrong thing."
         )
     return cast(Callable[..., Any], part)

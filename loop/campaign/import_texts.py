@@ -129,7 +129,8 @@ def import_new_texts(
         )
     if altered:
         lines.append(
-            f"Other columns of {len(altered)} texts have changed in {source} and are taken up."
+            f"Other columns of {len(altered)} texts have changed in {source} and are used from now"
+            f" on."
         )
     return lines
 

@@ -66,7 +66,7 @@ def _busy(campaign: str, holder: str) -> BusyError:
 def _lost(campaign: str, why: str) -> StoreError:
     return StoreError(
         f"This process no longer has the right to write to campaign {campaign!r}: {why}. Nothing"
-        " more was stored; see that no other goldloop is at work on it, then run the same command"
+        " more was stored; make sure that no other goldloop works on it, then run the same command"
         " again to go on."
     )
 
@@ -126,8 +126,8 @@ def _say_who(handle: int, path: Path, command: str) -> None:
         os.pwrite(handle, json.dumps(who).encode(), 0)
     except OSError as exc:
         raise StoreError(
-            f"The lock file {path} cannot be written: {exc.strerror}. Mend that (make room on the"
-            " disk if it is full), then run the same command again."
+            f"The lock file {path} cannot be written: {exc.strerror}. Correct that (make room on"
+            f" the disk if it is full), then run the same command again."
         ) from exc
 
 

@@ -113,7 +113,7 @@ class Metric:
         value: nan where the metric is undefined; ``note`` says why.
         low: nan where no interval was asked for, or none can be had.
         high: likewise.
-        note: why the value is undefined, or what to mind when reading it.
+        note: why the value is undefined, or what to keep in mind when reading it.
     """
 
     value: Number

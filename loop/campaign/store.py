@@ -58,7 +58,7 @@ class Store(Database, LlmStore):
         """Makes the campaign's row if it is new; the labels that have come since it was begun.
 
         New labels are taken at the end alone, so that stored class numbers keep their meaning.
-        Answers that chose one of them before it was known are read anew.
+        Answers that chose one of them before it was known are read again.
 
         Raises:
             StoreError: the campaign has other labels, or in another order.

@@ -22,7 +22,9 @@ app = typer.Typer()
 def init(
     file: File = CAMPAIGN,
     name: Annotated[str | None, typer.Option(help="Name of the campaign.")] = None,
-    task: Annotated[str | None, typer.Option(help="What the LLM and people shall decide.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The question that the LLM and people answer.")
+    ] = None,
     source: Annotated[str | None, typer.Option(help="CSV, JSONL, Parquet, or hf:NAME.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column with the texts.")] = None,
     gold_column: Annotated[str | None, typer.Option(help="Column with known human labels.")] = None,

@@ -31,7 +31,7 @@ def model(
     seeds: Annotated[
         bool, typer.Option("--seeds/--no-seeds", help="Keep the seeds' models, for stability.")
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Build it anew.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build it again.")] = False,
     file: File = CAMPAIGN,
 ) -> None:
     """Make the final model of the last finished round, with its model card."""

@@ -111,7 +111,7 @@ def closing_lines(
         ]
     return [
         *lines,
-        f"The campaign: {file}; ask it with `goldloop status --file {file}`.",
+        f"The campaign: {file}; see its state with `goldloop status --file {file}`.",
         f"Would more LLM labels help? `goldloop plateau --file {file}`; where the instability comes"
         f" from: `goldloop variance --file {file}`.",
         "To label yourself: `goldloop demo --by-hand --folder demo-by-hand`.",

@@ -367,7 +367,7 @@ class Campaign:
         Args:
             folder: where it goes; None is ``runs/final``.
             seeds: keep the seeds' models, for ``stability``.
-            force: build it anew.
+            force: build it again.
 
         Returns:
             The model's folder.
@@ -416,7 +416,7 @@ class Campaign:
         return predictions(self._final_labeller(fast, device), given)
 
     def _final_labeller(self, fast: bool, device: str) -> Labeller:
-        """The final model, loaded anew where ``goldloop model`` has written it since."""
+        """The final model, loaded again where ``goldloop model`` has written it since."""
         from loop.campaign.config import load
         from loop.deliver.predict import Labeller, saved_model
         from loop.student.encoder_files import RECORD

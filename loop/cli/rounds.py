@@ -224,7 +224,7 @@ def demo(
         write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
         write_whole(file, campaign_text(by_hand=by_hand), mode=SHARED)
     else:
-        say(f"Going on with the campaign in {folder}; delete the folder to begin anew.")
+        say(f"Going on with the campaign in {folder}; delete the folder to start again.")
     with at_work(file, "demo") as ctx:
         finished = run_rounds(ctx, rounds=None, wait=by_hand, close=False)
     if finished:

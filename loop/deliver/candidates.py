@@ -141,7 +141,7 @@ def _distil(
     pool: Sequence[int],
     teacher: FloatArray,
     dev: Sequence[Item],
-    s: int,
+    n_seeds: int,
     work: Path,
 ) -> list[Path]:
     """One model trained on the seeds' mean probabilities, and a second one to compare it with.
@@ -166,7 +166,7 @@ def _distil(
             lesson,
             dev,
             missing,
-            what=f"Distilling {s} seeds into one",
+            what=f"Distilling {n_seeds} seeds into one",
             keep={seed: places[seed] for seed in missing},
             on_seed=lambda _result: None,
         )

@@ -12,7 +12,7 @@ ever sees, say which of them are good enough; the most stable of those is taken.
 With fewer than ``MIN_DEV`` dev labels nothing is compared: the distilled model is taken, since it
 needs no label to be chosen, and stays without a temperature.
 
-Whatever is trained is saved as it ends, so that the same command goes on after an interruption.
+Whatever is trained is saved as it ends, so that the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def make_final_model(
         folder: where it goes; a final model that lies there is replaced.
         keep_seeds: keep the seeds' models beside it; ``goldloop predict`` needs them to say how
             stable each label is.
-        force: build anew what is there and up to date.
+        force: build again what is there and up to date.
     Raises:
         StageError: no round is finished yet, or its students learned nothing.
         StoreError: the campaign file's labels are not those that the campaign was begun with.
@@ -136,7 +136,7 @@ def _refuse_nothing_learned(ctx: Context, round_: Round, labels: LabelSet, told:
     if more is not None and ctx.config.student.if_nothing_learned == "stop":
         raise StageError(
             f"There is no final model of round {round_.number}. {told}, and run another round. To"
-            ' make the model nevertheless, set student.if_nothing_learned = "go on".'
+            ' make the model all the same, set student.if_nothing_learned = "go on".'
         )
 
 
@@ -145,8 +145,8 @@ def _check_place(folder: Path) -> None:
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and record_of(folder).get("kind") != KIND:
         raise StudentError(
-            f"{folder} exists and is no final model of goldloop's; it is left alone. Name another"
-            " folder, or move it away."
+            f"{folder} exists and is not a final model that goldloop made; it was not changed."
+            f" Name another folder, or move it away."
         )
 
 
@@ -211,7 +211,7 @@ def _seed_models(
         folders |= {seed: places[seed] for seed in missing}
         if changed and max(changed) > 0:
             news.append(
-                "Seeds trained again answer otherwise than in the round on"
+                "Seeds trained again answer differently from the round on"
                 f" {100 * max(changed):.1f} % of the test texts at most: machine, device or"
                 " versions are not the same as then."
             )

@@ -20,7 +20,7 @@ def average(folders: Sequence[Path]) -> Any:
 
     Only the encoder's weights begin alike: each seed draws a head of its own. Where the head is
     one linear layer on the encoder (BERT, MiniLM), its inputs and outputs mean the same in every
-    seed and the average of heads is a head. Where the head has a hidden layer that is drawn anew
+    seed and the average of heads is a head. Where the head has a hidden layer that is drawn again
     (RoBERTa, DistilBERT), hidden units of different seeds have nothing in common and the average
     may be useless: judge it by held-out labels, never ship it unseen.
 

@@ -1,7 +1,7 @@
 """Asks the LLM: takes the votes that are missing, keeps the accounts, stops where money ends.
 
 Votes are stored chunk by chunk and found again by item and prompt hash, never by row number, so an
-interrupted annotation goes on where it stopped. What cannot be answered is stored too, with the
+interrupted annotation continues where it stopped. What cannot be answered is stored too, with the
 reason and what it cost.
 """
 
@@ -304,7 +304,7 @@ class _Clerk:
             self.states.add(item_ids, states)
         except OSError as exc:  # the votes are worth more than the states
             log.warning(
-                "The LLM's states cannot be kept in %s: %s. Repair goes on without them.",
+                "The LLM's states cannot be kept in %s: %s. Repair continues without them.",
                 self.states.path,
                 exc.strerror or exc,
             )
@@ -324,7 +324,7 @@ class _Clerk:
         if not isinstance(answer, ClassProbs):
             raise AnnotatorError(
                 f"The annotator {self.revision} answered with {type(answer).__name__} where"
-                " ClassProbs is due."
+                " ClassProbs is expected."
             )
         if answer.probs.shape != (n, k):
             raise AnnotatorError(

@@ -6,7 +6,7 @@ of a flip is learned, while the calls are made, from how doubtful the first answ
 the variant, and the variants that agreed already; calls go where the chance is highest until the
 budget is spent or a call finds next to nothing. An item whose flip is found needs no more calls.
 
-Everything here is a function of the answers so far, so an interrupted cascade goes on from the
+Everything here is a function of the answers so far, so an interrupted cascade continues from the
 store. A wave asks many items at once, sorted by variant, so that the shared prefixes stay cached.
 """
 
@@ -93,7 +93,7 @@ def next_calls(
         calibrate: turns ``probs`` into the view that labels are read from.
         budget: calls over all items and variants together, those already answered included.
         rng: draws the scouts of the first wave and breaks ties.
-        refused: (n, m) bool, calls that were made in vain and are not to be repeated now.
+        refused: (n, m) bool, calls without a usable answer, not to be repeated now.
 
     Returns:
         (c, 2) row and variant, sorted by variant, one call per item at most; empty when the budget

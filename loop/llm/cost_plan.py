@@ -169,7 +169,7 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Money:   {money}",
     ]
     if plan.every_round:
-        lines.append('Rounds:  each later round asks every text anew (prompt.refresh = "round")')
+        lines.append('Rounds:  each later round asks every text again (prompt.refresh = "round")')
     if plan.spent_calls:
         lines.append(
             f"Spent:   {plan.spent_calls:,} calls, {plan.spent_tokens:,} tokens,"
@@ -177,5 +177,5 @@ def plan_lines(plan: Plan) -> list[str]:
         )
     if plan.cap_usd is not None:
         fits = "enough" if plan.usd_uncached <= plan.cap_usd else "it may stop before the end"
-        lines.append(f"Cap:     ${plan.cap_usd:,.2f} are left of budget.usd: {fits}")
+        lines.append(f"Limit:   ${plan.cap_usd:,.2f} are left of budget.usd: {fits}")
     return lines

@@ -124,7 +124,7 @@ def stored_variants(config: Config, store: Store, annotator: str) -> list[Prompt
     """The variants that are frozen; none before the first question.
 
     A label's description may change while people label, and labels may come: people see them, the
-    LLM's prompts keep what its votes answered until a round asks anew.
+    LLM's prompts keep what its votes answered until a round asks again.
 
     Raises:
         ConfigError: the prompt is no longer the one that was frozen.

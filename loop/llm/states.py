@@ -45,7 +45,7 @@ class StateFile:
         """Adds the states of n texts and syncs them to the disk; rows of NaN are left out.
 
         Args:
-            states: (n, d); where the file holds another d, it is begun anew.
+            states: (n, d); where the file holds another d, it is begun again.
 
         Raises:
             OSError: no space or no permission.

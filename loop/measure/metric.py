@@ -66,19 +66,23 @@ def item_sums(preds: IntArray, y: IntArray | None, k: int) -> dict[str, FloatArr
     }
 
 
-def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict[str, FloatArray]:
+def metrics_of(
+    sums: dict[str, FloatArray], weights: FloatArray, n_seeds: int
+) -> dict[str, FloatArray]:
     """Metrics of b weightings of the items: (b,), or (b, k) where there is one per class."""
     b = weights.shape[0]
     total = {name: weights @ per_item for name, per_item in sums.items()}
     n = total["one"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = total["apart"] / n if s > 1 else np.full(b, np.nan)
-        share = total["counts"] / (n * s)[:, None]
-        # expected disagreement of two of the n*s labels drawn without replacement
-        unbias = (n * s) / (n * s - 1)
+        apart = total["apart"] / n if n_seeds > 1 else np.full(b, np.nan)
+        share = total["counts"] / (n * n_seeds)[:, None]
+        # expected disagreement of two of the n*n_seeds labels drawn without replacement
+        unbias = (n * n_seeds) / (n * n_seeds - 1)
         expected = (1 - (share**2).sum(1)) * unbias
         expected_class = 2 * share * (1 - share) * unbias[:, None]
-        apart_class = total["apart_class"] / n[:, None] if s > 1 else np.full(share.shape, np.nan)
+        apart_class = (
+            total["apart_class"] / n[:, None] if n_seeds > 1 else np.full(share.shape, np.nan)
+        )
         metrics = {
             "alpha_k": _alpha(apart, expected),
             "alpha_per_class": _alpha(apart_class, expected_class),
@@ -90,8 +94,8 @@ def metrics_of(sums: dict[str, FloatArray], weights: FloatArray, s: int) -> dict
             return metrics
         known = total["known"]
         k = share.shape[1]
-        right = total["hit_class"].reshape(b, s, k)
-        chosen = total["chosen"].reshape(b, s, k)
+        right = total["hit_class"].reshape(b, n_seeds, k)
+        chosen = total["chosen"].reshape(b, n_seeds, k)
         truth = np.broadcast_to(total["truth"][:, None, :], right.shape)
         accuracy = total["hit"] / known[:, None]
         # a class that is neither true nor predicted has no F1; scikit-learn leaves it out too

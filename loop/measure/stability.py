@@ -130,7 +130,7 @@ def measure(
         if over != "items":
             without = [item_sums(np.delete(checked, i, 0), gold, k) for i in range(s)]
             of_seeds = seed_spread(
-                [partial(metrics_of, part, s=s - 1) for part in without], base, rng
+                [partial(metrics_of, part, n_seeds=s - 1) for part in without], base, rng
             )
             noise = rng.standard_t(s - 1, bootstrap)
             for name, values in spread.items():
@@ -409,15 +409,15 @@ def _metric(
     return Metric(float(value), low, min(high, 1.0), note)
 
 
-def _deviation(value: float, s: int, wanted: bool) -> Metric:
-    """A standard deviation over s seeds; its interval takes the seeds' values for normal."""
-    if s < 2 or not wanted or not math.isfinite(value):
-        return Metric(value, note=ONE_SEED if s < 2 else "")
+def _deviation(value: float, n_seeds: int, wanted: bool) -> Metric:
+    """A standard deviation over n_seeds seeds; its interval takes the seeds' values for normal."""
+    if n_seeds < 2 or not wanted or not math.isfinite(value):
+        return Metric(value, note=ONE_SEED if n_seeds < 2 else "")
     if not value:  # seeds that happen to be equally good say nothing of how far others would vary
         return Metric(value)
     from scipy.stats import chi2
 
-    low, high = np.sqrt((s - 1) / chi2.ppf([0.975, 0.025], s - 1)) * value
+    low, high = np.sqrt((n_seeds - 1) / chi2.ppf([0.975, 0.025], n_seeds - 1)) * value
     return Metric(value, float(low), float(high))
 
 

@@ -166,9 +166,9 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     """Closes the reviews that have answers enough; how many of the round are still out.
 
     Reviews that are not closed are told how many answers they want, the most suspect first. Where
-    money does not allow a further answer, a text goes on with the answers that it was asked for. A
-    text whose task is gone is not waited for, unless that would end a round of which nothing came
-    back.
+    money does not allow a further answer, a text continues with the answers that it was asked for.
+    A text whose task is gone is not waited for, unless that would end a round of which nothing
+    came back.
     """
     everywhere = ctx.store.reviews(ctx.name, session=session)
     reviews = [review for review in everywhere if review.round_id == round_.id]
@@ -248,7 +248,7 @@ def withdraw_unanswered(ctx: Context) -> int:
 
     They cost nothing and may be chosen again. A text that somebody answered, skipped or began
     stays with people, and a late answer to it still counts. Run again after an interruption, it
-    goes on where it stopped.
+    continues where it stopped.
 
     Raises:
         ReviewerError: Label Studio refuses.

@@ -63,7 +63,7 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
 def with_checks(
     ctx: Context, round_: Round, tasks: Sequence[ReviewTask], scores: dict[str, Score]
 ) -> list[ReviewTask]:
-    """The tasks with the round's unsent checks among them, ranked anew."""
+    """The tasks with the round's unsent checks among them, ranked again."""
     items = {i.id: i for i in ctx.store.items(ctx.name)}
     placed = [(task.rank, 0, task) for task in tasks]
     for check in ctx.store.checks(ctx.name, round_.id):

@@ -126,7 +126,7 @@ class BudgetLine:
 
 @dataclass(frozen=True)
 class PartRow:
-    """What changes when one part of a seed is drawn anew; see ``loop.studies.variance``."""
+    """What changes when one part of a seed is drawn again; see ``loop.studies.variance``."""
 
     name: str
     churn: Metric | None

@@ -25,8 +25,8 @@ PARTS_TOGETHER = {
 }
 
 SAME_EVERYWHERE = (
-    "Every student gives every test text the same label, so that there is nothing to take apart:"
-    " this is no stability, the students have not learned to tell the labels apart."
+    "Every student gives every test text the same label, so that there is nothing to compare."
+    " This is not stability: the students have not learned to tell the labels apart."
 )
 """What the variance says of students that answer one class."""
 

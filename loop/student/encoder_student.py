@@ -208,7 +208,7 @@ class EncoderStudent:
             on_seed: called once a seed, in this thread, in the order in which seeds end.
             progress: told of texts learned from: seeds * epochs * texts of weight > 0 in all.
             draws: for seeds that do not draw everything by their own number.
-            start: seed -> folder of a model that ``keep`` saved: the seed goes on from it.
+            start: seed -> folder of a model that ``keep`` saved: the seed continues from it.
             say: told once of each thing that the user should know: a class without texts, an old
                 head that is replaced, too few dev texts, passes halved for want of memory.
         Raises:

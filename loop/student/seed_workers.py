@@ -174,7 +174,7 @@ class _Worker:
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         hint = "; it may have run out of memory" if code == -9 else ""
-        last = f" Its last words: {lines[-1][:300]}" if lines else ""
+        last = f" It ended with: {lines[-1][:300]}" if lines else ""
         return f"A training process ended unexpectedly ({cause}{hint}).{last}"
 
     def close(self) -> None:

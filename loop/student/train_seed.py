@@ -106,7 +106,7 @@ def train_seed(
     """Trains one seed and classifies the evaluation texts.
 
     A pass that memory does not hold is halved, and the batch stays what it is: up to dropout,
-    which draws anew, and to rounding (1e-4 in a probability, fp32) the model is the same.
+    which draws again, and to rounding (1e-4 in a probability, fp32) the model is the same.
 
     Args:
         seed: decides the head's first weights, the dropout and the order of the texts, unless

@@ -34,7 +34,7 @@ from loop.studies.side_runs import SideRuns, gold_labels, llm_labels, merged_lab
 BOOTSTRAP = 1000
 SMALLEST = 16
 WIDE = 0.15
-"""An asymptote whose interval is wider than this is not told."""
+"""An asymptote whose interval is wider than this is not reported."""
 
 ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
@@ -306,7 +306,7 @@ def judged(
         f"they level off at {_times_100(llm.asymptote)}, {name} at"
         f" {_times_100(curves[reference].asymptote)}"
         if known
-        else f"where they level off is not known to within {100 * WIDE:.0f} points"
+        else f"where they level off is uncertain by more than {100 * WIDE:.0f} points"
     )
     if llm.doubling.low >= ENOUGH:
         return "will help", f"More LLM labels will help: {gains}; {ends}."

@@ -109,8 +109,8 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
         place = config.folder / section.model
         if not (place / "config.json").is_file():
             yield ConfigError(
-                f"annotator.model {section.model} is no folder with a transformers model (there is"
-                " no config.json)."
+                f"annotator.model {section.model} is not a folder with a transformers model (there"
+                f" is no config.json)."
             )
     studio = config.label_studio
     ours = config.people.platform == "label_studio"

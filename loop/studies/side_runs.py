@@ -1,7 +1,7 @@
 """Runs beside the campaign's own: students that are trained to learn about training.
 
 ``goldloop variance`` and ``goldloop plateau`` train many of them. Each is kept in a file as soon as
-it ends, so that a command that breaks off goes on where it was, and none is trained twice.
+it ends, so that a command that breaks off continues where it was, and none is trained twice.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class SideRuns:
                     f" {answers_told(answer, ctx.config.label_names)}. No further student is"
                     " trained, because they would agree whatever the labels are worth."
                     f" {advice(ctx, LabelSet([i.id for i in self.pool], y, weight))} Then the same"
-                    " command goes on."
+                    " command continues."
                 )
 
             epochs = 1 if self.kind == "frozen" else ctx.config.student.epochs
@@ -114,7 +114,7 @@ class SideRuns:
 
 
 class _Kept:
-    """Predictions in a file that is written anew after every run.
+    """Predictions in a file that is written again after every run.
 
     Args:
         say: told where the file is damaged; then nothing counts as kept.

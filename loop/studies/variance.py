@@ -1,9 +1,9 @@
 """Which of its random parts a student's instability comes from.
 
-From several bases, one part is drawn anew while all else stays: the head's first weights; the order
-of the texts and dropout; the texts themselves, with their labels (bootstrap). The share of labels
-that this changes, divided by the share that changes when everything is drawn anew, is the part's
-total-effect index: the shares may sum to more than 1, because parts act together.
+From several bases, one part is drawn again while all else stays: the head's first weights; the
+order of the texts and dropout; the texts themselves, with their labels (bootstrap). The share
+of labels that this changes, divided by the share that changes when everything is drawn again, is
+the part's total-effect index: the shares may sum to more than 1, because parts act together.
 
 Source: Jansen 1999, Analysis of variance designs for model output (the pairs that differ in one
 part); Sobol 2001 (total effects).
@@ -45,11 +45,11 @@ MIN_BASES = 3
 
 @dataclass(frozen=True)
 class Part:
-    """What changes when one part is drawn anew.
+    """What changes when one part is drawn again.
 
     Attributes:
         churn: share of labels that change.
-        share: churn relative to drawing everything anew.
+        share: churn relative to drawing everything again.
         alpha: agreement beyond chance of students that differ in this part alone.
         accuracy_sd: standard deviation of accuracy that the part alone causes; None without gold.
     """
@@ -287,16 +287,16 @@ def _told(
         )
 
     shown = "; ".join(part(name) for name in ordered)
-    everything = f"{100 * changed['all'].churn.value:.1f} % where everything is drawn anew"
+    everything = f"{100 * changed['all'].churn.value:.1f} % where everything is drawn again"
     first = ordered[0]
     if not changed["all"].churn.value:
-        return "No label changes, whatever is drawn anew."
+        return "No label changes, whatever is drawn again."
     if all(clear):
         return (
             f"The largest part of the instability comes from {RANDOM_PARTS[first]}. Labels that"
-            f" change when one part is drawn anew: {shown}; {everything}. So {ADVICE[first]}."
+            f" change when one part is drawn again: {shown}; {everything}. So {ADVICE[first]}."
         )
     return (
-        f"With {bases} bases it cannot be told which part the instability comes from most."
-        f" Labels that change when one part is drawn anew: {shown}; {everything}."
+        f"{bases} bases are too few to tell which part the instability comes from most."
+        f" Labels that change when one part is drawn again: {shown}; {everything}."
     )

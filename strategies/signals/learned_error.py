@@ -110,7 +110,7 @@ def _posterior(
     rng: np.random.Generator,
     folds: int = 5,
 ) -> FloatArray:
-    """``class_posterior`` with the neighbours' evidence already at hand: finding it is dear."""
+    """``class_posterior`` with the neighbours' evidence already at hand: finding it is costly."""
     experts, assumed = _experts(pool, evidence)
     about: FloatArray = np.zeros((pool.n, 0))
     if pool.embeddings is not None and (pool.gold >= 0).any():

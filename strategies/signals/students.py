@@ -334,7 +334,7 @@ def _stratified_folds(
     _, first = np.unique(group, return_index=True)
     order = np.lexsort((rng.random(len(first)), label[first]))
     fold_of_group = np.empty(len(first), dtype=np.int64)
-    # Dealing on from class to class, not anew, keeps the folds of equal size too.
+    # Dealing on from class to class, not again, keeps the folds of equal size too.
     fold_of_group[order] = (np.arange(len(first)) + rng.integers(folds)) % folds
     return fold_of_group[group]
 

@@ -15,7 +15,7 @@ code. Labels and signals are then compared under four views of the same answers:
 
 Intervals are 95 % bootstraps over the texts, 2,000 draws, paired where views are compared; the
 prompts are fixed. Votes are kept in the cache folder after every 64 texts, so an interrupted run
-goes on.
+continues.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ SOURCES = (
     _css("implicit_hate", "flan_ul2", "development"),
     _css("wiki_power", "flan_ul2", "development"),
     Source("manifestos", "manifestos", "development"),
-    # Texts of the sets above, labelled anew by the embedded language model, which shows its states.
+    # Texts of the sets above, labelled again by the embedded language model, which has states.
     Source("mr_smollm2", "mr_llm", "development", pool=1600, test=600),
     Source("babe_smollm2", "babe_llm", "development", pool=1600, test=600),
     Source("emotion_smollm2", "css_llm", "development", only=(("task", "emotion"),)),

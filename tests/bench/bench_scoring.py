@@ -169,7 +169,7 @@ def measured(step: Callable[[Pool], Any], pool: Pool) -> dict[str, Any]:
     step(pool_of(made_up_embeddings(300)))  # imports and first-use costs are not the step's
     held = memory("VmRSS")
     if held is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     cpu, began = time.process_time(), time.monotonic()
     step(pool)
     seconds, cpu_s = time.monotonic() - began, time.process_time() - cpu

@@ -10,8 +10,8 @@ model and compares on those alone. Sets without LLM labels of their own need lab
 model: ``--label-missing`` makes them once (minutes each) and keeps them in the cache folder.
 
 What is done is kept in ``--out`` (a file a data set, and with the encoder every label set's
-predictions): the same command goes on where it broke off, or with further data sets. Delete the
-folder to begin anew, in any case after a change of the code.
+predictions): the same command continues where it broke off, or with further data sets. Delete the
+folder to start again, in any case after a change of the code.
 
 Only *development* sets may be looked at while a policy is tuned. The closing tables are drawn once
 for them and once for the *reporting* sets.

@@ -643,7 +643,7 @@ ODD = [None, 1, -1e400, float("nan"), -(10**400), "x", "\ud800", [], [[]], {}, {
 def words_and_meaning(rng, names, chat):
     """An answer in words, and the label that it means, or None; it may go unread, but not wrong.
 
-    What is not a chat has answered with its first line; it goes on with the next text.
+    What is not a chat has answered with its first line; it continues with the next text.
     """
     name = names[rng.integers(len(names))]
     other = str(rng.choice([n for n in names if n != name]))

@@ -56,7 +56,7 @@ def test_one_object_is_one_row_also_where_it_holds_a_list(tmp_path):
         ("// exported\n" + "\n".join(LINES), "at line 1: Expecting value"),
         ("\n".join(map(repr, ROWS)), "at line 1 (and 5 more lines): Expecting property name"),
         ("\n".join(LINES) + '\n{"text": "a", "text": "b"}', "names 'text' twice"),
-        (json.dumps([list(r.values()) for r in ROWS]), "6 rows that are no JSON objects"),
+        (json.dumps([list(r.values()) for r in ROWS]), "6 rows that are not JSON objects"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )

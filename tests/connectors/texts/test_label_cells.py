@@ -183,7 +183,7 @@ def test_a_column_that_holds_no_probabilities_is_named_with_its_scale(tmp_path, 
         for meta in (None, "plain"):
             problems = find_problems(source, confidences=["sure"], meta_columns=meta)
             (error,) = [p for p in problems if p.level == "error"]
-            assert "in column 'sure' that are no probability between 0 and 1" in error.message
+            assert "in column 'sure' that are not probabilities between 0 and 1" in error.message
             assert says in error.message
             assert error.rows[0] == (2 if source.endswith("csv") else 1)
 

@@ -228,7 +228,7 @@ def test_what_a_round_has_used_is_refused_until_it_is_done(begun, key):
         run_round(changed)
     assert spent(changed.store) == before
     changed.store.close()
-    if key == "prompt.calibrate":  # one stands for all: a restored file goes on
+    if key == "prompt.calibrate":  # one stands for all: a restored file continues
         assert run_round(build(begun)).stage == "done"
 
 
@@ -319,7 +319,7 @@ def test_other_seeds_are_said_before_training_and_the_campaign_goes_on(
     ctx.store.close()
 
 
-# beginning anew
+# beginning again
 
 
 def test_a_new_campaign_in_a_folder_of_its_own_may_begin(begun):
@@ -538,10 +538,10 @@ def test_damaged_embeddings_are_computed_anew(begun, damage):
     DAMAGES[damage](path)
     assert np.array_equal(item_embeddings(ctx, items), right)
     assert "cannot be used" in ctx.said[0]
-    assert "computed anew" in ctx.said[0]
+    assert "computed again" in ctx.said[0]
     ctx.said.clear()
     assert np.array_equal(item_embeddings(ctx, items), right)
-    # a folder is not ours to remove: the campaign goes on without keeping anything
+    # a folder is not ours to remove: the campaign continues without keeping anything
     assert [("cannot be used" in line, "cannot be kept" in line) for line in ctx.said] == (
         [(True, False), (False, True)] if damage == "a folder" else []
     )

@@ -303,11 +303,11 @@ def test_a_foreign_folder_is_left_alone(ctx, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(StudentError, match="is no final model of goldloop's; it is left alone"):
+    with pytest.raises(StudentError, match="is no final model of goldloop's; it was not changed"):
         make_final_model(ctx, mine)
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StudentError, match="it is left alone"):
+    with pytest.raises(StudentError, match="it was not changed"):
         make_final_model(ctx, tmp_path / "file")
 
 

@@ -100,7 +100,7 @@ def test_recorded_labels_are_free(tmp_path):
 def test_refreshed_examples_are_planned_for(tmp_path):
     told = plan(campaign(tmp_path, refresh="round"))
     assert told.every_round
-    assert "each later round asks every text anew" in "\n".join(plan_lines(told))
+    assert "each later round asks every text again" in "\n".join(plan_lines(told))
 
 
 def test_the_plan_in_words(tmp_path):

@@ -116,7 +116,7 @@ def test_damage_costs_the_texts_that_it_hit(tmp_path):
     assert file.read(IDS) is None
     answered = np.ones(9, dtype=np.bool_)
     assert "9 of 9 texts" in kept_states(file, IDS, answered).news
-    file.add(IDS[:2], values(IDS[:2], d=4))  # another model's states begin the file anew
+    file.add(IDS[:2], values(IDS[:2], d=4))  # another model's states begin the file again
     assert file.read(IDS).shape == (9, 4)
 
 

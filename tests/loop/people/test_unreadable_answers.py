@@ -212,13 +212,13 @@ def test_unreadable_answers_are_named_everywhere_and_the_sums_add_up(tmp_path):
         studio.put(task, studio.answer(task, "good"))
     assert pull(ctx) == "pull"
     assert counts(ctx) == {"back": 8, "out": 2, "unreadable": 4, "skipped": 1}
-    told = "4 unreadable: empty result 2, result that is no list 1, unknown label 'Positive' 1"
+    told = "4 unreadable: empty result 2, result that is not a list 1, unknown label 'Positive' 1"
     assert told in lines(ctx)
     assert "15 sent to people (8 back, 2 out, 4 unreadable, 1 skipped)" in lines(ctx)
     people = {p.name: p for p in campaign_people(ctx.config, ctx.store)}
     assert people["ann@x.org"].unreadable == {"empty result": 2, "unknown label 'Positive'": 1}
     assert unreadable_lines([people["bob@x.org"]]) == [
-        "bob@x.org: 1 unreadable: result that is no list 1."
+        "bob@x.org: 1 unreadable: result that is not a list 1."
     ]
     for p in people.values():
         assert p.answers == p.labels + p.skipped + p.unsure + sum(p.unreadable.values())

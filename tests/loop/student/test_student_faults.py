@@ -1,4 +1,4 @@
-"""What goes wrong while students train: one clear sentence each, and a campaign that goes on."""
+"""What goes wrong while students train: one clear sentence each, and a campaign that continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Validation: a random sample first, an honest verdict, and a campaign that goes on after it."""
+"""Validation: a random sample first, an honest verdict, and a campaign that continues after it."""
 
 import json
 

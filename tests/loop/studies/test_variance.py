@@ -16,7 +16,7 @@ N, K = 400, 3
 
 
 def planted(flips, bases, seed=0, n=N):
-    """Predictions in which each part, drawn anew, moves its own share of the texts."""
+    """Predictions in which each part, drawn again, moves its own share of the texts."""
     rng = np.random.default_rng(seed)
     y = rng.integers(0, K, n)
 
@@ -59,7 +59,7 @@ def test_equal_causes_cannot_be_told_apart():
 
 def test_nothing_that_changes_is_said():
     _, told = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
-    assert told == "No label changes, whatever is drawn anew."
+    assert told == "No label changes, whatever is drawn again."
     parts, _ = apart(dict.fromkeys(RANDOM_PARTS, 0.0))
     for part in parts.values():
         assert (part.churn.value, part.churn.low) == (0, 0)
@@ -78,7 +78,7 @@ def test_students_that_answer_one_class_are_no_stability(tmp_path):
     sure, undefined = {"value": 0.0, "low": 0.0, "high": 0.0}, {"value": None}
     old = {"churn": sure, "share": undefined, "alpha": undefined, "accuracy_sd": sure}
     old = {name: old | {"macro_f1_sd": sure} for name in parts}
-    for stored in (now, now | {"parts": old, "told": "No label changes, whatever is drawn anew."}):
+    for stored in (now, now | {"parts": old, "told": "No label changes, whatever is drawn again."}):
         (tmp_path / "variance.json").write_text(json.dumps(stored))
         shown = instability(tmp_path)
         assert shown.told == SAME_EVERYWHERE
