@@ -13,12 +13,14 @@ from loop.campaign.changes import (
     refuse_to_start_again,
     seeds_line,
 )
+from loop.campaign.config import Config
 from loop.campaign.context import Context
 from loop.campaign.import_texts import import_new_texts, import_texts, near_twins_line
+from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, VALIDATION, Round
 from loop.errors import DataError, StageError
 from loop.measure.llm_quality import why_good_enough
-from loop.money import why_nothing_to_buy
+from loop.money import labels_left, texts_that_fit, why_nothing_to_buy
 
 
 def open_campaign(ctx: Context) -> None:
@@ -81,15 +83,49 @@ def _rounds_done(ctx: Context) -> int:
 
 def why_finished(ctx: Context) -> str | None:
     """Why no further round can be opened, or None."""
-    rounds = ctx.store.rounds(ctx.name)
+    why = _why_finished(ctx.config, ctx.store)
+    return why[0] if why else None
+
+
+def _why_finished(config: Config, store: Store) -> tuple[str, str] | None:
+    """The reason, and what to change so that the campaign continues."""
+    rounds = store.rounds(config.campaign.name)
     done = [r for r in rounds if r.stage == "done"]
     if len(done) < len(rounds):
         return None
-    if _rounds_done(ctx) >= ctx.config.rounds.rounds:
-        return f"all {ctx.config.rounds.rounds} rounds are done (rounds.rounds)"
-    if enough := why_good_enough(ctx.config, rounds):
-        return enough
-    return why_nothing_to_buy(ctx.config, ctx.store)
+    if sum(r.number != VALIDATION for r in done) >= config.rounds.rounds:
+        also = "" if labels_left(config, store) else " and budget.labels"
+        return (
+            f"all {config.rounds.rounds} rounds are done (rounds.rounds)",
+            f"raise rounds.rounds{also}",
+        )
+    if enough := why_good_enough(config, rounds):
+        return enough, "lower rounds.stop_below"
+    if nothing := why_nothing_to_buy(config, store):
+        if not labels_left(config, store):
+            return nothing, "raise budget.labels"
+        usd = config.budget.usd is not None and not texts_that_fit(config, store)
+        return nothing, "raise budget.usd" if usd else "add texts to the source"
+    return None
+
+
+def next_step(config: Config, store: Store) -> str:
+    """What to type next, and when."""
+    last = store.last_round(config.campaign.name)
+    if last is not None and last.stage == "pull":
+        return (
+            "`goldloop run` once people have answered; `goldloop run --close` continues with the"
+            " answers received so far"
+        )
+    if last is None or _why_finished(config, store) is None:
+        return "`goldloop run`"
+    return "`goldloop report`, `goldloop export labels.csv`, `goldloop model`"
+
+
+def how_to_extend(config: Config, store: Store) -> str:
+    """What to change so that a finished campaign continues."""
+    why = _why_finished(config, store)
+    return f"To go on, {why[1]} in the campaign file and run it again." if why else ""
 
 
 def open_round(ctx: Context) -> Round:
@@ -103,7 +139,10 @@ def open_round(ctx: Context) -> Round:
         return last
     take_in_new_texts(ctx)
     if reason := why_finished(ctx):
-        raise StageError(f"The campaign is finished: {reason}. See `goldloop report`.")
+        raise StageError(
+            f"The campaign is finished: {reason}. See `goldloop report`."
+            f" {how_to_extend(ctx.config, ctx.store)}"
+        )
     return new_round(ctx, last.number + 1 if last else 1)
 
 

@@ -116,6 +116,33 @@ def test_it_keeps_neither_the_lock_nor_the_folder(folder, monkeypatch, tmp_path_
         assert campaign.export(folder / "labels.csv") == len(campaign.labels())
 
 
+def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
+    with (folder / "x.csv").open(encoding="utf-8", newline="") as handle:
+        header, *rows = csv.reader(handle)
+    header = ["row", "label", *header]  # one name is taken
+    rows = [[str(n), "mine", *row] for n, row in enumerate([*rows, rows[0], ["  ", "bad", "", ""]])]
+    with (folder / "x.csv").open("w", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerows([header, *rows[:-1]])
+    campaign = Campaign.open()
+    campaign.run(rounds=1)
+    with (folder / "x.csv").open("a", encoding="utf-8", newline="") as handle:
+        csv.writer(handle).writerow(rows[-1])
+    plain = campaign.export(folder / "labels.csv")
+    assert "--all-rows" in capsys.readouterr().err
+    written = campaign.export(folder / "all.csv", all_rows=True)
+    with (folder / "all.csv").open(encoding="utf-8", newline="") as handle:
+        read = list(csv.DictReader(handle))
+    assert [[row[name] for name in header] for row in read] == rows
+    assert plain < written == len(rows) - 1 == sum(bool(row["goldloop_label"]) for row in read)
+    assert read[-2]["goldloop_label"] == read[0]["goldloop_label"]
+    assert {row["source"] for row in read if row["split"] == "test"} == {"known"}
+    gold = [row for row in read if row["source"] == "gold"]
+    assert len(gold) >= 15
+    assert all(row["goldloop_label"] == row["g"] and row["round"] == "1" for row in gold)
+    campaign.export(folder / "all.parquet", all_rows=True)
+    assert "have a label" in capsys.readouterr().err
+
+
 def test_it_says_where_it_stands(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["goldloop", "status"])
     campaign = Campaign.open(folder / "goldloop.toml")
@@ -129,7 +156,7 @@ def test_it_says_where_it_stands(folder, monkeypatch):
     for fact in ("texts sent", "back", "gold labels"):
         assert re.search(rf"{fact}\s+30\b", shown)
     (folder / "goldloop.toml").write_text("broken [", encoding="utf-8")
-    assert "Mend the TOML" in repr(campaign)
+    assert "Correct the TOML" in repr(campaign)
 
 
 def test_html_is_escaped(folder):

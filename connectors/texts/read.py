@@ -43,6 +43,7 @@ from loop.errors import DataError, suggestion
 from loop.ports import normalise
 
 LONG_TEXT_CHARS = 20_000  # far beyond what an encoder of 512 tokens reads
+MOST_CLASSES = 200  # a column with more different values is not taken for one with labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,23 @@ class TextRow:
     split: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     line: int = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of a source holds.
+
+    Attributes:
+        name: as the source names it.
+        filled: rows with a value.
+        chars: characters of all values together.
+        counts: rows by value; empty where there are more than ``MOST_CLASSES`` different ones.
+    """
+
+    name: str
+    filled: int = 0
+    chars: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,6 +201,37 @@ def read_texts(
         _check_gold(rows, raw.unit, str(gold_column), labels, problems)
     unique = _merge(rows, raw.unit, problems) if text_column in columns else ()
     return Table(columns, unique, problems.sorted())
+
+
+def columns_of(source: str) -> tuple[int, list[Column]]:
+    """How many rows a source has, and what each of its columns holds.
+
+    Raises:
+        DataError: it cannot be read; every reason, one sentence a line.
+    """
+    problems = Problems(source)
+    everything: Callable[[str, bool], bool] = lambda _name, _plain: True  # noqa: E731
+    raw = read_raw(source, "auto", "train", everything, problems)
+    rows = 0
+    filled, chars = Counter[str](), Counter[str]()
+    counts: dict[str, Counter[str]] = {}
+    for _, record in raw.records if raw is not None else ():
+        rows += 1
+        for name, value in record.items():
+            if isinstance(value, NESTED) or not (cell := as_text(value).strip()):
+                continue
+            filled[name] += 1
+            chars[name] += len(cell)
+            seen = counts.setdefault(name, Counter())
+            if len(seen) <= MOST_CLASSES:
+                seen[clean_text(cell)] += 1
+    if errors := [p.message for p in problems.listed if p.level == "error"]:
+        raise DataError("\n".join(errors))
+    few = {name: seen for name, seen in counts.items() if len(seen) <= MOST_CLASSES}
+    return rows, [
+        Column(name, filled[name], chars[name], dict(few.get(name, {})))
+        for name in dict.fromkeys([*(raw.columns if raw is not None else ()), *filled])
+    ]
 
 
 def find_problems(source: str, **arguments: Any) -> list[Problem]:

@@ -354,7 +354,7 @@ def writing(
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``.
-        added: columns that come after the stream's own, str or float.
+        added: columns that come after the stream's own: str, float or int.
         values: texts that may stand in them.
     Raises:
         DataError: unknown extension, the source itself, a column that is there already, no
@@ -431,7 +431,7 @@ def _parquet_writer(
 
     schema = stream.arrow_schema
     own = schema or pa.schema([(name, pa.string()) for name in stream.columns])
-    types = {str: pa.string(), float: pa.float64()}
+    types = {str: pa.string(), float: pa.float64(), int: pa.int64()}
     for name, kind in added.items():
         own = own.append(pa.field(name, types[kind]))
 

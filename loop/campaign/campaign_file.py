@@ -61,13 +61,13 @@ signals = ["learned_error"]
 repair = "soft"               # or keep, weight, drop, relabel, for texts that no human saw
 
 [budget]
-labels = 300                  # texts that may be sent to people
+labels = {budget:<21}# texts that may be sent to people
 # usd = 100.0                 # hard cap on LLM and human cost together, what is asked included
 # usd_per_label = 0.10        # price of one human answer
 
 [rounds]
 rounds = 3
-batch_size = 100              # texts per round
+batch_size = {batch:<17}# texts per round
 audit_frac = 0.5              # share drawn at random: keeps estimates honest, teaches repair best
 # audit = "spread"            # spread over all kinds of texts; "uniform" is a plain random sample
 # stop_below = 0.05           # stop once at most this share is wrong (95 % sure)
@@ -132,8 +132,14 @@ def render(
     text_column: str,
     gold_column: str | None,
     labels: Sequence[tuple[str, str]],
+    budget: int = 300,
 ) -> str:
-    """The file's text; every value is escaped."""
+    """The file's text; every value is escaped.
+
+    Args:
+        labels: names and descriptions.
+        budget: texts that may be sent to people, in three rounds.
+    """
     tables = "".join(
         f"[[labels]]\nname = {quoted(label)}\ndescription = {quoted(description)}\n\n"
         for label, description in labels
@@ -152,4 +158,6 @@ def render(
         text_column=quoted(text_column),
         gold=gold,
         labels=tables,
+        budget=budget,
+        batch=budget // 3,
     )

@@ -26,8 +26,26 @@ from loop.errors import LoopError, Stopped, foreign
 USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
 
 
+GROUPS = {
+    "Begin": ("init", "check", "import-labels", "validate", "demo"),
+    "Run the loop": ("run", "status", "people", "report", "codebook", "serve"),
+    "Take the result with you": ("export", "model", "predict"),
+    "Find out more": ("plateau", "variance", "bench"),
+    "One stage at a time": ("annotate", "score", "select", "push", "pull", "train"),
+    "Look after the parts": ("label-studio", "upgrade"),
+}
+"""The commands as ``goldloop --help`` lists them."""
+
+
 class Commands(TyperGroup):
     """All commands; what a library raises in one of them leaves it as a ``LoopError``."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Lists the commands in groups, each with its whole sentence."""
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                rows = [(name, self.commands[name].help or "") for name in names]
+                formatter.write_dl([(name, text.split("\n\n")[0]) for name, text in rows])
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command that was asked for."""
@@ -45,6 +63,9 @@ app = typer.Typer(
     name="goldloop",
     cls=Commands,
     help="Spend human labels where they repair an LLM-labelled text data set most.",
+    epilog="Own texts: init, check, run, then status and run again until the report is there."
+    " `goldloop COMMAND --help` has each command's options. `goldloop --install-completion` makes"
+    " the Tab key complete commands.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

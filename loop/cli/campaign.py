@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import say
-from loop.errors import LoopError
+from loop.errors import LoopError, Stopped, suggestion
+
+if TYPE_CHECKING:
+    from connectors.texts.read import Column
 
 app = typer.Typer()
 
+BUDGET = 300
+"""Texts for people that a new campaign file names; a quarter of a small source."""
+SHOWN = 12
+"""Columns of the source that ``init`` describes."""
+MOST_OFFERED = 30
+"""Different values up to which a column is offered as one with labels."""
+GOLD_NAMES = ("gold", "label", "labels", "class", "category", "target", "y", "gold_label")
 
-@app.command()
+
+@app.command(epilog="Example: goldloop init --source a.csv --gold-column gold --task 'Is it good?'")
 def init(
     file: File = CAMPAIGN,
     name: Annotated[str | None, typer.Option(help="Name of the campaign.")] = None,
@@ -29,7 +45,11 @@ def init(
     text_column: Annotated[str | None, typer.Option(help="Column with the texts.")] = None,
     gold_column: Annotated[str | None, typer.Option(help="Column with known human labels.")] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="'name: description'; give it once per label.")
+        list[str] | None,
+        typer.Option(
+            help="'name: description'; give it once per label. Without it, the labels are the"
+            " values of the gold column."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
@@ -40,43 +60,183 @@ def init(
 
     if file.exists() and not force:
         raise LoopError(f"{file} exists already; give --force to overwrite it.")
-    asks = sys.stdin.isatty()
+    answers = _Answers(
+        file=file, name=name, task=task, source=source, text_column=text_column,
+        gold_column=gold_column, labels=[_name_and_description(line) for line in label or ()],
+    )  # fmt: skip
+    with answers.kept():
+        answers.complete()
+    text = render(
+        name=str(answers.name),
+        task=str(answers.task),
+        source=str(answers.source),
+        text_column=str(answers.text_column),
+        gold_column=answers.gold_column or None,
+        labels=answers.labels,
+        budget=answers.budget,
+    )
+    read(text, file)
+    write_whole(file, text, mode=SHARED)
+    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
+    say(f"Wrote {file}. Next: `goldloop check{here}`, then `goldloop run{here}`.")
 
-    def answer(given: str | None, question: str, default: str | None = None) -> str:
+
+@dataclass
+class _Answers:
+    """What ``goldloop init`` must know: given by flags, else asked for, else seen in the source.
+
+    Attributes:
+        budget: texts that may be sent to people.
+    """
+
+    file: Path
+    name: str | None
+    task: str | None
+    source: str | None
+    text_column: str | None
+    gold_column: str | None
+    labels: list[tuple[str, str]]
+    budget: int = BUDGET
+    columns: dict[str, Column] = field(default_factory=dict)
+    asks: bool = field(default_factory=lambda: sys.stdin.isatty())
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Somebody who stops in the middle is told how to go on with the answers so far."""
+        try:
+            yield
+        except (Stopped, typer.Abort):
+            given = {
+                "--file": None if self.file == CAMPAIGN else str(self.file),
+                "--source": self.source,
+                "--text-column": self.text_column,
+                "--gold-column": self.gold_column,
+                "--name": self.name,
+                "--task": self.task,
+            }
+            flags = [(flag, value) for flag, value in given.items() if value is not None]
+            flags += [("--label", f"{label}: {meaning}") for label, meaning in self.labels]
+            if self.asks and flags:
+                words = [f"{flag} {shlex.quote(value)}" for flag, value in flags]
+                say(f"\nYour answers so far: goldloop init {' '.join(words)}")
+            raise
+
+    def complete(self) -> None:
+        """Fills in what is open.
+
+        Raises:
+            LoopError: something is open and nobody can be asked, or the source cannot be read.
+        """
+        question = "Text source (CSV, JSONL, Parquet, or hf:NAME; --source)"
+        self.source = self._answer(self.source, question)
+        self._look()
+        self.text_column = self._column(
+            self.text_column, "Column with the texts", "--text-column", self._longest()
+        )
+        self.gold_column = self._column(
+            self.gold_column,
+            "Column with known human labels (empty: none)",
+            "--gold-column",
+            self._likely_gold() if self.asks else "",
+        )
+        self.name = self._answer(self.name, "Name of the campaign", "campaign")
+        self.task = self._answer(self.task, "Task, in one sentence (--task)")
+        if not self.labels:
+            self._take_labels()
+        if len(self.labels) < 2:
+            raise LoopError(
+                "A campaign needs two labels or more: --label 'name: description' --label …"
+            )
+
+    def _answer(self, given: str | None, question: str, default: str | None = None) -> str:
         if given is not None:
             return given
-        if asks:
+        if self.asks:
             return str(typer.prompt(question, default=default, err=True))
         if default is not None:
             return default
         raise LoopError(f"{question} is not given; name it with its flag (see goldloop init -h).")
 
-    name = answer(name, "Name of the campaign", "campaign")
-    source = answer(source, "Text source (CSV, JSONL, Parquet, or hf:NAME; --source)")
-    text_column = answer(text_column, "Column with the texts", "text")
-    gold_column = answer(gold_column, "Column with known human labels (empty: none)", "") or None
-    task = answer(task, "Task, in one sentence (--task)")
-    labels = label or []
-    while asks and not label:
-        line = typer.prompt("Label as 'name: description' (empty to end)", default="", err=True)
-        if not line:
-            break
-        labels.append(line)
-    if len(labels) < 2:
-        raise LoopError(
-            "A campaign needs two labels or more: --label 'name: description' --label …"
-        )
-    text = render(
-        name=name,
-        task=task,
-        source=source,
-        text_column=text_column,
-        gold_column=gold_column,
-        labels=[_name_and_description(line) for line in labels],
-    )
-    read(text, file)
-    write_whole(file, text, mode=SHARED)
-    say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
+    def _look(self) -> None:
+        """Opens a source that is a file; says what its columns hold."""
+        from connectors.texts.read import columns_of
+
+        if str(self.source).startswith("hf:"):
+            return
+        beside = self.file.absolute().parent
+        given = Path(str(self.source)).expanduser()
+        if not given.is_absolute() and not (beside / given).exists() and given.exists():
+            self.source = os.path.relpath(given.absolute(), beside)  # as the file will read it
+        rows, columns = columns_of(str(beside / given if not given.exists() else given))
+        self.columns = {column.name: column for column in columns}
+        self.budget = max(3, min(BUDGET, rows // 4))
+        say(f"{self.source}: {rows:,} rows, {len(columns)} columns.")
+        for column in columns[:SHOWN]:
+            say(f"  {column.name}: {_holds(column, rows)}")
+        if len(columns) > SHOWN:
+            say(f"  and {len(columns) - SHOWN} more columns")
+
+    def _column(self, given: str | None, question: str, flag: str, default: str) -> str:
+        while True:
+            name = self._answer(given, question, default)
+            known = not self.columns or not name or name in self.columns
+            if known or "." in name:  # a key inside of an object, which only reading can find
+                return name
+            problem = (
+                f"{self.source} has no column {name!r};{suggestion(name, self.columns)} it has"
+                f" {', '.join(self.columns)}. Name one with {flag}."
+            )
+            if given is not None or not self.asks:
+                raise LoopError(problem)
+            say(problem)
+
+    def _longest(self) -> str:
+        """The column "text" if there is one, else the one with the longest values."""
+        if "text" in self.columns or not self.columns:
+            return "text"
+        return max(self.columns.values(), key=lambda column: column.chars).name
+
+    def _likely_gold(self) -> str:
+        named = [n for n in self.columns if n.lower() in GOLD_NAMES and n != self.text_column]
+        few = [n for n in named if 2 <= len(self.columns[n].counts) <= MOST_OFFERED]
+        return few[0] if few else ""
+
+    def _take_labels(self) -> None:
+        """Those of the gold column, if they are wanted; else one by one."""
+        gold = self.columns.get(self.gold_column or "")
+        names = sorted(gold.counts) if gold is not None else []
+        if 2 <= len(names) <= MOST_OFFERED:
+            listed = ", ".join(names)
+            question = f"Use the {len(names)} values of {self.gold_column!r} as labels: {listed}?"
+            if not self.asks:
+                self.labels = [(name, "") for name in names]
+                say(
+                    f"The labels are the {len(names)} values of {self.gold_column!r}: {listed}."
+                    f" Describe them in {self.file}, for the LLM and for people."
+                )
+                return
+            if typer.confirm(question, default=True, err=True):
+                for name in names:
+                    meaning = typer.prompt(f"What {name!r} means", default="", err=True)
+                    self.labels.append((name, str(meaning)))
+                return
+        while self.asks:
+            question = "Label as 'name: description' (empty to end)"
+            if not (line := typer.prompt(question, default="", err=True)):
+                return
+            self.labels.append(_name_and_description(line))
+
+
+def _holds(column: Column, rows: int) -> str:
+    """A column's values in a few words."""
+    if not column.filled:
+        return "empty, or lists and objects"
+    empty = f", {rows - column.filled:,} empty" if column.filled < rows else ""
+    if len(column.counts) in range(1, MOST_OFFERED + 1) and len(column.counts) < column.filled / 2:
+        common = sorted(column.counts.items(), key=lambda pair: -pair[1])
+        shown = ", ".join(f"{value[:40]} {n:,}" for value, n in common[:6])
+        return f"{len(common)} values: {shown}{', …' if len(common) > 6 else ''}{empty}"
+    return f"about {column.chars / column.filled:,.0f} characters{empty}"
 
 
 def _name_and_description(line: str) -> tuple[str, str]:
@@ -96,7 +256,7 @@ def check(file: File = CAMPAIGN) -> None:
         raise typer.Exit(1)
     for line in campaign.forecast():
         say(line)
-    say(f"{file} is fine.")
+    say(f"{file} is fine. Next: `goldloop run`.")
 
 
 @app.command(name="import-labels")
@@ -126,3 +286,4 @@ def import_labels(
         return
     for line in imported.lines():
         say(line)
+    say("Next: `goldloop run`.")

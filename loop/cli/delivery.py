@@ -17,10 +17,14 @@ app = typer.Typer()
 @app.command()
 def export(
     out: Annotated[Path, typer.Argument(help="labels.csv, .jsonl, .parquet, or a folder.")],
+    all_rows: Annotated[
+        bool,
+        typer.Option("--all-rows", help="Every row of the source, with the label beside it."),
+    ] = False,
     file: File = CAMPAIGN,
 ) -> None:
     """Write the final labels with their provenance, confidence and round."""
-    say(f"Wrote {Campaign(file).export(out)} labels to {out}.")
+    say(f"Wrote {Campaign(file).export(out, all_rows=all_rows):,} labels to {out}.")
 
 
 @app.command()

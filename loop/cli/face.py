@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from loop.bench.tables import BenchResult
     from loop.campaign.config import Config
     from loop.campaign.context import Context
+    from loop.campaign.store import Store
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
     from loop.people.import_labels import Import
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 Records = list[dict[str, Any]]
+ROWS = 1024  # of the source that are in memory at a time
 
 
 def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
@@ -267,7 +269,10 @@ class Campaign:
         from loop.report.status import campaign_status
 
         with reading(self.file) as (config, store):
-            return campaign_status(config, store)
+            told = campaign_status(config, store)
+            if told["stage"] == "pull" and config.people.platform == "label_studio":
+                told["label_at"] = _label_at(config, store)
+        return told
 
     @_raises_loop_errors
     def rounds(self) -> pd.DataFrame | Records:
@@ -315,30 +320,42 @@ class Campaign:
             NoStoreError: the campaign was never run.
             StageError: nothing is labelled yet.
         """
-        return _table(self._final_labels())
-
-    def _final_labels(self) -> Records:
         from loop.deliver.export import final_labels
 
         with reading(self.file) as (config, store):
-            return final_labels(config, store)
+            return _table(final_labels(config, store))
 
     # taking away
 
     @_raises_loop_errors
-    def export(self, out: str | Path) -> int:
+    def export(self, out: str | Path, *, all_rows: bool = False) -> int:
         """Writes the final labels to a CSV, JSONL or Parquet file, or a data set folder.
+
+        Args:
+            all_rows: write every row of the source, in its order and with all its columns, and the
+                label beside it; else one row for each different text to label. The source must be
+                a file, and so must ``out``.
 
         Returns:
             The number of labels.
         Raises:
-            DataError: unknown extension, or the file cannot be written.
+            DataError: unknown extension, or a file cannot be read or written.
             StageError: nothing is labelled yet.
         """
         from connectors.texts.write import write_labels
+        from loop.deliver.export import final_labels, labels_by_text
 
-        records = self._final_labels()
+        with reading(self.file) as (config, store):
+            if all_rows:
+                return _write_all_rows(config, labels_by_text(config, store), Path(out))
+            records = final_labels(config, store)
+            apart = store.item_count(config.campaign.name) - len(records)
         write_labels(records, out)
+        if apart:
+            say(
+                f"Left out: {apart:,} texts that are held out for tests and examples, or have no"
+                " label yet. With --all-rows every row of the source is written."
+            )
         return len(records)
 
     @_raises_loop_errors
@@ -478,10 +495,49 @@ class Campaign:
         return name, facts | {"next": str(status["next"])}
 
 
+def _label_at(config: Config, store: Store) -> str:
+    """Where people label, without asking the server."""
+    url = config.label_studio.url
+    if url == "local":
+        login = local_login()
+        if login is None:
+            return "the local Label Studio, which does not run (`goldloop label-studio up`)"
+        url = login[0]
+    project = store.project_id(config.campaign.name)
+    return f"{url.rstrip('/')}/projects/{project}/data?labeling=1"
+
+
 def _texts_of(config: Config) -> Sequence[TextRow]:
     from connectors.texts.read import load_texts
 
     return load_texts(**texts_arguments(config))
+
+
+def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out: Path) -> int:
+    """The source's rows with their labels beside them; how many have one."""
+    from connectors.texts.stream import TextStream, writing
+    from loop.deliver.export import LABEL_COLUMNS
+    from loop.ports import item_id
+
+    if config.source.startswith("hf:") or Path(config.source).is_dir():
+        raise DataError("--all-rows is for a source that is a file, and this one is a data set.")
+    stream = TextStream(Path(config.source), config.texts.text_column)
+    names = {n: f"goldloop_{n}" if n in stream.columns else n for n in LABEL_COLUMNS}
+    added = {names[name]: kind for name, kind in LABEL_COLUMNS.items()}
+    nothing = dict.fromkeys(LABEL_COLUMNS)
+    written = 0
+    with writing(out, stream, added, config.label_names) as write:
+        for piece in stream.pieces(ROWS):
+            rows = []
+            for row in piece:
+                record = labels.get(item_id(config.campaign.name, row.text), nothing)
+                written += record["label"] is not None
+                rows.append({**row.values, **{names[n]: record[n] for n in LABEL_COLUMNS}})
+            write(rows)
+    for line in stream.lines():
+        say(line)
+    say(f"Rows of the source: {stream.rows:,}, of which {written:,} have a label.")
+    return written
 
 
 def _annotator_problems(config: Config, file: Path) -> list[Problem]:
@@ -540,7 +596,13 @@ def _table(
 
 def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> bool:
     """Runs the loop as far as it goes, see :meth:`Campaign.run`."""
-    from loop.next_round import open_campaign, open_round, take_in_new_texts, why_finished
+    from loop.next_round import (
+        how_to_extend,
+        open_campaign,
+        open_round,
+        take_in_new_texts,
+        why_finished,
+    )
     from loop.round import close_early, run_round
 
     open_campaign(ctx)
@@ -548,7 +610,7 @@ def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> 
     while rounds is None or finished < rounds:
         take_in_new_texts(ctx)
         if reason := why_finished(ctx):
-            say(f"The campaign is finished: {reason}.")
+            say(f"The campaign is finished: {reason}. {how_to_extend(ctx.config, ctx.store)}")
             break
         round_ = run_round(ctx)
         if round_.stage == "done":
@@ -582,7 +644,7 @@ def waiting_line(ctx: Context, round_: Round) -> str:
     local = config.people.platform == "label_studio" and config.label_studio.url == "local"
     login = local_login() if local else None
     who = f" (user {login[1]}, password {login[2]})" if login else ""
-    return f"{news} People label at {ctx.reviewer.url()}{who}"
+    return f"{news} People label at {ctx.reviewer.url()}{who}; then `goldloop run` continues."
 
 
 # strategies side by side

@@ -43,11 +43,14 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html and rounds.json, and print the table."""
+    from loop.next_round import next_step
     from loop.report.collect import campaign_view
 
     with reading(file) as (config, store):
         print_rounds(campaign_view(config, store))
+        step = next_step(config, store)
     say(f"Report: {Campaign(file).report(out)}")
+    say(f"Next: {step.removeprefix('`goldloop report`, ')}")
 
 
 @app.command()

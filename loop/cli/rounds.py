@@ -304,9 +304,11 @@ def _texts_in_a_store(config: Config) -> Iterator[Store]:
 
 
 def _print_result(file: Path) -> None:
-    """The table per round, and where the report is."""
+    """The table per round, where the report is, and what comes next."""
+    from loop.next_round import next_step
     from loop.report.collect import campaign_view
 
     with reading(file) as (config, store):
         print_rounds(campaign_view(config, store))
-    say(f"Report: {config.out / 'report.html'}")
+        say(f"Report: {config.out / 'report.html'}")
+        say(f"Next: {next_step(config, store).removeprefix('`goldloop report`, ')}")

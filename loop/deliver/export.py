@@ -10,6 +10,39 @@ from loop.campaign.store import Store
 from loop.campaign.tables import Item, round_id
 from loop.errors import StageError
 
+LABEL_COLUMNS: dict[str, type] = {
+    "split": str,
+    "label": str,
+    "source": str,
+    "how": str,
+    "confidence": float,
+    "round": int,
+    "llm_label": str,
+    "llm_confidence": float,
+    "suspicion": float,
+}
+"""What is written beside a row of the source, and of which type."""
+
+
+def labels_by_text(config: Config, store: Store) -> dict[str, dict[str, Any]]:
+    """By item id, the ``LABEL_COLUMNS`` of every text of the campaign, whatever its split.
+
+    Texts that are held out have the label that the source knows, and source "known".
+
+    Raises:
+        StageError: nothing is labelled yet.
+    """
+    records = {record["id"]: record for record in final_labels(config, store)}
+    labels = {}
+    for item in store.items(config.campaign.name):
+        record: dict[str, Any] = {"split": item.split}
+        if item.id in records:
+            record = records[item.id] | record
+        elif item.known_label is not None and item.split != "pool":
+            record |= {"label": item.known_label, "source": "known"}
+        labels[item.id] = {name: record.get(name) for name in LABEL_COLUMNS}
+    return labels
+
 
 def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """One record per pool text: label, provenance (gold, repaired, llm, none), confidence, round.

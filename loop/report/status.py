@@ -7,12 +7,12 @@ from typing import Any
 from loop.campaign.config import Config
 from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
 from loop.campaign.store import Store
-from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION
+from loop.campaign.tables import RIVAL_MARK, STAGES
 from loop.llm.ask import RETRY
 from loop.measure.collapsed import collapsed_line
 from loop.measure.llm_quality import measured_rounds, quality_lines, why_good_enough
-from loop.money import account, labels_left, why_nothing_to_buy
-from loop.next_round import next_command
+from loop.money import account, labels_left
+from loop.next_round import how_to_extend, next_step
 from loop.people.scorecards import campaign_people, people_lines
 from loop.people.tally import Tally, answer_lines, problems_of, tally, tally_line
 
@@ -30,11 +30,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     measured = measured_rounds(rounds)
     last_measured, newest = measured[-1] if measured else (None, RoundMetrics())
     students = newest.arms.get("loop")
-    done = [r for r in rounds if r.stage == "done" and r.number != VALIDATION]
-    finished = len(done) >= config.rounds.rounds
-    bought = why_nothing_to_buy(config, store)
     enough = why_good_enough(config, rounds)
-    over = last is not None and last.stage == "done" and bool(finished or bought or enough)
     in_all = tally(reviews).to_json()
     return {
         "campaign": name,
@@ -83,7 +79,8 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "measured_round": last_measured.number if last_measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
         "simulated_raters": config.raters.kind != "people",
-        "next": "`goldloop report`" if over else next_command(last),
+        "next": next_step(config, store),
+        "to_extend": how_to_extend(config, store) if rounds else "",
     }
 
 
@@ -141,5 +138,11 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append(f"Finished: {status['good_enough']}")
     lines += status["answers_to_look_at"]
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
+    if status["stage"] == "pull":
+        lines.append("Answers as of the last pull; `goldloop pull` reads what is new.")
+    if at := status.get("label_at"):
+        lines.append(f"People label at {at}")
     lines.append(f"Next: {status['next']}")
+    if status["to_extend"]:
+        lines.append(status["to_extend"])
     return lines

@@ -94,7 +94,7 @@ def goldloop(folder, refused, *args):
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("status", "Next: `goldloop report`"),
+        ("status", "To go on, raise rounds.rounds and budget.labels in the campaign file"),
         ("status --json", '"campaign": "c"'),
         ("people", "cid"),
         ("people --json", '"alpha_without"'),

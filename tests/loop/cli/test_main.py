@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
 from loop.campaign.campaign_file import quoted
 from loop.cli import __main__ as cli
@@ -16,10 +17,10 @@ from loop.cli import __main__ as cli
 ROOT = Path(__file__).parents[3]
 
 
-def goldloop(monkeypatch, capsys, *args):
+def goldloop(monkeypatch, capsys, *args, asks=False):
     """Runs the command in this process: exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["goldloop", *map(str, args)])
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: asks, raising=False)
     try:
         cli.main()
         code = 0
@@ -32,7 +33,7 @@ def goldloop(monkeypatch, capsys, *args):
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return lambda *args: goldloop(monkeypatch, capsys, *args)
+    return lambda *args, **how: goldloop(monkeypatch, capsys, *args, **how)
 
 
 CAMPAIGN = """\
@@ -101,6 +102,11 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [la["name"] for la in data["labels"]] == ["yes", "no"]
     code, _, err = run("check")
+    assert code == 0, err  # the budget follows the source
+    Path("goldloop.toml").write_text(
+        Path("goldloop.toml").read_text().replace("labels = 10 ", "labels = 300 ")
+    )
+    code, _, err = run("check")
     assert (code, "budget.labels 300 is larger than the pool" in err) == (1, True)
     write_texts(tmp_path, good_rows(500))
     code, _, err = run("check")
@@ -155,11 +161,80 @@ def test_what_would_stop_the_campaign_later_stops_it_before_the_llm_is_asked(
     assert json.loads(out)["budget"]["llm_votes"] == 0
 
 
-def test_init_without_labels_writes_nothing(run):
-    code, _, err = run("init", "--source", "t.csv", "--task", "x", "--label", "only")
+def test_init_without_labels_writes_nothing(run, tmp_path):
+    given = ("init", "--source", "t.csv", "--task", "x")
+    code, _, err = run(*given, "--label", "only")
+    assert (code, "does not exist" in one_sentence(err)) == (1, True)
+    write_texts(tmp_path, good_rows())
+    for wrong, said in (
+        (("--label", "only"), "two labels or more"),
+        (("--gold-column", "glod"), "did you mean 'gold'"),
+        (("--text-column", "body"), "has no column 'body'"),
+    ):
+        code, _, err = run(*given, *wrong)
+        assert code == 1
+        assert said in one_sentence(err)
+        assert not Path("goldloop.toml").exists()
+
+
+def test_init_reads_the_labels_from_the_gold_column(run, tmp_path):
+    write_texts(tmp_path, good_rows(second="10:30: morning"))
+    (tmp_path / "campaigns").mkdir()
+    file = Path("campaigns/a.toml")
+    code, _, err = run(
+        "init", "--file", file, "--source", "t.csv", "--task", "x", "--gold-column", "gold"
+    )
+    assert code == 0, err
+    assert "t.csv: 40 rows, 3 columns" in err
+    assert "gold: 2 values: yes 20, 10:30: morning 20" in err
+    assert "goldloop check --file campaigns/a.toml" in err
+    data = tomllib.loads(file.read_text())
+    assert [label["name"] for label in data["labels"]] == ["10:30: morning", "yes"]
+    assert data["texts"]["source"] == "../t.csv"  # the file's paths are relative to it
+    assert (data["budget"]["labels"], data["rounds"]["batch_size"]) == (10, 3)
+
+
+def test_init_asks_and_keeps_the_answers(run, tmp_path, monkeypatch):
+    write_texts(tmp_path, good_rows(second="no"), header=("body", "label", "llm"))
+    asked = []
+
+    def ask(answers):
+        given = iter(answers)
+
+        def prompt(question, default=None, **_rest):
+            asked.append((question, default))
+            if (said := next(given)) is KeyboardInterrupt:
+                raise typer.Abort
+            return default if said is None else said
+
+        monkeypatch.setattr(typer, "prompt", prompt)
+        monkeypatch.setattr(typer, "confirm", prompt)
+        return run("init", asks=True)
+
+    code, _, err = ask(["t.csv", None, "nowhere", None, "a b", KeyboardInterrupt])
     assert code == 1
-    assert "two labels or more" in one_sentence(err)
-    assert not Path("goldloop.toml").exists()
+    assert ("Column with the texts", "body") in asked
+    assert ("Column with known human labels (empty: none)", "label") in asked
+    assert "has no column 'nowhere'" in err
+    kept = "--source t.csv --text-column body --gold-column label --name 'a b'"
+    assert f"Your answers so far: goldloop init {kept}" in err
+    code, _, err = ask(["t.csv", None, None, None, "Is it?", True, "it is not", ""])
+    assert code == 0, err
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert [(la["name"], la["description"]) for la in data["labels"]] == [
+        ("no", "it is not"),
+        ("yes", ""),
+    ]
+
+
+def test_help_lists_every_command_once(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    listed = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(typer.main.get_command(cli.app).commands)
+    for title, names in cli.GROUPS.items():
+        assert re.search(rf"^{title}:\n  {names[0]}\b", out, re.MULTILINE)
+    assert "..." not in out.split("Begin:")[1]
 
 
 BAD_TEXTS = {

@@ -162,7 +162,8 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     assert metrics.predictor.learned_from == 0
     assert "stop_below" in why_finished(ctx)
     status = campaign_status(ctx.config, ctx.store)
-    assert status["next"] == "`goldloop report`"
+    assert status["next"].startswith("`goldloop report`, ")
+    assert "lower rounds.stop_below" in status["to_extend"]
     assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
     view = campaign_view(ctx.config, ctx.store)
     assert any("are still wrong" in note for note in view.notes)

@@ -82,7 +82,7 @@ def test_the_rounds_come_after_it_and_its_gold_counts(tmp_path):
     assert [(r.number, r.stage) for r in rounds] == [(0, "done"), (1, "done"), (2, "done")]
     assert rounds[1].metrics.gold == 115
     assert rounds[1].metrics.calibration.reason.startswith("class mix from 100 audit labels")
-    assert campaign_status(ctx.config, ctx.store)["next"] == "`goldloop report`"
+    assert campaign_status(ctx.config, ctx.store)["next"].startswith("`goldloop report`, ")
     assert result(ctx).quality.n_gold == 100
 
 
