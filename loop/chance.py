@@ -28,6 +28,7 @@ STREAMS = {
     "plateau draws": 16,
     "states": 17,
     "hidden checks": 18,
+    "plan": 19,
 }
 """What goldloop draws, by the number that keeps each drawing apart from the others.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -19,7 +20,7 @@ from loop.campaign.import_texts import import_new_texts, import_texts, near_twin
 from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, VALIDATION, Round
 from loop.errors import DataError, StageError
-from loop.measure.llm_quality import why_good_enough
+from loop.measure.stopping import why_stop
 from loop.money import labels_left, texts_that_fit, why_nothing_to_buy
 
 
@@ -99,14 +100,22 @@ def _why_finished(config: Config, store: Store) -> tuple[str, str] | None:
             f"all {config.rounds.rounds} rounds are done (rounds.rounds)",
             f"raise rounds.rounds{also}",
         )
-    if enough := why_good_enough(config, rounds):
-        return enough, "lower rounds.stop_below"
+    if enough := why_stop(config, rounds):
+        return enough, "raise what rounds.stop or rounds.stop_below asks for, or remove the rule"
     if nothing := why_nothing_to_buy(config, store):
         if not labels_left(config, store):
             return nothing, "raise budget.labels"
         usd = config.budget.usd is not None and not texts_that_fit(config, store)
         return nothing, "raise budget.usd" if usd else "add texts to the source"
     return None
+
+
+def why_reached(ctx: Context, rules: Sequence[str]) -> str | None:
+    """Why one of these stopping rules holds, or None; also where a round is under way."""
+    rounds = ctx.store.rounds(ctx.name)
+    if any(r.stage != "done" for r in rounds):
+        return None
+    return why_stop(ctx.config, rounds, rules)
 
 
 def next_step(config: Config, store: Store) -> str:

@@ -71,6 +71,7 @@ batch_size = {batch:<17}# texts per round
 audit_frac = 0.5              # share drawn at random: keeps estimates honest, teaches repair best
 # audit = "spread"            # spread over all kinds of texts; "uniform" is a plain random sample
 # stop_below = 0.05           # stop once at most this share is wrong (95 % sure)
+# stop = ["accuracy=0.8", "plateau"]   # further rules; the first that holds ends the campaign
 # seed = 0
 
 [student]

@@ -136,6 +136,7 @@ POLICIES: dict[str, Policy] = {
     "rounds.audit_frac": _AT_ONCE,
     "rounds.audit": _AT_ONCE,
     "rounds.stop_below": _AT_ONCE,
+    "rounds.stop": _AT_ONCE,
     "rounds.seed": Policy(
         "next round", "common seeds", "Splits, checks and held-out texts keep the first seed."
     ),

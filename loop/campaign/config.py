@@ -7,6 +7,7 @@ encoder's learning rate is by default the one that fits it.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from pydantic import (
 
 from loop.addresses import hidden, names_a_secret, secret_in
 from loop.campaign.extensions import Group, is_known, names, needs_of, one_of
+from loop.campaign.metrics import METRICS
 from loop.errors import ConfigError, suggestion
 from loop.prompt import Demonstration, Label, PromptTemplate
 
@@ -273,6 +275,37 @@ class Budget(Section):
     usd_per_label: float = Field(0.0, ge=0.0)
 
 
+STOP_RULES = (
+    "accuracy=0.8, macro_f1=0.7, reliable_accuracy=0.6, alpha_k=0.8 or p_uc=0.9 (reached),"
+    " remaining-error=0.05 (at most so many labels are wrong), gain=0.01 (a round brings less),"
+    " plateau (two rounds brought nothing)"
+)
+_WITH_VALUE = (*(key for key in METRICS if key != "churn"), "remaining-error", "gain")
+
+
+def stop_rule(text: str) -> tuple[str, float]:
+    """A stopping rule's name and its value; a plateau's value is 0.
+
+    Raises:
+        ValueError: it is no rule; the sentence lists them.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if name == "plateau" and not equals:
+        return name, 0.0
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if name not in _WITH_VALUE or not 0 < number < 1:
+        raise ValueError(f"{text!r} is not a stopping rule; write {STOP_RULES}")
+    return name, number
+
+
+def _a_stop_rule(text: str) -> str:
+    stop_rule(text)
+    return text
+
+
 class Rounds(Section):
     """How the budget is spread."""
 
@@ -281,6 +314,7 @@ class Rounds(Section):
     audit_frac: Fraction = 0.5
     audit: Literal["spread", "uniform"] = "spread"
     stop_below: float | None = Field(None, gt=0.0, lt=1.0)
+    stop: tuple[Annotated[str, AfterValidator(_a_stop_rule)], ...] = ()
     seed: int = Field(0, ge=0)
 
 

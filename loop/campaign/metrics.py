@@ -101,6 +101,14 @@ METRICS: dict[str, MetricInfo] = {
 WITH_SPREADS = tuple(key for i in METRICS.values() for key in (i.key, i.spread) if key)
 """Each metric's key, then that of its spread."""
 
+AGREEMENT = ("alpha_k", "ac1", "p_uc", "churn")
+"""Metrics of how far the seeds agree; they say nothing of students that all give one class."""
+
+ONE_CLASS = (
+    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
+    " stability is shown"
+)
+
 COMPARED = tuple(key for key in METRICS if key != "churn")
 """What sets of students are compared by: churn would say what alpha_k and p_uc say already."""
 

@@ -27,7 +27,7 @@ USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not
 
 
 GROUPS = {
-    "Begin": ("init", "check", "import-labels", "validate", "demo"),
+    "Begin": ("init", "check", "plan", "import-labels", "validate", "demo"),
     "Run the loop": ("run", "status", "people", "report", "codebook", "serve"),
     "Take the result with you": ("export", "model", "predict"),
     "Find out more": ("plateau", "variance", "bench"),

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from loop.deliver.predict import Labeller, Predictions
     from loop.people.import_labels import Import
     from loop.ports import Student
+    from loop.studies.plan import Plan
     from loop.studies.preflight import Preflight
 
 P = ParamSpec("P")
@@ -185,13 +186,20 @@ class Campaign:
         return preflight(config, _texts_of(config), config.annotator.model)
 
     @_raises_loop_errors
-    def run(self, rounds: int | None = None, wait: bool = False, close: bool = False) -> bool:
+    def run(
+        self,
+        rounds: int | None = None,
+        wait: bool = False,
+        close: bool = False,
+        until: Sequence[str] = (),
+    ) -> bool:
         """Runs the loop as far as it goes; run it again to resume.
 
         Args:
             rounds: rounds to finish now; None is all that are left.
             wait: wait while people label.
             close: continue with the answers received so far.
+            until: further stopping rules for this run, as in ``rounds.stop``.
 
         Returns:
             Whether the rounds that were asked for, or the campaign, are finished; False: the last
@@ -204,9 +212,10 @@ class Campaign:
             raise LoopError(
                 f"rounds must be 1 or more, or None for all that are left; not {rounds}."
             )
+        check_rules(until)
         with at_work(self.file, "run") as ctx:
             make_ready(ctx)
-            return run_rounds(ctx, rounds=rounds, wait=wait, close=close)
+            return run_rounds(ctx, rounds=rounds, wait=wait, close=close, until=until)
 
     @_raises_loop_errors
     def import_labels(
@@ -273,6 +282,26 @@ class Campaign:
             if told["stage"] == "pull" and config.people.platform == "label_studio":
                 told["label_at"] = _label_at(config, store)
         return told
+
+    @_raises_loop_errors
+    def plan(self, *goals: str) -> Plan:
+        """What the campaign still takes: labels to each goal, people's time, money, days.
+
+        Args:
+            goals: values to reach, such as "accuracy=0.8" or "remaining-error=0.05"; none takes
+                those of ``rounds.stop``.
+
+        Returns:
+            ``goals``, each with ``labels``, the further gold labels that it takes, ``low`` to
+            ``high``, or None where nobody can tell yet.
+        Raises:
+            NoStoreError: the campaign was never run; ``forecast`` says what it takes.
+            StageError: an unknown goal.
+        """
+        from loop.studies.plan import make_plan
+
+        with reading(self.file) as (config, store):
+            return make_plan(config, store, goals)
 
     @_raises_loop_errors
     def rounds(self) -> pd.DataFrame | Records:
@@ -594,7 +623,24 @@ def _table(
 # the loop, for ``run`` and the demo
 
 
-def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> bool:
+def check_rules(rules: Sequence[str]) -> None:
+    """Refuses what is no stopping rule.
+
+    Raises:
+        LoopError: with all rules that there are.
+    """
+    from loop.campaign.config import stop_rule
+
+    for rule in rules:
+        try:
+            stop_rule(rule)
+        except ValueError as exc:
+            raise LoopError(f"{exc}.") from None
+
+
+def run_rounds(
+    ctx: Context, *, rounds: int | None, wait: bool, close: bool, until: Sequence[str] = ()
+) -> bool:
     """Runs the loop as far as it goes, see :meth:`Campaign.run`."""
     from loop.next_round import (
         how_to_extend,
@@ -602,6 +648,7 @@ def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> 
         open_round,
         take_in_new_texts,
         why_finished,
+        why_reached,
     )
     from loop.round import close_early, run_round
 
@@ -609,6 +656,9 @@ def run_rounds(ctx: Context, *, rounds: int | None, wait: bool, close: bool) -> 
     finished, told = 0, ""
     while rounds is None or finished < rounds:
         take_in_new_texts(ctx)
+        if until and (reason := why_reached(ctx, until)):
+            say(f"Stopped as --until asked: {reason}. `goldloop run` without it continues.")
+            break
         if reason := why_finished(ctx):
             say(f"The campaign is finished: {reason}. {how_to_extend(ctx.config, ctx.store)}")
             break

@@ -43,9 +43,17 @@ def run(
     close: Annotated[
         bool, typer.Option("--close", help="Continue with the answers received so far.")
     ] = False,
+    until: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Stop once this holds: accuracy=0.8, remaining-error=0.05, gain=0.01, plateau, …"
+            " Give it once per rule; rounds.stop keeps rules in the campaign file.",
+        ),
+    ] = None,
 ) -> None:
     """Run the loop as far as it goes; run it again to resume."""
-    if Campaign(file).run(rounds, wait=wait, close=close):
+    if Campaign(file).run(rounds, wait=wait, close=close, until=until or ()):
         _print_result(file)
 
 

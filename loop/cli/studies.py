@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loop.cli.build import at_work
+from loop.cli.face import Campaign, check_rules
 from loop.cli.face import bench as replayed
 from loop.cli.options import CAMPAIGN, AsJson, File, Student
 from loop.cli.terminal import print_table, say
-from loop.errors import LoopError
+from loop.errors import LoopError, NoStoreError
 
 if TYPE_CHECKING:
     from loop.studies.side_runs import StudentKind
@@ -41,6 +42,39 @@ def variance(
         write_outputs(ctx.config, ctx.store)
     typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)
     say(f"Written to {path} and into the report.")
+
+
+@app.command(epilog="Example: goldloop plan --goal accuracy=0.8 --goal remaining-error=0.05")
+def plan(
+    file: File = CAMPAIGN,
+    goal: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            help="Value to reach: accuracy=0.8, macro_f1=0.7, reliable_accuracy=0.6, alpha_k=0.8,"
+            " p_uc=0.9, remaining-error=0.05. Give it once per goal.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what the campaign still takes: labels to a goal, people's time, money and days."""
+    from loop.studies.plan import plan_lines
+
+    campaign = Campaign(file)
+    check_rules(goal or ())
+    try:
+        made = campaign.plan(*(goal or ()))
+    except NoStoreError:
+        if as_json:
+            raise
+        for line in campaign.forecast():
+            typer.echo(line)
+        say(
+            "How many labels a goal takes is known after two rounds; `goldloop validate` says it"
+            " before the first one for the share of wrong labels. Next: `goldloop run`."
+        )
+        return
+    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else "\n".join(plan_lines(made)))
 
 
 @app.command()

@@ -1,20 +1,33 @@
 """Stored figures without the stability of students that answer one class for everything.
 
 Rounds that earlier versions measured say of such students that all seeds agree on 100 %. What reads
-a stored round, reads it through ``loop.measure.llm_quality.measured_rounds``, which asks here.
+a stored round, reads it through ``measured_rounds``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from loop.campaign.metrics import Arm, Metric, RoundMetrics, Stability
-from loop.measure.metric import AGREEMENT, ONE_CLASS
+from loop.campaign.metrics import AGREEMENT, ONE_CLASS, Arm, Metric, RoundMetrics, Stability
+from loop.campaign.tables import Round
 
 Kept = TypeVar("Kept")
+
+
+def measured_rounds(rounds: Sequence[Round]) -> list[tuple[Round, RoundMetrics]]:
+    """The rounds that are measured, oldest first, each with what it measured.
+
+    Students that answer one class for everything have no stability in it, whatever was stored.
+    """
+    measured = [(round_, round_.metrics) for round_ in rounds if round_.metrics is not None]
+    before = [None, *(metrics for _, metrics in measured)]
+    return [
+        (round_, without_agreement(metrics, earlier))
+        for (round_, metrics), earlier in zip(measured, before, strict=False)
+    ]
 
 
 def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None) -> RoundMetrics:

@@ -1,6 +1,6 @@
 """What the gold so far says: how good the LLM's labels are, how well their errors were foreseen.
 
-Both are computed after every round. ``rounds.stop_below`` ends the campaign by the first.
+Both are computed after every round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loop.campaign.metrics import (
     Wrong,
 )
 from loop.campaign.tables import Round
-from loop.measure.collapsed import without_agreement
+from loop.measure.collapsed import measured_rounds
 from loop.measure.metric import with_width
 from loop.ports import FloatArray, IntArray
 from strategies.estimate import (
@@ -106,33 +106,6 @@ def quality_metrics(
 
 def _metric(estimate: Estimate) -> Metric:
     return Metric(estimate.value, estimate.low, estimate.high)
-
-
-def measured_rounds(rounds: Sequence[Round]) -> list[tuple[Round, RoundMetrics]]:
-    """The rounds that are measured, oldest first, each with what it measured.
-
-    Students that answer one class for everything have no stability in it, whatever was stored.
-    """
-    measured = [(round_, round_.metrics) for round_ in rounds if round_.metrics is not None]
-    before = [None, *(metrics for _, metrics in measured)]
-    return [
-        (round_, without_agreement(metrics, earlier))
-        for (round_, metrics), earlier in zip(measured, before, strict=False)
-    ]
-
-
-def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
-    """Why the labels are good enough to stop by ``rounds.stop_below``, or None."""
-    wanted = config.rounds.stop_below
-    done = measured_rounds([r for r in rounds if r.stage == "done"])
-    quality = done[-1][1].label_quality if done else None
-    bound = quality.remaining_at_most if quality else None
-    if wanted is None or bound is None or bound > wanted:
-        return None
-    return (
-        f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong or missing"
-        f" (rounds.stop_below = {wanted:g})"
-    )
 
 
 def predictor_metrics(

@@ -19,14 +19,6 @@ IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
 
-AGREEMENT = ("alpha_k", "ac1", "p_uc", "churn")
-"""Metrics of how far the seeds agree; they say nothing of students that all give one class."""
-
-ONE_CLASS = (
-    "every seed gives every text the same label, so the seeds had nothing to disagree about and no"
-    " stability is shown"
-)
-
 
 def one_class(preds: IntArray) -> bool:
     """Whether every seed gives every item the same class, so that none could disagree."""

@@ -20,10 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loop.campaign.metrics import METRICS, Metric, Over, Stability
+from loop.campaign.metrics import AGREEMENT, METRICS, ONE_CLASS, Metric, Over, Stability
 from loop.measure.metric import (
-    AGREEMENT,
-    ONE_CLASS,
     FloatArray,
     IntArray,
     effective,

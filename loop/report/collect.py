@@ -24,7 +24,7 @@ from loop.campaign.metrics import (
 )
 from loop.campaign.store import Store
 from loop.errors import LoopError
-from loop.measure.llm_quality import measured_rounds
+from loop.measure.collapsed import measured_rounds
 from loop.money import account
 from loop.people.scorecards import campaign_people
 from loop.report.contents import (

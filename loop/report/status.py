@@ -9,8 +9,9 @@ from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES
 from loop.llm.ask import RETRY
-from loop.measure.collapsed import collapsed_line
-from loop.measure.llm_quality import measured_rounds, quality_lines, why_good_enough
+from loop.measure.collapsed import collapsed_line, measured_rounds
+from loop.measure.llm_quality import quality_lines
+from loop.measure.stopping import why_stop
 from loop.money import account, labels_left
 from loop.next_round import how_to_extend, next_step
 from loop.people.scorecards import campaign_people, people_lines
@@ -30,7 +31,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
     measured = measured_rounds(rounds)
     last_measured, newest = measured[-1] if measured else (None, RoundMetrics())
     students = newest.arms.get("loop")
-    enough = why_good_enough(config, rounds)
+    enough = why_stop(config, rounds)
     in_all = tally(reviews).to_json()
     return {
         "campaign": name,

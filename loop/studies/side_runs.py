@@ -20,8 +20,8 @@ from loop.campaign.tables import Item, Round, round_id
 from loop.errors import StageError, StudentError
 from loop.files import write_whole
 from loop.llm.votes import read_votes, widened
+from loop.measure.collapsed import measured_rounds
 from loop.measure.held_out import Truth, evaluation_items, truth_of
-from loop.measure.llm_quality import measured_rounds
 from loop.pool_arrays import item_embeddings
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenStudent

@@ -17,11 +17,10 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from loop.campaign.metrics import Json, Metric, as_json
+from loop.campaign.metrics import ONE_CLASS, Json, Metric, as_json
 from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
-    ONE_CLASS,
     FloatArray,
     IntArray,
     item_sums,

@@ -80,6 +80,7 @@ EDITS = {
     "rounds.audit_frac": 0.4,
     "rounds.audit": "uniform",
     "rounds.stop_below": 0.001,
+    "rounds.stop": ["accuracy=0.999"],
     "rounds.seed": 1,
     "student.encoder": "e",
     "student.epochs": 5,

@@ -4,10 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from loop.campaign.metrics import RoundMetrics, as_json
-from loop.measure.collapsed import collapsed_line
-from loop.measure.llm_quality import measured_rounds
-from loop.measure.metric import AGREEMENT
+from loop.campaign.metrics import AGREEMENT, RoundMetrics, as_json
+from loop.measure.collapsed import collapsed_line, measured_rounds
 from loop.measure.stability import measure
 
 Y = np.arange(60) % 2

@@ -15,8 +15,8 @@ from loop.measure.llm_quality import (
     quality_lines,
     quality_metrics,
     suspect_metrics,
-    why_good_enough,
 )
+from loop.measure.stopping import why_good_enough
 from loop.next_round import open_campaign, why_finished
 from loop.report.collect import campaign_view
 from loop.report.rounds_json import rounds_json
@@ -163,7 +163,7 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     assert "stop_below" in why_finished(ctx)
     status = campaign_status(ctx.config, ctx.store)
     assert status["next"].startswith("`goldloop report`, ")
-    assert "lower rounds.stop_below" in status["to_extend"]
+    assert "rounds.stop_below" in status["to_extend"]
     assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
     view = campaign_view(ctx.config, ctx.store)
     assert any("are still wrong" in note for note in view.notes)

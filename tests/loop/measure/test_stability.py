@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from loop.campaign.metrics import Metric, as_json
+from loop.campaign.metrics import ONE_CLASS, Metric, as_json
 from loop.measure import stability
-from loop.measure.metric import ONE_CLASS, with_width
+from loop.measure.metric import with_width
 from loop.measure.stability import measure, paired_difference, recovered_share
 
 

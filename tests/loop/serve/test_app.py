@@ -5,7 +5,6 @@ import re
 import stat
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from loop.errors import BusyError, ReviewerError, StoreError
 from loop.round import pull_answers, run_round
 from loop.serve.app import MAX_HINT_BYTES, Served, listen, make_app
 from loop.serve.current_student import CurrentStudent
-from loop.serve.progress import campaign_progress, pace
+from loop.serve.progress import campaign_progress
 from loop.serve.puller import Puller
 from loop.serve.tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
 from tests.loop.test_round import make
@@ -331,36 +330,6 @@ def test_the_page_of_a_finished_round_shows_its_stability(site):
 def test_the_page_before_anything_happened(site):
     page = site.http.get("/", headers={"Authorization": f"Bearer {TOKENS.page}"})
     assert page.status_code == 200
-
-
-# forecasts
-
-NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
-
-
-def test_a_steady_pace_of_days_is_carried_on():
-    times = [NOW - timedelta(hours=h) for h in range(48)]
-    found = pace(times, 24, NOW)
-    assert found.per_hour == pytest.approx(48 / 47)
-    assert (found.finish - NOW) / timedelta(days=1) == pytest.approx(0.98, abs=0.01)
-    assert found.earliest < found.finish < found.latest
-
-
-def test_the_first_hours_count_as_a_working_day():
-    times = [NOW - timedelta(minutes=m) for m in range(61)]
-    found = pace(times, 61 * 8 * 2, NOW)
-    assert (found.finish - NOW) / timedelta(days=1) == pytest.approx(2.0, abs=0.01)
-    assert "8 hours a day" in found.basis
-
-
-@pytest.mark.parametrize("n", [0, 1, 4])
-def test_too_little_forecasts_nothing(n):
-    assert pace([NOW] * n, 10, NOW).finish is None
-
-
-def test_answers_at_one_moment_or_all_back():
-    assert pace([NOW] * 9, 10, NOW).finish > NOW
-    assert pace([NOW] * 9, 0, NOW).basis == "everything is back"
 
 
 # secrets

@@ -1,0 +1,322 @@
+"""What a campaign still takes: labels to a goal, people's time, money and the day.
+
+Before the first round the validation sample says how many labels bring the share of wrong labels
+down (``goldloop validate``). After two rounds, each metric's curve over the gold labels says how
+many more labels a goal takes. Both come with intervals; a curve of few rounds has a wide one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from loop.campaign.config import Config, stop_rule
+from loop.campaign.metrics import METRICS, Metric, RoundMetrics, as_json
+from loop.campaign.store import Store
+from loop.campaign.tables import RIVAL_MARK, VALIDATION, Annotation, Round
+from loop.chance import stream
+from loop.errors import StageError
+from loop.measure.collapsed import measured_rounds
+from loop.money import account, labels_left
+from loop.people.pace import pace, when_given
+from loop.studies.gain_curve import GainCurve, fit_gain_curve
+from loop.studies.preflight import ANSWER_S
+from loop.studies.validate import validation
+
+OWN_SHARE = 0.5
+"""Of a point's variance that is its own, where no paired difference tells; the rest is shared."""
+MOST_TIMES = 10.0
+"""Labels are not told beyond so many times those bought so far."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a goal takes.
+
+    Attributes:
+        rule: such as ``accuracy=0.8``, as in ``rounds.stop``.
+        now: the metric; None where nothing measures it yet.
+        labels: further gold labels; inf where the curve never gets there, None where nobody can
+            tell yet.
+        why: what is missing, where ``labels`` is None.
+    """
+
+    rule: str
+    now: Metric | None
+    labels: Metric | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do.
+
+    Attributes:
+        goals: one for each that was asked for.
+        labels_left: of ``budget.labels``.
+        rounds_left: of ``rounds.rounds``.
+        answers_per_label: answers that are bought for one gold label, hidden checks included.
+        usd_per_label: price of these answers.
+        seconds: median time of an answer; assumed where nobody has answered.
+        measured_time: whether that time is measured.
+        usd_left: of ``budget.usd``, None where there is no cap.
+        per_day: answers a day at the present pace, None where too few have come.
+    """
+
+    goals: tuple[Goal, ...]
+    labels_left: int
+    rounds_left: int
+    batch: int
+    answers_per_label: float
+    usd_per_label: float
+    seconds: float
+    measured_time: bool
+    usd_left: float | None
+    per_day: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; labels that no curve reaches are null."""
+        told: dict[str, Any] = as_json(replace(self, goals=()))
+        told["goals"] = [
+            {
+                "rule": goal.rule,
+                "now": as_json(goal.now),
+                "labels": _finite(goal.labels),
+                "why": goal.why,
+            }
+            for goal in self.goals
+        ]
+        return told
+
+
+def make_plan(
+    config: Config, store: Store, goals: Sequence[str] = (), at: datetime | None = None
+) -> Plan:
+    """The plan of a campaign that has begun.
+
+    Args:
+        goals: rules with a value, as in ``rounds.stop``; none takes those of the campaign file.
+        at: the present.
+    Raises:
+        StageError: a goal that is no metric's value or ``remaining-error``.
+    """
+    name = config.campaign.name
+    asked = goals or [r for r in config.rounds.stop if r.partition("=")[0] not in NO_GOALS]
+    rounds = store.rounds(name)
+    answers = store.annotations(name)
+    times = [a.lead_time_s for a in answers if a.lead_time_s]
+    section = config.people
+    each = section.panel.first * (1.0 + section.check_frac)
+    money = account(config, store)
+    done = sum(r.stage == "done" and r.number != VALIDATION for r in rounds)
+    return Plan(
+        goals=tuple(_goal(config, store, rounds, rule) for rule in asked),
+        labels_left=labels_left(config, store),
+        rounds_left=max(0, config.rounds.rounds - done),
+        batch=config.rounds.batch_size,
+        answers_per_label=each,
+        usd_per_label=each * money.answer_usd,
+        seconds=float(np.median(times)) if times else ANSWER_S,
+        measured_time=bool(times),
+        usd_left=None if money.cap_usd is None else money.cap_usd - money.committed_usd,
+        per_day=_per_day(answers, at or datetime.now(UTC)),
+    )
+
+
+NO_GOALS = ("gain", "plateau")
+"""Rules that end a campaign without naming where it should get."""
+
+
+def points_of(rounds: Sequence[Round], key: str) -> list[tuple[int, Metric, float]]:
+    """Gold labels, the metric and the standard deviation of its own error, round by round.
+
+    ``remaining-error`` is told as its complement, the share of right labels. The first point is the
+    students of the LLM's labels alone, or the LLM's own labels.
+    """
+    loops = [m for r, m in measured_rounds(rounds) if r.stage == "done" and r.number != VALIDATION]
+    points: list[tuple[int, Metric, float]] = []
+    for metrics in loops:
+        if not points and (first := _first(metrics, key)) is not None:
+            points.append((0, first, _own_sd(first, None)))
+        value = _value(metrics, key)
+        bought = metrics.bought if metrics.gold is None else metrics.gold
+        if value is None or not value.has_interval or (points and bought <= points[-1][0]):
+            continue
+        points.append(
+            (bought, value, _own_sd(value, metrics.compared.get("previous", {}).get(key)))
+        )
+    return points
+
+
+def curve_of(
+    points: Sequence[tuple[int, Metric, float]], rng: np.random.Generator
+) -> GainCurve | None:
+    """The curve through three points or more, else None."""
+    if len(points) < 3:
+        return None
+    labels, metrics, own = zip(*points, strict=True)
+    whole = np.array([_sd(m) for m in metrics])
+    shared = float(np.sqrt(max(0.0, float(np.mean(whole**2 - np.array(own) ** 2)))))
+    values = np.array([m.value for m in metrics])
+    return fit_gain_curve(np.array(labels, float), values, shared, np.array(own), rng=rng)
+
+
+def _goal(config: Config, store: Store, rounds: Sequence[Round], rule: str) -> Goal:
+    try:
+        key, value = stop_rule(rule)
+    except ValueError as exc:
+        raise StageError(f"{exc}.") from None
+    if key in NO_GOALS:
+        raise StageError(f"{rule!r} is a stopping rule, not a goal; name a value to reach.")
+    begun = any(r.number != VALIDATION for r in rounds)
+    if key == "remaining-error" and not begun and (priced := _priced(config, store, rule, value)):
+        return priced
+    goal = 1.0 - value if key == "remaining-error" else value
+    points = points_of(rounds, key)
+    now = points[-1][1] if points else None
+    bought = points[-1][0] if points else 0
+    if now is not None and now.value >= goal:
+        return Goal(rule, now, Metric(0.0, 0.0, 0.0))
+    curve = curve_of(points, stream("plan", config.rounds.seed, len(points)))
+    if curve is None:
+        missing = "needs two finished rounds whose test texts have known labels"
+        return Goal(rule, now, None, f"{missing}; {max(0, len(points) - 1)} so far")
+    more = np.maximum(curve.labels_to(goal) - bought, 0.0)
+    more = np.where(more > MOST_TIMES * max(bought, 1), np.inf, more)
+    value, low, high = curve.quantiles(more, (0.5, 0.025, 0.975))
+    return Goal(rule, now, Metric(value, low, high))
+
+
+def _finite(labels: Metric | None) -> dict[str, float | None] | None:
+    if labels is None:
+        return None
+    ends = {"value": labels.value, "low": labels.low, "high": labels.high}
+    return {name: end if math.isfinite(end) else None for name, end in ends.items()}
+
+
+def _priced(config: Config, store: Store, rule: str, error: float) -> Goal | None:
+    """The price that the validation sample gives for a share of wrong labels."""
+    annotators = [a for a in store.annotators(config.campaign.name) if RIVAL_MARK not in a]
+    try:
+        sample = validation(config, store, annotators[-1], goal=1.0 - error)
+    except (StageError, IndexError):
+        return None
+    right, price = sample.quality.accuracy, sample.price.by_entropy
+    return Goal(
+        rule,
+        Metric(right.value, right.low, right.high),
+        Metric(price.value, price.low, price.high),
+    )
+
+
+def _first(metrics: RoundMetrics, key: str) -> Metric | None:
+    if key != "remaining-error":
+        arm = metrics.arms.get("llm_only")
+        return arm.metric(key) if arm is not None else None
+    return metrics.label_quality.accuracy if metrics.label_quality else None
+
+
+def _value(metrics: RoundMetrics, key: str) -> Metric | None:
+    if key != "remaining-error":
+        arm = metrics.arms.get("loop")
+        return arm.metric(key) if arm is not None else None
+    error = metrics.label_quality.remaining_error if metrics.label_quality else None
+    return None if error is None else Metric(1 - error.value, 1 - error.high, 1 - error.low)
+
+
+def _sd(metric: Metric) -> float:
+    return max((metric.high - metric.low) / 3.92, 1e-4)
+
+
+def _own_sd(metric: Metric, difference: Metric | None) -> float:
+    """Of a point's own error: half the variance of its difference to the point before."""
+    if difference is not None and difference.has_interval:
+        return min(_sd(difference) / math.sqrt(2), _sd(metric))
+    return _sd(metric) * math.sqrt(OWN_SHARE)
+
+
+def _per_day(answers: Sequence[Annotation], at: datetime) -> float | None:
+    rate = pace([when_given(a) for a in answers], 1, at)
+    if rate.finish is None:
+        return None
+    days = (rate.finish - at).total_seconds() / 86_400
+    return 1.0 / days if days > 0 else None
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """The plan for people to read."""
+    lines = []
+    rounds = min(plan.rounds_left, math.ceil(plan.labels_left / plan.batch))
+    rest = min(plan.labels_left, plan.rounds_left * plan.batch)
+    if rest:
+        word = "round" if rounds == 1 else "rounds"
+        lines.append(
+            f"As planned: {rounds} more {word} with {rest:,} labels: {_effort(plan, rest)}."
+        )
+    else:
+        lines.append("As planned: no further round; the rounds or the labels of the file are used.")
+    for goal in plan.goals:
+        lines.append(_goal_line(plan, goal, rest))
+    if not plan.goals:
+        lines.append("Name a goal to learn what it takes: `goldloop plan --goal accuracy=0.8`.")
+    if not plan.measured_time:
+        lines.append(f"Nobody has answered yet: {plan.seconds:.0f} seconds an answer are assumed.")
+    return lines
+
+
+def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
+    key, _, value = goal.rule.partition("=")
+    title = METRICS[key].title if key in METRICS else "share of wrong labels"
+    wanted = f"{title} of {100 * float(value):g} %"
+    if key == "remaining-error":
+        wanted = f"At most {100 * float(value):g} % wrong labels"
+    now = goal.now
+    if now is not None and key == "remaining-error":
+        now = Metric(1 - now.value, 1 - now.high, 1 - now.low)
+    at = "" if now is None else f" (now {100 * now.value:.1f})"
+    labels = goal.labels
+    if labels is None:
+        return f"{wanted}{at}: not known yet; this {goal.why}."
+    if labels.value == 0 and labels.high == 0:
+        return f"{wanted}{at}: reached."
+    told = _labels(labels)
+    if not math.isfinite(labels.value):
+        return (
+            f"{wanted}{at}: not in sight. At the present rate it takes {told} more labels; better"
+            " prompts or another LLM may help more."
+        )
+    enough = "The campaign as planned may suffice."
+    if labels.value > rest:
+        enough = (
+            "The campaign as planned does not suffice: raise budget.labels and rounds.rounds by"
+            f" about {labels.value - rest:,.0f} labels."
+        )
+    return f"{wanted}{at}: about {told} more labels: {_effort(plan, labels.value)}. {enough}"
+
+
+def _labels(labels: Metric) -> str:
+    def one(value: float) -> str:
+        return f"{10 * round(value / 10):,}" if value >= 100 else f"{value:,.0f}"
+
+    low = one(labels.low) if math.isfinite(labels.low) else None
+    if not math.isfinite(labels.value):
+        return f"{low} or more" if low is not None else "far more"
+    high = f"to {one(labels.high)}" if math.isfinite(labels.high) else "or many more"
+    return f"{one(labels.value)} ({low} {high})"
+
+
+def _effort(plan: Plan, labels: float) -> str:
+    answers = math.ceil(labels * plan.answers_per_label)
+    hours = answers * plan.seconds / 3600
+    parts = [f"{answers:,} answers", f"{hours:,.1f} hours of people's time"]
+    if plan.usd_per_label:
+        parts.append(f"${labels * plan.usd_per_label:,.2f}")
+    if plan.per_day:
+        days = answers / plan.per_day
+        parts.append(f"{max(days, 0.1):,.1f} days at the present pace")
+    return ", ".join(parts)

@@ -1,0 +1,104 @@
+"""What a campaign still takes: labels to a goal, time, money."""
+
+import json
+import math
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from campaigns import make
+
+from loop.campaign.metrics import Metric
+from loop.errors import StageError
+from loop.next_round import open_campaign, why_finished
+from loop.round import run_round
+from loop.studies.plan import Goal, Plan, make_plan, plan_lines, points_of
+from loop.studies.validate import open_validation, validation
+
+PLAN = Plan((), 100, 2, 50, 2.0, 0.2, 18.0, True, None, None)
+NOW = datetime(2026, 11, 28, tzinfo=UTC)
+
+
+def told(goal, **changed):
+    plan = Plan(**{**vars(PLAN), "goals": (goal,), **changed})
+    json.dumps(plan.to_json(), allow_nan=False)
+    return plan_lines(plan)
+
+
+def test_a_goal_in_sight_is_told_with_labels_time_and_money():
+    goal = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(63, 21, 250))
+    planned, line = told(goal)
+    assert planned == (
+        "As planned: 2 more rounds with 100 labels: 200 answers, 1.0 hours of people's time,"
+        " $20.00."
+    )
+    assert line == (
+        "accuracy of 80 % (now 75.0): about 63 (21 to 250) more labels: 126 answers, 0.6 hours of"
+        " people's time, $12.60. The campaign as planned may suffice."
+    )
+    far = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(240, 90, math.inf))
+    assert "240 (90 or many more)" in told(far)[1]
+    assert "raise budget.labels and rounds.rounds by about 140 labels" in told(far)[1]
+
+
+def test_what_is_reached_not_in_sight_or_not_known_says_so():
+    now = Metric(0.75, 0.7, 0.8)
+    assert told(Goal("p_uc=0.7", now, Metric(0, 0, 0)))[1].endswith("(now 75.0): reached.")
+    never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
+    assert "not in sight. At the present rate it takes 400 or more" in told(never)[1]
+    assert "not known yet" in told(Goal("p_uc=0.9", None, None, "needs two rounds; 0 so far"))[1]
+    wrong = told(Goal("remaining-error=0.05", now, Metric(10, 5, 20)))[1]
+    assert wrong.startswith("At most 5 % wrong labels (now 25.0): about 10 (5 to 20) more labels")
+    unmeasured = plan_lines(Plan(**{**vars(PLAN), "measured_time": False, "labels_left": 0}))
+    assert unmeasured[0].startswith("As planned: no further round")
+    assert "goldloop plan --goal" in unmeasured[1]
+    assert "18 seconds an answer are assumed" in unmeasured[2]
+
+
+def test_a_campaign_knows_more_after_each_round(tmp_path):
+    ctx = make(
+        tmp_path,
+        budget={"labels": 45, "usd_per_label": 0.5},
+        rounds={"batch_size": 15, "rounds": 3, "audit_frac": 0.5},
+    )
+    open_campaign(ctx)
+    goals = ("accuracy=0.99", "remaining-error=0.01")
+    known = []
+    while why_finished(ctx) is None:
+        plan = make_plan(ctx.config, ctx.store, goals, NOW)
+        known.append(plan.goals[1].labels is not None)
+        run_round(ctx)
+    assert known == [False, False, True]
+    plan = make_plan(ctx.config, ctx.store, goals, NOW)
+    assert (plan.labels_left, plan.rounds_left, plan.usd_per_label) == (0, 0, 0.5)
+    for key in ("accuracy", "remaining-error"):
+        points = points_of(ctx.store.rounds("c"), key)
+        assert [labels for labels, _, _ in points] == [0, 15, 30, 45]
+        assert all(own > 0 for _, _, own in points)
+    for goal in plan.goals:
+        assert 0 <= goal.labels.low <= goal.labels.value <= goal.labels.high
+    with pytest.raises(StageError, match="not a stopping rule; write accuracy"):
+        make_plan(ctx.config, ctx.store, ["acuracy=1"])
+    with pytest.raises(StageError, match="not a goal"):
+        make_plan(ctx.config, ctx.store, ["plateau"])
+    section = ctx.config.rounds.model_copy(update={"stop": ("gain=0.01", "p_uc=0.5")})
+    config = ctx.config.model_copy(update={"rounds": section})
+    assert [goal.rule for goal in make_plan(config, ctx.store).goals] == ["p_uc=0.5"]
+
+
+def test_before_the_first_round_the_validation_sample_says_it(tmp_path):
+    ctx = make(tmp_path)
+    open_validation(ctx, 40)
+    run_round(ctx)
+    goal = make_plan(ctx.config, ctx.store, ["remaining-error=0.05"], NOW).goals[0]
+    sample = validation(ctx.config, ctx.store, ctx.annotator.revision, goal=0.95)
+    assert goal.labels.value == sample.price.by_entropy.value > 0
+    assert goal.now.value == sample.quality.accuracy.value
+
+
+def test_answers_of_one_day_tell_the_pace(tmp_path):
+    answers = [SimpleNamespace(updated_at=f"2026-11-27T{h:02}:00:00Z") for h in range(8, 16)]
+    from loop.studies.plan import _per_day
+
+    assert _per_day(answers, NOW) == pytest.approx(8 / 7 * 8, rel=0.01)
+    assert _per_day(answers[:3], NOW) is None
