@@ -338,7 +338,7 @@ def test_a_changed_prompt_is_refused_before_it_costs_anything(tmp_path):
     votes = ctx.store.spent("c").votes
     ctx.store.close()
     again = make(tmp_path, campaign={"name": "c", "task": "another task"})
-    with pytest.raises(ConfigError, match=r'campaign.task = "another task" cannot be taken up'):
+    with pytest.raises(ConfigError, match=r'campaign.task = "another task" cannot be changed now'):
         run_stage(again, "score")  # people would be asked another question than the LLM
     again.store.close()
     finish(make(tmp_path, rounds={"batch_size": 15, "rounds": 1, "audit_frac": 0.2}))

@@ -281,7 +281,7 @@ def test_hostile_tars_leave_nothing(tmp_path: Path, kind: bytes) -> None:
 def test_damaged_archives_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     archive = tmp_path / "a.whl"
     archive.write_bytes(content)
-    with pytest.raises(FetchError, match="no archive that can be read"):
+    with pytest.raises(FetchError, match="not an archive that can be read"):
         archives.extract_members(archive, "m/", tmp_path / "out")
 
 

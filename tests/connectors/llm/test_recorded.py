@@ -128,7 +128,7 @@ def test_stated_confidence_is_the_labels_probability() -> None:
     assert answer.probs[2:7].max(axis=1) == pytest.approx([1 / 3] * 5, rel=2e-3)
     for value in (80, "95%", "0,95", -0.1, "sure", True, "1e400", math.inf):
         bad = [TextItem("b", "t", {"llm": "positive", "sure": value})]
-        with pytest.raises(AnnotatorError, match=r"'sure' holds .* no probability"):
+        with pytest.raises(AnnotatorError, match=r"'sure' holds .* not a probability"):
             annotator.annotate(PromptVariant(0, "t", three, ()), bad)
     with pytest.raises(AnnotatorError, match="'sure'"):
         annotator.check(items("positive"))

@@ -438,7 +438,7 @@ def test_a_folder_that_is_no_data_set_is_not_overwritten(tmp_path: Path) -> None
     pytest.importorskip("datasets")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").write_text("x")
-    with pytest.raises(DataError, match="no saved data set"):
+    with pytest.raises(DataError, match="not a saved data set"):
         write_labels(RECORDS, tmp_path / "mine")
     with pytest.raises(DataError, match="is a folder"):
         write_labels(RECORDS, tmp_path / "mine", format="csv")

@@ -197,7 +197,7 @@ def parts(monkeypatch):
         ("short", r"must give one finite number for each of 4 texts; it gave shape \(3,\)"),
         ("endless", r"with 0 finite numbers"),
         ("failing", r"failed \(RuntimeError: out of luck\)"),
-        ("number", r"is no function but int: its entry point 'odd_parts:number'"),
+        ("number", r"is not a function but int: its entry point 'odd_parts:number'"),
         ("nothing", r"Nothing installed adds the strategy 'nothing'"),
     ],
 )

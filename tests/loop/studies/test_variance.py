@@ -54,7 +54,7 @@ def test_the_planted_cause_is_named(cause):
 def test_equal_causes_cannot_be_told_apart():
     # two samples differ twice: each from its base
     _, told = apart({"init": 0.15, "order": 0.15, "sample": 0.078})
-    assert told.startswith("With 4 bases it cannot be told")
+    assert told.startswith("4 bases are too few to tell")
 
 
 def test_nothing_that_changes_is_said():
