@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,10 @@ from loop.cli.build import build_context, connect_project, open_store
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, say
 from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.campaign.config import Config
+    from loop.campaign.store import Store
 
 app = typer.Typer()
 
@@ -43,7 +48,6 @@ def serve(
     from connectors.label_studio.ml_backend import MlBackend
     from loop.campaign.config import load
     from loop.serve.current_student import CurrentStudent
-    from loop.serve.progress import campaign_progress
     from loop.serve.puller import Puller
     from loop.serve.tokens import Tokens, load_state, save_state, state_file
     from loop.student.inference import SavedClassifier
@@ -63,6 +67,7 @@ def serve(
         if state != wanted:
             save_state(path, wanted)
         url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+        links = server.OneTimeLinks()
         puller = Puller(lambda: _pull_quietly(file), say=say)
         student = CurrentStudent(
             config,
@@ -79,16 +84,20 @@ def serve(
                 hint=puller.hint,
                 project=lambda: store.project_id(config.campaign.name),
                 student=student,
-                progress=lambda: campaign_progress(config, store) | puller.to_json(),
+                progress=lambda: _progress(config, store) | puller.to_json(),
                 backend=MlBackend(blind=config.people.assist == "blind"),
                 hosts=server.own_hosts(host, public_url),
+                links=links,
             )
         )
 
         def ready() -> None:
             typer.echo(url)
-            shown = tokens.page if sys.stderr.isatty() else f"page_token in {path}"
-            say(f"Progress at {url}; token: {shown}")
+            if sys.stderr.isatty():
+                say(f"Open {url}{links.new()} (good once, for ten minutes).")
+                say(f"Later, or elsewhere: {url}; token: {tokens.page}")
+            else:  # a log is no place for a secret
+                say(f"Progress at {url}; token: page_token in {path}")
             if connect:
                 try:
                     connect_project(config, store, url, tokens)
@@ -100,6 +109,16 @@ def serve(
             server.serve_app(application, listener, ready)
         finally:
             puller.stop()
+
+
+def _progress(config: Config, store: Store) -> dict[str, Any]:
+    """All that the page shows: how the round moves on, and what is still to come."""
+    from loop.serve.progress import campaign_progress
+    from loop.studies.plan import make_plan, to_come
+
+    told, at = campaign_progress(config, store), datetime.now(UTC)
+    plan = make_plan(config, store, at=at)
+    return told | {"to_come": to_come(plan, told["pace"]["answers_out"], at)}
 
 
 @label_studio_app.command("up")

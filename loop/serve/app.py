@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -41,6 +41,7 @@ MAX_LOGIN_BYTES = 4096
 BODY_S = 30.0  # in which a body must have come
 END_S = 5  # that requests get to end in, when the server is stopped
 REFRESH_S = 15
+LINK_S = 600.0  # that a one-time link is good for
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,24 @@ class Backend(Protocol):
         ...
 
 
+class OneTimeLinks:
+    """Links that log somebody in once, as the terminal prints them; another process knows none."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until: dict[str, float] = {}
+
+    def new(self) -> str:
+        """The path of a new link."""
+        ticket = secrets.token_urlsafe(24)
+        self._until[ticket] = self._clock() + LINK_S
+        return f"/open?once={ticket}"
+
+    def take(self, ticket: str) -> bool:
+        """Whether the ticket was good; from now on it is not."""
+        return self._until.pop(ticket, 0.0) > self._clock()
+
+
 @dataclass(frozen=True)
 class Served:
     """What the application needs of the rest.
@@ -95,6 +114,7 @@ class Served:
     progress: Callable[[], Mapping[str, Any]]
     backend: Backend
     hosts: frozenset[str] = frozenset()
+    links: OneTimeLinks = field(default_factory=OneTimeLinks)
 
 
 class _RefusedError(Exception):
@@ -191,8 +211,8 @@ def make_app(served: Served) -> FastAPI:
             log.debug("a request failed", exc_info=True)
             response = JSONResponse({"detail": "goldloop failed; its terminal says why"}, 500)
         response.headers["Content-Security-Policy"] = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; form-action 'self';"
-            " base-uri 'none'; frame-ancestors 'none'"
+            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}';"
+            " connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
         )
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -268,6 +288,14 @@ def make_app(served: Served) -> FastAPI:
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
         if not _same(given, tokens.page):
             return _html("login.html.j2", request, 401, campaign=served.campaign, wrong=True)
+        return logged_in()
+
+    @app.get("/open")
+    async def opened(once: str = "") -> Response:
+        """The link of the terminal. A used one shows the login page, or the progress if known."""
+        return logged_in() if served.links.take(once) else RedirectResponse("/", 303)
+
+    def logged_in() -> Response:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             cookie, tokens.cookie, max_age=30 * 86400, httponly=True, samesite="strict"

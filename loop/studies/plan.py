@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from loop.campaign.config import Config, stop_rule
 from loop.campaign.metrics import METRICS, Metric, RoundMetrics, as_json
 from loop.campaign.store import Store
-from loop.campaign.tables import RIVAL_MARK, VALIDATION, Annotation, Round
+from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION, Annotation, Round
 from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.collapsed import measured_rounds
@@ -59,7 +59,7 @@ class Plan:
     Attributes:
         goals: one for each that was asked for.
         labels_left: of ``budget.labels``.
-        rounds_left: of ``rounds.rounds``.
+        rounds_left: of ``rounds.rounds``, those whose batch is not chosen yet.
         answers_per_label: answers that are bought for one gold label, hidden checks included.
         usd_per_label: price of these answers.
         seconds: median time of an answer; assumed where nobody has answered.
@@ -113,11 +113,12 @@ def make_plan(
     section = config.people
     each = section.panel.first * (1.0 + section.check_frac)
     money = account(config, store)
-    done = sum(r.stage == "done" and r.number != VALIDATION for r in rounds)
+    chosen = STAGES[STAGES.index("select") + 1 :]  # whose labels the budget has counted already
+    asked_in = sum(r.stage in chosen and r.number != VALIDATION for r in rounds)
     return Plan(
         goals=tuple(_goal(config, store, rounds, rule) for rule in asked),
         labels_left=labels_left(config, store),
-        rounds_left=max(0, config.rounds.rounds - done),
+        rounds_left=max(0, config.rounds.rounds - asked_in),
         batch=config.rounds.batch_size,
         answers_per_label=each,
         usd_per_label=each * money.answer_usd,
@@ -238,6 +239,30 @@ def _own_sd(metric: Metric, difference: Metric | None) -> float:
     if difference is not None and difference.has_interval:
         return min(_sd(difference) / math.sqrt(2), _sd(metric))
     return _sd(metric) * math.sqrt(OWN_SHARE)
+
+
+def to_come(plan: Plan, out: int, at: datetime) -> dict[str, Any]:
+    """Rounds and labels that will really be asked for, and the day when all are answered.
+
+    Args:
+        out: answers of the present round that are still out.
+        at: the present.
+    """
+    labels = min(plan.labels_left, plan.rounds_left * plan.batch)
+    if plan.usd_left is not None and plan.usd_per_label:
+        labels = min(labels, max(0, int(plan.usd_left / plan.usd_per_label)))
+    answers = out + math.ceil(labels * plan.answers_per_label)
+    finish = None
+    if answers and plan.per_day:
+        finish = at + timedelta(days=min(answers / plan.per_day, 36_500))
+    return {
+        "rounds": math.ceil(labels / plan.batch),
+        "labels": labels,
+        "answers": answers,
+        "hours": answers * plan.seconds / 3600,
+        "usd": labels * plan.usd_per_label,
+        "finish": finish and finish.isoformat(timespec="minutes"),
+    }
 
 
 def _per_day(answers: Sequence[Annotation], at: datetime) -> float | None:

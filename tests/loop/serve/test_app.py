@@ -12,11 +12,18 @@ from fastapi.testclient import TestClient
 
 from connectors.label_studio.ml_backend import MlBackend
 from connectors.label_studio.page import choice_result
+from loop.cli.serving import _progress
 from loop.errors import BusyError, ReviewerError, StoreError
 from loop.round import pull_answers, run_round
-from loop.serve.app import MAX_HINT_BYTES, Served, listen, make_app
+from loop.serve.app import (
+    LINK_S,
+    MAX_HINT_BYTES,
+    OneTimeLinks,
+    Served,
+    listen,
+    make_app,
+)
 from loop.serve.current_student import CurrentStudent
-from loop.serve.progress import campaign_progress
 from loop.serve.puller import Puller
 from loop.serve.tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
 from tests.loop.test_round import make
@@ -29,6 +36,8 @@ class Fixture:
         self.ctx = ctx
         self.hints = 0
         self.models = {}
+        self.clock = 0.0
+        self.links = OneTimeLinks(lambda: self.clock)
         served = Served(
             tokens=TOKENS,
             campaign="c",
@@ -37,9 +46,10 @@ class Fixture:
             project=lambda: ctx.store.project_id("c"),
             student=CurrentStudent(ctx.config, ctx.store, self.load),
             progress=lambda: (
-                campaign_progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
+                _progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
             ),
             backend=MlBackend(blind=blind),
+            links=self.links,
         )
         self.http = TestClient(
             make_app(served), base_url="http://127.0.0.1:8001", follow_redirects=False
@@ -306,10 +316,10 @@ def test_the_page_shows_where_the_round_stands(site):
     page = site.http.get("/", headers=bearer)
     assert "<strong>4</strong> of 15 texts" in page.text
     assert "&lt;script&gt;alert(1)" in page.text
-    assert "<script" not in page.text
+    assert page.text.count("<script") == 1  # its own, which carries the nonce
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
-    assert "script" not in policy
+    assert re.findall(r"script-src ([^;]*)", policy) == [re.search(r"'nonce-[^']+'", policy)[0]]
     nonce = re.search(r"'nonce-([^']+)'", policy)[1]
     assert f'<style nonce="{nonce}">' in page.text
     assert 'http-equiv="refresh"' in page.text
@@ -330,6 +340,40 @@ def test_the_page_of_a_finished_round_shows_its_stability(site):
 def test_the_page_before_anything_happened(site):
     page = site.http.get("/", headers={"Authorization": f"Bearer {TOKENS.page}"})
     assert page.status_code == 200
+    assert "Rounds to come" in page.text
+    nonce = re.search(r"<script nonce=\"([^\"]+)\">", page.text)[1]
+    assert f"script-src 'nonce-{nonce}'" in page.headers["Content-Security-Policy"]
+
+
+def test_the_page_says_what_the_campaign_still_takes(tmp_path):
+    budget = {"labels": 45, "usd": 30.0, "usd_per_label": 0.5}
+    site = Fixture(make(tmp_path, raters=False, budget=budget))
+    run_round(site.ctx)
+    told = _progress(site.ctx.config, site.ctx.store)
+    sent = told["sent"]
+    assert (told["rounds"], told["to_come"]["rounds"]) == (2, 1)  # the present one is asked for
+    assert told["to_come"]["labels"] == sent == 15
+    assert told["to_come"]["usd"] == pytest.approx(0.5 * told["to_come"]["labels"])
+    assert told["to_come"]["answers"] == sent + told["to_come"]["labels"]
+    page = site.http.get("/", headers={"Authorization": f"Bearer {TOKENS.page}"}).text
+    assert "of $30.00" in page
+    assert "neither asks the LLM nor trains" in page
+
+
+def test_a_link_lets_in_once_and_not_for_ever(site):
+    path = site.links.new()
+    assert site.http.get("/open?once=guessed").headers["location"] == "/"
+    assert "set-cookie" not in site.http.get("/open?once=guessed").headers
+    assert "set-cookie" not in site.http.get("/open").headers
+    answer = site.http.get(path)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    assert "HttpOnly" in answer.headers["set-cookie"]
+    assert site.http.get("/").status_code == 200
+    site.http.cookies.clear()
+    assert "set-cookie" not in site.http.get(path).headers
+    late = site.links.new()
+    site.clock += LINK_S + 1
+    assert "set-cookie" not in site.http.get(late).headers
 
 
 # secrets
