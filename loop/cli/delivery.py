@@ -21,10 +21,14 @@ def export(
         bool,
         typer.Option("--all-rows", help="Every row of the source, with the label beside it."),
     ] = False,
+    card: Annotated[
+        Path | None, typer.Option(help="Also write a data set card, in Markdown, there.")
+    ] = None,
     file: File = CAMPAIGN,
 ) -> None:
     """Write the final labels with their provenance, confidence and round."""
-    say(f"Wrote {Campaign(file).export(out, all_rows=all_rows):,} labels to {out}.")
+    written = Campaign(file).export(out, all_rows=all_rows, card=card)
+    say(f"Wrote {written:,} labels to {out}{f', the card to {card}' if card else ''}.")
 
 
 @app.command()

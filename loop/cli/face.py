@@ -357,13 +357,17 @@ class Campaign:
     # taking away
 
     @_raises_loop_errors
-    def export(self, out: str | Path, *, all_rows: bool = False) -> int:
+    def export(
+        self, out: str | Path, *, all_rows: bool = False, card: str | Path | None = None
+    ) -> int:
         """Writes the final labels to a CSV, JSONL or Parquet file, or a data set folder.
 
         Args:
             all_rows: write every row of the source, in its order and with all its columns, and the
                 label beside it; else one row for each different text to label. The source must be
                 a file, and so must ``out``.
+            card: also writes a data set card in Markdown there: what the labels are, where they
+                come from, how good they are.
 
         Returns:
             The number of labels.
@@ -372,9 +376,14 @@ class Campaign:
             StageError: nothing is labelled yet.
         """
         from connectors.texts.write import write_labels
+        from loop.deliver.data_card import data_card
         from loop.deliver.export import final_labels, labels_by_text
+        from loop.files import SHARED, write_whole
 
         with reading(self.file) as (config, store):
+            if card is not None:
+                text = data_card(config, store, final_labels(config, store))
+                write_whole(Path(card), text, mode=SHARED)
             if all_rows:
                 return _write_all_rows(config, labels_by_text(config, store), Path(out))
             records = final_labels(config, store)

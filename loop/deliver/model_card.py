@@ -157,12 +157,13 @@ def _data(facts: CardFacts) -> str:
 ## What it learned from
 
 {len(facts.learned)} texts of {escape(facts.config.texts.source)}; the LLM:
-{escape(_annotator(facts.config))}. Labels by where they come from:
+{escape(llm_in_words(facts.config))}. Labels by where they come from:
 
 {_table(head, [*rows, totals])}"""
 
 
-def _annotator(config: Config) -> str:
+def llm_in_words(config: Config) -> str:
+    """Which LLM labelled the texts, for a card."""
     section = config.annotator
     if section.kind == "recorded":
         return "labels recorded in the columns " + ", ".join(section.columns)

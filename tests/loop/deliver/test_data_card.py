@@ -1,0 +1,42 @@
+"""The data set card says where labels come from and how good they are, whatever they are called."""
+
+import re
+
+from campaigns import LABELS, make
+
+from loop.deliver.data_card import COLUMNS, data_card
+from loop.deliver.export import final_labels
+from loop.next_round import open_campaign, why_finished
+from loop.round import run_round
+
+
+def test_the_card_of_a_campaign(tmp_path):
+    ctx = make(tmp_path)
+    open_campaign(ctx)
+    while why_finished(ctx) is None:
+        run_round(ctx)
+    records = final_labels(ctx.config, ctx.store)
+    simulated = ctx.config.raters.model_copy(update={"kind": "gold"})
+    card = data_card(ctx.config.model_copy(update={"raters": simulated}), ctx.store, records)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert 'pretty_name: "c"' in front
+    assert "machine-generated" in front
+    assert "**simulated** raters" in body
+    assert "expert-generated" not in front  # simulated people are no experts
+    assert "expert-generated" in data_card(ctx.config, ctx.store, records)
+    assert "labels recorded in the columns llm, llm\\_2" in body
+    for label in LABELS:
+        row = re.search(rf"^\| {label} \| (.*) \|$", body, re.MULTILINE)[1].split(" | ")
+        assert sum(map(int, row)) == sum(r["label"] == label for r in records)
+    assert re.search(r"Of the LLM's labels \d+\.\d % \(\d+\.\d to \d+\.\d\) are right", body)
+    assert set(COLUMNS) <= set(records[0])
+
+
+def test_names_are_text_and_nothing_else(tmp_path):
+    ctx = make(tmp_path, campaign={"name": "c", "task": "<b>Is</b> it | `good`?\n---"})
+    open_campaign(ctx)
+    run_round(ctx)
+    card = data_card(ctx.config, ctx.store, final_labels(ctx.config, ctx.store))
+    assert "<b>" not in card
+    assert "&lt;b&gt;Is&lt;/b&gt; it \\| \\`good\\`? ---" in card
+    assert card.count("\n---\n") == 1
