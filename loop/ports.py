@@ -282,6 +282,7 @@ class ReviewerSetup:
         note: whether people may leave a note.
         overlap: how many people answer each text at first.
         folder: where relative paths begin.
+        examples: label name -> texts on which people clearly agreed in earlier rounds.
         say: told one line of news at a time.
         show: opens a progress bar.
     """
@@ -296,6 +297,7 @@ class ReviewerSetup:
     note: bool
     overlap: int
     folder: Path
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
     say: News = no_news
     show: Show = show_nothing
 

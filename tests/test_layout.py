@@ -75,7 +75,6 @@ TESTED_BY = {
     "connectors.label_studio.client": "connectors/label_studio/test_faults.py",
     "connectors.label_studio.pull": "connectors/label_studio/test_faults.py",
     "connectors.label_studio.push": "connectors/label_studio/test_faults.py",
-    "connectors.label_studio.views": "connectors/label_studio/test_faults.py",
     "connectors.label_studio.withdraw": "connectors/label_studio/test_people.py",
     "connectors.llm.label_spelling": "connectors/llm/test_recorded.py",
     "connectors.llm.local_scorer": "connectors/llm/test_local_lm.py",

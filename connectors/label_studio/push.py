@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,7 @@ class Push:
         self._patience_s = patience_s
         self._assist = assist
         self._overlap = overlap
+        self._places: dict[str, str] = {}
 
     def send(self, tasks: Sequence[ReviewTask], progress: Progress = no_progress) -> dict[str, str]:
         """Imports the tasks that are not there yet, lowest rank first.
@@ -77,6 +79,7 @@ class Push:
         ordered = sorted(tasks, key=lambda task: task.rank)
         if len({task.item_id for task in ordered}) != len(ordered):
             raise ValueError("Item ids of the tasks repeat.")
+        self._places = _places(ordered)
         there = self._look_up([task.item_id for task in ordered])
         progress(len(there))
         missing = [task for task in ordered if task.item_id not in there]
@@ -195,6 +198,7 @@ class Push:
             "ext_id": task.item_id,
             "text": sendable(task.text),
             "round": task.round_number,
+            "place": self._places[task.item_id],
         }
         if self._assist == "why":
             data["why"] = sendable(task.why) if task.assisted else ""
@@ -289,6 +293,22 @@ def wait_until(patience_s: float, done: Callable[[], bool]) -> None:
             return
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 5.0)
+
+
+def _places(ordered: Sequence[ReviewTask]) -> dict[str, str]:
+    """What each task says of its place among those of its round, by item id.
+
+    It is the place in the list, not the number of answers: that stays true whoever answers what.
+    """
+    sizes = Counter(task.round_number for task in ordered)
+    passed: Counter[int] = Counter()
+    places = {}
+    for task in ordered:
+        number = task.round_number
+        passed[number] += 1
+        where = f" in round {number}" if number else ""
+        places[task.item_id] = f"Text {passed[number]:,} of {sizes[number]:,}{where}"
+    return places
 
 
 def _shows_label(task: ReviewTask) -> bool:

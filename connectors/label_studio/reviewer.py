@@ -34,7 +34,17 @@ from connectors.label_studio.client import (
     filter_on,
     pauses,
 )
-from connectors.label_studio.page import FROM_NAME, UNSURE, choices_of, page, sendable, shown_names
+from connectors.label_studio.page import (
+    FROM_NAME,
+    SUBMIT,
+    UNSURE,
+    choices_of,
+    instructions,
+    instructions_version,
+    page,
+    sendable,
+    shown_names,
+)
 from connectors.label_studio.pull import Pull
 from connectors.label_studio.push import Push, ask, wait_until
 from connectors.label_studio.views import connect_server, newest_round, show_round, show_tab
@@ -78,7 +88,20 @@ def build(setup: ReviewerSetup) -> LabelStudioReviewer:
         assist=setup.assist,
         note=setup.note,
         overlap=setup.overlap,
+        examples=setup.examples,
+        submit=_submit_keys(setup.settings),
     )
+
+
+def _submit_keys(settings: Mapping[str, Any]) -> str:
+    """The keys that submit, as people read them."""
+    if settings["url"] == "local":
+        from connectors.label_studio import server as label_studio_server
+
+        info = label_studio_server.status()
+        if info is not None and info.submit_keys:
+            return info.submit_keys
+    return SUBMIT
 
 
 def address(
@@ -117,6 +140,8 @@ class LabelStudioReviewer:
             why the item is asked.
         note: whether the page has a field for a note.
         overlap: how many people answer each item.
+        examples: label name -> texts that clearly have this label, shown with its meaning.
+        submit: the keys that submit, as the page says.
         patience_s: how long a failed import is given to turn up after all before it is repeated.
         timeout_s: how long one request may take.
         transport: an httpx transport, for tests.
@@ -134,6 +159,8 @@ class LabelStudioReviewer:
         assist: Assist = "blind",
         note: bool = True,
         overlap: int = 1,
+        examples: Mapping[str, Sequence[str]] | None = None,
+        submit: str = SUBMIT,
         patience_s: float = 30.0,
         timeout_s: float = 300.0,
         transport: httpx.BaseTransport | None = None,
@@ -147,6 +174,8 @@ class LabelStudioReviewer:
         self._assist: Assist = assist
         self._note = note
         self._overlap = overlap
+        self._examples = examples or {}
+        self._submit = submit
         self._patience_s = patience_s
         self._project: int | None = None
         self._pull: Pull | None = None
@@ -348,7 +377,14 @@ class LabelStudioReviewer:
         raise failure
 
     def _page(self) -> str:
-        return page(self._labels, task=self._task, note=self._note, why=self._assist == "why")
+        return page(
+            self._labels,
+            task=self._task,
+            note=self._note,
+            why=self._assist == "why",
+            examples=self._examples,
+            submit=self._submit,
+        )
 
     def _bring_up_to_date(self, project: Mapping[str, Any]) -> None:
         description = str(project.get("description") or "")
@@ -362,6 +398,13 @@ class LabelStudioReviewer:
             "show_collab_predictions": self._assist == "prefill",
         }
         changes = {key: value for key, value in wanted.items() if project.get(key) != value}
+        told = str(project.get("expert_instruction") or "")
+        ours = instructions(self._labels, task=self._task, examples=self._examples)
+        # What people wrote there themselves stays; the server may spell ours in another way.
+        if instructions_version(told) != instructions_version(ours) and (
+            not told.strip() or instructions_version(told)
+        ):
+            changes["expert_instruction"] = ours
         if "label_config" in changes:
             self._keep_answered_labels(project)
         if changes:

@@ -63,7 +63,18 @@ _ENVIRONMENT = {
     "SSRF_PROTECTION_ENABLED": "false",  # or webhooks to loopback are refused
     "ML_BLOCK_LOCAL_IP": "false",  # the same for ML backends
     "LOG_LEVEL": "WARNING",
+    # Submitting with one key more than choosing; Label Studio has no key that does both.
+    "EDITOR_KEYMAP": json.dumps(
+        {
+            "annotation:submit": {
+                "key": "ctrl+enter,enter,space",
+                "mac": "command+enter,enter,space",
+                "description": "Submit annotation",
+            }
+        }
+    ),
 }
+SUBMIT_KEYS = "Enter or Space"  # as people read them
 
 # Label Studio reads settings under bare names such as HOST or DEBUG: only these are handed on.
 _INHERITED = re.compile(r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|USER|LD_LIBRARY_PATH|SSL_CERT_\w+")
@@ -122,13 +133,18 @@ server.call_command("migrate", verbosity=0)
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """A running server and its owner's account; secrets stay out of its ``repr``."""
+    """A running server and its owner's account; secrets stay out of its ``repr``.
+
+    Attributes:
+        submit_keys: keys that submit an answer, for people; "" where it was started without.
+    """
 
     url: str
     username: str
     pid: int
     data_dir: Path
     version: str
+    submit_keys: str
     token: str = field(repr=False)
     password: str = field(repr=False)
 
@@ -181,7 +197,7 @@ def up(
         state.setdefault("password", secrets.token_urlsafe(18))
         state.setdefault("token", secrets.token_hex(20))
         state["port"] = _port(port, state.get("port"))
-        state["version"] = version
+        state["version"], state["submit_keys"] = version, SUBMIT_KEYS
         state.pop("pid", None)
         _write(folder, state)  # before the start: the account must never be one we do not know
         data = folder / "data"
@@ -492,6 +508,7 @@ def _info(folder: Path, state: dict[str, Any]) -> ServerInfo:
         pid=int(state["pid"]),
         data_dir=folder,
         version=state["version"],
+        submit_keys=state.get("submit_keys", ""),
         token=state["token"],
         password=state["password"],
     )

@@ -9,6 +9,13 @@ from typing import Any
 from connectors.label_studio.client import ATTEMPTS, Client, LostError, filter_on, pauses
 
 BACKEND_TITLE = "goldloop student"
+SHOWN_COLUMNS = {  # and their widths in pixels; Label Studio keeps to its own order of columns
+    "tasks:completed_at": 155,
+    "tasks:cancelled_annotations": 50,
+    "tasks:annotators": 130,
+    "tasks:annotations_results": 320,
+    "tasks:data.text": 460,
+}
 HINTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 
 
@@ -39,6 +46,8 @@ def show_tab(
 ) -> None:
     """A tab of that title with the tasks that pass the filters, in the order they came.
 
+    It shows text, state, answers, notes and who gave them; columns that people chose there stay.
+
     Args:
         make: whether the tab is made where there is none.
     Raises:
@@ -57,16 +66,40 @@ def show_tab(
             return
         try:
             if tab is None:
-                body = {"project": project, "data": data}
+                body = {"project": project, "data": {**data, **_columns(client, project)}}
                 client.write("POST", "api/dm/views/", body, "make a tab")
-            elif tab["data"].get("filters") != data["filters"]:
-                body = {"data": {**tab["data"], **data}}
+                return
+            chosen = "hiddenColumns" in tab["data"]  # not in tabs that older versions made
+            if not chosen or tab["data"].get("filters") != data["filters"]:
+                columns = {} if chosen else _columns(client, project)
+                body = {"data": {**tab["data"], **columns, **data}}
                 client.write("PATCH", f"api/dm/views/{int(tab['id'])}/", body, "update a tab")
             return
         except LostError as exc:  # look whether it is there after all
             failure = exc
             time.sleep(pause_s)
     raise failure
+
+
+def _columns(client: Client, project: int) -> dict[str, Any]:
+    """Which columns a tab hides, and how wide the others are.
+
+    What is hidden in both of Label Studio's layouts is not read from its database either.
+    """
+    with client.asking("list its columns"):
+        columns = client.get("api/dm/columns/", {"project": project})["columns"]
+    ids = [
+        f"tasks:{parent}.{column['id']}"
+        if (parent := column.get("parent"))
+        else f"tasks:{column['id']}"
+        for column in columns
+        if not column.get("children")
+    ]
+    hidden = [column for column in ids if column not in SHOWN_COLUMNS]
+    return {
+        "hiddenColumns": {"explore": hidden, "labeling": hidden},
+        "columnsWidth": SHOWN_COLUMNS,
+    }
 
 
 def connect_server(

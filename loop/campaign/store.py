@@ -6,7 +6,7 @@ Votes and annotations are append-only. A stage writes its results and the round'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -155,6 +155,12 @@ class Store(Database, LlmStore):
             if splits:
                 query = query.where(col(Item.split).in_(splits))
             return list(session.exec(query.order_by(col(Item.row))).all())
+
+    def texts(self, item_ids: Collection[str]) -> dict[str, str]:
+        """Texts by item id, of a few items."""
+        with self.transaction() as session:
+            query = select(Item.id, Item.text).where(col(Item.id).in_(item_ids))
+            return dict(session.exec(query).all())
 
     def update_item(
         self, session: Session, item_id: str, known_label: str | None, meta: Mapping[str, Any]

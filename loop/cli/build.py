@@ -312,6 +312,7 @@ def build_reviewer(config: Config, store: Store) -> Reviewer:
     Raises:
         LoopError: it cannot be built, or its server cannot be started.
     """
+    from loop.deliver.codebook import clear_examples
     from loop.ports import Reviewer, ReviewerSetup
 
     people, platform = config.people, config.people.platform
@@ -327,6 +328,7 @@ def build_reviewer(config: Config, store: Store) -> Reviewer:
         note=people.note,
         overlap=people.panel.first,
         folder=config.folder,
+        examples=clear_examples(config, store),
         say=say,
         show=bar,
     )

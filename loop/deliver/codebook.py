@@ -18,6 +18,8 @@ from loop.people.gold import latest_per_person
 
 EXAMPLES = 3
 SHOWN_CHARS = 300
+PAGE_EXAMPLES = 2  # of each label, where people label
+PAGE_CHARS = 160
 
 
 def codebook(config: Config, store: Store) -> str:
@@ -68,6 +70,35 @@ def codebook(config: Config, store: Store) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def clear_examples(config: Config, store: Store) -> dict[str, list[str]]:
+    """For each label, the beginnings of texts of finished rounds on which nobody disagreed.
+
+    They are for the page where people label, so nothing that people may still be asked stands
+    among them: no open text, and no text that may be sent again as a hidden check.
+
+    Returns:
+        label name -> up to ``PAGE_EXAMPLES`` texts, those of several people first.
+    """
+    name = config.campaign.name
+    finished = {r.number for r in store.rounds(name) if r.stage == "done"}
+    if not finished:
+        return {}
+    wanted = ("single",) if config.people.check_frac else ("agreed", "single")
+    unfit = {check.item_id for check in store.checks(name)}
+    unfit |= {r.item_id for r in store.reviews(name) if r.closed_at is None}
+    chosen: dict[str, list[str]] = defaultdict(list)
+    gold = store.gold(name).items()
+    for item, known in sorted(gold, key=lambda entry: (entry[1].how != "agreed", entry[0])):
+        fit = known.how in wanted and known.round_number in finished and item not in unfit
+        if fit and len(chosen[known.label]) < PAGE_EXAMPLES:
+            chosen[known.label].append(item)
+    texts = store.texts([item for items in chosen.values() for item in items])
+    return {
+        label: [_beginning(texts[item], PAGE_CHARS) for item in items]
+        for label, items in chosen.items()
+    }
+
+
 def _agreed(answers: Sequence[Annotation]) -> bool:
     return len({a.label for a in answers}) == 1
 
@@ -112,4 +143,8 @@ def _texts(n: int) -> str:
 
 
 def _short(text: str) -> str:
-    return escape(text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…")
+    return escape(_beginning(text, SHOWN_CHARS))
+
+
+def _beginning(text: str, chars: int) -> str:
+    return text if len(text) <= chars else f"{text[: chars - 1]}…"

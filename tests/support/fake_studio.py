@@ -108,9 +108,16 @@ class FakeStudio:
             if request.method == "PATCH":
                 self.project |= json.loads(request.content)
             return self.project
+        if path == "/api/dm/columns/":
+            ids = ["id", "completed_at", "annotators", "updated_by"]
+            columns = [{"id": id_} for id_ in ids] + [{"id": "data", "children": ["text"]}]
+            return {"columns": [{"id": "text", "parent": "data"}, *columns]}
         if path.startswith("/api/dm/views/"):
             if request.method == "POST":
                 self.views.append({"id": len(self.views) + 1, **json.loads(request.content)})
+            if request.method == "PATCH":
+                number = int(path.split("/")[4])
+                self.views[number - 1] |= json.loads(request.content)
             return self.views
         if path == "/api/dm/actions":
             for task_id in json.loads(request.content)["selectedItems"]["included"]:

@@ -66,11 +66,18 @@ references = []
 url = "URL"
 """
 POSITIVE = f"positive {RUNS}"
+ENTER, SPACE = "\ue007", " "
 
 
 @pytest.fixture
 def browser(tmp_path):
     """A Chromium that reaches nothing but this machine."""
+    driver = chromium(tmp_path / "profile")
+    yield driver
+    driver.quit()
+
+
+def chromium(profile):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     binary = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -91,14 +98,13 @@ def browser(tmp_path):
         "--disable-component-update",
         "--disable-sync",
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--user-data-dir={profile}",
         "--window-size=1280,900",
     ):
         options.add_argument(flag)
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    found.set_page_load_timeout(120)
-    yield found
-    found.quit()
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_page_load_timeout(120)
+    return browser
 
 
 def write_campaign(folder, url, rounds=1):
@@ -190,6 +196,13 @@ class Page:
         )
         return [box.is_selected() for box in boxes]
 
+    def sees(self, selector):
+        """The elements of a kind that are in sight."""
+        from selenium.webdriver.common.by import By
+
+        found = self.browser.find_elements(By.CSS_SELECTOR, selector)
+        return [element for element in found if element.is_displayed()]
+
     def ran(self):
         return self.browser.execute_script("return window.ranScript || null")
 
@@ -236,12 +249,17 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
     wait_for(lambda: page.number() is not None)
     assert page.number() == order[0]
     assert not any(page.chosen())  # blind: nothing is ticked
+    assert "Text 1 of 8 in round 1" in page.text()
+    assert [box.text for box in page.sees(".gl-choice kbd")] == ["1", "2", "0"]
+    assert f"The reviewer recommends it. {RUNS}" in page.text()
+    assert page.sees(".lsf-bottombar")
+    assert not page.sees(".lsf-sidepanels__wrapper")
     page.shoot("labelling")
 
     page.key("1")
     wait_for(lambda: any(page.chosen()))
     page.shoot("labelling-chosen")
-    page.press("submit")
+    page.key(SPACE)  # two keys for a text
     wait_for(lambda: page.number() == order[1])
     page.press("skip")
     wait_for(lambda: page.number() == order[2])
@@ -251,9 +269,21 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
     wait_for(lambda: page.number() == order[3])
     page.key("0")
     wait_for(lambda: any(page.chosen()))
-    page.press("submit")
+    page.key(ENTER)
     wait_for(lambda: page.number() == order[4])
+    browser.set_window_size(390, 844)
+    narrow = "return [document.documentElement.scrollWidth, window.innerWidth]"
+    wait_for(lambda: len(set(browser.execute_script(narrow))) == 1)  # nothing sticks out
+    page.shoot("labelling-phone")
     assert page.ran() is None
+    browser.set_window_size(1280, 900)
+    browser.get(url.replace("&labeling=1", ""))
+    wait_for(lambda: POSITIVE in page.text())  # the answer, beside its text
+    page.shoot("data-manager")
+    for column in ("Completed", "Annotated by", "Annotation results"):
+        assert column in page.text()
+    for column in ("Inner ID", "Updated at", "ext_id", "Lead Time"):
+        assert column not in page.text()
 
     finish(tmp_path, label_studio, "pull")
     assert answers(store) == {
