@@ -170,6 +170,7 @@ _STYLE = """
   .lsf-editor { min-width: 0 !important; width: 100% !important; margin: 0 !important; }
   .lsf-bottombar, .lsf-bottombar__group, .lsf-controls { min-width: 0 !important; }
   .lsf-bottombar__group:last-child { flex: 1; justify-content: flex-end; }
+  [class*="toast-viewport"] { bottom: 64px !important; }
   .lsf-controls button { width: auto !important; min-width: 44px; }
   .gl-labels .ant-radio-wrapper { min-height: 44px; align-items: center; }
 }

@@ -171,6 +171,7 @@ def task(number):
 
 ROUND = {
     "title": "Round 1",
+    "hiddenColumns": {"explore": [], "labeling": []},
     "filters": {
         "conjunction": "and",
         "items": [

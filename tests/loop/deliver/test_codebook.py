@@ -3,7 +3,8 @@
 import pytest
 from campaigns import make
 
-from loop.deliver.codebook import codebook
+from loop.campaign.tables import HiddenCheck
+from loop.deliver.codebook import PAGE_EXAMPLES, clear_examples, codebook
 from loop.deliver.export import final_labels
 from loop.errors import StageError
 from loop.next_round import open_campaign
@@ -76,9 +77,37 @@ def test_what_nobody_could_place_teaches_nothing(answered):
     assert [item for item, said in how.items() if said == "unsure"] == [nowhere]
 
 
+def test_people_see_clear_examples_and_none_that_they_may_be_asked_about(answered):
+    ctx, apart, nowhere = answered
+    texts = {i.text: i.id for i in ctx.store.items("c")}
+    gold = ctx.store.gold("c")
+
+    def shown():
+        examples = clear_examples(ctx.config, ctx.store)
+        return {label: [texts[text] for text in told] for label, told in examples.items()}
+
+    first = shown()
+    assert first
+    for label, items in first.items():
+        assert 0 < len(items) <= PAGE_EXAMPLES
+        for item in items:
+            assert (gold[item].label, gold[item].how) == (label, "agreed")
+            assert item not in (apart, nowhere)
+    label, (item, *_) = next(iter(first.items()))
+    round_id = ctx.store.last_round("c").id
+    check = {"id": "x", "item_id": item, "round_id": round_id, "rank": 0}
+    with ctx.store.transaction() as session:
+        ctx.store.insert(session, HiddenCheck, [check])
+    assert item not in shown().get(label, [])
+    people = ctx.config.people.model_copy(update={"check_frac": 0.1})
+    checked = ctx.config.model_copy(update={"people": people})
+    assert clear_examples(checked, ctx.store) == {}  # what several agreed on may be a check
+
+
 def test_before_any_answer_there_is_no_codebook(tmp_path):
     ctx = campaign(tmp_path)
     open_campaign(ctx)
     with pytest.raises(StageError, match="Nobody has answered yet"):
         codebook(ctx.config, ctx.store)
+    assert clear_examples(ctx.config, ctx.store) == {}
     ctx.store.close()
