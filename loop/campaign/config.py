@@ -65,9 +65,19 @@ def _names_a_variable(name: str) -> str:
     return name
 
 
+def _can_be_a_path(name: str) -> str:
+    longest = max(len(part.encode()) for part in name.split("/"))
+    if longest > MOST_NAME_BYTES or len(name.encode()) > MOST_PATH_BYTES:
+        raise ValueError("is longer than the name of any file or model; look for what is in it")
+    return name
+
+
+MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 4000
+
 Variable = Annotated[str, AfterValidator(_names_a_variable)]
 Place = Annotated[
     str,
+    AfterValidator(_can_be_a_path),
     BeforeValidator(
         NoSecret("use the settings of the service itself, for Hugging Face the variable HF_TOKEN")
     ),
@@ -105,10 +115,40 @@ Options = Annotated[dict[str, Any], AfterValidator(_without_secrets)]
 """Settings of another package's part, which only that knows."""
 
 
+LARGEST = 2**31 - 1
+"""Whole numbers that every part takes: databases, tokenizers and random generators."""
+
+
 class Section(BaseModel):
     """A table of the campaign file; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_kept(cls, value: Any) -> Any:
+        """Refuses what the store cannot keep: each round keeps the file as it ran with it."""
+        if type(value) is int and value > LARGEST:
+            raise ValueError(f"must be at most {LARGEST:,}")
+        if (problem := _unkept(value)) is not None:
+            raise ValueError(problem)
+        return value
+
+
+def _unkept(value: Any) -> str | None:
+    """What in a value no database keeps."""
+    if isinstance(value, str):
+        return "must not hold a NUL character; take it out" if "\0" in value else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "must be a finite number"
+    parts: list[Any] = []
+    if isinstance(value, Mapping):
+        parts = [*value, *value.values()]
+    elif isinstance(value, list | tuple):
+        parts = list(value)
+    return next((problem for part in parts if (problem := _unkept(part)) is not None), None)
 
 
 class Campaign(Section):
@@ -697,15 +737,32 @@ def load(path: Path) -> Config:
     Raises:
         ConfigError: every problem found, one sentence a line, each with its line number.
     """
+    return read(text_of(path), path)
+
+
+def text_of(path: Path) -> str:
+    """What stands in a campaign file, without a byte order mark and carriage returns.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError as exc:
         raise ConfigError(
             f"No campaign file at {path}. Write one with `goldloop init`, or name it with --file."
         ) from exc
-    except (OSError, UnicodeDecodeError) as exc:
+    except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc}.") from exc
-    return read(text, path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: The file is not in UTF-8 (byte 0x{data[exc.start]:02x}); save it as"
+            " UTF-8."
+        ) from exc
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read(text: str, path: Path) -> Config:
@@ -718,10 +775,21 @@ def read(text: str, path: Path) -> Config:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: {exc}. Correct the TOML there.") from exc
+    except (ValueError, RecursionError) as exc:  # thousands of digits, or of brackets
+        raise ConfigError(
+            f"{path}: a number has too many digits, or lists are nested too deeply. Look for what"
+            " was put in by mistake."
+        ) from exc
     try:
         config = Config.model_validate(data)
     except ValidationError as exc:
-        problems = [_sentence(e, text) for e in exc.errors()]
+        errors = exc.errors()
+        inside = {e["loc"][0] for e in errors if len(e["loc"]) > 1}
+        problems = [
+            _sentence(e, text)
+            for e in errors
+            if e["type"] != "too_short" or e["loc"][0] not in inside  # a label that is wrong counts
+        ]
         raise ConfigError("\n".join(f"{path}{problem}" for problem in problems)) from exc
     config._folder = path.resolve().parent
     config._old_keys = with_people(data)[1]
@@ -776,8 +844,32 @@ def _sentence(error: Any, text: str) -> str:
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
     if kind == "value_error":
         return f"{at}{f'{name}: ' if name else ''}{message}."
-    given = error.get("input")
-    return f"{at}{name} = {hidden(repr(given))}: {message}."
+    if kind in WANTED:
+        message = WANTED[kind].format(**error.get("ctx", {}))
+    given = hidden(repr(error.get("input")))
+    return f"{at}{name} = {given if len(given) <= 80 else f'{given[:79]}…'}: {message}."
+
+
+WANTED = {
+    "string_type": "must be a text, in quotes",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false, without quotes"),
+    "tuple_type": "must be a list, in square brackets",
+    **dict.fromkeys(("dict_type", "model_type"), "must be a table of keys and values"),
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "too_short": "needs {min_length} or more entries",
+}
+"""pydantic's kinds of errors -> what the value must be; ``{}`` are names of pydantic's own."""
 
 
 def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel] | None:

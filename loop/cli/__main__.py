@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from loop import __version__
 from loop.addresses import hidden
 from loop.cli import campaign, delivery, reports, rounds, serving, studies
+from loop.cli.terminal import say
 from loop.errors import LoopError, Stopped, foreign
 
 USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
@@ -121,7 +122,7 @@ def _tell(lines: list[str]) -> None:
     """Last words on stderr, which may be closed or full like stdout."""
     with suppress(OSError, ValueError):
         for line in lines:
-            typer.echo(line, err=True)
+            say(line)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -144,10 +144,10 @@ class Campaign:
             ConfigError: the file is wrong; every problem with its line.
         """
         from connectors.texts.read import find_problems
-        from loop.campaign.config import line_of, load
+        from loop.campaign.config import line_of, load, text_of
 
         config = load(self.file)
-        raw = self.file.read_text(encoding="utf-8")
+        raw = text_of(self.file)
         line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
         problems = []
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from loop.report.contents import ReportView
 
 
+LONG_WORD = 300
+
+
 def say(line: str) -> None:
-    """One line of news, on stderr."""
-    typer.echo(line, err=True)
+    """One line of news, on stderr; of a word of hundreds of letters only the beginning."""
+    typer.echo(re.sub(rf"\S{{{LONG_WORD},}}", lambda word: f"{word[0][:100]}…", line), err=True)
 
 
 def print_rounds(view: ReportView) -> None:

@@ -131,8 +131,22 @@ def config_folder(encoder: str, base: Path) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
+    if not is_hub_name(encoder):
+        return None
     kept = try_to_load_from_cache(encoder, "config.json")
     return Path(kept).parent if isinstance(kept, str) else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub could have a model of this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

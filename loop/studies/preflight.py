@@ -19,7 +19,7 @@ from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
-from loop.student.learning_rate import EMBEDDED, config_folder
+from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
 from strategies.estimate import share_interval
 
 FEW_KNOWN = 50
@@ -91,14 +91,17 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
     """What the campaign file names and is not to be had, as far as this machine can tell."""
     encoder = config.student.encoder
     folder = config_folder(encoder, config.folder)
-    if encoder not in EMBEDDED and (folder or encoder.count("/") > 1 or _is_path(encoder)):
-        if folder is None:
-            yield ConfigError(f"Encoder folder {encoder} does not exist; check student.encoder.")
-        elif missing := _missing(folder) if (config.folder / encoder).is_dir() else None:
-            yield ConfigError(
-                f"Encoder {encoder} cannot be loaded: the folder has no {missing}. Save it with"
-                " save_pretrained, model and tokenizer, or choose another student.encoder."
-            )
+    if encoder in EMBEDDED:
+        pass
+    elif folder is None and (encoder.count("/") > 1 or _is_path(encoder)):
+        yield ConfigError(f"Encoder folder {encoder} does not exist; check student.encoder.")
+    elif folder is None and not is_hub_name(encoder):
+        yield ConfigError(_no_model("student.encoder", encoder, "roberta-base"))
+    elif (config.folder / encoder).is_dir() and folder and (missing := _missing(folder)):
+        yield ConfigError(
+            f"Encoder {encoder} cannot be loaded: the folder has no {missing}. Save it with"
+            " save_pretrained, model and tokenizer, or choose another student.encoder."
+        )
     section = config.annotator
     if section.kind == "vllm" and find_spec("vllm") is None:
         yield ConfigError(
@@ -112,6 +115,12 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
                 f"annotator.model {section.model} is not a folder with a transformers model (there"
                 f" is no config.json)."
             )
+    elif (
+        section.kind == "local_lm"
+        and not is_hub_name(section.model)
+        and not (config.folder / section.model).is_dir()
+    ):
+        yield ConfigError(_no_model("annotator.model", section.model, "smollm2-135m"))
     studio = config.label_studio
     ours = config.people.platform == "label_studio"
     if ours and studio.url != "local" and not os.environ.get(studio.token_env):
@@ -119,6 +128,13 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
             f"Set {studio.token_env} to an access token of {studio.url} (Label Studio: Account &"
             " Settings); without it nothing can be sent to people."
         )
+
+
+def _no_model(key: str, name: str, such: str) -> str:
+    return (
+        f"{key} {name!r} is neither a folder nor a name that a model on the Hugging Face hub can"
+        f" have, such as {such}."
+    )
 
 
 def _is_path(name: str) -> bool:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from loop.campaign.campaign_file import render
@@ -90,7 +92,7 @@ def test_a_store_of_another_kind_is_refused(tmp_path, url):
         ("[student]\nencodr = 'x'\n", "Unknown key 'encodr' in [student]. Did you mean 'encoder'?"),
         ("[studnt]\nencoder = 'x'\n", "Unknown key 'studnt' in the file. Did you mean 'student'?"),
         ("[strategy]\nsignals = ['margn']\n", "Unknown strategy 'margn'. Did you mean 'margin'?"),
-        ("[budget]\nlabels = 0\n", "budget.labels = 0: Input should be greater than or equal to 1"),
+        ("[budget]\nlabels = 0\n", "budget.labels = 0: must be at least 1"),
         ("[budget]\nlabels = 9\n[rounds]\nbatch_size = 10\n", "larger than budget.labels 9"),
         ("[annotator]\nkind = 'recorded'\n", "needs columns"),
         ("[raters]\nkind = 'recorded'\n", "needs ratings_column"),
@@ -106,6 +108,19 @@ def test_a_store_of_another_kind_is_refused(tmp_path, url):
         ),
         ("[prompt]\nvariants = 1\n[strategy]\nsignals=['flip_rate']\n", "needs prompt.variants"),
         ("[prompt.class_prior]\nyes = 1.0\n", "one positive share for every label"),
+        ("[prompt.class_prior]\nyes = nan\nno = 1.0\n", "class_prior.yes = nan: must be a finite"),
+        ("[student]\nlr = inf\n", "student.lr = inf: must be a finite number"),
+        ("[rounds]\nseed = 9999999999\n", "rounds.seed: must be at most 2,147,483,647"),
+        ("[annotator]\noptions = { x = [1, nan] }\n", "options: must be a finite number"),
+        ("[annotator]\noptions = { x = ['\\u0000'] }\n".replace("'", '"'), "a NUL character"),
+        ("[student]\nseeds = '5 of'\n", "student.seeds = '5 of': must be a whole number"),
+        ("[student]\nreferences = 'llm_only'\n", "must be a list, in square brackets"),
+        ("[people]\nnote = 'sure'\n", "people.note = 'sure': must be true or false"),
+        ("[prompt]\ndemonstrations = [1]\n", "must be a table of keys and values"),
+        (f"[people]\noverlap = '{'x' * 500}'\n", f"'{'x' * 78}…: must be a whole number"),
+        (f"[student]\nencoder = '{'x' * 300}'\n", "longer than the name of any file or model"),
+        (f"[rounds]\nseed = {'1' * 5000}\n", "a number has too many digits"),
+        (f"[rounds]\nseed = {'[' * 5000}\n", "nested too deeply"),
     ],
 )
 def test_each_mistake_is_named_with_its_line(tmp_path, extra, expected):
@@ -113,6 +128,32 @@ def test_each_mistake_is_named_with_its_line(tmp_path, extra, expected):
         load(write(tmp_path, GOOD + extra))
     assert expected in str(caught.value)
     assert "goldloop.toml" in str(caught.value)
+
+
+def test_a_label_that_is_wrong_is_not_called_missing_as_well(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, GOOD.replace('"no"', "0")))
+    assert str(caught.value).endswith(":9: labels.1.name = 0: must be a text, in quotes.")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xef\xbb\xbf" + GOOD.encode(), None),
+        (GOOD.replace("\n", "\r\n").encode(), None),
+        (GOOD.replace("\n", "\r").encode(), None),
+        (GOOD.encode("utf-16"), ":1: The file is not in UTF-8 (byte 0xff); save it as UTF-8."),
+        (GOOD.replace("Decide", "D\u00e9cide").encode("latin-1"), ":3: The file is not in UTF-8"),
+    ],
+)
+def test_files_of_other_editors_are_read_or_named(tmp_path, data, said):
+    path = tmp_path / "goldloop.toml"
+    path.write_bytes(data)
+    if said is None:
+        assert load(path).label_names == ("yes", "no")
+    else:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            load(path)
 
 
 def test_all_mistakes_come_in_one_pass(tmp_path):
