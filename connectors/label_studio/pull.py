@@ -173,7 +173,8 @@ class Pull:
                     raise _UnreadableError("choices that are not a list")
                 choices += chosen or []
         if not choices:
-            tags = sorted({str(part.get("from_name")) for part in parts} - {FROM_NAME, "note"})
+            named = {str(part["from_name"]) for part in parts if part.get("from_name") is not None}
+            tags = sorted(named - {FROM_NAME, "note"})
             if tags:
                 raise _UnreadableError(f"answer from another page (tag {', '.join(tags)[:100]})")
             raise _UnreadableError("empty result")

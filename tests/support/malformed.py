@@ -1,5 +1,7 @@
 """Answers as no labelling page sends them, each with what is to be read from it."""
 
+import json
+
 from connectors.label_studio.page import FROM_NAME, choice_result
 
 ELSEWHERE = "answer from another page"
@@ -125,3 +127,121 @@ def answer_shapes(valid):
     }
     shapes |= {name: (valid | fields, problem) for name, (fields, problem) in FIELDS.items()}
     return shapes | WHOLE
+
+
+# answers put together at random, with what they mean
+
+PERSON_OF = {  # what may stand for who answered -> whom it names
+    "1": "ann@x.org",
+    '{"id": 2, "email": "x"}': "bob@x.org",
+    '"2"': "bob@x.org",
+    "77": "user 77",
+    "null": "deleted user",
+}
+ASIDE = [  # parts beside the label that change nothing
+    {**NOTE, "value": {"text": ["good", "bad"]}},
+    {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+    {"from_name": "topic", "type": "choices", "value": {"choices": ["bad"]}},
+    {"from_name": "stars", "type": "rating", "value": {"rating": 5}},
+    {"from_name": FROM_NAME, "type": "choices", "value": {"choices": []}},
+    {"from_name": FROM_NAME, "type": "choices", "value": {}},
+    "bad",
+    None,
+    7,
+]
+MORE = {  # fields of an answer that change nothing
+    "prediction": {"result": chose(["bad"]), "score": 0.9},
+    "parent_prediction": 3,
+    "draft_created_at": None,
+    "drafts": [{"result": chose(["bad"])}],
+    "ground_truth": True,
+    "label": "bad",
+    "choice": "bad",
+    "choices": ["bad"],
+    "task": 10**30,
+    "lead_time": "NaN",
+    "unique_id": "\0",
+    "updated_at": 7,
+    "": {"": [""]},
+}
+MISSPELT = [
+    lambda name: name.upper(), lambda name: f" {name}", lambda name: f"{name}.",
+    lambda name: name * 2, lambda name: f'"{name}"', lambda name: name[:-1],
+    lambda name: f"{name}\u200b", lambda name: f"<b>{name}</b>", lambda name: f"Label: {name}",
+    lambda name: [name], lambda name: {"value": name}, lambda name: None, lambda name: "",
+    lambda name: f"not {name}", lambda name: "1", lambda name: 0, lambda name: True,
+]  # fmt: skip
+
+
+class RandomAnswer:
+    """An answer put together at random, by somebody who keeps what it means.
+
+    Args:
+        valid: an answer of Ann.
+        names: what the page calls each label -> the label.
+
+    Attributes:
+        body: what the server sends.
+        label: what it means, or None.
+        reason: how the reason begins why it means no label; None where it does.
+        person: who answered.
+    """
+
+    def __init__(self, rng, valid, names):
+        name = rng.choice(list(names))
+        self.label, self.reason, self.person = names[name], None, "ann@x.org"
+        self.body = dict(valid, result=self._result(rng, name, names))
+        for key in rng.sample(list(MORE), rng.choice([0, 0, 1, 4])):
+            self.body[key] = MORE[key]
+        # Faults from the inside to the outside: what is read first is what is told.
+        if rng.random() < 0.1:
+            odd = rng.choice([None, {}, name, 7, {"choices": [name]}, True])
+            self.body["result"] = odd
+            self.reason = "empty result" if odd is None else "result that is no list"
+        if rng.random() < 0.1:
+            cancelled = self.body["was_cancelled"] = rng.choice([True, "true", 0, 1, [], None])
+            if cancelled is not None:
+                self.reason = "skipped" if cancelled is True else "neither skipped nor answered"
+        who = rng.choice(list(PERSON_OF))
+        if rng.random() < 0.06:
+            who = rng.choice(['"ann"', "{}", "[1]", "1.5", "true", "-1"])
+        self.body["completed_by"] = json.loads(who)
+        self.person = PERSON_OF.get(who, "unknown person")
+        if who not in PERSON_OF:
+            self.reason = self.person
+        if rng.random() < 0.06:
+            self.body["id"] = rng.choice([None, "x", [1], {}, -1, True, 10**30, 1.5])
+            self.reason = "no number of its own"
+        if rng.random() < 0.04:
+            self.body["more"], self.reason = nested(200), "nested too deeply"
+        if rng.random() < 0.04:
+            self.body = rng.choice([None, name, 7, True, [name], [self.body]])
+            self.reason, self.person = "no JSON object", "deleted user"  # nobody is named
+        if self.reason is not None:
+            self.label = None
+
+    def _result(self, rng, name, names):
+        its = part({"choices": [name]}, **rng.choice([{}, {"id": "x", "score": 0.1}]))
+        parts = [rng.choice(ASIDE) for _ in range(rng.choice([0, 0, 1, 3]))]
+        kind = rng.random()
+        if kind < 0.1:
+            wrong = rng.choice(MISSPELT)(name)
+            its = part({"choices": [wrong]})
+            if not isinstance(wrong, str):
+                self.reason = "choice that is no text"
+            elif wrong not in names:  # which spells no other label either
+                self.reason = "unknown label"
+        elif kind < 0.2:
+            other = rng.choice([*names, "Unsure / none fits", "x", 3])
+            its, self.reason = part({"choices": [name, other]}), "several choices"
+        elif kind < 0.25:
+            its, self.reason = part({"choices": ["Unsure / none fits"]}), "unsure"
+        elif kind < 0.35:
+            value = rng.choice([name, [name], {"choices": name}, {"choices": {name: 1}}, 1, True])
+            its, self.reason = part(value), "choices that are no list"
+        elif kind < 0.4:
+            its = rng.choice([None, part(None), part({"choices": []}), part({"text": [name]})])
+            tags = {p.get("from_name") for p in parts if isinstance(p, dict)}
+            self.reason = ELSEWHERE if tags & {"topic", "stars"} else "empty result"
+        parts.insert(rng.randint(0, len(parts)), its)
+        return parts

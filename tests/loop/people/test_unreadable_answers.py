@@ -1,5 +1,6 @@
 """Answers and tasks that people's tools spoil: counted, named, and never in the way of others."""
 
+import random
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -12,12 +13,13 @@ from campaigns import make, texts
 from fake_studio import FakeStudio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malformed import answer_shapes
+from malformed import RandomAnswer, answer_shapes
 from sqlalchemy import delete
 from sqlmodel import select
 
 import loop.people.answers
 from connectors.label_studio.client import _decoded
+from connectors.label_studio.page import shown_name
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.campaign.store import Store
 from loop.campaign.tables import Annotation, Event
@@ -27,7 +29,7 @@ from loop.next_round import open_campaign, open_round
 from loop.people.answers import record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
 from loop.people.scorecards import campaign_people, people_table, unreadable_lines
-from loop.people.tally import answer_lines, tally, unreadable_line
+from loop.people.tally import answer_lines, problems_of, tally, unreadable_line
 from loop.ports import FetchedTask, RawAnnotation
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
@@ -125,6 +127,63 @@ def test_every_shape_at_once_leaves_all_other_labels(tmp_path, store_url):
         if not isinstance(shapes[name][0], bytes) and name != "nested surprises":
             assert kept.raw == _decoded(studio.tasks[task]["answers"][0].encode())
     ctx.store.close()
+
+
+NAMES = ("bad", "good", "10:30: noon", "a & b <c>", "né", "0", "Unsure", "unsure / none fits")
+
+
+def put_random_answers(tmp_path, batches, each=25):
+    """Answers as nobody foresaw them: each means what an oracle says, and stops nothing."""
+    ctx, studio, tasks = waiting(tmp_path, n=each + 1, labels=[{"name": name} for name in NAMES])
+    names = {shown_name(name): name for name in NAMES}
+    for batch in range(batches):
+        rng = random.Random(batch)
+        put = {}
+        for task in tasks[:each]:
+            numbers = [1000 * task + n for n in range(rng.choice([1, 1, 1, 2]))]
+            put[task] = [
+                RandomAnswer(rng, studio.answer(task, "good", id=number), names)
+                for number in numbers
+            ]
+            studio.put(task, *(answer.body for answer in put[task]))
+        if batch == batches - 1:  # all are back, and the round goes on
+            studio.put(tasks[each], studio.answer(tasks[each], "good"))
+        assert read_all(ctx) == ("repair" if batch == batches - 1 else "pull")
+        kept = ctx.store.annotations("c")
+        for task, answers in put.items():
+            its = [a for a in kept if a.task_id == str(task)]
+            for answer in answers:
+                match = next((a for a in its if means(a, answer)), None)
+                assert match, (vars(answer), [(a.label, a.annotator, a.problem) for a in its])
+                its.remove(match)
+            assert not its
+        unreadable = [a.reason for answers in put.values() for a in answers if a.reason]
+        unreadable = [reason for reason in unreadable if reason not in ("skipped", "unsure")]
+        assert problems_of([], kept).total() == len(unreadable)
+    gold = {r.task_id: ctx.store.gold("c").get(r.item_id) for r in ctx.store.reviews("c")}
+    for task, answers in put.items():
+        label = gold[str(task)].label if gold[str(task)] else None
+        assert label in {None, *(a.label for a in answers)}
+        assert len(answers) > 1 or label == answers[0].label
+    counts(ctx)
+    ctx.store.close()
+
+
+def means(stored, answer):
+    """Whether the store says of an answer what its maker says."""
+    reason = "skipped" if stored.skipped else stored.problem
+    return (stored.label, stored.annotator) == (answer.label, answer.person) and (
+        reason is None if answer.reason is None else (reason or "").startswith(answer.reason)
+    )
+
+
+def test_random_answers_mean_what_they_say(tmp_path):
+    put_random_answers(tmp_path, 4)
+
+
+@pytest.mark.long
+def test_a_thousand_random_answers_mean_what_they_say(tmp_path):
+    put_random_answers(tmp_path, 40)
 
 
 @pytest.fixture(scope="module")
