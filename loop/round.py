@@ -33,7 +33,7 @@ from loop.campaign.tables import (
     round_id,
 )
 from loop.chance import stream
-from loop.errors import StageError
+from loop.errors import StageError, StudentError
 from loop.llm.ask import calls_limit, take_votes, unanswered_line
 from loop.llm.calibration import summary
 from loop.llm.prompts import freeze_variants
@@ -58,7 +58,15 @@ from loop.people.review_tasks import (
 )
 from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays, suspicion_by
 from loop.ports import FloatArray, ReviewTask
-from loop.training_sets import arms_of, fit_seeds, label_set_of, last_models, run_saver, seeds_of
+from loop.training_sets import (
+    arms_of,
+    fit_seeds,
+    label_set_of,
+    last_models,
+    nothing_learned_sentence,
+    run_saver,
+    seeds_of,
+)
 from strategies.fuse import fuse_ranks
 from strategies.repair import repair as repair_labels
 from strategies.select import select_batch
@@ -367,13 +375,18 @@ def train(ctx: Context, round_: Round) -> bool:
     evaluated = evaluation_items(ctx)
     start = last_models(ctx, round_)
     done = {
-        (r.arm, r.seed, r.label_set)
+        (r.arm, r.seed, r.label_set): r.learned
         for r in ctx.store.runs(ctx.name)
         if r.round_id == round_.id or r.arm in ONCE
     }
+    stops = ctx.config.student.if_nothing_learned == "stop"
     for arm, labels in arms.items():
         label_set = label_set_of(ctx, labels, evaluated)
         missing = [seed for seed in seeds if (arm, seed, label_set) not in done]
+        what = f"Round {round_.number}: training {arm}"
+        if stops and arm == "loop" and done.get((arm, seeds[0], label_set)) is False:
+            told = f"seed {seeds[0]} answers as if it had not seen its labels"
+            raise StudentError(nothing_learned_sentence(ctx, labels, what, told))
         if not missing:
             continue
         keep = {}
@@ -388,11 +401,11 @@ def train(ctx: Context, round_: Round) -> bool:
             labels,
             evaluated,
             missing,
-            what=f"Round {round_.number}: training {arm}",
+            what=what,
             keep=keep,
             on_seed=run_saver(ctx, round_, arm, label_set),
             start=start if arm == "loop" else {},
-            must_learn=arm == "loop" and len(missing) == len(seeds),
+            must_learn=arm == "loop" and seeds[0] in missing,
         )
     return _advance(ctx, round_, "train", arms=list(arms))
 

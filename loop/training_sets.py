@@ -20,7 +20,7 @@ from loop.llm.votes import read_votes, widened
 from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 from loop.student.learning_rate import config_folder, fitting_rate
-from loop.student.nothing_learned import NothingLearned, answers_told, checked
+from loop.student.nothing_learned import NothingLearned, answers_told, checked, has_learned
 
 MOSTLY = 0.7
 """Share of one class from which on class weights are advised."""
@@ -118,31 +118,20 @@ def fit_seeds(
     """Trains seeds on a label set as the campaign file says, under a bar named ``what``.
 
     Args:
-        must_learn: stop where the first seed to end has learned nothing, unless the campaign file
-            says to go on. That seed is not handed over, so that it is trained again after a change.
+        must_learn: stop where the first of the seeds has learned nothing, unless the campaign file
+            says to go on. No seed is handed over then, so that all are trained after a change.
     Raises:
-        StudentError: training failed, or the first seed has learned nothing.
+        StudentError: training failed, or the first of the seeds has learned nothing.
     """
     texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
     steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
     stops = must_learn and ctx.config.student.if_nothing_learned == "stop"
-    learned: list[int] = []
 
     def failed(result: SeedResult, answer: NothingLearned) -> None:
         told = f"seed {result.seed} {answers_told(answer, ctx.config.label_names)}"
-        if stops and not learned:
-            raise StudentError(
-                f"{what}: the student learned nothing: {told}. Its seeds would agree with each"
-                " other, and that would mean nothing, so that no further seed is trained and"
-                f" nobody is asked anything. {advice(ctx, labels)} Then the same command continues;"
-                " all labels and answers are kept. To go on without a change, set"
-                ' student.if_nothing_learned = "go on".'
-            )
+        if stops and result.seed == seeds[0]:
+            raise StudentError(nothing_learned_sentence(ctx, labels, what, told))
         ctx.say(f"{what}. A student that learned nothing: {told}. {advice(ctx, labels)}")
-
-    def hand_over(result: SeedResult) -> None:
-        learned.append(result.seed)
-        on_seed(result)
 
     with ctx.show(what, steps) as progress:
         ctx.student.fit(
@@ -151,11 +140,26 @@ def fit_seeds(
             ctx.config.label_names,
             seeds,
             keep=keep,
-            on_seed=checked(hand_over, failed),
+            on_seed=checked(on_seed, failed, first=seeds[0] if stops else None),
             progress=progress,
             start=start or {},
             say=lambda line: ctx.say(f"{what}. {line}"),
         )
+
+
+def nothing_learned_sentence(ctx: Context, labels: LabelSet, what: str, told: str) -> str:
+    """Why no further seed is trained, and what to do.
+
+    Args:
+        what: was being trained.
+        told: what the first seed answers.
+    """
+    return (
+        f"{what}: the student learned nothing: {told}. Its seeds would agree with each other, and"
+        " that would mean nothing, so that no further seed is trained and nobody is asked anything."
+        f" {advice(ctx, labels)} Then the same command continues; all labels and answers are kept."
+        ' To go on without a change, set student.if_nothing_learned = "go on".'
+    )
 
 
 def advice(ctx: Context, labels: LabelSet) -> str:
@@ -196,6 +200,7 @@ def run_saver(
                 label_set=label_set,
                 predictions=[int(p) for p in result.probs.argmax(axis=1)],
                 seconds=result.seconds,
+                learned=has_learned(result),
                 model_path=str(path) if path else None,
             )
         )

@@ -78,7 +78,7 @@ class EncoderLearner:
         def failed(result: SeedResult, answer: NothingLearned) -> None:
             # An LLM's labels, or a few, may well teach nothing; gold for every text must.
             of_gold = (weight > 0).all() and (y.argmax(axis=1) == data.gold).all()
-            if not results and of_gold:
+            if result.seed == seeds[0] and of_gold:
                 raise StudentError(
                     f"{data.name}: the student learned nothing from gold: seed {result.seed}"
                     f" {answers_told(answer, data.labels)}. Its seeds would agree with each other,"
@@ -88,7 +88,12 @@ class EncoderLearner:
 
         train = TrainingSet(data.texts, y, weight)
         self.student.fit(
-            train, data.test_texts, data.labels, seeds, keep={}, on_seed=checked(keep, failed)
+            train,
+            data.test_texts,
+            data.labels,
+            seeds,
+            keep={},
+            on_seed=checked(keep, failed, first=seeds[0]),
         )
         return np.stack([results[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
 

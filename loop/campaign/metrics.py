@@ -404,6 +404,7 @@ class RoundMetrics:
             None where nothing says what is right.
         pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong.
         people_alpha: agreement among people.
+        learned_nothing: seeds of the loop's own students that learned nothing from their labels.
     """
 
     arms: Mapping[Arm, Stability] = field(default_factory=dict)
@@ -427,6 +428,7 @@ class RoundMetrics:
     accuracy_from: Literal["test", "audit"] | None = None
     pushed_wrong: Mapping[str, Share] = field(default_factory=dict)
     people_alpha: float | None = None
+    learned_nothing: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RoundMetrics:

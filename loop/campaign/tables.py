@@ -276,7 +276,12 @@ class TrainingLabel(SQLModel, table=True):
 
 
 class Run(SQLModel, table=True):
-    """One trained seed of one arm."""
+    """One trained seed of one arm.
+
+    Attributes:
+        learned: whether it learned anything from its labels; None where nobody asked it, as in
+            earlier versions.
+    """
 
     __table_args__ = (UniqueConstraint("round_id", "arm", "seed", "label_set"),)
     id: int | None = Field(default=None, primary_key=True)
@@ -286,6 +291,7 @@ class Run(SQLModel, table=True):
     label_set: str
     predictions: list[int] = Field(sa_column=Column(JSON, nullable=False))
     seconds: float
+    learned: bool | None = None
     model_path: str | None = None
     created_at: datetime = Field(default_factory=now)
 

@@ -206,7 +206,7 @@ def _seed_models(
             keep={seed: places[seed] for seed in missing},
             on_seed=compare,
             start=last_models(ctx, round_),
-            must_learn=len(missing) == len(seeds),
+            must_learn=seeds[0] in missing,
         )
         folders |= {seed: places[seed] for seed in missing}
         if changed and max(changed) > 0:

@@ -79,6 +79,20 @@ def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
     )
 
 
+def failed_seeds_line(metrics: RoundMetrics) -> str | None:
+    """One sentence on seeds of a measured round that learned nothing, where others did, or None."""
+    failed, students = metrics.learned_nothing, metrics.arms.get("loop")
+    if not failed or students is None or _answers_one_class(students):
+        return None
+    several = len(failed) > 1
+    return (
+        f"{len(failed)} of {students.seeds} students learned nothing from their labels (seed"
+        f"{'s' * several} {', '.join(map(str, failed))}): accuracy and stability count"
+        f" {'them' if several else 'it'} in and are lower for that. Raise student.epochs, or lower"
+        " or raise student.lr to the rate that fits the encoder (`goldloop check` names it)"
+    )
+
+
 def _answers_one_class(stability: Stability) -> bool:
     """Whether all seeds give every text the same class: alpha is undefined only then."""
     return stability.items > 1 and stability.seeds > 1 and not stability.alpha_k.known

@@ -100,6 +100,11 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> Rou
         accuracy_from=truth.source,
         pushed_wrong=_pushed_wrong(ctx, round_),
         people_alpha=people_alpha(answers, labels, ordinal=ctx.config.campaign.ordinal),
+        learned_nothing=tuple(
+            run.seed
+            for run in _newest_runs(runs, round_, "loop", len(evaluated), seeds)
+            if run.learned is False
+        ),
     )
 
 
@@ -107,6 +112,12 @@ def _predictions(
     runs: Sequence[Run], round_: Round, arm: str, n: int, seeds: Sequence[int] | None = None
 ) -> dict[int, list[int]]:
     """Seed -> (n,) predictions, of an arm's newest set of seeds; of the seeds named alone."""
+    return {r.seed: r.predictions for r in _newest_runs(runs, round_, arm, n, seeds)}
+
+
+def _newest_runs(
+    runs: Sequence[Run], round_: Round, arm: str, n: int, seeds: Sequence[int] | None
+) -> list[Run]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         wanted = seeds is None or run.seed in seeds
@@ -114,9 +125,9 @@ def _predictions(
             groups[run.label_set].append(run)
     usable = [g for g in groups.values() if all(len(r.predictions) == n for r in g)]
     if not usable:
-        return {}
+        return []
     newest = max(usable, key=lambda group: max(r.id or 0 for r in group))
-    return {r.seed: r.predictions for r in sorted(newest, key=lambda r: r.seed)}
+    return sorted(newest, key=lambda r: r.seed)
 
 
 def _round_before(ctx: Context, round_: Round) -> Round | None:

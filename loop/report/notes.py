@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loop.campaign.config import Config
 from loop.campaign.metrics import METRICS, RoundMetrics
 from loop.campaign.store import Store
-from loop.measure.collapsed import collapsed_line
+from loop.measure.collapsed import collapsed_line, failed_seeds_line
 from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
@@ -83,6 +83,8 @@ def _warnings(config: Config, newest: RoundMetrics) -> list[str]:
     """Where agreement beyond chance misleads, because of how common or rare classes are."""
     students = newest.arms["loop"]
     warnings = []
+    if told := failed_seeds_line(newest):
+        warnings.append(f"{told}.")
     if told := collapsed_line(newest):
         warnings.append(f"{told}.")
     elif students.alpha_k.note:

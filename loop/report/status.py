@@ -9,7 +9,7 @@ from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES
 from loop.llm.ask import RETRY
-from loop.measure.collapsed import collapsed_line, measured_rounds
+from loop.measure.collapsed import collapsed_line, failed_seeds_line, measured_rounds
 from loop.measure.llm_quality import quality_lines
 from loop.measure.stopping import why_stop
 from loop.money import account, labels_left
@@ -65,7 +65,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
             "usd": config.budget.usd,
         },
         "metrics": students and as_json(students),
-        "nothing_learned": collapsed_line(newest),
+        "nothing_learned": collapsed_line(newest) or failed_seeds_line(newest),
         "student": {
             "encoder": config.student.encoder,
             "seeds": config.student.seeds,

@@ -95,20 +95,39 @@ def answers_told(verdict: NothingLearned, labels: Sequence[str]) -> str:
     )
 
 
+def has_learned(result: SeedResult) -> bool | None:
+    """Whether a seed learned anything; None where nobody asked it."""
+    return None if result.own is None else nothing_learned(result.own) is None
+
+
 def checked(
     on_seed: Callable[[SeedResult], None],
     failed: Callable[[SeedResult, NothingLearned], None],
+    *,
+    first: int | None = None,
 ) -> Callable[[SeedResult], None]:
     """``on_seed``, told only of seeds that ``failed`` lets pass.
 
     Args:
         failed: told of a seed that learned nothing; raises to stop the training.
+        first: the seed to judge first. Of seeds that train side by side it is chance which ends
+            first; those that end before this one wait for it, so that the verdict is always its.
     """
+    early: list[SeedResult] | None = None if first is None else []
 
-    def told(result: SeedResult) -> None:
+    def judge(result: SeedResult) -> None:
         verdict = nothing_learned(result.own) if result.own is not None else None
         if verdict is not None:
             failed(result, verdict)
         on_seed(result)
+
+    def told(result: SeedResult) -> None:
+        nonlocal early
+        if early is not None and result.seed != first:
+            early.append(result)
+            return
+        waiting, early = early or [], None
+        for ended in (result, *waiting):
+            judge(ended)
 
     return told

@@ -18,7 +18,7 @@ from loop.next_round import open_campaign, open_round, why_finished
 from loop.ports import OwnAnswers
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
-from loop.round import RUN, close_early, run_round, run_stage
+from loop.round import RUN, close_early, run_round, run_stage, train
 
 
 def finish(ctx):
@@ -382,6 +382,49 @@ def test_a_student_that_learns_nothing_stops_the_round_after_its_first_seed(tmp_
     assert run_round(ctx).stage == "done"
     assert (len(ctx.store.reviews("c")), ctx.store.spent("c").votes) == (sent, votes)
     assert len([r for r in ctx.store.runs("c") if r.arm == "loop"]) == 3
+
+
+def test_what_a_seed_learned_is_stored_and_told_and_judged_by_the_lowest_seed(tmp_path):
+    class OneFlat(CentroidStudent):
+        """Seeds end in the opposite order; one of them answers one class."""
+
+        flat = 1
+
+        def fit(self, train, eval_texts, labels, seeds, *, on_seed, **options):
+            used, results = train.weight > 0, []
+            super().fit(train, eval_texts, labels, seeds, on_seed=results.append, **options)
+            for result in reversed(results):
+                y = train.y[used].argmax(axis=1)
+                answers = np.zeros_like(y) if result.seed == self.flat else y
+                own = OwnAnswers(answers, train.y[used], train.weight[used])
+                on_seed(replace(result, own=own))
+
+    ctx = make(tmp_path, student={"seeds": 3, "references": []})
+    ctx.parts = replace(ctx.parts, student=OneFlat)
+    assert run_round(ctx).stage == "done"
+    learned = {run.seed: run.learned for run in ctx.store.runs("c")}
+    assert learned == {0: True, 1: False, 2: True}
+    told = "1 of 3 students learned nothing from their labels (seed 1)"
+    assert told in "\n".join(status_lines(campaign_status(ctx.config, ctx.store)))
+    assert told in "\n".join(campaign_view(ctx.config, ctx.store).notes)
+    ctx.store.close()
+    ctx = make(tmp_path, student={"seeds": 3, "references": []})
+    OneFlat.flat = 0
+    ctx.parts = replace(ctx.parts, student=OneFlat)
+    with pytest.raises(StudentError, match="learned nothing: seed 0 answers 'bad' for all"):
+        run_round(ctx)
+    assert len(ctx.store.runs("c")) == 3  # seeds that ended before the lowest are not kept
+    ctx.store.close()
+    go_on = {"seeds": 3, "references": [], "if_nothing_learned": "go on"}
+    ctx = make(tmp_path, student=go_on)
+    ctx.parts = replace(ctx.parts, student=OneFlat)
+    train(ctx, ctx.store.last_round("c"))
+    ctx.store.close()
+    ctx = make(tmp_path, student={"seeds": 3, "references": []})  # and back again
+    round_ = ctx.store.last_round("c")
+    with pytest.raises(StudentError, match="seed 0 answers as if it had not seen its labels"):
+        train(ctx, round_)
+    ctx.store.close()
 
 
 def test_told_to_go_on_the_round_shows_no_stability_anywhere(tmp_path):

@@ -1,12 +1,21 @@
 """Which students learned nothing: found where it is so, never held against an honest one."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from tiny_encoder import fit, make_texts, tiny_student, training_set
 
+from loop.errors import StudentError
 from loop.ports import OwnAnswers, SeedResult
 from loop.student.frozen_student import FrozenStudent
-from loop.student.nothing_learned import answers_told, asked_again, checked, nothing_learned
+from loop.student.nothing_learned import (
+    answers_told,
+    asked_again,
+    checked,
+    has_learned,
+    nothing_learned,
+)
 
 
 def own(answers, labels, k=2, weight=None):
@@ -98,6 +107,33 @@ def test_a_seed_that_nobody_asked_is_handed_over():
     hand_over(SeedResult(0, np.ones((1, 2)) / 2, 0.1, None))
     hand_over(SeedResult(1, np.ones((1, 2)) / 2, 0.1, None, own(np.zeros(40, int), [0, 1] * 20)))
     assert ([r.seed for r in seen], [r.seed for r in failed]) == ([0, 1], [1])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_the_lowest_seed_decides_whichever_ends_first(order):
+    """Seeds that train side by side end in any order; what is said does not depend on it."""
+    y = [0, 1] * 20
+    flat, good = own(np.zeros(40, int), y), own(np.array(y), y)
+
+    def tell(answers):
+        seen, failed = [], []
+
+        def stop(result, _):
+            failed.append(result.seed)
+            if result.seed == 0:
+                raise StudentError("stop")
+
+        hand_over = checked(lambda result: seen.append(result.seed), stop, first=0)
+        with suppress(StudentError):
+            for seed in order:
+                hand_over(SeedResult(seed, np.ones((1, 2)) / 2, 0.1, None, answers[seed]))
+        return sorted(seen), failed
+
+    assert tell([flat, good, good]) == ([], [0])
+    assert tell([good, flat, flat])[0] == [0, 1, 2]
+    assert [has_learned(SeedResult(0, np.eye(2), 0.1, None, o)) for o in (flat, good, None)] == [
+        False, True, None,
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("one_thread")
