@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from connectors.llm.label_spelling import label_in
-from connectors.texts.label_cells import probability_in
+from connectors.texts.label_cells import SCALES, Scale, probability_in
 from connectors.texts.values import SHOWN
 from loop.errors import AnnotatorError, suggestion
 from loop.ports import AnnotatorSetup, ClassProbs, FloatArray, IntArray, News, TextItem, no_news
@@ -32,6 +32,7 @@ def build(setup: AnnotatorSetup) -> RecordedAnnotator:
         settings["columns"],
         setup.labels,
         prob_columns=settings["prob_columns"],
+        scale=settings["confidence_scale"],
         say=setup.say,
     )
 
@@ -47,10 +48,11 @@ class RecordedAnnotator:
     Args:
         columns: one column per prompt variant.
         labels: the classes, in their order.
-        prob_columns: for each column the one with the probability, in [0, 1], of the label named
-            there; the rest is spread evenly over the other classes. The recorded label stays the
-            likeliest one: where its probability is missing, or too low for that, it is the least
-            with which it does.
+        prob_columns: for each column the one with the probability of the label named there; the
+            rest is spread evenly over the other classes. The recorded label stays the likeliest
+            one: where its probability is missing, or too low for that, it is the least with which
+            it does.
+        scale: how the probabilities are written.
         name: begins the revision.
         say: told at ``close`` how many values were read although they are spelt in another way.
     Raises:
@@ -63,6 +65,7 @@ class RecordedAnnotator:
         labels: Sequence[Label],
         *,
         prob_columns: Sequence[str] | None = None,
+        scale: Scale = "probability",
         name: str = "recorded",
         say: News = no_news,
     ) -> None:
@@ -82,7 +85,8 @@ class RecordedAnnotator:
             )
         self._say = say
         self._read_as: dict[tuple[str, str, str], set[str]] = {}
-        seen = json.dumps([self._columns, self._prob_columns])
+        self._scale = scale
+        seen = json.dumps([self._columns, self._prob_columns, *[scale] * (scale != "probability")])
         self._revision = f"{name}:{hashlib.sha256(seen.encode()).hexdigest()[:12]}"
 
     @property
@@ -220,11 +224,11 @@ class RecordedAnnotator:
     def _stated(self, column: str, item: TextItem) -> float:
         """The probability in a column, NaN where it is empty."""
         value = item.meta.get(column)
-        stated = probability_in(value)
+        stated = probability_in(value, self._scale)
         if stated is None:
             raise AnnotatorError(
-                f"The column {column!r} holds {_quoted(value)}, which is not a probability between"
-                f" 0 and 1; correct the column, or leave annotator.prob_columns out."
+                f"The column {column!r} holds {_quoted(value)}, which is not among"
+                f" {SCALES[self._scale]}; correct the column, or leave annotator.prob_columns out."
             )
         return stated
 

@@ -7,7 +7,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from connectors.texts.values import NUMBER, SHOWN, as_text, some_of
 from loop.ports import normalise
@@ -116,45 +116,87 @@ def _letters(text: str) -> str:
     return unicodedata.normalize("NFKC", normalise(text))
 
 
-def probability_in(value: Any) -> float | None:
-    """A probability in [0, 1]; NaN where the cell is empty, None where it holds something else."""
+Scale = Literal["probability", "percent", "0-10", "log"]
+"""How confidences are written; ``log`` is the natural logarithm of a probability."""
+SCALES: dict[Scale, str] = {
+    "probability": "probabilities between 0 and 1",
+    "percent": "percentages between 0 and 100",
+    "0-10": "numbers between 0 and 10",
+    "log": "logarithms of probabilities, 0 or less",
+}
+
+
+def probability_in(value: Any, scale: Scale = "probability") -> float | None:
+    """A probability in [0, 1]; NaN where the cell is empty, None where it holds something else.
+
+    Args:
+        scale: how it is written; a percentage may have its sign.
+    """
     if value is None or (isinstance(value, str) and not value.strip()):
         return math.nan
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        if not NUMBER.fullmatch(value.strip()):
-            return None
         value = value.strip()
+        if scale == "percent":
+            value = value.removesuffix("%").rstrip()
+        if not NUMBER.fullmatch(value):
+            return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isnan(number) or 0 <= number <= 1 else None
+    if math.isnan(number):
+        return number
+    if scale == "log":
+        return math.exp(number) if number <= 0 else None
+    number /= {"percent": 100.0, "0-10": 10.0}.get(scale, 1.0)
+    return number if 0 <= number <= 1 else None
 
 
-def no_probabilities(column: str, unit: str, n: int, first: Sequence[tuple[int, Any]]) -> str:
-    """A sentence about values that are no probabilities, and how they look.
+def on_another_scale(values: Iterable[Any], scale: Scale) -> bool:
+    """Whether numbers that should reach 10 or 100 all lie between 0 and 1, as probabilities do."""
+    if scale not in ("percent", "0-10"):
+        return False
+    stated = [p for v in values if (p := probability_in(v, scale)) is not None and p == p]
+    top = 100 if scale == "percent" else 10
+    return any(0 < p * top < 1 for p in stated) and all(p * top <= 1 for p in stated)
+
+
+def no_probabilities(
+    column: str,
+    unit: str,
+    n: int,
+    first: Sequence[tuple[int, Any]],
+    scale: Scale = "probability",
+) -> str:
+    """A sentence about values that are not what they should be, and how they look.
 
     Args:
         n: how many there are.
         first: number of the row and value of some of them.
+        scale: how they should be written.
     """
     values = [as_text(value).strip()[:20] for _, value in first]
     examples = ", ".join(repr(value) for value in dict.fromkeys(values[:SHOWN]))
     numbers = [float(v) for v in values if NUMBER.fullmatch(v)]
-    if any(v.endswith("%") for v in values):
-        looks = "they are percentages: write 95% as 0.95"
-    elif any(NUMBER.fullmatch(v.replace(",", ".", 1)) for v in values if "," in v):
+    name = "annotator.confidence_scale"
+    if any(NUMBER.fullmatch(v.replace(",", ".", 1)) for v in values if "," in v):
         looks = "they have a comma for the decimal point: write 0,95 as 0.95"
+    elif scale != "probability":
+        looks = f'{name} = "{scale}" says so: correct the values, or name another scale'
+    elif any(v.endswith("%") for v in values):
+        looks = f'they are percentages: write 95% as 0.95, or set {name} = "percent"'
     elif not numbers:
         looks = "they are words: write a number, or leave annotator.prob_columns out"
     elif min(numbers) < 0:
-        looks = "they look like logarithms: write exp(value)"
+        looks = f'they look like logarithms: write exp(value), or set {name} = "log"'
     else:
         top = 10 if max(numbers) <= 10 else 100 if max(numbers) <= 100 else max(numbers)
+        declared = {10: "0-10", 100: "percent"}.get(top)
         looks = f"they look like a scale up to {top:g}: divide by it"
+        looks += f', or set {name} = "{declared}"' if declared else ""
     return (
-        f"holds {n:,} value{'' if n == 1 else 's'} in column {column!r} that are no probability"
-        f" between 0 and 1: {examples} ({some_of(unit, [row for row, _ in first])}); {looks}"
+        f"holds {n:,} value{'' if n == 1 else 's'} in column {column!r} that are not"
+        f" {SCALES[scale]}: {examples} ({some_of(unit, [row for row, _ in first])}); {looks}"
     )

@@ -16,11 +16,14 @@ from connectors.texts.formats import KEPT, Problem, Problems, read_raw
 from connectors.texts.label_cells import (
     ABSENT,
     ANSWER,
+    SCALES,
+    Scale,
     confirmed,
     gold_status,
     labels_in,
     lookup,
     no_probabilities,
+    on_another_scale,
     probability_in,
     same_letters,
 )
@@ -114,6 +117,7 @@ def read_texts(
     named: Sequence[str] = (),
     labels: Sequence[str] | None = None,
     confidences: Sequence[str] = (),
+    confidence_scale: Scale = "probability",
     long_text_chars: int = LONG_TEXT_CHARS,
 ) -> Table:
     """Reads a source and everything that is wrong with it; raises nothing for bad data.
@@ -133,7 +137,8 @@ def read_texts(
             or bytes, which can be very large, and those that are ``named``.
         named: see ``meta_columns``; those that the source lacks are not told.
         labels: the campaign's classes; gold labels are checked against them if given.
-        confidences: other columns that must hold probabilities between 0 and 1, or nothing.
+        confidences: other columns that must hold probabilities, or nothing.
+        confidence_scale: how these are written.
         long_text_chars: texts longer than this get a note.
     """
     problems = Problems(source)
@@ -155,8 +160,9 @@ def read_texts(
     if raw is None:
         return Table((), (), problems.sorted())
     reading = _Reading(
-        text_column, gold_column, split_column, labels, raw.unit, problems, tuple(confidences)
-    )
+        text_column, gold_column, split_column, labels, raw.unit, problems, tuple(confidences),
+        confidence_scale,
+    )  # fmt: skip
     keep = "none" if meta_columns is None else "chosen" if chosen else str(meta_columns)
     for number, record in raw.records:
         values = (
@@ -298,7 +304,9 @@ class _Reading:
     unit: str
     problems: Problems
     confidences: tuple[str, ...] = ()
+    scale: Scale = "probability"
     unsure: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    sure: dict[str, list[Any]] = field(default_factory=dict)  # where a scale is declared
     rows: list[TextRow] = field(default_factory=list)
     resolved: dict[str, None] = field(default_factory=dict)
     inside: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -318,8 +326,10 @@ class _Reading:
             self.repaired.append(number)
         for name in self.confidences:
             value = self._value(name, record)
-            if probability_in(value) is None:
+            if probability_in(value, self.scale) is None:
                 self.unsure.setdefault(name, []).append((number, value))
+            elif self.scale != "probability":
+                self.sure.setdefault(name, []).append(value)
         split = clean_text(self._cell(self.split_column, record, number)).strip() or None
         gold = self._gold(record, number)
         if self.text_column not in self.resolved:
@@ -398,9 +408,18 @@ class _Reading:
         for column, values in self.unsure.items():
             self.problems.error(
                 "no_probability",
-                no_probabilities(column, self.unit, len(values), values[:KEPT]),
+                no_probabilities(column, self.unit, len(values), values[:KEPT], self.scale),
                 [number for number, _ in values],
             )
+        for column, stated in self.sure.items():
+            if column not in self.unsure and on_another_scale(stated, self.scale):
+                self.problems.error(
+                    "no_probability",
+                    f"holds no value above 1 in column {column!r}, so that they look like"
+                    " probabilities between 0 and 1, and not like"
+                    f" {SCALES[self.scale]}; leave annotator.confidence_scale out",
+                    [],
+                )
         if self.several:
             examples = "; ".join(
                 f"{self.unit} {number}: {', '.join(map(shown, given[:SHOWN]))}"

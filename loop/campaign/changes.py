@@ -102,6 +102,7 @@ POLICIES: dict[str, Policy] = {
     "annotator.model": _ANNOTATOR,
     "annotator.columns": _ANNOTATOR,
     "annotator.prob_columns": _ANNOTATOR,
+    "annotator.confidence_scale": _ANNOTATOR,
     "annotator.batch_size": _AT_ONCE,
     "annotator.max_text_tokens": _ANNOTATOR,
     "annotator.usd_per_million_tokens": _AT_ONCE,

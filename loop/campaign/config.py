@@ -193,6 +193,7 @@ class AnnotatorSection(Section):
     model: Place = "smollm2-135m"
     columns: tuple[str, ...] = ()
     prob_columns: tuple[str, ...] | None = None
+    confidence_scale: Literal["probability", "percent", "0-10", "log"] = "probability"
     batch_size: int = Field(16, ge=1)
     max_text_tokens: int = Field(512, ge=8)
     usd_per_million_tokens: float = Field(0.0, ge=0.0)
@@ -232,6 +233,8 @@ class AnnotatorSection(Section):
             raise ValueError('kind = "recorded" needs columns = ["…"], the columns with LLM labels')
         if self.prob_columns is not None and len(self.prob_columns) != len(self.columns):
             raise ValueError("prob_columns must name one column for each of columns")
+        if self.prob_columns is None and self.confidence_scale != "probability":
+            raise ValueError("confidence_scale says how prob_columns are written; name these")
         return self
 
 

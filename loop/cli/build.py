@@ -15,6 +15,7 @@ from loop.errors import ConfigError, LoopError
 
 if TYPE_CHECKING:
     from connectors.llm.recorded import RecordedAnnotator
+    from connectors.texts.label_cells import Scale
     from connectors.texts.values import Format
     from loop.campaign.config import Config, StudentSection
     from loop.campaign.context import Context, Parts
@@ -190,6 +191,7 @@ class TextsArguments(TypedDict):
     named: Sequence[str]
     labels: Sequence[str]
     confidences: Sequence[str]
+    confidence_scale: Scale
 
 
 def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") -> TextsArguments:
@@ -211,6 +213,7 @@ def texts_arguments(config: Config, *, meta: Literal["plain"] | None = "plain") 
         ),
         "labels": config.label_names,
         "confidences": (config.annotator.prob_columns or ()) if recorded else (),
+        "confidence_scale": config.annotator.confidence_scale,
     }
 
 

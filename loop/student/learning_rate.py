@@ -138,12 +138,12 @@ def config_folder(encoder: str, base: Path) -> Path | None:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub could have a model of this name."""
+    """Whether the hub could have a model of this name; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     try:
-        validate_repo_id(name)
+        try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         return False
     return True

@@ -128,10 +128,27 @@ def test_stated_confidence_is_the_labels_probability() -> None:
     assert answer.probs[2:7].max(axis=1) == pytest.approx([1 / 3] * 5, rel=2e-3)
     for value in (80, "95%", "0,95", -0.1, "sure", True, "1e400", math.inf):
         bad = [TextItem("b", "t", {"llm": "positive", "sure": value})]
-        with pytest.raises(AnnotatorError, match=r"'sure' holds .* not a probability"):
+        with pytest.raises(AnnotatorError, match=r"'sure' holds .* not among probabilities"):
             annotator.annotate(PromptVariant(0, "t", three, ()), bad)
     with pytest.raises(AnnotatorError, match="'sure'"):
         annotator.check(items("positive"))
+
+
+def test_a_declared_scale_gives_the_same_probabilities() -> None:
+    def probs(scale, *stated):
+        rows = [TextItem(str(i), "t", {"llm": "positive", "sure": s}) for i, s in enumerate(stated)]
+        annotator = RecordedAnnotator(["llm"], LABELS, prob_columns=["sure"], scale=scale)
+        return annotator.revision, annotator.annotate(variant(), rows).probs
+
+    plain, wanted = probs("probability", 0.8, 1, None)
+    for scale, *stated in (
+        ("percent", "80%", 100, ""), ("0-10", 8, "10.0", None), ("log", math.log(0.8), 0, " "),
+    ):  # fmt: skip
+        revision, given = probs(scale, *stated)
+        np.testing.assert_allclose(given, wanted)
+        assert revision != plain
+    with pytest.raises(AnnotatorError, match="holds 101, which is not among percentages between"):
+        probs("percent", 101)
 
 
 def test_check_names_what_is_wrong() -> None:

@@ -188,6 +188,40 @@ def test_a_column_that_holds_no_probabilities_is_named_with_its_scale(tmp_path, 
             assert error.rows[0] == (2 if source.endswith("csv") else 1)
 
 
+@pytest.mark.parametrize(
+    ("scale", "values", "says"),
+    [
+        ("percent", ["95", "88%", "0.5"], None),
+        ("percent", [100.0, 50.5, None], None),
+        ("percent", ["95", "120", "1"], "not percentages between 0 and 100: '120'"),
+        ("percent", ["0,95", "88", "50"], "write 0,95 as 0.95"),
+        ("percent", [0.95, 0.5, 1.0], "look like probabilities between 0 and 1"),
+        ("percent", [-5.0, 50.0, 60.0], "or name another scale"),
+        ("0-10", ["9.5", "10", "0"], None),
+        ("0-10", [9.5, 11.0, 2.0], "not numbers between 0 and 10: '11"),
+        ("0-10", ["0.95", "0.5", "1"], "leave annotator.confidence_scale out"),
+        ("log", ["-0.1", "0", "-1e3"], None),
+        ("log", [-0.5, 0.7, -2.0], "not logarithms of probabilities, 0 or less: '0.7'"),
+        ("log", ["high", "-1", "-2"], '"log" says so'),
+    ],
+)
+def test_values_beyond_a_declared_scale_are_named(tmp_path, scale, values, says):
+    for source in in_every_format(tmp_path, {"text": list("abc"), "sure": values}):
+        problems = find_problems(source, confidences=["sure"], confidence_scale=scale)
+        errors = [p.message for p in problems if p.level == "error"]
+        assert len(errors) == (says is not None)
+        assert says is None or (says in errors[0] and "in column 'sure'" in errors[0])
+
+
+def test_probabilities_on_every_scale():
+    for scale, values in (
+        ("percent", ("80%", " 80 ", 80, "80.0 %")), ("0-10", (8, "8.0")), ("log", (math.log(0.8),)),
+    ):  # fmt: skip
+        assert [probability_in(v, scale) for v in values] == pytest.approx([0.8] * len(values))
+    assert probability_in(-math.inf, "log") == 0
+    assert [probability_in("8%", s) for s in ("probability", "0-10", "log")] == [None] * 3
+
+
 def test_probabilities_and_empty_cells_are_fine():
     assert [probability_in(v) for v in (0, 1, 0.5, "0.5", " 1e-3 ")] == [0, 1, 0.5, 0.5, 0.001]
     assert all(math.isnan(probability_in(v)) for v in (None, "", " ", math.nan))

@@ -48,6 +48,7 @@ EDITS = {
     "annotator.model": "m",
     "annotator.columns": ["llm"],
     "annotator.prob_columns": ["p", "q"],
+    "annotator.confidence_scale": {"confidence_scale": "percent", "prob_columns": ["p", "q"]},
     "annotator.batch_size": 4,
     "annotator.max_text_tokens": 100,
     "annotator.usd_per_million_tokens": 1.0,

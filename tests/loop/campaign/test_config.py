@@ -109,6 +109,10 @@ def test_a_store_of_another_kind_is_refused(tmp_path, url):
         ("[prompt]\nvariants = 1\n[strategy]\nsignals=['flip_rate']\n", "needs prompt.variants"),
         ("[prompt.class_prior]\nyes = 1.0\n", "one positive share for every label"),
         ("[prompt.class_prior]\nyes = nan\nno = 1.0\n", "class_prior.yes = nan: must be a finite"),
+        (
+            "[annotator]\nkind = 'recorded'\ncolumns = ['x']\nconfidence_scale = 'log'\n",
+            "confidence_scale says how prob_columns are written; name these",
+        ),
         ("[student]\nlr = inf\n", "student.lr = inf: must be a finite number"),
         ("[rounds]\nseed = 9999999999\n", "rounds.seed: must be at most 2,147,483,647"),
         ("[annotator]\noptions = { x = [1, nan] }\n", "options: must be a finite number"),

@@ -25,7 +25,7 @@ TEXTS = [
         "split": ("train", "train", "test", "dev")[i % 4],
         "llm": ("no", "yes", "no")[i % 3],
         "llm 2": ("no", "yes")[i % 2],
-        "sure": 0.5 + i / 200,
+        "sure": 50 + i / 2,
         "ratings": ["no", "yes"],
     }
     for i in range(60)
@@ -34,7 +34,12 @@ FULL = {
     "campaign": {"name": "c", "task": "Is it good?"},
     "labels": [{"name": "no", "description": "it is not"}, {"name": "yes"}],
     "texts": {"source": "t.jsonl", "gold_column": "gold"},
-    "annotator": {"kind": "recorded", "columns": ["llm", "llm 2"], "prob_columns": ["sure"] * 2},
+    "annotator": {
+        "kind": "recorded",
+        "columns": ["llm", "llm 2"],
+        "prob_columns": ["sure"] * 2,
+        "confidence_scale": "percent",
+    },
     "prompt": {
         "class_prior": {"no": 0.3, "yes": 0.7},
         "demonstrations": [{"text": "very good", "label": "yes"}],
