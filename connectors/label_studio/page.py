@@ -272,7 +272,7 @@ def page(
         lines.append(f"      {_choice(names[label.name], key, label.description.strip())}")
     lines.append(f"      {_choice(UNSURE, '0', '')}")
     lines += ["    </Choices>", "  </View>"]
-    keys = f"Press the key of a label, then {submit}. Ctrl+Space skips the text."
+    keys = f"Press the key of a label, then {submit}."
     lines.append(f'  <View className="gl-keys"><Header value={_attr(keys)} size="6"/></View>')
     lines.append("  </View>")
     if note:
@@ -290,7 +290,7 @@ def instructions(
 ) -> str:
     """Task, meanings and examples as the project's instructions, in the HTML that it takes.
 
-    The last line says whose they are, and changes with them: see ``ours``.
+    The last line says whose they are, and changes with them: see ``instructions_version``.
     """
     parts = [f"<p>{_html(task.strip())}</p>"] if task.strip() else []
     for label in labels:

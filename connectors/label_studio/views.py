@@ -14,7 +14,7 @@ SHOWN_COLUMNS = {  # and their widths in pixels; Label Studio keeps to its own o
     "tasks:cancelled_annotations": 50,
     "tasks:annotators": 130,
     "tasks:annotations_results": 320,
-    "tasks:data.text": 460,
+    "tasks:data.text": 410,
 }
 HINTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
 

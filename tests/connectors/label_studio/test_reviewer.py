@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ from connectors.label_studio import server as label_studio_server
 from connectors.label_studio.page import UNSURE, choice_result
 from connectors.label_studio.push import MODEL_VERSION
 from connectors.label_studio.reviewer import LabelStudioReviewer
+from connectors.label_studio.views import SHOWN_COLUMNS, show_round
 from loop.errors import ReviewerError
 from loop.ports import ReviewTask
 from loop.prompt import Label
@@ -113,6 +115,43 @@ def test_hostile_labels_and_texts_make_the_round_trip(make, api):
     assert texts["item-00000"] == TEXTS[0]
     assert texts["item-00002"] == TEXTS[2]
     assert texts["item-00003"] == "nul \ufffd and half a pair \ufffd"
+
+
+def test_a_project_that_an_older_version_made_goes_on(make, api):
+    reviewer = make(labels=[Label("a", "first"), Label("b")])
+    page = (
+        '<View><Text name="text" value="$text"/><Choices name="label" toName="text"'
+        ' choice="single-radio"><Choice value="a"/><Choice value="b"/>'
+        f'<Choice value="{UNSURE}"/></Choices>'
+        '<TextArea name="note" toName="text"/></View>'
+    )
+    made = {"title": "old", "description": reviewer._marker, "label_config": page}
+    project = api.post("/api/projects/", json=made).json()["id"]
+    rows = [{"data": {"ext_id": f"item-{n:05d}", "text": "t", "round": 1}} for n in range(2)]
+    answer = api.post(f"/api/projects/{project}/import?return_task_ids=true", json=rows)
+    first, second = answer.json()["task_ids"]
+    show_round(reviewer._client, project, 1)
+    (tab,) = api.get(f"/api/dm/views/?project={project}").json()
+    old_tab = {k: v for k, v in tab["data"].items() if k not in ("hiddenColumns", "columnsWidth")}
+    api.put(f"/api/dm/views/{tab['id']}/", json={"project": project, "data": old_tab})
+    note = {"from_name": "note", "to_name": "text", "type": "textarea", "value": {"text": ["n"]}}
+    annotate(api, first, [*choice_result("a"), note])
+
+    assert reviewer.open_project(None) == str(project)
+    sent = reviewer.send([replace(task, llm_label="") for task in tasks(3)])
+    assert (sent["item-00000"], sent["item-00001"]) == (str(first), str(second))
+    annotate(api, second, choice_result("b"))
+    answers = {t.item_id: t.annotations for t in reviewer.fetch(None).tasks}
+    assert [(a.label, a.note) for a in answers["item-00000"]] == [("a", "n")]
+    assert [a.label for a in answers["item-00001"]] == ["b"]
+    places = [row["data"].get("place") for row in stored(api, project)]
+    assert sorted(places, key=str) == [None, None, "Text 3 of 3 in round 1"]
+    settings = api.get(f"/api/projects/{project}/").json()
+    assert "gl-choice" in settings["label_config"]
+    assert "<b>a</b>: first" in settings["expert_instruction"]
+    (tab,) = api.get(f"/api/dm/views/?project={project}").json()
+    assert "tasks:inner_id" in tab["data"]["hiddenColumns"]["explore"]
+    assert tab["data"]["columnsWidth"] == SHOWN_COLUMNS
 
 
 def test_two_hundred_labels(make, api):
