@@ -185,7 +185,7 @@ def test_blind_tasks_say_nothing_of_the_llm(make, api):
     project = reviewer.open_project(None)
     reviewer.send(tasks(5))
     for row in stored(api, project):
-        assert row["data"].keys() == {"ext_id", "text", "round"}
+        assert row["data"].keys() == {"ext_id", "text", "round", "place"}
         assert row["predictions"] == []
         whole = json.dumps(row, ensure_ascii=False)
         assert "0.625" not in whole
