@@ -137,6 +137,13 @@ def how_to_extend(config: Config, store: Store) -> str:
     return f"To go on, {why[1]} in the campaign file and run it again." if why else ""
 
 
+def what_next(config: Config, store: Store) -> str:
+    """The next step as a sentence, and how a finished campaign continues."""
+    step = next_step(config, store).removeprefix("`goldloop report`, ")
+    extend = how_to_extend(config, store) if store.last_round(config.campaign.name) else ""
+    return f"Next: {step}.{' ' * bool(extend)}{extend}"
+
+
 def open_round(ctx: Context) -> Round:
     """The unfinished round, or a new one.
 

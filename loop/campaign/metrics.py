@@ -381,6 +381,28 @@ class Suspects:
 
 
 @dataclass(frozen=True)
+class ToGoal:
+    """What is still to be done.
+
+    Attributes:
+        wrong: the goal, largest share of wrong labels.
+        chosen: whether the campaign file names it.
+        labels: texts that people must still label. Its ends are bounds for 95 % of samples, see
+            ``loop.measure.to_goal``. None where it cannot be told.
+        usd: price of their answers; None without a price.
+        hours: people's time; None where nobody's time is known.
+        missing: why ``labels`` is None, or empty.
+    """
+
+    wrong: float
+    chosen: bool
+    labels: Metric | None = None
+    usd: Metric | None = None
+    hours: Metric | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
 class RoundMetrics:
     """All that a round measured.
 
@@ -405,6 +427,8 @@ class RoundMetrics:
         pushed_wrong: by reason (suspect, audit, …), texts whose LLM label people found wrong.
         people_alpha: agreement among people.
         learned_nothing: seeds of the loop's own students that learned nothing from their labels.
+        votes: of the loop's students, how often the class that most seeds give is right, by the
+            share of the seeds that give it; None without gold, or where all give one class.
     """
 
     arms: Mapping[Arm, Stability] = field(default_factory=dict)
@@ -429,6 +453,7 @@ class RoundMetrics:
     pushed_wrong: Mapping[str, Share] = field(default_factory=dict)
     people_alpha: float | None = None
     learned_nothing: tuple[int, ...] = ()
+    votes: Reliability | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> RoundMetrics:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loop.cli.build import at_work, reading
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
-from loop.cli.terminal import print_rounds, print_table, say
+from loop.cli.terminal import print_next, print_rounds, print_table, say
+
+if TYPE_CHECKING:
+    from loop.report.contents import ReportView
 
 app = typer.Typer()
 
@@ -41,16 +44,40 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the files.", show_default="runs")
     ] = None,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="Only the table, for LaTeX with booktabs.")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Only the table, as CSV.")] = False,
 ) -> None:
-    """Write report.html and rounds.json, and print the table."""
-    from loop.next_round import next_step
+    """Write report.html and rounds.json, and print verdict and table.
+
+    With --latex or --csv the table is printed instead, or written to rounds.tex or rounds.csv in
+    the folder of --out.
+    """
     from loop.report.collect import campaign_view
 
     with reading(file) as (config, store):
-        print_rounds(campaign_view(config, store))
-        step = next_step(config, store)
+        view = campaign_view(config, store)
+    if latex or as_csv:
+        _print_tables(view, latex=latex, as_csv=as_csv, out=out)
+        return
+    print_rounds(view)
     say(f"Report: {Campaign(file).report(out)}")
-    say(f"Next: {step.removeprefix('`goldloop report`, ')}")
+    print_next(view)
+
+
+def _print_tables(view: ReportView, *, latex: bool, as_csv: bool, out: Path | None) -> None:
+    from loop.files import write_whole
+    from loop.report.paper import csv_table, latex_table
+
+    tables = {"rounds.tex": latex_table(view)} if latex else {}
+    tables |= {"rounds.csv": csv_table(view)} if as_csv else {}
+    for name, text in tables.items():
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            write_whole(out / name, text)
+            typer.echo(str(out / name))
 
 
 @app.command()

@@ -22,7 +22,7 @@ from loop.cli.build import (
 )
 from loop.cli.face import Campaign, run_rounds, waiting_line
 from loop.cli.options import CAMPAIGN, File
-from loop.cli.terminal import bar, print_rounds, say
+from loop.cli.terminal import bar, print_next, print_rounds, say
 from loop.errors import LoopError, NoStoreError
 
 if TYPE_CHECKING:
@@ -313,10 +313,10 @@ def _texts_in_a_store(config: Config) -> Iterator[Store]:
 
 def _print_result(file: Path) -> None:
     """The table per round, where the report is, and what comes next."""
-    from loop.next_round import next_step
     from loop.report.collect import campaign_view
 
     with reading(file) as (config, store):
-        print_rounds(campaign_view(config, store))
-        say(f"Report: {config.out / 'report.html'}")
-        say(f"Next: {next_step(config, store).removeprefix('`goldloop report`, ')}")
+        view = campaign_view(config, store)
+    print_rounds(view)
+    say(f"Report: {config.out / 'report.html'}")
+    print_next(view)

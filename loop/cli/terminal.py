@@ -26,12 +26,20 @@ def say(line: str) -> None:
 
 
 def print_rounds(view: ReportView) -> None:
-    """The campaign's table and its notes, on stdout."""
+    """The campaign's verdict but for what comes next, its table and its notes, on stdout."""
     from loop.report.terminal_table import terminal_table
 
+    if view.verdict is not None:
+        typer.echo("\n".join(view.verdict.sentences[:-1]) + "\n")
     print_table(terminal_table(view))
-    for note in view.notes:
+    for note in (*view.comparisons, *view.notes):
         typer.echo(note)
+
+
+def print_next(view: ReportView) -> None:
+    """The last sentence of the verdict, on stderr."""
+    if view.verdict is not None:
+        say(view.verdict.next)
 
 
 def print_table(table: RenderableType) -> None:

@@ -16,6 +16,12 @@ from loop.campaign.tables import Round
 
 Kept = TypeVar("Kept")
 
+REMEDY = (
+    "Set student.lr to the rate that fits the encoder (`goldloop check` names it), raise"
+    " student.epochs, or choose another student.encoder"
+)
+"""What to do where the students answer one class."""
+
 
 def measured_rounds(rounds: Sequence[Round]) -> list[tuple[Round, RoundMetrics]]:
     """The rounds that are measured, oldest first, each with what it measured.
@@ -73,9 +79,7 @@ def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
         return None
     return (
         "The students give every test text the same label, so no stability is shown: seeds that"
-        " have nothing to disagree about agree, whatever the labels are worth. Set student.lr to"
-        " the rate that fits the encoder (`goldloop check` names it), raise student.epochs, or"
-        " choose another student.encoder"
+        f" have nothing to disagree about agree, whatever the labels are worth. {REMEDY}"
     )
 
 

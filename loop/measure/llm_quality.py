@@ -245,19 +245,12 @@ def suspect_line(suspects: Suspects) -> str | None:
 
 
 def quality_lines(metrics: RoundMetrics) -> list[str]:
-    """What a round's ``label_quality``, ``predictor`` and ``suspects`` say, in sentences."""
+    """What a round's ``predictor`` and ``suspects`` say, and which texts have no label.
+
+    How good the labels are, ``loop.report.verdict`` says.
+    """
     lines = []
     quality, foreseen = metrics.label_quality or LlmQuality(), metrics.predictor
-    if quality.accuracy is not None:
-        right = _hundred(quality.accuracy)
-        left = (
-            f"; after people's corrections, {_hundred(quality.remaining_error)} % are still wrong"
-            if quality.remaining_error is not None
-            else ""
-        )
-        lines.append(f"LLM labels: {right} % right{left}")
-    elif quality.problem:
-        lines.append(f"How good the LLM's labels are is not known: {quality.problem}")
     missing = quality.unanswered
     if missing is not None and missing.n:
         lines.append(

@@ -20,6 +20,7 @@ from loop.campaign.metrics import (
     FrozenAgreement,
     Metric,
     Recovered,
+    Reliability,
     RoundMetrics,
     Share,
     Stability,
@@ -28,6 +29,7 @@ from loop.campaign.tables import IMPORTED, Item, Round, Run, round_id
 from loop.chance import stream
 from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
+from loop.measure.metric import one_class
 from loop.measure.stability import measure, paired_difference, recovered_share
 from loop.people.gold import people_alpha
 from loop.pool_arrays import item_embeddings
@@ -105,6 +107,7 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> Rou
             for run in _newest_runs(runs, round_, "loop", len(evaluated), seeds)
             if run.learned is False
         ),
+        votes=_votes(predictions["loop"], truth, k),
     )
 
 
@@ -274,6 +277,28 @@ def _confusion(predictions: IntArray, truth: Truth, k: int) -> tuple[tuple[float
     for of_seed in predictions[:, known]:
         np.add.at(counts, (truth.y[known], of_seed), truth.weight[known])
     return tuple(tuple(line) for line in (counts / counts.sum()).tolist())
+
+
+def _votes(predictions: IntArray, truth: Truth, k: int) -> Reliability | None:
+    """How often the class that most seeds give is right, by the share of the seeds that give it."""
+    known = truth.y >= 0
+    s = len(predictions)
+    if s < 2 or not known.any() or one_class(predictions):
+        return None
+    counts = np.stack([(predictions[:, known] == c).sum(axis=0) for c in range(k)])
+    agree, right = counts.max(axis=0), counts.argmax(axis=0) == truth.y[known]
+    weight = truth.weight[known] / truth.weight[known].sum()
+    bins = tuple(
+        (
+            votes / s,
+            float(np.average(right[agree == votes], weights=weight[agree == votes])),
+            int((agree == votes).sum()),
+        )
+        for votes in range(1, s + 1)
+        if (agree == votes).any()
+    )
+    gaps = [weight[agree == round(share * s)].sum() * abs(share - acc) for share, acc, _ in bins]
+    return Reliability(float(sum(gaps)), float(weight @ right), bins)
 
 
 def _recovered(arms: Mapping[Arm, Stability], gaps: Mapping[str, Metric]) -> dict[str, Recovered]:

@@ -24,9 +24,17 @@ from loop.campaign.metrics import (
 )
 from loop.campaign.store import Store
 from loop.errors import LoopError
+<<<<<<< HEAD
 from loop.measure.collapsed import measured_rounds
+=======
+from loop.measure.collapsed import collapsed_line
+from loop.measure.llm_quality import measured_rounds
+from loop.measure.to_goal import to_goal
+>>>>>>> fa6bdf5 (report.html begins with a verdict in four sentences; parts fold, print and fit a phone)
 from loop.money import account
+from loop.next_round import what_next
 from loop.people.scorecards import campaign_people
+from loop.report.caught import caught_errors
 from loop.report.contents import (
     BudgetLine,
     ClassRow,
@@ -39,8 +47,10 @@ from loop.report.contents import (
     ReportView,
 )
 from loop.report.html import write_report
-from loop.report.notes import campaign_notes
+from loop.report.notes import campaign_notes, comparisons
+from loop.report.paper import methods
 from loop.report.rounds_json import write_rounds
+from loop.report.verdict import campaign_verdict
 
 ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold"}
 
@@ -48,7 +58,8 @@ ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold
 def campaign_view(config: Config, store: Store) -> ReportView:
     """All that the report says of a campaign."""
     name = config.campaign.name
-    measured = measured_rounds(store.rounds(name))
+    rounds = store.rounds(name)
+    measured = measured_rounds(rounds)
     rows: list[ReportRow] = []
     for round_, metrics in measured:
         rows.append(_row(config, round_.number, metrics, "loop"))
@@ -56,6 +67,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
             rows.append(_row(config, round_.number, metrics, "random"))
     last, newest = measured[-1] if measured else (None, RoundMetrics())
     rows += [_row(config, None, newest, arm) for arm in ONCE if arm in newest.arms]
+    loop = [row for row in rows if row.arm == "loop"]
     students = newest.arms.get("loop")
     money = account(config, store)
     answers = store.annotations(name)
@@ -82,15 +94,31 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         simulated=config.raters.kind != "people",
         evaluated=newest.evaluated if last else None,
         accuracy_from=newest.accuracy_from,
+        collapsed=collapsed_line(newest) is not None,
+        verdict=campaign_verdict(config, store, what_next(config, store)),
         people=people,
         calibration=newest.calibration if newest.calibration and newest.calibration.raw else None,
         llm=_widened(newest.label_quality, len(config.labels)),
+        votes=newest.votes,
+        overruled=sum(
+            round(share.share * share.n)
+            for _, metrics in measured
+            for share in metrics.pushed_wrong.values()
+        ),
+        caught=caught_errors(config, store, rounds),
+        to_goal=to_goal(config, newest, answers) if last else None,
         frozen=newest.frozen if newest.frozen and newest.frozen.same.known else None,
         instability=instability(config.out),
         plateau=plateau(config.out),
         over=students.over if students else "items",
         budget=tuple(budget),
+        comparisons=tuple(comparisons(loop[-1])) if loop else (),
         notes=campaign_notes(config, store, rows, newest if last else None),
+        methods=methods(
+            config, [metrics for _, metrics in measured], last.versions.get("goldloop", "")
+        )
+        if last
+        else None,
         provenance={
             "versions": last.versions if last else {},
             # Rounds of older versions may hold addresses with passwords.

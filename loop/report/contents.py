@@ -8,7 +8,7 @@ they cannot disagree. Values in it lie between 0 and 1 (alpha may be negative) a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from loop.campaign.metrics import (
@@ -19,8 +19,10 @@ from loop.campaign.metrics import (
     Metric,
     Predictor,
     Recovered,
+    Reliability,
     Share,
     Suspects,
+    ToGoal,
 )
 
 if TYPE_CHECKING:
@@ -189,6 +191,65 @@ class LearningCurves:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Four sentences, each with its full stop.
+
+    Attributes:
+        llm: how good the LLM's labels are, and how many are still wrong.
+        gain: what people's labels did to the students, and what is not shown.
+        goal: what it takes until few enough labels are wrong, or what is missing to tell.
+        next: what to do now.
+    """
+
+    llm: str
+    gain: str
+    goal: str
+    next: str
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """In the order in which they are read."""
+        return (self.llm, self.gain, self.goal, self.next)
+
+    def to_json(self) -> dict[str, str]:
+        """By name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CaughtError:
+    """One text whose LLM label people overruled.
+
+    Attributes:
+        text: its beginning, where it is long.
+        reason: why it was sent: ``suspect``, ``audit``, ``coverage``, …
+        signal: which signal of suspicion ranked it highest.
+        ahead_of: share of the round's texts that this signal held less suspect.
+    """
+
+    text: str
+    llm_label: str
+    gold: str
+    round: int
+    reason: str
+    signal: str
+    ahead_of: float
+
+
+@dataclass(frozen=True)
+class Methods:
+    """A paragraph for a paper with what it cites.
+
+    Attributes:
+        paragraph: plain text, with numbers in brackets.
+        references: in the order of those numbers.
+    """
+
+    paragraph: str
+    references: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ReportView:
     """All that a report says.
 
@@ -196,9 +257,17 @@ class ReportView:
         simulated: the people were simulated; said wherever they are mentioned.
         accuracy_from: ``test`` (gold test labels), ``audit`` (audit sample weighted by 1/pi), or
             None where nothing says what is right.
+        collapsed: whether the newest students give every text the same label.
+        verdict: what the campaign shows; None only where nothing but figures is at hand.
         llm: the newest round's; None where too little gold is known.
+        votes: how often the students are right, by how many of them agree; the newest round's.
+        overruled: texts whose LLM label people found wrong, all rounds together.
+        caught: some of them.
+        to_goal: what is still to be done.
         over: what the intervals are over.
-        notes: sentences shown near the top, such as a stopping reason.
+        comparisons: the newest round against each reference, paired, in sentences.
+        notes: what a reader must know beside the figures.
+        methods: for a paper.
         provenance: versions, seeds and the campaign file as run; values are JSON.
     """
 
@@ -210,15 +279,23 @@ class ReportView:
     simulated: bool
     evaluated: int | None = None
     accuracy_from: Literal["test", "audit"] | None = "test"
+    collapsed: bool = False
+    verdict: Verdict | None = None
     people: People | None = None
     calibration: Calibration | None = None
     llm: LlmQuality | None = None
+    votes: Reliability | None = None
+    overruled: int = 0
+    caught: tuple[CaughtError, ...] = ()
+    to_goal: ToGoal | None = None
     frozen: FrozenAgreement | None = None
     instability: Instability | None = None
     plateau: LearningCurves | None = None
     over: str = "items"
     budget: tuple[BudgetLine, ...] = ()
+    comparisons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    methods: Methods | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
 

@@ -9,32 +9,36 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.campaign.metrics import METRICS, Metric, MetricInfo
+from loop.campaign.metrics import COMPARED, METRICS, LlmQuality, Metric, MetricInfo
 from loop.files import write_whole
 from loop.report import plots as report_plots
 from loop.report.contents import (
     ARM_NAMES,
     ARMS,
     MISSING,
+    BudgetLine,
     ReportRow,
     ReportView,
     class_of,
 )
 from loop.report.wording import (
     REASONS,
+    SENT_AS,
     agreement_sentence,
     by_reason,
     difference,
+    in_words,
     interval,
     percent,
-    verdict,
     with_spread,
 )
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
-_SHORT = {"llm_only": "LLM only", "random": "random", "all_gold": "all gold"}
+MATRIX_LABELS, MOST_CONFUSED = 12, 20
+"""A matrix of more labels cannot be read; the pairs that are confused most often can."""
 
 
 def write_report(view: ReportView, path: Path) -> None:
@@ -58,7 +62,15 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, interval=interval, difference=difference)
+    environment.filters.update(
+        percent=percent,
+        interval=interval,
+        difference=difference,
+        code=_code,
+        in_words=_in_words,
+        amount=_amount,
+        number=_number,
+    )
     return environment.get_template("report.html.j2")
 
 
@@ -67,69 +79,180 @@ def render(view: ReportView) -> str:
     from markupsafe import Markup
 
     newest = {arm: row for arm in ARMS if (row := view.last(arm)) is not None}
+    loop = [row for row in view.ordered if row.arm == "loop"]
     return _template().render(
         view=view,
         columns=tuple(METRICS.values()),
         arm_names=ARM_NAMES,
         reasons=REASONS,
+        sent_as=SENT_AS,
         missing=MISSING,
         newest=newest,
         cards=_cards(view),
+        matrix_labels=MATRIX_LABELS,
         plots=[
             (column, Markup(svg))  # noqa: S704 - drawn here, from numbers alone
             for column in METRICS.values()
             if (svg := report_plots.course_plot(view, column))
         ],
+        differences=_differences(loop[-1]) if loop else [],
+        compared_columns=tuple(METRICS[key] for key in COMPARED),
+        against_previous=[row for row in loop if row.against.get("previous")],
+        confusions=_confusions(view, newest),
         reliability=Markup(report_plots.reliability_plot(view.calibration)),  # noqa: S704 - likewise
+        votes=Markup(report_plots.votes_plot(view.votes)),  # noqa: S704 - likewise
         curves=Markup(report_plots.curves_plot(view.plateau)),  # noqa: S704 - likewise
         with_spread=with_spread,
         by_reason=by_reason,
         class_of=class_of,
         agreement_sentence=agreement_sentence,
-        verdict=verdict,
         provenance=[(str(k), _shown(v)) for k, v in view.provenance.items()],
     )
 
 
 @dataclass(frozen=True)
 class Card:
-    """A headline: the newest round's value and how it compares."""
+    """One number, and what is shown of it.
 
-    column: MetricInfo
-    metric: Metric
-    comparisons: tuple[tuple[str, str, str], ...]  # reference, difference, remark
+    Attributes:
+        state: of which labels, measured on what.
+        metric: None where it is not known.
+        comparisons: what it is compared with, and the paired difference.
+        remark: said where there is no comparison.
+    """
+
+    title: str
+    state: str
+    metric: Metric | None
+    unit: str = ""
+    comparisons: tuple[tuple[str, Metric], ...] = ()
+    remark: str = ""
+
+
+OTHERS = {"llm_only": "the LLM's labels alone", "random": "as many random gold labels"}
+"""What a card compares with."""
 
 
 def _cards(view: ReportView) -> list[Card]:
     newest = view.last("loop")
     if newest is None:
         return []
-    cards = []
-    for key in ("alpha_k", "p_uc", "macro_f1", "reliable_accuracy"):
+    quality = view.llm or LlmQuality()
+    gold = (
+        f"By {quality.n_gold:,} gold labels, {quality.n_random:,} of them drawn at random."
+        if view.llm
+        else "Too few gold labels were drawn at random to tell."
+    )
+    repaired = "LLM labels with people's labels put in, before goldloop's own repair"
+    cards = [
+        Card("LLM labels right", "the LLM's labels alone", quality.accuracy, " %", remark=gold),
+        Card("Labels still wrong", repaired, quality.remaining_error, " %", remark=gold),
+    ]
+    on = "audit texts" if view.accuracy_from == "audit" else "test texts"
+    for key, title, unit in (
+        ("accuracy", "Students right", " %"),
+        ("reliable_accuracy", "Right in every run", " %"),
+        ("alpha_k", "Runs agree", ""),
+    ):
         metric = newest.metrics.get(key)
-        if metric is None:
-            continue
-        compared = []
-        for arm in ("llm_only", "random", "all_gold"):
-            row = _at_same_round(view, arm, newest)
-            other = row.metrics.get(key) if row else None
-            if other is not None:
-                difference = percent(metric.value - other.value, sign=True)
-                compared.append((_SHORT[arm], difference, _remark(metric, other)))
-        cards.append(Card(METRICS[key], metric, tuple(compared)))
+        if metric is not None and not metric.known:
+            metric = None
+        compared = tuple(
+            (name, against)
+            for reference, name in OTHERS.items()
+            if (against := newest.against.get(reference, {}).get(key)) is not None and metric
+        )
+        named = "alpha_K of " if key == "alpha_k" else ""
+        where = on if METRICS[key].needs_gold else "test texts"
+        runs = f"{view.seeds} run{'s' * (view.seeds != 1)}"
+        state = f"{named}students of the corrected labels, {runs}, {where}"
+        cards.append(Card(title, state, metric, unit, compared, _why_missing(view, key, metric)))
     return cards
 
 
-def _at_same_round(view: ReportView, arm: str, row: ReportRow) -> ReportRow | None:
-    same = [r for r in view.ordered if r.arm == arm and r.round in (None, row.round)]
-    return same[-1] if same else None
+def _why_missing(view: ReportView, key: str, metric: Metric | None) -> str:
+    if metric is not None:
+        return "There is nothing to compare it with (student.references)."
+    if METRICS[key].needs_gold and view.accuracy_from is None:
+        return "There are no known labels to test on."
+    if view.collapsed:
+        return "Not shown: every run gives every text the same label."
+    return "Not measured."
 
 
-def _remark(a: Metric, b: Metric) -> str:
-    """Whether two intervals overlap, where both are known."""
-    if not (a.has_interval and b.has_interval):
-        return ""
-    return "overlapping" if a.low <= b.high and b.low <= a.high else "apart"
+def _differences(row: ReportRow) -> list[tuple[str, Mapping[str, Metric]]]:
+    """What the newest row is compared with, in words, and the paired differences."""
+    names = {
+        "llm_only": ARM_NAMES["llm_only"],
+        "previous": "the round before",
+        "random": "Random control, same size",
+        "all_gold": ARM_NAMES["all_gold"],
+    }
+    return [(name, row.against[key]) for key, name in names.items() if row.against.get(key)]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often texts of one class get the label of another, as shares.
+
+    Attributes:
+        by: who gives it.
+    """
+
+    true: str
+    given: str
+    by: str
+    of_class: float
+    of_all: float
+
+
+def _confusions(view: ReportView, newest: Mapping[str, ReportRow]) -> list[Confusion]:
+    """Of campaigns with too many labels for a matrix, the most frequent confusions."""
+    if len(view.labels) <= MATRIX_LABELS:
+        return []
+    matrices = [("the LLM", view.llm.confusion)] if view.llm else []
+    if "loop" in newest:
+        matrices.append(("students", newest["loop"].confusion))
+    pairs = [
+        Confusion(view.labels[i], view.labels[j], by, share / sum(line), share)
+        for by, matrix in matrices
+        for i, line in enumerate(matrix)
+        for j, share in enumerate(line)
+        if i != j and share > 0
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.of_all, pair.true, pair.given))[:MOST_CONFUSED]
+
+
+def _in_words(metric: Metric | None, column: MetricInfo | None = None) -> str:
+    return in_words(metric, higher_is_better=column is None or column.higher_is_better)
+
+
+def _code(text: str) -> Markup:
+    """Commands, which stand between backticks, in their own letters."""
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    if len(parts) % 2 == 0:  # a backtick of its own
+        return escape(text)
+    return Markup().join(
+        Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts)
+    )
+
+
+def _amount(line: BudgetLine, value: float) -> str:
+    """Whole texts, or dollars and cents."""
+    return f"{value:,.2f}" if line.name.startswith("USD") else f"{value:,.10g}"
+
+
+def _number(value: float) -> str:
+    """Two digits at least, one for small values."""
+    return (
+        f"{value:,.0f}"
+        if value >= 10 or value == 0
+        else f"{value:,.1f}"
+        if value >= 0.95
+        else f"{value:.2g}"
+    )
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Sentences of the report: what came back, what is shown and what is not, and what misleads."""
+"""Sentences of the report: what came back, what came of it, and what misleads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMPARED_WITH = {
 def campaign_notes(
     config: Config, store: Store, rows: Sequence[ReportRow], newest: RoundMetrics | None
 ) -> tuple[str, ...]:
-    """What a reader must know beside the table, the newest round's comparisons among it."""
+    """What a reader must know beside the verdict and the figures."""
     notes = []
     reviews = store.reviews(config.campaign.name)
     became = tally(reviews)
@@ -57,8 +57,6 @@ def campaign_notes(
         for row in rows
         if row.not_comparable
     ]
-    for row in [row for row in rows if row.arm == "loop"][-1:]:
-        notes += _comparisons(row)
     if newest is not None:
         notes += [f"{line}." for line in quality_lines(newest)]
         notes += _warnings(config, newest)
@@ -67,7 +65,7 @@ def campaign_notes(
     return tuple(notes)
 
 
-def _comparisons(row: ReportRow) -> list[str]:
+def comparisons(row: ReportRow) -> list[str]:
     """Paired differences with their 95 % intervals, times 100."""
     lines = []
     for reference, name in COMPARED_WITH.items():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loop.campaign.metrics import Calibration, Metric, MetricInfo
+from loop.campaign.metrics import Calibration, Metric, MetricInfo, Reliability
 from loop.report.contents import LearningCurves, ReportView
 
 _INK, _GRID = "#010101", "#020202"
@@ -58,15 +58,28 @@ def reliability_plot(calibration: Calibration | None) -> str:
     """Confidence against accuracy, raw and as used, as inline SVG; empty without audit gold."""
     if calibration is None or calibration.raw is None or calibration.used is None:
         return ""
-    shown = [("llm_only", calibration.raw)] + [("loop", calibration.used)] * (
-        calibration.view != "raw"
+    shown: list[tuple[str, Reliability]] = [("llm_only", calibration.raw)]
+    shown += [("loop", calibration.used)] * (calibration.view != "raw")
+    return _reliability(
+        shown, "confidence of the LLM", "Share of right labels over the LLM's confidence"
     )
 
+
+def votes_plot(votes: Reliability | None) -> str:
+    """Agreement of the seeds against accuracy, as inline SVG; empty without either."""
+    if votes is None:
+        return ""
+    return _reliability(
+        [("loop", votes)], "seeds that agree", "Share of right labels over the seeds that agree"
+    )
+
+
+def _reliability(shown: Sequence[tuple[str, Reliability]], confidence: str, label: str) -> str:
     def draw(axes: Any) -> None:
         axes.plot([0, 100], [0, 100], color=_INK, linewidth=0.8)
         for arm, reliability in shown:
             axes.plot(
-                [100 * confidence for confidence, _, _ in reliability.bins],
+                [100 * sure for sure, _, _ in reliability.bins],
                 [100 * accuracy for _, accuracy, _ in reliability.bins],
                 color=_COLOURS[arm],
                 linestyle=_LINES[arm],
@@ -74,12 +87,12 @@ def reliability_plot(calibration: Calibration | None) -> str:
                 linewidth=2,
                 markersize=5,
             )
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, 102)
         axes.set_ylim(0, 102)
-        axes.set_xlabel("confidence of the LLM")
-        axes.set_ylabel("labels that were right")
+        axes.set_xlabel(f"{confidence}, %")
+        axes.set_ylabel("labels that were right, %")
 
-    return _svg(draw, "Share of right labels over the LLM's confidence")
+    return _svg(draw, label)
 
 
 def curves_plot(learning: LearningCurves | None) -> str:

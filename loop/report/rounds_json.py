@@ -23,6 +23,7 @@ def rounds_json(view: ReportView) -> Json:
         "evaluated": view.evaluated,
         "accuracy_from": view.accuracy_from,
         "created": view.created,
+        "campaign_verdict": None if view.verdict is None else view.verdict.to_json(),
         "rows": [
             {
                 "arm": row.arm,
@@ -65,6 +66,10 @@ def rounds_json(view: ReportView) -> Json:
         "calibration": _or_none(view.calibration),
         "intervals_over": view.over,
         "llm": _or_none(view.llm),
+        "student_votes": _or_none(view.votes),
+        "to_goal": _or_none(view.to_goal),
+        "overruled": view.overruled,
+        "caught": [as_json(error) for error in view.caught],
         "frozen": None
         if view.frozen is None
         else {
@@ -79,7 +84,9 @@ def rounds_json(view: ReportView) -> Json:
         "variance": _or_none(view.instability),
         "plateau": _or_none(view.plateau),
         "budget": [{"name": b.name, "spent": b.spent, "limit": b.limit} for b in view.budget],
+        "comparisons": list(view.comparisons),
         "notes": list(view.notes),
+        "methods": _or_none(view.methods),
         "provenance": dict(view.provenance),
     }
 

@@ -13,9 +13,10 @@ from loop.measure.collapsed import collapsed_line, failed_seeds_line, measured_r
 from loop.measure.llm_quality import quality_lines
 from loop.measure.stopping import why_stop
 from loop.money import account, labels_left
-from loop.next_round import how_to_extend, next_step
+from loop.next_round import how_to_extend, next_step, what_next
 from loop.people.scorecards import campaign_people, people_lines
 from loop.people.tally import Tally, answer_lines, problems_of, tally, tally_line
+from loop.report.verdict import campaign_verdict
 
 
 def campaign_status(config: Config, store: Store) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "label_quality": newest.label_quality and as_json(newest.label_quality),
         "predictor": newest.predictor and as_json(newest.predictor),
         "suspects": newest.suspects and as_json(newest.suspects),
+        "verdict": campaign_verdict(config, store, what_next(config, store)).to_json(),
         "what_gold_says": quality_lines(newest),
         "measured_round": last_measured.number if last_measured else None,
         "people_to_look_at": people_lines(campaign_people(config, store)),
@@ -98,7 +100,7 @@ def student_lines(student: dict[str, Any]) -> list[str]:
 
 def status_lines(status: dict[str, Any]) -> list[str]:
     """The status for people to read."""
-    budget, this = status["budget"], status["this_round"]
+    budget, this, verdict = status["budget"], status["this_round"], status["verdict"]
     money = ""
     if budget["usd_committed"] or budget["usd"] is not None:
         money = (
@@ -111,6 +113,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     people = "simulated raters" if status["simulated_raters"] else "people"
     lines = [
         f"Campaign {status['campaign']}: {status['texts']} texts",
+        *(sentence for name, sentence in verdict.items() if name != "next"),
         f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
         f" {this['chosen']} chosen, {this['sent']} sent to {people}"
         f" ({tally_line(Tally(**this))})",
@@ -143,7 +146,5 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         lines.append("Answers as of the last pull; `goldloop pull` reads what is new.")
     if at := status.get("label_at"):
         lines.append(f"People label at {at}")
-    lines.append(f"Next: {status['next']}")
-    if status["to_extend"]:
-        lines.append(status["to_extend"])
+    lines.append(verdict["next"])
     return lines

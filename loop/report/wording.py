@@ -13,6 +13,13 @@ REASONS = {
     "overlap": "overlap",
 }
 
+SENT_AS = {
+    "suspect": "sent as a suspect",
+    "audit": "from the random sample",
+    "coverage": "drawn at random",
+}
+"""Why one text was sent."""
+
 RANDOM_PARTS = {
     "init": "first weights of the head",
     "order": "order of the texts, and dropout",
@@ -30,6 +37,9 @@ SAME_EVERYWHERE = (
 )
 """What the variance says of students that answer one class."""
 
+NOT_SHOWN = "not shown"
+"""Of a difference whose interval contains zero: chance alone may have made it."""
+
 CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold labels"}
 
 
@@ -41,6 +51,15 @@ def verdict(row: ReportRow) -> str:
     if d.low > 0:
         return "more stable"
     return "less stable" if d.high < 0 else "not shown to be more stable"
+
+
+def in_words(difference: Metric | None, *, higher_is_better: bool = True) -> str:
+    """``better`` or ``worse`` where the whole interval says so, else ``not shown``."""
+    if difference is None or not difference.has_interval:
+        return NOT_SHOWN
+    if difference.low > 0 or difference.high < 0:
+        return "better" if (difference.low > 0) == higher_is_better else "worse"
+    return NOT_SHOWN
 
 
 def percent(value: float | None, *, sign: bool = False) -> str:

@@ -11,7 +11,7 @@ from loop.campaign.metrics import Metric, RoundMetrics
 from loop.measure.collapsed import collapsed_line
 from loop.measure.stability import measure
 from loop.report.contents import ReportRow
-from loop.report.notes import _comparisons, _warnings
+from loop.report.notes import comparisons, _warnings
 
 
 def round_of(preds, y, k):
@@ -64,7 +64,7 @@ def test_even_classes_need_no_warning():
 def test_the_verdict_ends_the_comparison_with_the_round_before(low, high, ending):
     found = {"alpha_k": Metric((low + high) / 2, low, high)}
     row = ReportRow("loop", 2, 60, against={"llm_only": found, "previous": found})
-    first, second = _comparisons(row)
+    first, second = comparisons(row)
     assert first.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
     assert first.endswith(f": {ending}.")
     assert second.startswith("Round 2 minus LLM labels only")

@@ -1,0 +1,103 @@
+"""What it takes until few enough labels are wrong: labels of people, money and hours.
+
+The figures follow from what the newest round measured. They hold for the LLM's labels with people's
+labels put in; repair may bring the goal nearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from loop.campaign.config import Config
+from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
+from loop.campaign.tables import Annotation
+
+USUAL_GOAL = 0.05
+"""Share of wrong labels that is asked for where ``rounds.stop_below`` names none; the same as the
+default of ``goldloop validate --goal``."""
+
+
+def to_goal(config: Config, newest: RoundMetrics, answers: Sequence[Annotation]) -> ToGoal:
+    """What it takes to the goal of the campaign file, or to the usual one.
+
+    Args:
+        config: names the goal and the price of an answer.
+        newest: the newest measured round.
+        answers: of people so far; they say how long one takes, and how many one text needs.
+    """
+    goal = config.rounds.stop_below
+    wrong = USUAL_GOAL if goal is None else goal
+    quality = newest.label_quality or LlmQuality()
+    if quality.remaining_error is None:
+        missing = quality.problem or "no round has measured how many labels are wrong"
+        return ToGoal(wrong, goal is not None, missing=missing)
+    silent = quality.unanswered.n if quality.unanswered else 0
+    labels = labels_to_goal(
+        quality.remaining_error,
+        wrong,
+        texts=max(0, newest.pool - silent),
+        checked=quality.n_gold,
+        hit_rate=_hit_rate(newest),
+    )
+    # Texts on which people disagree bring no label, but cost as much as the others.
+    per_label = _answers_per_text(config, answers) * max(1.0, newest.bought / (newest.gold or 1))
+    price = config.budget.usd_per_label * per_label
+    times = [a.lead_time_s for a in answers if a.lead_time_s]
+    simulated = config.raters.kind != "people"
+    hours = None if simulated or not times else median(times) * per_label / 3600
+    return ToGoal(
+        wrong,
+        goal is not None,
+        labels=labels,
+        usd=_times(labels, price) if price else None,
+        hours=_times(labels, hours) if hours else None,
+    )
+
+
+def labels_to_goal(
+    remaining: Metric, goal: float, *, texts: int, checked: int, hit_rate: float | None
+) -> Metric:
+    """Texts that people must still label until a share ``goal`` of all labels is wrong at most.
+
+    A label of people puts right at most one wrong label, which gives the lower end, from the lower
+    end of ``remaining``. Texts drawn at random need the upper end, from its upper end; suspects
+    need no more than those, unless they are wrong less often than random texts.
+
+    Args:
+        remaining: share of labels that are still wrong, with its interval.
+        goal: in (0, 1).
+        texts: with a label of the LLM.
+        checked: those of them that people have labelled.
+        hit_rate: share of the last batch that was wrong; the value assumes it for what comes. None
+            assumes that of random texts.
+    """
+    allowed, unchecked = goal * texts, max(0, texts - checked)
+
+    def at_random(share: float) -> float:
+        wrong = share * texts
+        return unchecked * max(0.0, 1.0 - allowed / wrong) if wrong > 0 else 0.0
+
+    too_many = max(0.0, remaining.value * texts - allowed)
+    most = at_random(remaining.high)
+    least = min(max(0.0, remaining.low * texts - allowed), most)
+    value = too_many / hit_rate if hit_rate else at_random(remaining.value)
+    value = min(max(value, least, too_many), most)
+    return Metric(value, least, most)
+
+
+def _hit_rate(newest: RoundMetrics) -> float | None:
+    """Share of the last batch whose label people found wrong."""
+    groups = [s for s in newest.pushed_wrong.values() if s.n]
+    n = sum(s.n for s in groups)
+    return sum(s.share * s.n for s in groups) / n if n else None
+
+
+def _answers_per_text(config: Config, answers: Sequence[Annotation]) -> float:
+    """Answers that a text has taken so far; before there are any, those that it is asked for."""
+    texts = {a.item_id for a in answers}
+    return len(answers) / len(texts) if texts else float(config.people.panel.first)
+
+
+def _times(labels: Metric, factor: float) -> Metric:
+    return Metric(labels.value * factor, labels.low * factor, labels.high * factor)

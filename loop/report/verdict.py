@@ -1,0 +1,189 @@
+"""What a campaign shows so far, in four sentences for people who read nothing else.
+
+The page, the status and the end of a run all print these, so that they never contradict each other.
+A difference is told as one only where its paired 95 % interval leaves zero out.
+"""
+
+from __future__ import annotations
+
+from loop.campaign.config import Config
+from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
+from loop.campaign.store import Store
+from loop.measure.collapsed import REMEDY, collapsed_line
+from loop.measure.llm_quality import measured_rounds, why_good_enough
+from loop.measure.to_goal import to_goal
+from loop.report.contents import Verdict
+from loop.report.wording import NOT_SHOWN, in_words, percent
+
+TESTED_ON = {"test": "test texts", "audit": "randomly drawn texts that people labelled"}
+
+
+def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
+    """The verdict on what is in the store now.
+
+    Args:
+        step: of ``loop.next_round.what_next``.
+    """
+    rounds = store.rounds(config.campaign.name)
+    measured = measured_rounds(rounds)
+    newest = measured[-1][1] if measured else None
+    if newest is None:
+        return Verdict(
+            "How good the LLM's labels are is not known yet: no round has been measured.",
+            "So nothing is shown of what people's labels bring.",
+            "What a goal would take is told after the first round.",
+            _next(None, step),
+        )
+    goal = to_goal(config, newest, store.annotations(config.campaign.name))
+    enough = why_good_enough(config, rounds)
+    return Verdict(
+        _llm(newest.label_quality or LlmQuality(), newest.pool),
+        _gain(newest, simulated=config.raters.kind != "people"),
+        f"The goal is reached: {enough}." if enough else goal_sentence(goal),
+        _next(newest, step),
+    )
+
+
+def _llm(quality: LlmQuality, pool: int) -> str:
+    if quality.accuracy is None:
+        why = quality.problem or "the round did not measure it"
+        return f"How good the LLM's labels are is not known: {why}."
+    silent = quality.unanswered.n if quality.unanswered else 0
+    sentence = f"{_share(quality.accuracy)} of the LLM's labels are right"
+    if (left := quality.remaining_error) is not None:
+        n = pool - silent
+        sentence += (
+            f"; with people's labels put in, about {_count(left.value * n)} of {n:,} are still"
+            f" wrong ({_count(left.low * n)} to {_count(left.high * n)})"
+        )
+    return f"{sentence}; {silent:,} got no label of the LLM." if silent else f"{sentence}."
+
+
+def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
+    """The newest students against those of the LLM's labels alone."""
+    gold = newest.bought if newest.gold is None else newest.gold
+    labels = f"{gold:,} label{'s' * (gold != 1)} from {'simulated ' * simulated}people"
+    if collapsed_line(newest):
+        return (
+            "The students learned nothing: every run gives every text the same label, so that"
+            f" nothing is shown of what the {labels} brought."
+        )
+    if not gold:
+        return "Nothing is shown of what people's labels bring: there is none yet that can be used."
+    against = newest.compared.get("llm_only", {})
+    steadier = _steadier(against.get("alpha_k"))
+    students = newest.arms.get("loop")
+    accuracy = None if students is None else students.metric("accuracy")
+    if accuracy is None or newest.accuracy_from is None:
+        return (
+            f"Whether the {labels} made the students better cannot be said, because there is no"
+            f" known label to test them on (texts.gold_column); {steadier}."
+        )
+    right = f"right on {percent(accuracy.value)} % of the {TESTED_ON[newest.accuracy_from]}"
+    more = against.get("accuracy")
+    if more is None or not more.known:
+        return (
+            f"With {labels} the students are {right}; there is nothing to compare this with,"
+            ' because student.references does not name "llm_only".'
+        )
+    word = in_words(more)
+    if word == NOT_SHOWN:
+        return (
+            f"It is not shown that the {labels} made the students better: they are {right}, and"
+            f" {_points(more)} against the LLM's labels alone may be chance; {steadier}."
+        )
+    size = (
+        f"{percent(abs(more.value))} points ({_span(more)}) {'more' if more.value > 0 else 'less'}"
+    )
+    return (
+        f"The {labels} made the students {word}: {right}, {size} than with the LLM's"
+        f" labels alone; {steadier}."
+    )
+
+
+def _steadier(more: Metric | None) -> str:
+    if more is None or not more.known:
+        return "whether they are more stable cannot be said"
+    return {"better": "they are also more stable", "worse": "they are less stable"}.get(
+        in_words(more), "that they are more stable is not shown"
+    )
+
+
+def goal_sentence(goal: ToGoal) -> str:
+    """What it takes until few enough labels are wrong, or what is missing to tell."""
+    aim = f"at most {100 * goal.wrong:g} % wrong labels"
+    unset = "" if goal.chosen else " (no goal is set; rounds.stop_below sets one)"
+    if goal.labels is None:
+        return f"What {aim} would take cannot be told{unset}: {goal.missing}."
+    if goal.labels.high <= 0:
+        return f"There are {aim} already{unset}, by the whole of the 95 % interval."
+    if goal.labels.value <= 0:
+        return (
+            f"There are probably {aim} already{unset}, but this is not sure; up to"
+            f" {_count(goal.labels.high)} more labels would make it so."
+        )
+    takes = [
+        what
+        for what in (
+            goal.usd and f"${_count(goal.usd.value)} ({_ends(goal.usd)})",
+            goal.hours and _hours(goal.hours),
+        )
+        if what
+    ]
+    unknown = [
+        what
+        for what, known in (
+            ("the price (budget.usd_per_label is 0)", goal.usd),
+            ("the hours (nobody's time is known)", goal.hours),
+        )
+        if known is None
+    ]
+    return (
+        f"For {aim}{unset}, people must label about {_count(goal.labels.value)} more texts"
+        f" ({_ends(goal.labels)})"
+        + (f", for {' and '.join(takes)}" if takes else "")
+        + (f"; {' and '.join(unknown)} cannot be told." if unknown else ".")
+    )
+
+
+def _next(newest: RoundMetrics | None, step: str) -> str:
+    """The next step, after what has to be mended first."""
+    if newest is not None and collapsed_line(newest):
+        return f"First mend the students: {REMEDY[0].lower()}{REMEDY[1:]}. {step}"
+    if newest is not None and newest.suspects is not None and newest.suspects.next == "coverage":
+        return (
+            f"{step} Texts of a further round are drawn at random, because suspects were not wrong"
+            " more often than random texts."
+        )
+    return step
+
+
+def _share(metric: Metric) -> str:
+    """``78 % (72 to 83 %)``."""
+    return f"{100 * metric.value:.0f} % ({100 * metric.low:.0f} to {100 * metric.high:.0f} %)"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _ends(metric: Metric) -> str:
+    return f"{_count(metric.low)} to {_count(metric.high)}"
+
+
+def _points(more: Metric) -> str:
+    """``+3.2 points (−3.8 to +10.2)``."""
+    ends = f" ({percent(more.low, sign=True)} to {percent(more.high, sign=True)})"
+    return f"{percent(more.value, sign=True)} points{ends * more.has_interval}"
+
+
+def _span(more: Metric) -> str:
+    """The interval of a difference, by its size."""
+    low, high = sorted((abs(more.low), abs(more.high)))
+    return f"{percent(low)} to {percent(high)}"
+
+
+def _hours(hours: Metric) -> str:
+    factor, unit = (1.0, "hours") if hours.high >= 2 else (60.0, "minutes")
+    low, high = _count(factor * hours.low), _count(factor * hours.high)
+    return f"{_count(factor * hours.value)} {unit} of work ({low} to {high})"
