@@ -656,9 +656,11 @@ def run_rounds(
         open_campaign,
         open_round,
         take_in_new_texts,
+        what_next,
         why_finished,
         why_reached,
     )
+    from loop.report.verdict import campaign_verdict
     from loop.round import close_early, run_round
 
     open_campaign(ctx)
@@ -675,6 +677,8 @@ def run_rounds(
         if round_.stage == "done":
             finished += 1
             say(f"Round {round_.number} is done.")
+            verdict = campaign_verdict(ctx.config, ctx.store, what_next(ctx.config, ctx.store))
+            say(f"{verdict.llm}\n{verdict.gain}")
         elif close:
             close_early(ctx, open_round(ctx))
             close = False  # the round that waits now, not those that are opened after it

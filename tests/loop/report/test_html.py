@@ -228,9 +228,9 @@ def test_numbers_stand_in_the_page_with_their_intervals() -> None:
     text = words(page_of_view())
     for shown in (
         *("63.3", "60.2–66.4", "54.4", "52.2", "51.1", "71.1", "1,234"),
-        *("65.4 of 72 suspects", "12.5 of 8 random audit"),
+        *("65.4 % of 72 suspects", "12.5 % of 8 random audit"),
         *("48.7 %", "+20.0", "43.2 40.0–50.0", "77", "alpha 59.3"),
-        *("720 from 3 simulated raters", "160 spent of 240, 80 left", "1.5 spent"),
+        *("720 from 3 simulated raters", "160 of 240, 80 left", "USD 1.50"),
         *("Stopped: the budget is spent.", "The people are simulated", "2.8.0", "5 seeds"),
         *("LLM labels only", "Random, round 1", "All gold", "Stability alone can mislead"),
     ):
@@ -240,9 +240,7 @@ def test_numbers_stand_in_the_page_with_their_intervals() -> None:
 def test_every_part_of_the_measurement_stands_in_the_page() -> None:
     text = words(render(FULL))
     for shown in (
-        "Round 3 +1.2 −0.5 to +3.1",
-        "−2.3 −3.0 to −1.0",
-        "not shown to be more stable",
+        "the round before not shown +1.2 (−0.5 to +3.1) – worse −2.3 (−3.0 to −1.0)",
         "61.2 50.0–70.0",  # the LLM's recall, beside
         "43.2 40.0–50.0 alpha 20.0 34.6",  # its students' recall and precision
         "by 174 gold labels (35 drawn at random)",
