@@ -1,0 +1,164 @@
+"""For a paper: tables that LaTeX and spreadsheets read, and a paragraph that says what was done."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from math import nan
+
+import pytest
+
+from loop.campaign.config import Config
+from loop.campaign.metrics import (
+    Calibration,
+    LlmQuality,
+    Metric,
+    RoundMetrics,
+    Share,
+    Stability,
+)
+from loop.report.contents import ReportRow, ReportView
+from loop.report.paper import REFERENCES, csv_table, latex, latex_table, methods
+
+VIEW = ReportView(
+    campaign="50 % of $x_{1}$ & #2",
+    task="t",
+    labels=("a", "b"),
+    rows=(
+        ReportRow(
+            "loop",
+            1,
+            1240,
+            {
+                "accuracy": Metric(0.725, 0.7, 0.75),
+                "accuracy_sd": Metric(0.0104),
+                "alpha_k": Metric(-0.02, -0.1, 0.06),
+                "macro_f1": Metric(nan),
+            },
+        ),
+        ReportRow("llm_only", None, 0),
+    ),
+    seeds=5,
+    simulated=True,
+    over="items and seeds",
+)
+
+
+def test_the_latex_table_is_whole_and_escaped():
+    table = latex_table(VIEW)
+    assert r"50 \% of \$x\_\{1\}\$ \& \#2: students by round" in table
+    assert "People are simulated" in table
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1]
+    rows = [line for line in table.splitlines() if line.endswith(r"\\")]
+    assert {len(re.split(r"(?<!\\)&", line)) for line in rows} == {len(columns)}
+    assert r"Round 1 & 1,240 & 72.5 $\pm$ 1.0 & -- & $-$2.0 & -- & --" in table
+    assert r"{\scriptsize [70.0, 75.0]}" in table
+    assert rows[1].startswith("LLM labels only & 0 & --")
+    assert [table.count(rf"\{rule}rule") for rule in ("top", "mid", "bottom")] == [1, 2, 1]
+    assert table.count("{") == table.count("}")
+
+
+@pytest.mark.parametrize(
+    ("given", "set_as"),
+    [
+        ("a_b^c~d\\e", r"a\_b\textasciicircum{}c\textasciitilde{}d\textbackslash{}e"),
+        ("two\nlines\u202e", "two lines"),
+        ("größer – 1 ± 2", "größer -- 1 $\\pm$ 2"),
+    ],
+)
+def test_text_is_set_as_it_is(given, set_as):
+    assert latex(given) == set_as
+
+
+def test_the_csv_table_holds_every_metric():
+    llm, first = csv.DictReader(io.StringIO(csv_table(VIEW)))
+    assert (llm["labels"], llm["round"], llm["accuracy"]) == ("LLM labels only", "", "")
+    assert (first["round"], first["gold_bought"], first["seeds"]) == ("1", "1240", "5")
+    assert [first[f"accuracy{end}"] for end in ("", "_low", "_high", "_sd")] == [
+        *("0.725", "0.7", "0.75", "0.0104"),
+    ]
+    assert first["alpha_k_low"] == "-0.1"
+    assert first["macro_f1"] == ""
+
+
+def settings(**sections):
+    whole = {
+        "campaign": {"name": "c", "task": "t"},
+        "labels": [{"name": "a"}, {"name": "b"}],
+        "texts": {"source": "x.csv"},
+    }
+    return Config.model_validate(whole | sections)
+
+
+def students(**more):
+    known = Metric(0.75, 0.7, 0.8)
+    told = Stability(
+        199, 5, 199, alpha_k=known, ac1=known, p_uc=known, churn=known, alpha_per_class=(),
+        accuracy=known, macro_f1=known, over="items and seeds",
+    )  # fmt: skip
+    return replace(told, **more)
+
+
+FULL = RoundMetrics(
+    arms={"loop": students()},
+    compared={"llm_only": {"accuracy": Metric(0.1, 0.02, 0.18), "alpha_k": Metric(nan)}},
+    label_quality=LlmQuality(accuracy=Metric(0.78, 0.72, 0.83), n_gold=207, n_random=124),
+    calibration=Calibration("batch", ""),
+    pool=900,
+    bought=240,
+    gold=207,
+    accuracy_from="test",
+    people_alpha=0.71,
+)
+
+
+def test_the_paragraph_has_this_campaigns_figures_and_cites_in_order():
+    told = methods(settings(people={"overlap": 3, "rule": "dawid-skene"}), [FULL, FULL], "1.2.3")
+    for said in (
+        "A pool of 900 texts was given one of 2 labels by smollm2-135m",
+        "In 2 rounds, 240 texts were sent to people",
+        "3 answers for each text, settled by the model of Dawid and Skene",
+        "of which 207 got a gold label",
+        "alpha 71.0",
+        "50.0 % of each batch was a random sample",
+        "roberta-base, 3 epochs, batch size 16",
+        "evaluated on 199 test texts with known labels",
+        "78.0 (72.0 to 83.0) % were right, estimated from 207 gold labels (124 drawn at random)",
+        "accuracy +10.0 (+2.0 to +18.0)",
+        "goldloop 1.2.3",
+    ):
+        assert said in told.paragraph, said
+    numbers = [int(n) for n in re.findall(r"(?<=[\[ ])\d+(?=[,\]])", told.paragraph)]
+    first_seen = list(dict.fromkeys(n for n in numbers if n <= len(told.references)))
+    assert first_seen == list(range(1, len(told.references) + 1))
+    assert set(told.references) <= set(REFERENCES.values())
+    assert "[[" not in told.paragraph
+    assert "nan" not in told.paragraph
+
+
+@pytest.mark.parametrize(
+    ("config", "newest", "says"),
+    [
+        ({}, RoundMetrics(pool=9), "0 texts were sent to people (one answer each)"),
+        ({"strategy": {"repair": "keep"}}, FULL, "the other labels stayed the LLM's"),
+        ({}, replace(FULL, accuracy_from="audit"), "randomly drawn texts with gold, weighted"),
+        (
+            {},
+            replace(FULL, accuracy_from=None, arms={"loop": students(known=0, accuracy=None)}),
+            "199 test texts without known labels",
+        ),
+        ({}, replace(FULL, arms={"loop": students(seeds=1)}), "with 1 random seed on"),
+        (
+            {},
+            replace(FULL, pushed_wrong={"coverage": Share(0.1, 9)}),
+            "in 1 round all were drawn at random",
+        ),
+        (
+            {"annotator": {"kind": "recorded", "columns": ["x"]}},
+            FULL,
+            "the LLM labels recorded in 1 column",
+        ),
+    ],
+)
+def test_the_paragraph_says_what_was_done_here(config, newest, says):
+    assert says in methods(settings(**config), [newest], "1").paragraph
