@@ -10,7 +10,7 @@ CONFIG = SimpleNamespace(campaign=SimpleNamespace(name="c"))
 
 
 def campaign(rounds):
-    """A store of rounds; each is a list of (reason, LLM label, gold, signals), most suspect first."""
+    """A store of rounds, each a list of (reason, LLM label, gold, signals) by rank."""
     reviews, scores, gold, texts = {}, {}, {}, {}
     for number, sent in enumerate(rounds, start=1):
         scores[number] = {}

@@ -11,7 +11,7 @@ from loop.campaign.metrics import Metric, RoundMetrics
 from loop.measure.collapsed import collapsed_line
 from loop.measure.stability import measure
 from loop.report.contents import ReportRow
-from loop.report.notes import comparisons, _warnings
+from loop.report.notes import _warnings, comparisons
 
 
 def round_of(preds, y, k):

@@ -117,7 +117,9 @@ def test_what_is_not_known_is_said_with_what_is_missing():
     assert few.llm == "How good the LLM's labels are is not known: 3 gold items cannot speak."
     assert few.goal.endswith("cannot be told: 3 gold items cannot speak.")
     free = verdict_on(metrics(), budget={}, rounds={})
-    assert "the price (budget.usd_per_label is 0) and the hours (nobody's time is known)" in free.goal
+    assert (
+        "the price (budget.usd_per_label is 0) and the hours (nobody's time is known)" in free.goal
+    )
     assert "no goal is set; rounds.stop_below sets one" in free.goal
     silent = replace(metrics().label_quality, unanswered=NoLlmLabel(100, 0.1, 90))
     told = verdict_on(metrics(label_quality=silent))
