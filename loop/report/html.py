@@ -30,7 +30,9 @@ from loop.report.wording import (
     in_words,
     interval,
     percent,
+    rounded,
     with_spread,
+    work,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ def _template() -> Template:
         code=_code,
         in_words=_in_words,
         amount=_amount,
-        number=_number,
+        rounded=rounded,
+        work=work,
     )
     return environment.get_template("report.html.j2")
 
@@ -242,17 +245,6 @@ def _code(text: str) -> Markup:
 def _amount(line: BudgetLine, value: float) -> str:
     """Whole texts, or dollars and cents."""
     return f"{value:,.2f}" if line.name.startswith("USD") else f"{value:,.10g}"
-
-
-def _number(value: float) -> str:
-    """Two digits at least, one for small values."""
-    return (
-        f"{value:,.0f}"
-        if value >= 10 or value == 0
-        else f"{value:,.1f}"
-        if value >= 0.95
-        else f"{value:.2g}"
-    )
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from loop.measure.collapsed import REMEDY, collapsed_line
 from loop.measure.llm_quality import measured_rounds, why_good_enough
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
-from loop.report.wording import NOT_SHOWN, in_words, percent
+from loop.report.wording import NOT_SHOWN, count, in_words, percent, rounded, work
 
 TESTED_ON = {"test": "test texts", "audit": "randomly drawn texts that people labelled"}
 
@@ -53,8 +53,8 @@ def _llm(quality: LlmQuality, pool: int) -> str:
     if (left := quality.remaining_error) is not None:
         n = pool - silent
         sentence += (
-            f"; with people's labels put in, about {_count(left.value * n)} of {n:,} are still"
-            f" wrong ({_count(left.low * n)} to {_count(left.high * n)})"
+            f"; with people's labels put in, about {count(left.value * n)} of {n:,} are still"
+            f" wrong ({count(left.low * n)} to {count(left.high * n)})"
         )
     return f"{sentence}; {silent:,} got no label of the LLM." if silent else f"{sentence}."
 
@@ -120,13 +120,13 @@ def goal_sentence(goal: ToGoal) -> str:
     if goal.labels.value <= 0:
         return (
             f"There are probably {aim} already{unset}, but this is not sure; up to"
-            f" {_count(goal.labels.high)} more labels would make it so."
+            f" {count(goal.labels.high)} more labels would make it so."
         )
     takes = [
         what
         for what in (
-            goal.usd and f"${_count(goal.usd.value)} ({_ends(goal.usd)})",
-            goal.hours and _hours(goal.hours),
+            goal.usd and f"${rounded(goal.usd)}",
+            goal.hours and work(goal.hours),
         )
         if what
     ]
@@ -139,8 +139,7 @@ def goal_sentence(goal: ToGoal) -> str:
         if known is None
     ]
     return (
-        f"For {aim}{unset}, people must label about {_count(goal.labels.value)} more texts"
-        f" ({_ends(goal.labels)})"
+        f"For {aim}{unset}, people must label about {rounded(goal.labels, ' more texts')}"
         + (f", for {' and '.join(takes)}" if takes else "")
         + (f"; {' and '.join(unknown)} cannot be told." if unknown else ".")
     )
@@ -163,14 +162,6 @@ def _share(metric: Metric) -> str:
     return f"{100 * metric.value:.0f} % ({100 * metric.low:.0f} to {100 * metric.high:.0f} %)"
 
 
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _ends(metric: Metric) -> str:
-    return f"{_count(metric.low)} to {_count(metric.high)}"
-
-
 def _points(more: Metric) -> str:
     """``+3.2 points (−3.8 to +10.2)``."""
     ends = f" ({percent(more.low, sign=True)} to {percent(more.high, sign=True)})"
@@ -181,9 +172,3 @@ def _span(more: Metric) -> str:
     """The interval of a difference, by its size."""
     low, high = sorted((abs(more.low), abs(more.high)))
     return f"{percent(low)} to {percent(high)}"
-
-
-def _hours(hours: Metric) -> str:
-    factor, unit = (1.0, "hours") if hours.high >= 2 else (60.0, "minutes")
-    low, high = _count(factor * hours.low), _count(factor * hours.high)
-    return f"{_count(factor * hours.value)} {unit} of work ({low} to {high})"

@@ -89,6 +89,23 @@ def difference(metric: Metric | None) -> str:
     return percent(metric.value, sign=True) + within
 
 
+def count(value: float) -> str:
+    """A whole number."""
+    return f"{value:,.0f}"
+
+
+def rounded(metric: Metric, unit: str = "") -> str:
+    """``278 texts (55 to 535)``."""
+    return f"{count(metric.value)}{unit} ({count(metric.low)} to {count(metric.high)})"
+
+
+def work(hours: Metric) -> str:
+    """``5 hours of work (1 to 10)``, in minutes where it is little."""
+    factor, unit = (1.0, "hours") if hours.high >= 2 else (60.0, "minutes")
+    scaled = Metric(factor * hours.value, factor * hours.low, factor * hours.high)
+    return rounded(scaled, f" {unit} of work")
+
+
 def with_interval(metric: Metric | None) -> str:
     """``76.6 (73.0–80.5)``, the value alone, or nothing."""
     if metric is None or not metric.known:
