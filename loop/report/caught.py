@@ -64,7 +64,8 @@ def _varied(
     others = [r for r in wrong if r.reason != "suspect"]
     few = others[: max(min(FROM_RANDOM, room), room - len(suspects))]
     seen: set[tuple[str | None, str]] = set()
-    first, then = [], []
+    first: list[Review] = []
+    then: list[Review] = []
     for review in suspects:
         pair = scores[review.item_id].llm_label, gold[review.item_id]
         (then if pair in seen else first).append(review)

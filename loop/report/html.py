@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.campaign.metrics import COMPARED, METRICS, LlmQuality, Metric, MetricInfo
+from loop.campaign.metrics import COMPARED, METRICS, Arm, LlmQuality, Metric, MetricInfo
 from loop.files import write_whole
 from loop.report import plots as report_plots
 from loop.report.contents import (
@@ -209,7 +209,7 @@ class Confusion:
     of_all: float
 
 
-def _confusions(view: ReportView, newest: Mapping[str, ReportRow]) -> list[Confusion]:
+def _confusions(view: ReportView, newest: Mapping[Arm, ReportRow]) -> list[Confusion]:
     """Of campaigns with too many labels for a matrix, the most frequent confusions."""
     if len(view.labels) <= MATRIX_LABELS:
         return []
