@@ -9,6 +9,7 @@ from __future__ import annotations
 from loop.campaign.config import Config
 from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.store import Store
+from loop.campaign.tables import VALIDATION
 from loop.measure.collapsed import REMEDY, collapsed_line
 from loop.measure.llm_quality import measured_rounds, why_good_enough
 from loop.measure.to_goal import to_goal
@@ -28,8 +29,11 @@ def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
     measured = measured_rounds(rounds)
     newest = measured[-1][1] if measured else None
     if newest is None:
+        validated = any(r.number == VALIDATION and r.stage == "done" for r in rounds)
         return Verdict(
-            "How good the LLM's labels are is not known yet: no round has been measured.",
+            "`goldloop validate` says how good the LLM's labels are. No round is measured yet."
+            if validated
+            else "How good the LLM's labels are is not known yet: no round has been measured.",
             "So nothing is shown of what people's labels bring.",
             "What a goal would take is told after the first round.",
             _next(None, step),

@@ -37,6 +37,7 @@ from loop.report.contents import (
     People,
     ReportRow,
     ReportView,
+    Verdict,
 )
 from loop.report.html import render, write_report
 from loop.report.plots import curves_plot, standalone
@@ -351,6 +352,50 @@ def test_a_gap_within_noise_tells_no_share() -> None:
     newest = row("loop", 3, 240, 0.6, recovered={"alpha_k": Recovered(None, 0.01, 0.05)})
     text = words(render(replace(VIEW, rows=(*VIEW.rows, newest))))
     assert "+1.0 5.0 – gap within noise" in text
+
+
+def test_cards_say_why_a_number_is_missing_and_never_call_collapsed_students_stable() -> None:
+    flat = replace(BARE, collapsed=True)
+    text = words(render(flat))
+    assert text.count("Not shown: every run gives every text the same label.") == 3
+    assert "better" not in text.split("Round by round")[0]
+    assert "There are no known labels to test on." in words(
+        render(replace(BARE, accuracy_from=None))
+    )
+    assert "Too few gold labels were drawn at random to tell." in text
+    assert "1 run, test texts" in words(render(replace(BARE, seeds=1)))
+
+
+def test_the_page_begins_with_the_verdict_and_cards_say_what_is_shown() -> None:
+    told = Verdict("Llm <b>.", "Gain.", "Goal.", "Next: `goldloop run`.")
+    against = {
+        "llm_only": {"accuracy": Metric(0.1, 0.02, 0.2), "alpha_k": Metric(0.1, -0.1, 0.3)},
+        "random": {"accuracy": Metric(-0.1, -0.2, -0.02)},
+    }
+    newest = row("loop", 3, 240, 0.6, against=against)
+    page = render(replace(VIEW, verdict=told, rows=(*VIEW.rows, newest)))
+    text = words(page)
+    order = [text.index(part) for part in (*told.sentences[1:3], "LLM labels right", "Round by")]
+    assert order == sorted(order)
+    assert "<code>goldloop run</code>" in page
+    assert "<b>" not in page
+    assert "against the LLM's labels alone: better, +10.0 (+2.0 to +20.0)" in text
+    assert "against as many random gold labels: worse, −10.0 (−20.0 to −2.0)" in text
+    assert "against the LLM's labels alone: not shown, +10.0 (−10.0 to +30.0)" in text
+
+
+def test_many_labels_have_no_matrix_but_their_confusions() -> None:
+    names = tuple(f"class {i}" for i in range(200))
+    matrix = [[0.005 if i == j else 0.0 for j in range(200)] for i in range(200)]
+    matrix[7][3] = 0.01
+    view = replace(
+        BARE, labels=names, rows=(row("loop", 1, 9, 0.5, confusion=tuple(map(tuple, matrix)),
+                                      per_class=tuple(ClassRow(name) for name in names)),),
+    )  # fmt: skip
+    text = words(render(view))
+    assert "200 labels class 0 class 1" in text
+    assert "class 7 class 3 students 66.7 1.0 %" in text
+    assert "how many get each label" not in text
 
 
 def test_not_a_number_is_missing_everywhere() -> None:

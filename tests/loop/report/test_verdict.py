@@ -49,7 +49,7 @@ def metrics(accuracy=(0.102, 0.031, 0.171), alpha=(0.029, -0.056, 0.107), **more
     return replace(told, **more)
 
 
-def verdict_on(newest, answers=(), **sections):
+def verdict_on(newest, answers=(), rounds_=(), **sections):
     settings = {
         "campaign": {"name": "c", "task": "t"},
         "labels": [{"name": "a"}, {"name": "b"}],
@@ -57,7 +57,11 @@ def verdict_on(newest, answers=(), **sections):
         "rounds": {"stop_below": 0.05},
         "budget": {"usd_per_label": 0.12},
     }
-    rounds = [] if newest is None else [SimpleNamespace(metrics=newest, stage="done", number=1)]
+    rounds = (
+        list(rounds_)
+        if newest is None
+        else [SimpleNamespace(metrics=newest, stage="done", number=1)]
+    )
     store = SimpleNamespace(rounds=lambda _: rounds, annotations=lambda _: list(answers))
     return campaign_verdict(Config.model_validate(settings | sections), store, "Next: `x`.")
 
@@ -113,6 +117,8 @@ def test_students_that_learned_nothing_are_never_called_stable():
 def test_what_is_not_known_is_said_with_what_is_missing():
     nothing = verdict_on(None)
     assert "not known yet" in nothing.llm
+    validated = SimpleNamespace(metrics=None, stage="done", number=0)
+    assert "`goldloop validate` says how good" in verdict_on(None, rounds_=[validated]).llm
     few = verdict_on(metrics(label_quality=LlmQuality(problem="3 gold items cannot speak")))
     assert few.llm == "How good the LLM's labels are is not known: 3 gold items cannot speak."
     assert few.goal.endswith("cannot be told: 3 gold items cannot speak.")
