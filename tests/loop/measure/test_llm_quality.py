@@ -166,7 +166,7 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     assert "rounds.stop_below" in status["to_extend"]
     assert sum("still wrong" in line for line in status_lines(status)) == 2  # estimate, reason
     view = campaign_view(ctx.config, ctx.store)
-    assert any("are still wrong" in note for note in view.notes)
+    assert "are still wrong" in view.verdict.llm
     shown = json.loads(json.dumps(rounds_json(view), allow_nan=False))["rows"]
     assert [r["label_quality"] for r in shown if r["arm"] == "loop"] == [
         as_json(metrics.label_quality)

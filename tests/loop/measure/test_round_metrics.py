@@ -56,7 +56,7 @@ def test_a_round_is_compared_with_the_one_before(finished):
     assert any(
         line.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
         and line.endswith("more stable.")
-        for line in view.notes
+        for line in view.comparisons
     )
 
 
@@ -75,7 +75,8 @@ def test_the_llm_and_its_students_stand_side_by_side(finished):
     assert view.llm == llm
     (newest,) = [r for r in shown["rows"] if (r["arm"], r["round"]) == ("loop", 2)]
     assert shown["llm"] == newest["label_quality"] == status["label_quality"] == as_json(llm)
-    assert sum("% right" in line for line in (*view.notes, *status_lines(status))) == 2
+    told = (*view.verdict.sentences, *view.notes, *status_lines(status))
+    assert sum("LLM's labels are right" in line for line in told) == 2
     assert [row.label for row in view.rows[0].per_class] == list(LABELS)
 
 
