@@ -4,7 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ready-dev
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
+
+# The tests start many Pythons: without this each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch is no part of the locks: one version number stands for builds for the CPU, for CUDA and for
 # ROCm, each with a hash and dependencies of its own, and pip's settings choose between them.

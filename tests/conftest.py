@@ -4,12 +4,15 @@ import os
 import socket
 import tempfile
 import uuid
-from collections import defaultdict
+from collections import Counter
 from ipaddress import ip_address
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers and what they start share the processors
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
@@ -20,20 +23,31 @@ settings.register_profile("goldloop", deadline=None, suppress_health_check=[Heal
 settings.load_profile("goldloop")
 
 
+def group(nodeid):
+    """What one worker runs as a whole: a file, or every file of Label Studio's for one server."""
+    path = nodeid.split("::", 1)[0]
+    return "label-studio" if "connectors/label_studio/" in path else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take whole groups.
+
+    pytest-xdist 3.8 has ``--dist loadgroup`` for this, which pytest 9 leaves without effect.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group(nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Workers take whole files, the slow ones first; one has all of Label Studio's tests."""
-    files = defaultdict(list)
-    for item in items:
-        shared = "label_studio" in item.fixturenames
-        files["label-studio" if shared else item.path.name].append(item)
-
-    def slow(group):
-        return sum(item.get_closest_marker("slow") is not None for item in files[group])
-
-    for group in sorted(files, key=slow, reverse=True):
-        for item in files[group]:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items[:] = [item for group in sorted(files, key=slow, reverse=True) for item in files[group]]
+    """The slow groups come first."""
+    slow = Counter(group(i.nodeid) for i in items if i.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[group(item.nodeid)], group(item.nodeid)))
 
 
 @pytest.fixture(autouse=True)
