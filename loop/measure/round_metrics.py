@@ -30,7 +30,7 @@ from loop.chance import stream
 from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.metric import one_class
-from loop.measure.stability import measure, paired_difference, recovered_share
+from loop.measure.stability import measure, paired_differences, recovered_share
 from loop.people.gold import people_alpha
 from loop.pool_arrays import item_embeddings
 from loop.ports import IntArray
@@ -189,24 +189,25 @@ def _differences(
 ) -> dict[str, Metric]:
     """By metric, b minus a: paired over items, with 95 % intervals."""
     differences = {}
-    known = truth.y >= 0
-    for key in COMPARED:
-        needs_gold = METRICS[key].needs_gold
+    for needs_gold in (False, True):
+        keys = [key for key in COMPARED if METRICS[key].needs_gold == needs_gold]
         if needs_gold and not truth.source:
             continue
-        rows = known if needs_gold else truth.stable
-        d = paired_difference(
+        rows = truth.y >= 0 if needs_gold else truth.stable
+        differences |= paired_differences(
             a[:, rows],
             b[:, rows],
-            truth.y[rows],
-            key,
+            truth.y[rows] if needs_gold else None,
+            keys,
             k=k,
             weight=truth.weight[rows],
             rng=stream("differences", *seed),
         )
-        value, low, high = (x if np.isfinite(x) else np.nan for x in (d.value, d.low, d.high))
-        differences[key] = Metric(value, low, high)
-    return differences
+    finite = {
+        key: [x if np.isfinite(x) else np.nan for x in (d.value, d.low, d.high)]
+        for key, d in differences.items()
+    }
+    return {key: Metric(*finite[key]) for key in COMPARED if key in finite}
 
 
 def _frozen(

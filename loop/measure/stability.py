@@ -231,13 +231,35 @@ def paired_difference(
 ) -> Difference:
     """Whether b is more stable, or more often right, than a on the same items.
 
-    With equally many seeds, the i-th of a and of b count as a pair: they share what they draw.
+    Arguments, errors and source as in ``paired_differences``, of one metric.
+    """
+    return paired_differences(
+        preds_a, preds_b, y, (metric,), k=k, weight=weight, bootstrap=bootstrap, over=over, rng=rng
+    )[metric]
+
+
+def paired_differences(
+    preds_a: ArrayLike,
+    preds_b: ArrayLike,
+    y: ArrayLike | None,
+    metrics: Sequence[str],
+    *,
+    k: int,
+    weight: ArrayLike | None = None,
+    bootstrap: int = 1000,
+    over: Over = "items and seeds",
+    rng: np.random.Generator,
+) -> dict[str, Difference]:
+    """By metric, whether b is more stable, or more often right, than a on the same items.
+
+    With equally many seeds, the i-th of a and of b count as a pair: they share what they draw. All
+    metrics share the draws of items and seeds.
 
     Args:
         preds_a: (s, n), for instance the last round.
         preds_b: (s', n), this round; p_uc and reliable accuracy need s' = s.
-        y: (n,) gold, -1 = unknown; None will do where the metric needs none.
-        metric: one of ``METRICS``.
+        y: (n,) gold, -1 = unknown; None will do where no metric needs it.
+        metrics: of ``METRICS``.
         weight: as in ``measure``.
         over: as in ``measure``; items alone where a side has fewer than three seeds.
 
@@ -247,87 +269,96 @@ def paired_difference(
         ValueError: unknown metric, gold missing, or shapes that do not fit.
     Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
     """
-    if metric not in METRICS:
-        raise ValueError(f"Unknown metric {metric!r}. Available: {', '.join(METRICS)}.")
     a, b = _checked(preds_a, k), _checked(preds_b, k)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"both sides need the same items, got {a.shape} and {b.shape}")
-    if metric in ("p_uc", "reliable_accuracy") and a.shape[0] != b.shape[0]:
-        raise ValueError(
-            f"{metric} falls with the number of seeds: compare equal numbers, not "
-            f"{a.shape[0]} and {b.shape[0]}"
-        )
     gold = _checked_gold(y, a.shape[1], k)
-    if gold is None and METRICS[metric].needs_gold:
-        raise ValueError(f"{metric} needs gold labels")
-    if metric in AGREEMENT and (one_class(a) or one_class(b)):
-        return Difference(math.nan, math.nan, math.nan, math.nan)
+    for metric in metrics:
+        if metric not in METRICS:
+            raise ValueError(f"Unknown metric {metric!r}. Available: {', '.join(METRICS)}.")
+        if metric in ("p_uc", "reliable_accuracy") and a.shape[0] != b.shape[0]:
+            raise ValueError(
+                f"{metric} falls with the number of seeds: compare equal numbers, not "
+                f"{a.shape[0]} and {b.shape[0]}"
+            )
+        if gold is None and METRICS[metric].needs_gold:
+            raise ValueError(f"{metric} needs gold labels")
     base = _checked_weight(weight, a.shape[1])
-    sums_a, sums_b = item_sums(a, gold, k), item_sums(b, gold, k)
-
-    def difference(weights: FloatArray) -> FloatArray:
-        of_a = metrics_of(sums_a, weights, a.shape[0])[metric]
-        return metrics_of(sums_b, weights, b.shape[0])[metric] - of_a
-
-    value = float(difference(base[None, :])[0])
-    drawn = [difference(replicate) for replicate in replicates(base, bootstrap, rng)]
-    gaps = np.concatenate(drawn) if drawn else np.empty(0)
-    if gaps.size and over != "items" and min(len(a), len(b)) > 2:
-        for spread, df in _spread_of_difference(metric, a, b, gold, k, base, rng):
-            gaps = gaps + spread * rng.standard_t(df, gaps.size)
-    gaps = gaps[np.isfinite(gaps)]
-    if not gaps.size:
-        return Difference(value, math.nan, math.nan, math.nan)
-    low, high = map(float, np.percentile(gaps, [2.5, 97.5]))
+    apart = _apart(a, b, gold, k)
+    value = apart(base[None, :])
+    drawn = [apart(replicate) for replicate in replicates(base, bootstrap, rng)]
+    noise: list[tuple[dict[str, FloatArray], FloatArray]] = []
+    if base.size and bootstrap and over != "items" and min(len(a), len(b)) > 2:
+        noise = [
+            (spread, rng.standard_t(df, bootstrap))
+            for spread, df in _spreads_of_difference(a, b, gold, k, base, rng)
+        ]
     of_items, of_known, of_class = _sizes(base, gold, k)
-    size = of_items if metric in AGREEMENT else of_known
-    if metric == "macro_f1":
-        size = min([m for m in of_class if m > 0], default=0.0)
-    # alpha is one minus disagreement over what chance would give
-    scale = 1 / max(_expected(a), _expected(b), 1e-9) if metric == "alpha_k" else 1.0
+    differences = {}
+    for metric in metrics:
+        if metric in AGREEMENT and (one_class(a) or one_class(b)):
+            differences[metric] = Difference(math.nan, math.nan, math.nan, math.nan)
+            continue
+        spread = np.concatenate([of[metric] for of in drawn]) if drawn else np.empty(0)
+        for of_seeds, draws in noise:
+            spread = spread + float(of_seeds[metric]) * draws
+        size = of_items if metric in AGREEMENT else of_known
+        if metric == "macro_f1":
+            size = min([m for m in of_class if m > 0], default=0.0)
+        # alpha is one minus disagreement over what chance would give
+        scale = 1 / max(_expected(a), _expected(b), 1e-9) if metric == "alpha_k" else 1.0
+        differences[metric] = _difference(metric, float(value[metric][0]), spread, size, scale)
+    return differences
+
+
+def _difference(
+    metric: str, value: float, spread: FloatArray, size: float, scale: float
+) -> Difference:
+    """A difference with the interval of its replicates, which ``with_width`` widens if need be."""
+    spread = spread[np.isfinite(spread)]
+    if not spread.size:
+        return Difference(value, math.nan, math.nan, math.nan)
+    low, high = map(float, np.percentile(spread, [2.5, 97.5]))
     low, high = with_width(low, high, size, difference=True, scale=scale)
-    lowest = -math.inf if metric == "alpha_k" else -1.0
-    low, high = max(low, lowest), min(high, math.inf if metric == "alpha_k" else 1.0)
-    above = float((gaps > 0).mean() + 0.5 * (gaps == 0).mean())
-    return Difference(value, float(low), float(high), above)
+    most = math.inf if metric == "alpha_k" else 1.0
+    above = float((spread > 0).mean() + 0.5 * (spread == 0).mean())
+    return Difference(value, float(max(low, -most)), float(min(high, most)), above)
 
 
-def _spread_of_difference(
-    metric: str,
+Weighed = Callable[[FloatArray], dict[str, FloatArray]]
+
+
+def _weighed(preds: IntArray, gold: IntArray | None, k: int) -> Weighed:
+    """Metrics of weighted items, (b, n) -> (b, ...)."""
+    return partial(metrics_of, item_sums(preds, gold, k), s=len(preds))
+
+
+def _apart(a: IntArray, b: IntArray, gold: IntArray | None, k: int) -> Weighed:
+    """Metrics of b minus those of a."""
+    of_a, of_b = _weighed(a, gold, k), _weighed(b, gold, k)
+
+    def difference(weights: FloatArray) -> dict[str, FloatArray]:
+        before, after = of_a(weights), of_b(weights)
+        return {name: after[name] - before[name] for name in METRICS if name in after}
+
+    return difference
+
+
+def _spreads_of_difference(
     a: IntArray,
     b: IntArray,
     gold: IntArray | None,
     k: int,
     base: FloatArray,
     rng: np.random.Generator,
-) -> list[tuple[float, int]]:
+) -> list[tuple[dict[str, FloatArray], int]]:
     """Standard deviations over seeds, with their degrees of freedom: of pairs, or of each side."""
-
-    def without(preds: IntArray, seed: int) -> Callable[[FloatArray], FloatArray]:
-        sums = item_sums(np.delete(preds, seed, 0), gold, k)
-        return lambda weights: metrics_of(sums, weights, len(preds) - 1)[metric]
-
-    sides = [[without(side, i) for i in range(len(side))] for side in (a, b)]
+    without = [[np.delete(side, i, 0) for i in range(len(side))] for side in (a, b)]
     if len(a) == len(b):
-        pairs = [partial(_apart, metric, *pair) for pair in zip(*sides, strict=True)]
-        return [(float(seed_spread(pairs, base, rng)[metric]), len(a) - 1)]
-    spreads = [
-        seed_spread([partial(_named, metric, part) for part in side], base, rng) for side in sides
-    ]
-    return [
-        (float(spread[metric]), len(side) - 1) for spread, side in zip(spreads, sides, strict=True)
-    ]
-
-
-Weighed = Callable[[FloatArray], FloatArray]
-
-
-def _named(metric: str, of: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
-    return {metric: of(weights)}
-
-
-def _apart(metric: str, a: Weighed, b: Weighed, weights: FloatArray) -> dict[str, FloatArray]:
-    return {metric: b(weights) - a(weights)}
+        pairs = [_apart(*pair, gold, k) for pair in zip(*without, strict=True)]
+        return [(seed_spread(pairs, base, rng), len(a) - 1)]
+    sides = [[_weighed(part, gold, k) for part in side] for side in without]
+    return [(seed_spread(side, base, rng), len(side) - 1) for side in sides]
 
 
 def metric_replicates(
