@@ -149,41 +149,45 @@ ELEVEN = tuple("abcdefghijk")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("asked", "whole"),
+    ("asked", "whole", "texts"),
     [
-        (variant(), False),
+        (variant(), False, TEXTS),
         # one begins another, one has the same first token, one is not ASCII
-        (variant(("positive", "positive review", "post 不满")), True),
-        pytest.param(variant(("Überraschung", "C++", "不满")), True, marks=pytest.mark.long),
-        (replace(variant(), label_form="ids", order=(2, 0, 1)), False),
-        (replace(variant(ELEVEN), label_form="ids"), True),  # 10 is two tokens, and 1 begins it
+        (variant(("positive", "positive review", "post 不满")), True, [TEXTS[1], *TEXTS[4:]]),
+        pytest.param(variant(("Überraschung", "C++", "不满")), True, TEXTS, marks=pytest.mark.long),
+        (replace(variant(), label_form="ids", order=(2, 0, 1)), False, TEXTS[:2]),
+        # 10 is two tokens, and 1 begins it
+        (replace(variant(ELEVEN), label_form="ids"), True, TEXTS[4:]),
     ],
 )
 def test_answers_equal_the_plain_computation(
-    lm: LocalLM, lm32: LocalLM, plain: Plain, asked: PromptVariant, whole: bool
+    lm: LocalLM, lm32: LocalLM, plain: Plain, asked: PromptVariant, whole: bool, texts: list[str]
 ) -> None:
-    expected = plain.masses(asked, TEXTS, whole=whole)
+    expected = plain.masses(asked, texts, whole=whole)
     probs = expected / expected.sum(axis=1, keepdims=True)
-    exact = lm32.annotate(asked, items(TEXTS))
+    exact = lm32.annotate(asked, items(texts))
     assert total_variation(exact.probs, probs) < 1e-4
     np.testing.assert_allclose(exact.off_label_mass, 1 - expected.sum(axis=1), atol=1e-4)
-    rounded = lm.annotate(asked, items(TEXTS))
+    rounded = lm.annotate(asked, items(texts))
     assert total_variation(rounded.probs, probs) < 0.06  # what rounding to bf16 costs
     np.testing.assert_allclose(rounded.probs.sum(axis=1), 1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [NAMES, ("positive", "positive review", "a complaint")])
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [(NAMES, TEXTS), (("positive", "positive review", "a complaint"), TEXTS[:2])],
+)
 def test_states_are_those_of_the_prompts_last_token_three_fifths_up(
-    lm32: LocalLM, plain: Plain, names: tuple[str, ...]
+    lm32: LocalLM, plain: Plain, names: tuple[str, ...], texts: list[str]
 ) -> None:
     import torch
 
     asked = variant(names)
-    states = lm32.annotate(asked, items(TEXTS)).states
+    states = lm32.annotate(asked, items(texts)).states
     assert states is not None
     assert states.dtype == np.float16
-    for row, text in enumerate(TEXTS):
+    for row, text in enumerate(texts):
         prompt = asked.prefix + asked.suffix(" ".join(text.split()))
         with torch.inference_mode():
             ids = plain.tokenizer(prompt, split_special_tokens=True)["input_ids"]
@@ -207,8 +211,8 @@ def test_the_chat_template_is_the_models_own(plain: Plain) -> None:
     import torch
 
     asked = variant()
-    answer = LocalLM(threads=1, precision="float32", chat=True).annotate(asked, items(TEXTS))
-    for row, text in enumerate(TEXTS[:5]):
+    answer = LocalLM(threads=1, precision="float32", chat=True).annotate(asked, items(TEXTS[:3]))
+    for row, text in enumerate(TEXTS[:3]):
         framed = plain.tokenizer.apply_chat_template(
             [{"role": "user", "content": asked.prefix + asked.suffix(" ".join(text.split()))}],
             tokenize=False,
@@ -236,16 +240,15 @@ def test_the_small_model_warns_of_numbers_once(
 
 @pytest.mark.slow
 def test_neighbours_in_the_batch_do_not_matter(lm: LocalLM, lm32: LocalLM) -> None:
-    for model, tolerance in ((lm32, 1e-4), (lm, 0.05)):
-        for names in (NAMES, ("good", "good news")):
-            asked = variant(names)
-            together = model.annotate(asked, items(TEXTS))
-            alone = [model.annotate(asked, items([text])) for text in TEXTS]
-            backwards = model.annotate(asked, items(TEXTS[::-1]))
-            single = np.concatenate([a.probs for a in alone])
-            assert total_variation(together.probs, single) < tolerance
-            assert total_variation(together.probs, backwards.probs[::-1]) < tolerance
-            assert together.tokens[1:].tolist() == [int(a.tokens[0]) for a in alone[1:]]
+    for model, tolerance, names in ((lm32, 1e-4, ("good", "good news")), (lm, 0.05, NAMES)):
+        asked = variant(names)
+        together = model.annotate(asked, items(TEXTS))
+        alone = [model.annotate(asked, items([text])) for text in TEXTS]
+        backwards = model.annotate(asked, items(TEXTS[::-1]))
+        single = np.concatenate([a.probs for a in alone])
+        assert total_variation(together.probs, single) < tolerance
+        assert total_variation(together.probs, backwards.probs[::-1]) < tolerance
+        assert together.tokens[1:].tolist() == [int(a.tokens[0]) for a in alone[1:]]
 
 
 @pytest.mark.slow
@@ -256,8 +259,8 @@ def test_the_same_call_gives_the_same_bits(lm: LocalLM) -> None:
 
 
 @pytest.mark.slow
-def test_hundreds_of_items_do_not_tie(lm: LocalLM) -> None:
-    words = ["great", "awful", "fine", "late", "kind", "slow", "new", "cold"]
+def test_many_items_do_not_tie(lm: LocalLM) -> None:
+    words = ["great", "awful", "fine", "late", "kind", "slow"]
     texts = [f"The {a} day was {b}." for a in words for b in words if a != b]
     answer = lm.annotate(variant(), items(texts))
     assert len(set(answer.probs[:, 0])) > 0.95 * len(texts)
@@ -270,14 +273,15 @@ def test_endless_texts_lose_their_middle(lm: LocalLM) -> None:
     letters = np.random.default_rng(0).choice(list(string.printable), 200_000)
     middle = "".join(letters)
     texts = [middle, "ab " * 70_000, "好" * 200_000, " " * 200_000, "=" * 200_000, ""]
-    answer = lm.annotate(variant(), items(texts))
-    np.testing.assert_allclose(answer.probs.sum(axis=1), 1.0)
-    assert answer.tokens[1:].max() < 560
+    short = LocalLM(threads=1, max_text_tokens=8)
+    for model, some, most in ((lm, texts[2:3], 512), (short, texts, 8)):
+        answer = model.annotate(variant(), items(["", *some]))
+        np.testing.assert_allclose(answer.probs.sum(axis=1), 1.0)
+        assert answer.tokens[1:].max() < most + 48
     framed = [
         f"I love this! {middle} Best day ever!",
         f"I love this! {middle[::-1]} Best day ever!",
     ]
-    short = LocalLM(threads=1, max_text_tokens=8)
     a, b = short.annotate(variant(), items(framed)).probs
     np.testing.assert_allclose(a, b, atol=0.02)
 
@@ -318,12 +322,13 @@ def test_labels_that_look_the_same_are_refused(lm: LocalLM) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_that_are_not_finite_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_not_finite_are_no_answer(
+    lm: LocalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
-    broken = LocalLM(threads=1, batch_size=2)
-    broken.annotate(variant(), items(["x"]))
-    head = broken._scorer._model.get_output_embeddings()
+    lm.annotate(variant(), items(["x"]))  # the prefix is kept
+    head = lm._scorer._model.get_output_embeddings()
     real = type(head).forward
 
     def forward(self: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -332,7 +337,7 @@ def test_numbers_that_are_not_finite_are_no_answer(monkeypatch: pytest.MonkeyPat
         return logits
 
     monkeypatch.setattr(type(head), "forward", forward)
-    answer = broken.annotate(variant(), items(["a a a a a a a", "b"]))
+    answer = lm.annotate(variant(), items(["a a a a a a a", "b"]))
     assert np.isnan(answer.probs[0]).all()
     assert np.isnan(answer.off_label_mass[0])
     assert np.isfinite(answer.probs[1]).all()
