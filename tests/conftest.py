@@ -24,9 +24,10 @@ settings.load_profile("goldloop")
 
 
 def group(nodeid):
-    """What one worker runs as a whole: a file, or every file of Label Studio's for one server."""
+    """What one worker runs as a whole: a file, or all files that share a Label Studio."""
     path = nodeid.split("::", 1)[0]
-    return "label-studio" if "connectors/label_studio/" in path else path
+    shared = "connectors/label_studio/" in path or path.endswith("test_end_to_end.py")
+    return "label-studio" if shared else path
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,6 +71,16 @@ def _no_plots(request, monkeypatch):
     """Plots cost a second a round and have tests of their own, and real campaigns draw them."""
     if "report" not in request.path.parts and request.node.get_closest_marker("slow") is None:
         monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory):
+    """ServerInfo of a real Label Studio with an empty database; it is installed in the cache."""
+    from connectors.label_studio import server as label_studio_server
+
+    folder = tmp_path_factory.mktemp("label-studio") / "server"
+    yield label_studio_server.up(data_dir=folder)
+    label_studio_server.down(data_dir=folder)
 
 
 @pytest.fixture(scope="session")

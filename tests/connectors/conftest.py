@@ -1,3 +1,0 @@
-from tests.connectors.ls_fixture import label_studio
-
-__all__ = ["label_studio"]
