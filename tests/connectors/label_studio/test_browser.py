@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from loop.campaign.store import Store
+from loop.cli import __main__ as cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -212,7 +213,7 @@ class Page:
             self.browser.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
 
 
-def goldloop(folder, server, *args):
+def start(folder, server, *args):
     return subprocess.Popen(
         [sys.executable, "-m", "loop.cli.__main__", *args],
         cwd=folder,
@@ -223,11 +224,25 @@ def goldloop(folder, server, *args):
     )
 
 
-def finish(folder, server, *args):
-    process = goldloop(folder, server, *args)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out + err
+@pytest.fixture
+def finish(label_studio, tmp_path, monkeypatch, capsys):
+    """Runs a command to its end in this process, which has the imports behind it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.token)
+    monkeypatch.setattr("loop.student.encoder_student.cores", lambda: 1)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["goldloop", *args])
+        code = None
+        try:
+            cli.main()
+        except SystemExit as exc:
+            code = exc.code
+        out = capsys.readouterr()
+        assert not code, out.err
+        return out.out + out.err
+
+    return run
 
 
 def answers(store):
@@ -236,9 +251,9 @@ def answers(store):
     return {items[a.item_id]: (a.label, a.skipped, a.note) for a in store.annotations("browser")}
 
 
-def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
+def test_a_person_labels_skips_and_corrects(label_studio, browser, finish, tmp_path):
     write_campaign(tmp_path, label_studio.url, rounds=2)
-    said = finish(tmp_path, label_studio, "run")
+    said = finish("run")
     url = re.search(r"label at (\S+)", said)[1]
     store = Store(f"sqlite:///{tmp_path / 'browser.db'}")
     items = {i.id: int(re.search(r"number (\d+)", i.text)[1]) for i in store.items("browser")}
@@ -285,7 +300,7 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
     for column in ("Inner ID", "Updated at", "ext_id", "Lead Time"):
         assert column not in page.text()
 
-    finish(tmp_path, label_studio, "pull")
+    finish("pull")
     assert answers(store) == {
         order[0]: (POSITIVE, False, ""),
         order[1]: (None, True, ""),
@@ -307,11 +322,11 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
 
         wait_for(corrected)
     assert page.ran() is None
-    finish(tmp_path, label_studio, "pull")
+    finish("pull")
     assert answers(store)[order[0]] == ("negative", False, "")
 
     # Round 2 is opened while texts of round 1 are still out: its address shows its own first.
-    said = finish(tmp_path, label_studio, "run", "--close")
+    said = finish("run", "--close")
     second = re.findall(r"label at (\S+)", said)[-1]
     assert second != url
     reviews = store.reviews("browser")
@@ -330,12 +345,12 @@ def test_a_person_labels_skips_and_corrects(label_studio, browser, tmp_path):
 
 
 def test_the_server_pulls_when_somebody_answers_and_its_page_shows_it(
-    label_studio, browser, tmp_path
+    label_studio, browser, finish, tmp_path
 ):
     write_campaign(tmp_path, label_studio.url)
-    finish(tmp_path, label_studio, "run")
+    finish("run")
     store = Store(f"sqlite:///{tmp_path / 'browser.db'}")
-    server = goldloop(tmp_path, label_studio, "serve", "--connect")
+    server = start(tmp_path, label_studio, "serve", "--connect")
     try:
         url = server.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")
