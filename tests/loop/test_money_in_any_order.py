@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pytest
 from campaigns import LABELS, make, texts
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -313,10 +314,19 @@ class Campaign(RuleBasedStateMachine):
             self.kills.left = left
 
 
-TestAnyOrder = Campaign.TestCase
+class TestAnyOrder(Campaign.TestCase):
+    pass
+
+
+@pytest.mark.long
+class TestVeryManyOrders(Campaign.TestCase):
+    pass
+
+
 TestAnyOrder.settings = settings(
-    max_examples=12,
+    max_examples=6,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+TestVeryManyOrders.settings = settings(TestAnyOrder.settings, max_examples=100)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from campaigns import make, texts
+from campaigns import make, make_small, texts
 from fakes import CentroidStudent
 
 from loop.campaign.context import Parts
@@ -89,7 +89,7 @@ def fingerprint(ctx):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    ctx = make(tmp_path_factory.mktemp("undisturbed"))
+    ctx = make_small(tmp_path_factory.mktemp("undisturbed"))
     finish(ctx)
     return fingerprint(ctx)
 
@@ -102,7 +102,7 @@ def undisturbed(tmp_path_factory):
 def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
     tmp_path, monkeypatch, undisturbed, stage, moment
 ):
-    ctx = make(tmp_path)
+    ctx = make_small(tmp_path)
     advance = Store.advance
     real = RUN[stage]
 
@@ -125,13 +125,13 @@ def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
         with pytest.raises(Killed):
             finish(ctx)
     ctx.store.close()
-    again = make(tmp_path)
+    again = make_small(tmp_path)
     finish(again)
     assert fingerprint(again) == undisturbed
 
 
 def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, undisturbed):
-    ctx = make(tmp_path)
+    ctx = make_small(tmp_path)
     fit = CentroidStudent.fit
 
     class Dying(CentroidStudent):
@@ -146,7 +146,7 @@ def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, un
     with pytest.raises(Killed):
         finish(ctx)
     assert [r.seed for r in ctx.store.runs("c")] == [0]
-    again = make(tmp_path)
+    again = make_small(tmp_path)
     finish(again)
     assert fingerprint(again) == undisturbed
 
@@ -154,10 +154,10 @@ def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, un
 def test_stages_one_by_one_end_where_run_ends(tmp_path, undisturbed):
     for _ in range(2):
         for stage in ("annotate", "score", "select", "push", "pull", "train"):
-            ctx = make(tmp_path)
+            ctx = make_small(tmp_path)
             run_stage(ctx, stage)
             ctx.store.close()
-    assert fingerprint(make(tmp_path)) == undisturbed
+    assert fingerprint(make_small(tmp_path)) == undisturbed
 
 
 def test_a_stage_out_of_turn_says_what_comes_first(tmp_path):

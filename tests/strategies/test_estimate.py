@@ -56,7 +56,11 @@ def buy(truth, suspicion, rng, *, labels, audit_frac, rounds=1):
 
 @pytest.mark.parametrize(
     ("labels", "audit_frac", "rounds", "helped"),
-    [(250, 1.0, 1, False), (250, 0.5, 1, True), (450, 0.4, 3, True)],
+    [
+        pytest.param(250, 1.0, 1, False, marks=pytest.mark.long),
+        pytest.param(250, 0.5, 1, True, marks=pytest.mark.long),
+        (450, 0.4, 3, True),
+    ],
 )
 def test_intervals_cover_the_truth_as_often_as_they_say(labels, audit_frac, rounds, helped):
     truth, y, suspicion, p_right = world()

@@ -1,8 +1,8 @@
 """Runs a whole campaign in processes that are killed at random moments, until one reaches its end.
 
-A process of its own, because it forks: ``python chaos.py FOLDER URL SEED``. A moment is an SQL
-statement, a commit, a call of the LLM, or a task or an answer that reaches Label Studio. Half of
-the processes on PostgreSQL lose their connections instead, as when the server restarts. Prints
+A process of its own, because it forks: ``python chaos.py FOLDER URL SEED KILLS``. A moment is an
+SQL statement, a commit, a call of the LLM, or a task or an answer that reaches Label Studio. Half
+of the processes on PostgreSQL lose their connections instead, as when the server restarts. Prints
 one line of JSON: what the campaign came to, and what happened on the way.
 """
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import psycopg
-from campaigns import make
+from campaigns import make_small
 from fakes import FileReviewer
 from sqlalchemy import Engine, event
 from sqlmodel import select
@@ -29,7 +29,6 @@ from loop.errors import LoopError, NoStoreError
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
 
-KILLS = 6
 LOST = 7
 """The exit code of a process that said in one sentence why it ended."""
 
@@ -91,7 +90,7 @@ class LoggingAnnotator(RecordedAnnotator):
 
 
 def campaign(folder, url):
-    ctx = make(folder, url=url)
+    ctx = make_small(folder, url)
     columns, labels = ctx.config.annotator.columns, ctx.config.port_labels
     parts = vars(ctx.parts) | {"annotator": lambda: LoggingAnnotator(columns, labels)}
     ctx.parts = Parts(**parts)
@@ -146,17 +145,17 @@ def stored(url):
     return known
 
 
-def main(folder, url, seed):
+def main(folder, url, seed, kills):
     loop.report.plots.course_plot = lambda *_: ""
     rng = random.Random(seed)
     asked = folder / "asked"
     ended, twice = [], 0
-    for life in range(KILLS + 1):
+    for life in range(kills + 1):
         before = stored(url)
         asked.write_text("")
-        last = life == KILLS
+        last = life == kills
         cut = url.startswith("postgresql") and not last and rng.random() < 0.5
-        n = 10**9 if last or cut else rng.randint(1, 450)
+        n = 10**9 if last or cut else rng.randint(1, 350)
         after_s = rng.uniform(0.02, 1.5)
 
         def disturb(cut=cut, after_s=after_s):
@@ -168,9 +167,9 @@ def main(folder, url, seed):
         twice += len(before & set(asked.read_text().splitlines()))
         if code == 0:
             break
-    ctx = make(folder, url=url)
+    ctx = make_small(folder, url)
     print(json.dumps({"came_to": fingerprint(ctx), "ended": ended, "asked_twice": twice}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))

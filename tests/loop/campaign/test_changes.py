@@ -147,6 +147,22 @@ def begun(after_one_round, tmp_path):
     return shutil.copytree(after_one_round, tmp_path / "campaign")
 
 
+@pytest.fixture(scope="module")
+def scored(after_one_round, tmp_path_factory):
+    folder = shutil.copytree(after_one_round, tmp_path_factory.mktemp("scored") / "campaign")
+    ctx = build(folder)
+    run_stage(ctx, "annotate")
+    run_stage(ctx, "score")
+    ctx.store.close()
+    return folder
+
+
+@pytest.fixture
+def in_round_two(scored, tmp_path):
+    """A copy of a campaign whose second round is scored."""
+    return shutil.copytree(scored, tmp_path / "campaign")
+
+
 @pytest.fixture(autouse=True)
 def _another_platform(monkeypatch):
     monkeypatch.setitem(BUILT_IN["reviewers"], "desk", "nowhere:build")
@@ -219,19 +235,15 @@ def test_an_edit_between_rounds_is_said_or_refused(begun, key):
 @pytest.mark.parametrize(
     "key", [key for key, policy in POLICIES.items() if policy.when == "between rounds"]
 )
-def test_what_a_round_has_used_is_refused_until_it_is_done(begun, key):
-    ctx = build(begun)
-    run_stage(ctx, "annotate")
-    run_stage(ctx, "score")
-    ctx.store.close()
-    changed = build(begun, **edited(key))
+def test_what_a_round_has_used_is_refused_until_it_is_done(in_round_two, key):
+    changed = build(in_round_two, **edited(key))
     before = spent(changed.store)
     with pytest.raises(ConfigError, match=r"round 2 has used it .*select.* Restore it"):
         run_round(changed)
     assert spent(changed.store) == before
     changed.store.close()
     if key == "prompt.calibrate":  # one stands for all: a restored file continues
-        assert run_round(build(begun)).stage == "done"
+        assert run_round(build(in_round_two)).stage == "done"
 
 
 def test_an_edit_in_the_middle_of_a_round_is_said_once_and_kept_with_the_round(begun):

@@ -69,8 +69,8 @@ KINDS = ("sqlite", "postgresql")
 @pytest.mark.parametrize(
     ("kind", "schema", "step"),
     [
-        *(some(kind, "none", 23) for kind in KINDS),
-        *(some(kind, "0001", 47) for kind in KINDS),
+        *(some(kind, "none", 37) for kind in KINDS),
+        *(some(kind, "0001", 79) for kind in KINDS),
         *(every(kind, schema) for kind in KINDS for schema in ("none", *OLD)),
     ],
 )

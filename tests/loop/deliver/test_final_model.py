@@ -84,6 +84,25 @@ def ctx(finished, encoder, tmp_path):
     ctx.store.close()
 
 
+@pytest.fixture(scope="module")
+def modelled(finished, encoder, tmp_path_factory):
+    """A campaign with a final model, to look at: how it was made, and the seeds trained for it."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("modelled") / "campaign")
+    ctx = open_campaign(folder, encoder, rows())
+    seeds = trained(ctx)
+    made = make_final_model(ctx, ctx.config.out / "final")
+    yield SimpleNamespace(ctx=ctx, made=made, seeds=sorted(seeds), folder=folder)
+    ctx.store.close()
+
+
+@pytest.fixture
+def ctx_with_model(modelled, encoder, tmp_path):
+    """A copy of that campaign, to go on with."""
+    ctx = open_campaign(shutil.copytree(modelled.folder, tmp_path / "c"), encoder, rows())
+    yield ctx
+    ctx.store.close()
+
+
 def record_of(folder):
     return json.loads((folder / "goldloop.json").read_text())
 
@@ -100,12 +119,12 @@ def trained(ctx):
     return seeds
 
 
-def test_a_final_model_is_a_plain_pipeline_with_card_and_seeds(ctx):
+def test_a_final_model_is_a_plain_pipeline_with_card_and_seeds(modelled):
     from transformers import pipeline
 
     from loop.student.inference import predict
 
-    made = make_final_model(ctx, ctx.config.out / "final")
+    ctx, made = modelled.ctx, modelled.made
     record = record_of(made.folder)
     texts = [i.text for i in ctx.store.items("c", "test")]
     answers = pipeline("text-classification", str(made.folder), device="cpu")(texts)
@@ -143,11 +162,10 @@ def test_the_temperature_is_in_the_weights_and_leaves_labels_alone(ctx, monkeypa
     np.testing.assert_allclose(ratio, 2.5, rtol=1e-3)
 
 
-def test_only_missing_seeds_are_trained_again_and_nothing_twice(ctx):
+def test_only_missing_seeds_are_trained_again_and_nothing_twice(modelled, ctx_with_model):
+    assert modelled.seeds == [1, 2, 3, 4]  # 0 was kept by the round, 3 and 4 are distilled
+    ctx = ctx_with_model
     seeds = trained(ctx)
-    make_final_model(ctx, ctx.config.out / "final")
-    assert sorted(seeds) == [1, 2, 3, 4]  # 0 was kept by the round, 3 and 4 are distilled
-    del seeds[:]
     again = make_final_model(ctx, ctx.config.out / "final")
     assert seeds == []
     assert "up to date" in again.news[0]
@@ -192,10 +210,10 @@ def test_a_label_that_came_after_the_last_round_has_its_column(finished, encoder
     ctx.store.close()
 
 
-def test_seeds_trained_again_answer_as_in_the_round(ctx):
+def test_seeds_trained_again_answer_as_in_the_round(modelled):
     from loop.student.inference import predict
 
-    made = make_final_model(ctx, ctx.config.out / "final")
+    ctx, made = modelled.ctx, modelled.made
     texts = [i.text for i in ctx.store.items("c", "test")]
     runs = {r.seed: r.predictions for r in ctx.store.runs("c")}
     for seed in (0, 1, 2):
@@ -220,17 +238,21 @@ def test_an_interrupted_run_keeps_what_it_trained(ctx, monkeypatch):
     assert seeds == []
 
 
-def test_without_seeds_says_so(ctx):
+def test_without_seeds_says_so_and_leftovers_of_a_killed_run_are_removed(ctx):
+    left = ctx.config.out / ".final.12345.part"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
     made = make_final_model(ctx, ctx.config.out / "final", keep_seeds=False)
     assert not (made.folder / "seeds").exists()
     assert record_of(made.folder)["seeds"] == []
     assert "were not kept" in (made.folder / "README.md").read_text()
+    assert not left.exists()
 
 
-def test_the_card_is_sound_yaml_and_tells_the_counts(ctx):
+def test_the_card_is_sound_yaml_and_tells_the_counts(modelled):
     import yaml
 
-    made = make_final_model(ctx, ctx.config.out / "final")
+    ctx, made = modelled.ctx, modelled.made
     card = (made.folder / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["pipeline_tag"] == "text-classification"
@@ -311,9 +333,8 @@ def test_a_foreign_folder_is_left_alone(ctx, tmp_path):
         make_final_model(ctx, tmp_path / "file")
 
 
-def test_full_disk_leaves_no_half_model_and_the_campaign_intact(ctx, monkeypatch):
-    final = ctx.config.out / "final"
-    make_final_model(ctx, final)
+def test_full_disk_leaves_no_half_model_and_the_campaign_intact(ctx_with_model, monkeypatch):
+    ctx, final = ctx_with_model, ctx_with_model.config.out / "final"
     before = {p.name: p.read_bytes() for p in final.iterdir() if p.is_file()}
     events = len(ctx.store.runs("c"))
 
@@ -327,14 +348,6 @@ def test_full_disk_leaves_no_half_model_and_the_campaign_intact(ctx, monkeypatch
     assert not list(final.parent.glob(".final.*"))
     assert len(ctx.store.runs("c")) == events
     assert ctx.store.last_round("c").stage == "done"
-
-
-def test_leftovers_of_a_killed_run_are_removed(ctx):
-    left = ctx.config.out / ".final.12345.part"
-    left.mkdir()
-    (left / "model.safetensors").write_bytes(b"half")
-    make_final_model(ctx, ctx.config.out / "final")
-    assert not left.exists()
 
 
 # choosing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -289,29 +288,6 @@ def test_a_model_that_is_damaged_is_no_start(tiny, tmp_path, damage):
     assert said == [
         f"The model in {kept} is missing or damaged; its seed starts from the pretrained weights."
     ]
-
-
-# all of it in processes
-
-
-def test_options_do_not_depend_on_the_number_of_processes(tiny, dev):
-    texts, y = long_texts(40, 0)
-    train = replace(training_set(texts, y), dev=dev)
-    options = {
-        "epochs": 2,
-        "max_tokens": 20,
-        "long_texts": "windows",
-        "class_weights": "balanced",
-        "checkpoint": "best",
-    }
-    alone = fit(tiny_student(tiny, **options), train, texts, seeds=(0, 1))
-    student = tiny_student(tiny, **options, workers=2)
-    try:
-        found = fit(student, train, texts, seeds=(0, 1))
-    finally:
-        student.close()
-    for seed in (0, 1):
-        assert np.array_equal(found[seed].probs, alone[seed].probs)
 
 
 def test_unknown_choices_are_refused(tiny):

@@ -90,7 +90,7 @@ def test_items_without_evidence_get_the_mean_of_the_others():
 def test_search_by_codes_finds_nearly_all_that_exact_search_finds(d):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(40, d))
-    vectors = centres[rng.integers(40, size=3000)] + rng.normal(size=(3000, d))
+    vectors = centres[rng.integers(40, size=1500)] + rng.normal(size=(1500, d))
     vectors *= np.arange(1, d + 1) ** -0.4  # the variance falls as in sentence encoders
     units = unit_rows(vectors.astype(np.float32), "test")
     cosines, exact = nearest(units, 10)
@@ -98,8 +98,8 @@ def test_search_by_codes_finds_nearly_all_that_exact_search_finds(d):
     hits = [len(np.intersect1d(a, b)) for a, b in zip(exact, approximate, strict=True)]
     assert 0.97 < np.mean(hits) / 10 <= 1.0
     assert not np.array_equal(exact, approximate)  # the other path was really taken
-    np.testing.assert_array_equal(exact[:, 0], np.arange(3000))
-    np.testing.assert_array_equal(approximate[:, 0], np.arange(3000))
+    np.testing.assert_array_equal(exact[:, 0], np.arange(1500))
+    np.testing.assert_array_equal(approximate[:, 0], np.arange(1500))
     np.testing.assert_allclose(close[:, 0], cosines[:, 0], atol=1e-5)  # cosines stay exact
 
 
