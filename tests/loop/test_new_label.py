@@ -70,7 +70,15 @@ def variants_of(ctx):
 
 @pytest.mark.parametrize(
     ("number", "stage"),
-    [*((1, stage) for stage in STAGES[:-1]), (2, "annotate"), (2, "pull"), (2, "train")],
+    [
+        *(QUICK := [(1, "annotate"), (1, "select"), (1, "train"), (2, "pull"), (2, "train")]),
+        *(
+            pytest.param(number, stage, marks=pytest.mark.long)
+            for number in (1, 2)
+            for stage in STAGES[:-1]
+            if (number, stage) not in QUICK
+        ),
+    ],
 )
 def test_a_label_may_come_at_any_stage(tmp_path, stage, number):
     before = campaign(tmp_path)

@@ -39,7 +39,7 @@ class SeeingLLM:
 
 
 def campaign(tmp_path, *, gold=True, rows=None, **prompt):
-    rows = rows or texts(200)
+    rows = rows or texts(140)
     if not gold:
         for row in rows:
             row.gold = None

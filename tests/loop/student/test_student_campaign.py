@@ -22,8 +22,13 @@ class Asked(CentroidStudent):
         super().fit(train, eval_texts, labels, seeds, start=start, **more)
 
 
-def run_with(tmp_path, rows=None, **student):
-    ctx = make(tmp_path, rows=rows, student={"seeds": 2, "references": ["llm_only"]} | student)
+def run_with(tmp_path, rows=None, rounds=2, **student):
+    ctx = make(
+        tmp_path,
+        rows=rows,
+        rounds={"batch_size": 15, "rounds": rounds, "audit_frac": 0.2},
+        student={"seeds": 2, "references": ["llm_only"]} | student,
+    )
     asked = Asked()
     ctx.parts = replace(ctx.parts, student=lambda: asked)
     open_campaign(ctx)
@@ -72,7 +77,7 @@ def test_the_best_epoch_is_chosen_on_known_texts_of_split_dev(tmp_path):
     rows = texts(200)
     for place in ("best", "last"):
         (tmp_path / place).mkdir()
-    ctx, fits = run_with(tmp_path / "best", rows=rows, checkpoint="best")
+    ctx, fits = run_with(tmp_path / "best", rows=rows, rounds=1, checkpoint="best")
     dev = ctx.store.items("c", "dev")
     assert len(dev) > 20
     for fit in fits:
@@ -82,8 +87,8 @@ def test_the_best_epoch_is_chosen_on_known_texts_of_split_dev(tmp_path):
     assert not pool & set(fits[0]["dev"].texts)
     best = {r.label_set for r in ctx.store.runs("c")}
     ctx.store.close()
-    ctx, fits = run_with(tmp_path / "last", rows=rows)
-    assert [fit["dev"] for fit in fits] == [None] * 3
+    ctx, fits = run_with(tmp_path / "last", rows=rows, rounds=1)
+    assert [fit["dev"] for fit in fits] == [None] * 2
     assert ctx.store.items("c", "dev") == []  # recorded labels need no examples
     assert not best & {r.label_set for r in ctx.store.runs("c")}
     ctx.store.close()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -41,17 +42,31 @@ def rival_file(tmp_path, column="llm_2", second="good"):
     return path
 
 
-def validated(tmp_path, size=120):
-    ctx = make(
-        tmp_path,
-        rows=texts(400),
+def campaign(folder, rows=None):
+    return make(
+        folder,
+        rows=rows or texts(400),
         annotator={"kind": "recorded", "columns": ["llm"]},
         budget={"labels": 150},
         student={"seeds": 2, "references": ["llm_only"]},
     )
-    open_validation(ctx, size)
+
+
+@pytest.fixture(scope="module")
+def once_validated(tmp_path_factory):
+    """Folder of a campaign that has validated 120 texts."""
+    ctx = campaign(folder := tmp_path_factory.mktemp("validated"))
+    open_validation(ctx, 120)
     run_round(ctx)
-    return ctx
+    ctx.store.close()
+    return folder
+
+
+@pytest.fixture
+def validated(once_validated, tmp_path):
+    ctx = campaign(shutil.copytree(once_validated, tmp_path / "validated"))
+    yield ctx
+    ctx.store.close()
 
 
 def ask(ctx, path):
@@ -62,8 +77,8 @@ def ask(ctx, path):
     return path.stem, config, annotator.revision
 
 
-def test_two_annotators_are_compared_on_the_same_texts(tmp_path):
-    ctx = validated(tmp_path)
+def test_two_annotators_are_compared_on_the_same_texts(validated, tmp_path):
+    ctx = validated
     rival = ask(ctx, rival_file(tmp_path))
     mine, other = side_by_side(ctx, [rival])
     gold = ctx.store.gold("c")
@@ -83,8 +98,8 @@ def test_two_annotators_are_compared_on_the_same_texts(tmp_path):
     assert lines.count("precision") == 4
 
 
-def test_a_rival_labels_the_sample_only_once_and_decides_nothing(tmp_path):
-    ctx = validated(tmp_path)
+def test_a_rival_labels_the_sample_only_once_and_decides_nothing(validated, tmp_path):
+    ctx = validated
     before = ctx.store.spent("c").votes
     _, _, revision = ask(ctx, rival_file(tmp_path))
     assert ctx.store.spent("c").votes == before + 120
@@ -98,8 +113,8 @@ def test_a_rival_labels_the_sample_only_once_and_decides_nothing(tmp_path):
     assert ctx.store.last_round("c").number == 1
 
 
-def test_the_same_model_under_another_prompt_is_another_rival(tmp_path):
-    ctx = validated(tmp_path)
+def test_the_same_model_under_another_prompt_is_another_rival(validated):
+    ctx = validated
     own = RecordedAnnotator(["llm"], ctx.config.port_labels)
     plain = renamed(ctx.config, own)
     prompt = ctx.config.prompt.model_copy(update={"item": ("{text} ->",)})
@@ -113,13 +128,7 @@ def test_what_a_rival_cannot_answer_counts_as_wrong_and_is_not_for_retry(tmp_pat
     rows = texts(400)
     for row in rows[::4]:
         row.meta["llm_2"] = "neither"
-    ctx = make(
-        tmp_path,
-        rows=rows,
-        annotator={"kind": "recorded", "columns": ["llm"]},
-        budget={"labels": 150},
-        student={"seeds": 2, "references": ["llm_only"]},
-    )
+    ctx = campaign(tmp_path, rows)
     open_validation(ctx, 120)
     run_round(ctx)
     rival = ask(ctx, rival_file(tmp_path))
@@ -131,8 +140,8 @@ def test_what_a_rival_cannot_answer_counts_as_wrong_and_is_not_for_retry(tmp_pat
     )
 
 
-def test_other_labels_cannot_be_compared(tmp_path):
-    ctx = validated(tmp_path)
+def test_other_labels_cannot_be_compared(validated, tmp_path):
+    ctx = validated
     with pytest.raises(ConfigError, match="annotators are compared on the same labels"):
         rival_config(ctx.config, rival_file(tmp_path, second="great"))
     with pytest.raises(ConfigError, match="No campaign file"):

@@ -1,6 +1,7 @@
 """Validation: a random sample first, an honest verdict, and a campaign that continues after it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -25,27 +26,33 @@ def campaign(tmp_path, *, n=400, wrong=0.3, raters=True, **sections):
     return make(tmp_path, raters=raters, rows=texts(n, wrong), **(settings | sections))
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A campaign that has validated 120 texts, to look at."""
+    ctx = campaign(tmp_path_factory.mktemp("sampled"))
+    open_validation(ctx, 120)
+    assert run_round(ctx).stage == "done"
+    yield ctx
+    ctx.store.close()
+
+
 def result(ctx, goal=0.95):
     return validation(ctx.config, ctx.store, ctx.annotator.revision, goal=goal)
 
 
-def test_the_sample_is_random_and_trains_nothing(tmp_path):
-    ctx = campaign(tmp_path)
-    open_validation(ctx, 100)
-    assert run_round(ctx).stage == "done"
+def test_the_sample_is_random_and_trains_nothing(sampled):
+    ctx = sampled
     reviews = ctx.store.reviews("c")
     pool = ctx.store.items("c", "pool")
     assert {r.reason for r in reviews} == {"audit"}
-    assert len(reviews) == 100
-    assert [r.inclusion_prob for r in reviews] == pytest.approx([100 / len(pool)] * 100)
+    assert len(reviews) == 120
+    assert [r.inclusion_prob for r in reviews] == pytest.approx([120 / len(pool)] * 120)
     assert ctx.store.runs("c") == []
     assert [r.number for r in ctx.store.rounds("c")] == [0]
 
 
-def test_the_intervals_hold_the_truth_of_the_pool(tmp_path):
-    ctx = campaign(tmp_path)
-    open_validation(ctx, 120)
-    run_round(ctx)
+def test_the_intervals_hold_the_truth_of_the_pool(sampled):
+    ctx = sampled
     found = result(ctx)
     pool = ctx.store.items("c", "pool")
     by_column = dict(found.side_by_side)
@@ -71,19 +78,17 @@ def test_good_labels_are_cleared_and_cost_nothing(tmp_path):
     assert "reached without gold labels" in "\n".join(validation_lines(found, 150))
 
 
-def test_the_rounds_come_after_it_and_its_gold_counts(tmp_path):
-    ctx = campaign(tmp_path)
-    open_validation(ctx, 100)
-    run_round(ctx)
+def test_the_rounds_come_after_it_and_its_gold_counts(sampled, tmp_path):
+    ctx = campaign(shutil.copytree(sampled.config.out.parent, tmp_path / "again"))
     assert why_finished(ctx) is None
     while why_finished(ctx) is None:
         run_round(ctx)
     rounds = ctx.store.rounds("c")
     assert [(r.number, r.stage) for r in rounds] == [(0, "done"), (1, "done"), (2, "done")]
-    assert rounds[1].metrics.gold == 115
-    assert rounds[1].metrics.calibration.reason.startswith("class mix from 100 audit labels")
+    assert rounds[1].metrics.gold == 135
+    assert rounds[1].metrics.calibration.reason.startswith("class mix from 120 audit labels")
     assert campaign_status(ctx.config, ctx.store)["next"].startswith("`goldloop report`, ")
-    assert result(ctx).quality.n_gold == 100
+    assert result(ctx).quality.n_gold == 120
 
 
 def test_while_people_label_it_waits_and_says_what_is_missing(tmp_path):
