@@ -89,7 +89,8 @@ def served(person, project):
 def test_everybody_is_served_the_most_suspect_open_text(make, people, overlap):
     reviewer = make(overlap=overlap)
     project = reviewer.open_project(None)
-    sent = reviewer.send(random.Random(0).sample(tasks(12), 12))
+    n = 12 // overlap
+    sent = reviewer.send(random.Random(0).sample(tasks(n), n))
     rng = random.Random(overlap)
     seen = {n: [] for n in range(3)}
     open_ = {}
@@ -194,7 +195,13 @@ def test_an_answer_between_look_and_deletion_keeps_its_task(make, people):
     assert [(task.item_id, a.label) for a in task.annotations] == [("i003", "bad")]
 
 
-@pytest.mark.parametrize("faults", [["never"], ["after"], ["never", "after", "never"]])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        ["never", "after", "never"],
+        *(pytest.param([fault], marks=pytest.mark.long) for fault in ("never", "after")),
+    ],
+)
 def test_a_withdrawal_survives_lost_answers(make, people, faults):
     campaign = uuid.uuid4().hex
     plain = make(campaign)
@@ -210,7 +217,7 @@ def test_a_withdrawal_survives_lost_answers(make, people, faults):
 def test_answers_that_stream_in_during_a_withdrawal_are_all_kept(make, people):
     reviewer = make()
     reviewer.open_project(None)
-    sent = reviewer.send(tasks(60))
+    sent = reviewer.send(tasks(30))
     accepted = []
 
     def work(person, chosen):
@@ -230,8 +237,8 @@ def test_answers_that_stream_in_during_a_withdrawal_are_all_kept(make, people):
     for thread in threads:
         thread.start()
     gone = set()
-    for start in range(0, 60, 10):
-        gone |= reviewer.withdraw(items[start : start + 10])
+    for start in range(0, 30, 5):
+        gone |= reviewer.withdraw(items[start : start + 5])
     for thread in threads:
         thread.join()
     assert gone

@@ -14,7 +14,7 @@ from malformed import FIELDS, RESULTS, SURROGATES
 
 from connectors.label_studio import server as label_studio_server
 from connectors.label_studio.page import UNSURE, choice_result
-from connectors.label_studio.push import MODEL_VERSION
+from connectors.label_studio.push import BATCH_TASKS, MODEL_VERSION
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from connectors.label_studio.views import SHOWN_COLUMNS, show_round
 from loop.errors import ReviewerError
@@ -217,16 +217,19 @@ def test_prefill_survives_dropped_predictions(make, api):
     assert [len(row["predictions"]) for row in stored(api, project)] == [1, 1, 1, 1]
 
 
-def test_sending_twice_and_more_doubles_nothing(make, api):
+@pytest.mark.parametrize("batch", [50, pytest.param(BATCH_TASKS, marks=pytest.mark.long)])
+def test_sending_twice_and_more_doubles_nothing(make, api, monkeypatch, batch):
+    monkeypatch.setattr("connectors.label_studio.push.BATCH_TASKS", batch)
+    few, many = 5 * batch // 2, 3 * batch
     reviewer = make()
     project = reviewer.open_project(None)
     told = []
-    first = reviewer.send(tasks(1200), told.append)
-    assert sum(told) == 1200
-    again = reviewer.send(tasks(1500))
+    first = reviewer.send(tasks(few), told.append)
+    assert sum(told) == few
+    again = reviewer.send(tasks(many))
     assert first.items() <= again.items()
-    assert api.get(f"/api/projects/{project}/").json()["task_number"] == 1500
-    assert len(set(again.values())) == 1500
+    assert api.get(f"/api/projects/{project}/").json()["task_number"] == many
+    assert len(set(again.values())) == many
 
 
 def test_project_is_found_again_and_updated(make, api):
@@ -440,7 +443,13 @@ class Faulty(httpx.BaseTransport):
 
 
 @pytest.mark.parametrize(
-    "faults", [["reset"], ["502"], ["late"], ["never"], ["never", "502"], ["reset", "reset"]]
+    "faults",
+    [
+        ["reset"],
+        ["late"],
+        ["never", "502"],
+        *(pytest.param(f, marks=pytest.mark.long) for f in (["502"], ["never"], ["reset"] * 2)),
+    ],
 )
 def test_lost_answers_to_imports_double_nothing(make, api, faults):
     transport = Faulty("/import", faults)
@@ -455,7 +464,7 @@ def test_lost_answers_to_imports_double_nothing(make, api, faults):
     transport.close()
 
 
-@pytest.mark.parametrize("fault", ["reset", "502", "never"])
+@pytest.mark.parametrize("fault", ["reset", "never", pytest.param("502", marks=pytest.mark.long)])
 def test_lost_answer_to_creation_makes_one_project(make, api, fault):
     campaign = f"once-{fault}"
     reviewer = make(campaign_id=campaign, transport=Faulty("/projects/", [fault]), patience_s=0.5)

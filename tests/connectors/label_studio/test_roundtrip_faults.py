@@ -215,7 +215,7 @@ def check(store, people):
     people.ask("DELETE", f"/api/projects/{project}/")
 
 
-@pytest.mark.parametrize("schedules", [5, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("schedules", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_schedules_of_faults_lose_and_double_nothing(
     processes, label_studio, tmp_path, capsys, schedules
 ):
