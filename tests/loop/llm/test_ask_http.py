@@ -155,11 +155,11 @@ def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_p
 
 
 def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
-    write_texts(tmp_path, 160)
+    write_texts(tmp_path, 320)
 
     def some(body):
         number = str(body["prompt"]).rpartition("number ")[2].split(" ")[0]
-        return "400" if number.isdigit() and int(number) % 32 == 0 else None
+        return "400" if number.isdigit() and int(number) % 64 == 0 else None
 
     with running("vllm", faults=some) as server:
         (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
@@ -168,7 +168,7 @@ def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
         assert "5 LLM answers to 5 texts are missing (most often:" in err
         assert "cannot read this text" in err
         assert "`goldloop annotate --retry`" in err
-        assert len(stored(tmp_path)) == 155
+        assert len(stored(tmp_path)) == 315
         before = server.answered.total()
         server.faults = []
         code, err = finish(annotate(tmp_path, "--retry"))
@@ -176,4 +176,4 @@ def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
         assert "Asked again: 5 questions, 5 of them are answered now." in err
         assert "missing" not in err
         assert server.answered.total() - before <= 5 + 3  # and what the checks at start ask
-        assert len(stored(tmp_path)) == 160
+        assert len(stored(tmp_path)) == 320
