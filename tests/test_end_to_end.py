@@ -79,7 +79,8 @@ def server(label_studio, monkeypatch):
     """A Label Studio that the commands find through the environment."""
     home = label_studio.data_dir.parent
     for shared in label_studio_server.home().glob("*-*"):  # the installed environment
-        (home / shared.name).symlink_to(shared)
+        if not (home / shared.name).exists():
+            (home / shared.name).symlink_to(shared)
     monkeypatch.setenv("GOLDLOOP_LABEL_STUDIO", str(home))
     assert label_studio_server.up() == label_studio
     return label_studio

@@ -4,6 +4,7 @@ import math
 import string
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray, TextItem
 from loop.prompt import Demonstration, Label, PromptVariant
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = ("negative", "neutral", "positive")
 SHOWN = (
@@ -120,18 +124,27 @@ class Plain:
         vocabulary = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         self.ends = [i for i, t in enumerate(vocabulary) if t.startswith(("Ċ", "č"))]
         self.ends.append(self.tokenizer.eos_token_id)
+        self.asked: list[int] = []
+        self.said: torch.Tensor
 
-    def masses(self, asked: PromptVariant, texts: list[str], *, whole: bool) -> FloatArray:
+    def log_probs(self, ids: list[int]) -> torch.Tensor:
+        """(n, vocabulary) what follows each token; labels of one token share a question."""
         import torch
 
+        if ids != self.asked:
+            with torch.inference_mode():
+                self.said = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            self.asked = ids
+        return self.said
+
+    def masses(self, asked: PromptVariant, texts: list[str], *, whole: bool) -> FloatArray:
         out = np.zeros((len(texts), len(asked.labels)))
         for row, text in enumerate(texts):
             prompt = asked.prefix + asked.suffix(" ".join(text.split()))
             n = len(self.tokenizer(prompt, split_special_tokens=True)["input_ids"])
             for column, continuation in enumerate(asked.continuations):
                 ids = self.tokenizer(prompt + continuation, split_special_tokens=True)["input_ids"]
-                with torch.inference_mode():
-                    log_probs = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                log_probs = self.log_probs(ids if whole else ids[:-1])
                 total = sum(log_probs[at - 1, ids[at]] for at in range(n, len(ids)))
                 if whole:
                     total = total + log_probs[-1, self.ends].logsumexp(-1)
@@ -325,7 +338,6 @@ def test_labels_that_look_the_same_are_refused(lm: LocalLM) -> None:
 def test_numbers_that_are_not_finite_are_no_answer(
     lm: LocalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
 
     lm.annotate(variant(), items(["x"]))  # the prefix is kept
     head = lm._scorer._model.get_output_embeddings()
