@@ -338,7 +338,6 @@ def test_labels_that_look_the_same_are_refused(lm: LocalLM) -> None:
 def test_numbers_that_are_not_finite_are_no_answer(
     lm: LocalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     lm.annotate(variant(), items(["x"]))  # the prefix is kept
     head = lm._scorer._model.get_output_embeddings()
     real = type(head).forward
