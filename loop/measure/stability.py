@@ -330,7 +330,7 @@ Weighed = Callable[[FloatArray], dict[str, FloatArray]]
 
 def _weighed(preds: IntArray, gold: IntArray | None, k: int) -> Weighed:
     """Metrics of weighted items, (b, n) -> (b, ...)."""
-    return partial(metrics_of, item_sums(preds, gold, k), s=len(preds))
+    return partial(metrics_of, item_sums(preds, gold, k), n_seeds=len(preds))
 
 
 def _apart(a: IntArray, b: IntArray, gold: IntArray | None, k: int) -> Weighed:
@@ -353,11 +353,11 @@ def _spreads_of_difference(
     rng: np.random.Generator,
 ) -> list[tuple[dict[str, FloatArray], int]]:
     """Standard deviations over seeds, with their degrees of freedom: of pairs, or of each side."""
-    without = [[np.delete(side, i, 0) for i in range(len(side))] for side in (a, b)]
+    without_a, without_b = ([np.delete(x, i, 0) for i in range(len(x))] for x in (a, b))
     if len(a) == len(b):
-        pairs = [_apart(*pair, gold, k) for pair in zip(*without, strict=True)]
+        pairs = [_apart(x, y, gold, k) for x, y in zip(without_a, without_b, strict=True)]
         return [(seed_spread(pairs, base, rng), len(a) - 1)]
-    sides = [[_weighed(part, gold, k) for part in side] for side in without]
+    sides = [[_weighed(x, gold, k) for x in side] for side in (without_a, without_b)]
     return [(seed_spread(side, base, rng), len(side) - 1) for side in sides]
 
 
