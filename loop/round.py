@@ -120,7 +120,13 @@ def annotate(ctx: Context, round_: Round) -> bool:
     total = calls_limit(ctx.config, len(items), len(variants)) or len(items) * len(variants)
     with ctx.show(f"Round {round_.number}: LLM labels", total) as progress:
         unanswered = take_votes(
-            ctx.config, ctx.store, ctx.annotator, items, variants, progress=progress
+            ctx.config,
+            ctx.store,
+            ctx.annotator,
+            items,
+            variants,
+            progress=progress,
+            say=ctx.say,
         )
     recorded = ctx.config.annotator.kind == "recorded"
     if news := unanswered_line(ctx.store, ctx.name, ctx.annotator.revision, recorded=recorded):

@@ -162,6 +162,12 @@ def near_twins_line(items: Sequence[Item]) -> str:
     )
 
 
+def twins_in_pool(items: Sequence[Item]) -> int:
+    """How many texts of the pool say nearly the same as another one of the pool, see above."""
+    said = Counter(bare_words(item.text) for item in items if item.split == "pool")
+    return sum(n - 1 for words, n in said.items() if words)
+
+
 def _quoted(text: str) -> str:
     text = normalise(text)
     return repr(text if len(text) <= 60 else f"{text[:59]}…")

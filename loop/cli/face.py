@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -183,7 +184,8 @@ class Campaign:
 
         with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
             config = with_learning_rate(config, nothing, fetch=False)
-        return preflight(config, _texts_of(config), config.annotator.model)
+        rows = _texts_of(config)
+        return preflight(config, rows, config.annotator.model, _recorded_mix(config, rows))
 
     @_raises_loop_errors
     def run(
@@ -576,6 +578,26 @@ def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out
         say(line)
     say(f"Rows of the source: {stream.rows:,}, of which {written:,} have a label.")
     return written
+
+
+def _recorded_mix(config: Config, rows: Sequence[TextRow]) -> dict[str, Counter[str]]:
+    """Column with LLM labels -> how often each label is read from it; "" where none is."""
+    from loop.ports import TextItem
+    from loop.prompt import PromptVariant
+
+    if config.annotator.kind != "recorded":
+        return {}
+    annotator, names = build_recorded(config), config.label_names
+    items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
+    mix = {}
+    for number, column in enumerate(config.annotator.columns):
+        variant = PromptVariant(number, config.campaign.task, config.port_labels, ())
+        try:
+            probs = annotator.annotate(variant, items).probs
+        except LoopError:  # told as a problem of its own
+            continue
+        mix[column] = Counter(names[int(p.argmax())] if p.sum() > 0 else "" for p in probs)
+    return mix
 
 
 def _annotator_problems(config: Config, file: Path) -> list[Problem]:

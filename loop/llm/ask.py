@@ -25,12 +25,21 @@ from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
 from loop.money import LlmPurse, Reserved
-from loop.ports import Annotator, ClassProbs, FloatArray, Progress, TextItem
+from loop.ports import (
+    Annotator,
+    ClassProbs,
+    FloatArray,
+    News,
+    Progress,
+    TextItem,
+    no_news,
+)
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+LONG_S = 60.0  # from here on people are told how long the LLM will take
 RETRY = "goldloop annotate --retry"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 
@@ -48,19 +57,23 @@ def take_votes(
     variants: Sequence[PromptVariant],
     *,
     progress: Progress,
+    say: News = no_news,
 ) -> int:
     """Asks for the votes that are worth their price; returns the number that stayed unanswered.
 
     The first variant is asked of every item. With ``prompt.calls_per_item`` the others are asked
     where the cascade expects a flip, else of every item.
 
+    Args:
+        say: told how long the rest will take, once the first block of answers shows the pace.
     Raises:
         AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
     """
-    clerk = _Clerk(config, store, annotator, variants, progress)
+    clerk = _Clerk(config, store, annotator, variants, progress, say)
     if config.prompt.calibrate == "contextual":
         clerk.ask_content_free(variants)
     limit = calls_limit(config, len(items), len(variants))
+    clerk.to_come = clerk.missing(items, variants) if limit is None else limit
     for variant in variants if limit is None else variants[:1]:
         clerk.ask(variant, items)
     if limit is not None:
@@ -165,8 +178,12 @@ class _Clerk:
         annotator: Annotator,
         variants: Sequence[PromptVariant],
         progress: Progress,
+        say: News = no_news,
     ) -> None:
         self.config, self.store, self.annotator, self.progress = config, store, annotator, progress
+        self.say = say
+        self.to_come = 0
+        """Answers that are to be asked for, as far as they are known; 0 once the pace was told."""
         self.name = config.campaign.name
         self.revision = annotator.revision
         self.have = store.vote_keys(self.name, self.revision)
@@ -175,6 +192,20 @@ class _Clerk:
         # Of the first prompt alone: it is the one that every text is asked with.
         self.states_of = variants[0].hash if variants else ""
         self.states = StateFile.of(config.out, self.revision, self.states_of)
+
+    def missing(self, items: Sequence[Item], variants: Sequence[PromptVariant]) -> int:
+        """How many votes are not there yet."""
+        return sum((i.id, v.hash) not in self.have for v in variants for i in items)
+
+    def _tell_pace(self, asked: int, seconds: float) -> None:
+        """How long the rest will take, at the pace of the first block; once, and if it is long."""
+        rest, self.to_come = self.to_come - asked, 0
+        if rest * seconds >= LONG_S:
+            self.say(
+                f"{asked} LLM answers took {asked * seconds:,.0f} seconds; the other {rest:,} will"
+                f" take about {rest * seconds / 60:,.0f} minutes at that pace. What is answered is"
+                " kept if you stop."
+            )
 
     def ask(
         self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
@@ -294,6 +325,7 @@ class _Clerk:
                 f" items ({failures[0]['reason'].rstrip('.')}); look at its model, columns and"
                 " label names, then run the command again."
             )
+        self._tell_pace(len(chunk), seconds)
         self.have |= {(row["item_id"], variant_hash) for row in votes}
         self.progress(len(chunk))
         return len(chunk), [row["item_id"] for row in failures]

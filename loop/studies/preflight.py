@@ -14,7 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from loop.campaign.config import Config
-from loop.campaign.import_texts import import_texts, misfits, splits_of
+from loop.campaign.import_texts import (
+    import_texts,
+    misfits,
+    near_twins_line,
+    splits_of,
+    twins_in_pool,
+)
 from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
@@ -53,12 +59,19 @@ class Preflight:
     lines: tuple[str, ...]
 
 
-def preflight(config: Config, rows: Sequence[SourceText], annotator: str) -> Preflight:
+def preflight(
+    config: Config,
+    rows: Sequence[SourceText],
+    annotator: str,
+    recorded: Mapping[str, Counter[str]] | None = None,
+) -> Preflight:
     """Looks at a campaign that has not begun; stores and asks nothing.
 
     Args:
         rows: its texts.
         annotator: revision of its LLM, or any name where that is not known yet.
+        recorded: column -> how often each label is read from it, of an LLM whose answers are
+            recorded.
     """
     errors = [str(exc) for exc in parts_that_fail(config)]
     try:
@@ -72,19 +85,21 @@ def preflight(config: Config, rows: Sequence[SourceText], annotator: str) -> Pre
         column = config.raters.ratings_column
         if not any(r.meta.get(column) for r in rows):
             wrong.append(f"raters.ratings_column {column!r} holds no ratings; name another column.")
-    plan = None
+    plan, twins = None, 0
+    told: list[str] = []
     if not wrong:
         with closing(Store("sqlite:///:memory:")) as store:
             store.open_campaign(config.campaign.name, config.label_names)
             import_texts(config, store, rows)
+            items = store.items(config.campaign.name)
+            told, twins = [*filter(None, [near_twins_line(items)])], twins_in_pool(items)
             try:
                 plan = plan_annotation(config, store, annotator)
             except LoopError as exc:
                 wrong.append(str(exc))
-    warnings = [*_too_few(config, rows, splits), *_money(config, plan)]
-    return Preflight(
-        (*wrong, *errors), tuple(warnings), tuple(_will_happen(config, rows, splits, counts, plan))
-    )
+    warnings = [*told, *_too_few(config, rows, splits), *_money(config, plan)]
+    lines = _will_happen(config, rows, splits, counts, plan, twins, recorded or {})
+    return Preflight((*wrong, *errors), tuple(warnings), tuple(lines))
 
 
 def parts_that_fail(config: Config) -> Iterator[LoopError]:
@@ -205,22 +220,30 @@ def _will_happen(
     splits: Sequence[str],
     counts: Mapping[str, int],
     plan: Plan | None,
+    twins: int,
+    recorded: Mapping[str, Counter[str]],
 ) -> Iterator[str]:
     tested = sum(s == "test" and bool(r.gold) for r, s in zip(rows, splits, strict=True))
     yield (
         f"Texts:    {counts['pool']:,} to label, {counts['test']:,} to test on ({tested:,} with a"
         f" known label), {counts['dev']:,} dev"
     )
+    if twins:
+        yield (
+            f"Twins:    {twins:,} of the texts to label say nearly the same as another one (case,"
+            " punctuation, links and user names apart); people may be asked about both, so remove"
+            " copies that you do not need"
+        )
     gold = Counter(row.gold for row in rows if row.gold)
     if gold:
         yield f"Gold:     {_mix(config, gold)}"
-    for column in config.annotator.columns if config.annotator.kind == "recorded" else ():
-        said = Counter(str(row.meta[column]) for row in rows if row.meta.get(column) is not None)
+    for column, said in recorded.items():
         yield f"LLM:      no calls; column {column!r}: {_mix(config, said)}"
     if plan is not None and config.annotator.kind != "recorded":
         yield (
             f"LLM:      {plan.calls:,} calls, about {plan.tokens:,} tokens,"
-            f" ${plan.usd_uncached:,.2f} at most; minutes are known once it has begun"
+            f" ${plan.usd_uncached:,.2f} at most; `goldloop run` says how"
+            " many minutes, once the first answers show the pace"
         )
     batch = min(config.rounds.batch_size, counts["pool"])
     most = min(config.rounds.rounds * batch, config.budget.labels, counts["pool"])
@@ -249,7 +272,7 @@ def _mix(config: Config, counts: Counter[str]) -> str:
     total = counts.total()
     named = [*config.label_names, *sorted(set(counts) - set(config.label_names))]
     shown = [
-        f"{name or '(empty)'} {100 * counts[name] / total:.0f} %" for name in named[:12] if total
+        f"{name or 'no label'} {100 * counts[name] / total:.0f} %" for name in named[:12] if total
     ]
     more = f", {len(named) - 12} more" if len(named) > 12 else ""
     return f"{', '.join(shown)}{more} of {total:,} labels"

@@ -114,6 +114,10 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert "is fine" in err
     assert "100 to test on (100 with a known label)" in err
     assert "learning rate 2e-05 (fits roberta-base; student.lr sets another)" in err
+    write_campaign(tmp_path)
+    write_texts(tmp_path, [(text, gold, llm.upper()) for text, gold, llm in good_rows(500)])
+    code, _, err = run("check")
+    assert (code, err.count("column 'llm': yes 100 %, no 0 % of 500 labels")) == (0, 1)
     code, _, err = run(*given[:-4], "--force", "--label", "10:30: morning", "--label", "a:b")
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [(la["name"], la["description"]) for la in data["labels"]] == [

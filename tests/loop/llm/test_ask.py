@@ -1,6 +1,7 @@
 """Asking the LLM: what is asked, what is stored, and where it stops."""
 
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -336,3 +337,28 @@ def test_the_first_question_is_not_asked_where_it_alone_may_cost_more_than_is_le
     with pytest.raises(AnnotatorError, match="The next LLM answer may cost"):
         annotate(ctx)
     assert not llm.asked
+
+
+ONE_PROMPT, TWO_PROMPTS = ({"prompt": {"variants": n, "shots": 0}} for n in (1, 2))
+
+
+def test_the_first_block_tells_how_long_the_rest_will_take(tmp_path, monkeypatch):
+    clock = count(step=0.5)  # a second for each block
+    monkeypatch.setattr("loop.llm.ask.time.perf_counter", lambda: next(clock) * 256)
+    told = {}
+    for n, sections in ((600, {}), (150, ONE_PROMPT), (600, TWO_PROMPTS)):
+        (folder := tmp_path / f"{n}-{len(sections)}").mkdir()
+        ctx = campaign(folder, DoubtfulLLM(), n=n, **sections)
+        said = told[n, bool(sections)] = []
+        items = ctx.store.items("c", "pool")
+        variants = freeze_variants(ctx.config, ctx.store, "doubtful")
+        take_votes(
+            ctx.config, ctx.store, ctx.annotator, items, variants,
+            progress=no_progress, say=said.append,
+        )  # fmt: skip
+        ctx.store.close()
+    start = "256 LLM answers took 128 seconds; the other "
+    assert [line[: len(start) + 3] for line in told[600, False]] == [f"{start}464"]
+    assert told[600, True][0].startswith(f"{start}704 will take about 6 minutes at that pace.")
+    assert len(told[600, True]) == 1
+    assert told[150, True] == []

@@ -1,6 +1,7 @@
 """What a later stage would refuse is found before anything is spent."""
 
 import json
+from collections import Counter
 
 import pytest
 from campaigns import make, texts
@@ -9,13 +10,13 @@ from loop.campaign.config import RatersSection
 from loop.studies.preflight import preflight
 
 
-def looked_at(tmp_path, rows=None, raters=None, **sections):
+def looked_at(tmp_path, rows=None, raters=None, recorded=None, **sections):
     ctx = make(tmp_path, **sections)
     ctx.store.close()
     config = ctx.config
     if raters:
         config = config.model_copy(update={"raters": RatersSection(**raters)})
-    return preflight(config, texts() if rows is None else rows, "llm")
+    return preflight(config, texts() if rows is None else rows, "llm", recorded)
 
 
 def split_as(names, **changed):
@@ -123,14 +124,29 @@ def test_money_that_does_not_reach_is_warned_of(tmp_path):
     assert "30 texts $3.00" in told
 
 
+def test_texts_that_say_nearly_the_same_are_counted_before_people_read_them(tmp_path):
+    rows = texts(400)
+    for i in range(3):
+        rows[i].split, rows[i].text = "pool", f"The same text, {'!' * i}"
+    for i in range(3, 400):
+        rows[i].split = "test" if i % 4 == 0 else "pool"
+    rows[4].text = "the SAME text"  # in test
+    told = looked_at(tmp_path, rows, **SPLIT)
+    assert "1 test text stands among the other texts in nearly the same words" in told.warnings[0]
+    (line,) = [line for line in told.lines if line.startswith("Twins")]
+    assert "2 of the texts to label say nearly the same as another one" in line
+
+
 def test_what_will_happen_is_told(tmp_path):
-    found = looked_at(tmp_path, texts(400), budget={"labels": 30, "usd_per_label": 0.1})
+    said = {"llm": Counter({"bad": 3, "good": 6, "": 1})}
+    money = {"labels": 30, "usd_per_label": 0.1}
+    found = looked_at(tmp_path, texts(400), recorded=said, budget=money)
     assert (found.errors, found.warnings) == ((), ())
     lines = "\n".join(found.lines)
     for part in (
         "320 to label, 80 to test on (80 with a known label), 0 dev",
         "bad 50 %, good 50 % of 400 labels",
-        "no calls; column 'llm'",
+        "no calls; column 'llm': bad 30 %, good 60 %, no label 10 % of 10 labels",
         "2 rounds of 15 texts, 30 in all: 30 answers, about 8 minutes",
         "$3.00",
         "roberta-base",
@@ -146,14 +162,3 @@ def test_what_will_happen_is_told(tmp_path):
     ]
     assert "780 calls" in line
     assert "$0." in line
-
-
-def test_a_spelling_that_is_no_label_stands_in_the_mix(tmp_path):
-    rows = texts(400)
-    for row in rows[:100]:
-        row.meta["llm"] = "Good"
-    for row in rows[100:120]:
-        row.meta["llm"] = ""
-    (line,) = [line for line in looked_at(tmp_path, rows).lines if "column 'llm':" in line]
-    assert "Good 25 %" in line
-    assert "(empty) 5 %" in line
