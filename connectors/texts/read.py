@@ -511,7 +511,7 @@ def _check_gold(
             f"has no label in column {gold_column!r}; fill it, or leave texts.gold_column out",
         )
         return
-    if len(counts) == 1:
+    if len(counts) == 1 and not problems.has("bad_csv", "not_json"):  # then rows are missing
         only = next(iter(counts))
         problems.error(
             "one_class",

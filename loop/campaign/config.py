@@ -787,11 +787,10 @@ def read(text: str, path: Path) -> Config:
         config = Config.model_validate(data)
     except ValidationError as exc:
         errors = exc.errors()
-        inside = {e["loc"][0] for e in errors if len(e["loc"]) > 1}
+        # A label that is wrong is not one that is missing as well.
+        wrong_label = any(e["loc"][:1] == ("labels",) and len(e["loc"]) > 1 for e in errors)
         problems = [
-            _sentence(e, text)
-            for e in errors
-            if e["type"] != "too_short" or e["loc"][0] not in inside  # a label that is wrong counts
+            _sentence(e, text) for e in errors if not wrong_label or e["loc"] != ("labels",)
         ]
         raise ConfigError("\n".join(f"{path}{problem}" for problem in problems)) from exc
     config._folder = path.resolve().parent
@@ -847,6 +846,8 @@ def _sentence(error: Any, text: str) -> str:
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
     if kind == "value_error":
         return f"{at}{f'{name}: ' if name else ''}{message}."
+    if kind == "too_short" and isinstance(error.get("input"), str):
+        kind = "string_too_short"
     if kind in WANTED:
         message = WANTED[kind].format(**error.get("ctx", {}))
     given = hidden(repr(error.get("input")))

@@ -250,7 +250,7 @@ def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
     if unknown:
         split = next(split for split in named if split in unknown)
         other = OTHER_NAMES.get(split.strip().lower())
-        meant = f" Did you mean {other!r}?" if other else suggestion(split, SPLITS)
+        meant = f" did you mean {other!r}?" if other else suggestion(split, SPLITS)
         also = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.items())
         raise DataError(
             f"Row {named.index(split) + 1} of {config.texts.source} has split {split!r};{meant}"

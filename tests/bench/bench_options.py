@@ -4,6 +4,8 @@
     python tests/bench/bench_options.py --data toxic.parquet --only class_weights
     python tests/bench/bench_options.py --data imdb.parquet --llm-column llm_llama2_70b \
         --only long_texts --max-tokens 128
+    python tests/bench/bench_options.py --data babe_llm.parquet --only learning_rate \
+        --rates 2e-5 1e-4 5e-4 --train 1000 --test 400 --seeds 3 --max-tokens 64
 
 The students learn the LLM's labels of ``--train`` texts, or gold without ``--llm-column``;
 ``--dev`` further texts with gold choose the best epoch. For the warm start a fifth of the texts,
@@ -27,6 +29,7 @@ from connectors.downloads.models import minilm_dir
 from loop.measure.stability import measure, paired_difference
 from loop.ports import KnownTexts, TrainingSet
 from loop.student.encoder_student import EncoderStudent
+from loop.student.nothing_learned import has_learned
 
 METRICS = ("accuracy", "macro_f1", "alpha_k")
 OPTIONS = {
@@ -34,7 +37,7 @@ OPTIONS = {
     "class_weights": "balanced",
     "long_texts": "windows",
 }
-COMPARED = (*OPTIONS, "warm_start")
+COMPARED = (*OPTIONS, "warm_start", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-5, 1e-4, 5e-4])
     parser.add_argument("--max-tokens", type=int, default=256)
     args = parser.parse_args()
     data = read(args)
@@ -94,11 +98,15 @@ def main() -> None:
         f"{100 * (y_round_2 == data.y_train).mean():.1f} % in round 2; "
         f"{len(data.dev.texts)} dev, {len(data.test)} test"
     )
-    print(f"{'':22} | seconds | " + " | ".join(f"{m:>20}" for m in METRICS))
+    print(f"{'':22} | learned | seconds | " + " | ".join(f"{m:>20}" for m in METRICS))
     with tempfile.TemporaryDirectory() as folder:
         models = {seed: Path(folder) / f"seed-{seed}" for seed in range(args.seeds)}
-        base = trained(args, data, "default", data.y_llm, keep=models)
-        for name in args.only:
+        for rate in args.rates if "learning_rate" in args.only else ():
+            trained(args, data, f"learning rate {rate:g}", data.y_llm, {"lr": rate})
+        compared = [name for name in args.only if name != "learning_rate"]
+        if compared:
+            base = trained(args, data, "default", data.y_llm, keep=models)
+        for name in compared:
             if name == "warm_start":
                 cold = trained(args, data, "round 2, cold start", y_round_2)
                 warm = trained(args, data, "round 2, warm start", y_round_2, start=models)
@@ -114,18 +122,13 @@ def trained(
     data: Data,
     what: str,
     y: np.ndarray,
-    options: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
     **places: Any,
 ) -> np.ndarray:
-    """(s, n) classes of the test texts; prints a row."""
-    k, found = len(data.names), {}
-    learner = EncoderStudent(
-        args.encoder or minilm_dir(),
-        lr=args.lr,
-        epochs=args.epochs,
-        max_tokens=args.max_tokens,
-        **(options or {}),
-    )
+    """(s, n) classes of the test texts; prints a row, with how many seeds learned anything."""
+    k, results = len(data.names), {}
+    settings = {"lr": args.lr, "epochs": args.epochs, "max_tokens": args.max_tokens}
+    learner = EncoderStudent(args.encoder or minilm_dir(), **(settings | (options or {})))
     two = TrainingSet(["a", "b"], np.eye(k)[[0, 1]], np.ones(2))
     # the processes start here, outside the clock
     learner.fit(two, [], data.names, range(args.seeds), keep={}, on_seed=lambda _: None)
@@ -135,19 +138,25 @@ def trained(
         data.test,
         data.names,
         range(args.seeds),
-        on_seed=lambda result: found.update({result.seed: result.probs.argmax(1)}),
+        on_seed=lambda result: results.update({result.seed: result}),
         say=print,
         **({"keep": {}} | places),
     )
     seconds = time.perf_counter() - started
     learner.close()
-    predictions = np.stack([found[seed] for seed in range(args.seeds)])
+    predictions = np.stack([results[seed].probs.argmax(1) for seed in range(args.seeds)])
     scores = measure(predictions, data.y_test, k, rng=np.random.default_rng(0))
     cells = [
         f"{100 * m.value:.1f} ({100 * m.low:.1f}–{100 * m.high:.1f})"
         for m in (getattr(scores, metric) for metric in METRICS)
     ]
-    print(" | ".join([f"{what:22}", f"{seconds:7.1f}", *(f"{c:>20}" for c in cells)]), flush=True)
+    learned = f"{sum(map(bool, map(has_learned, results.values())))} of {args.seeds}"
+    print(
+        " | ".join(
+            [f"{what:22}", f"{learned:>7}", f"{seconds:7.1f}", *(f"{c:>20}" for c in cells)]
+        ),
+        flush=True,
+    )
     return predictions
 
 

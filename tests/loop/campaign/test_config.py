@@ -117,6 +117,7 @@ def test_a_store_of_another_kind_is_refused(tmp_path, url):
         ("[rounds]\nseed = 9999999999\n", "rounds.seed: must be at most 2,147,483,647"),
         ("[annotator]\noptions = { x = [1, nan] }\n", "options: must be a finite number"),
         ("[annotator]\noptions = { x = ['\\u0000'] }\n".replace("'", '"'), "a NUL character"),
+        ("[student]\nencoder = ''\n", "student.encoder = '': must not be empty"),
         ("[student]\nseeds = '5 of'\n", "student.seeds = '5 of': must be a whole number"),
         ("[student]\nreferences = 'llm_only'\n", "must be a list, in square brackets"),
         ("[people]\nnote = 'sure'\n", "people.note = 'sure': must be true or false"),

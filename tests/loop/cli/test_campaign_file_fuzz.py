@@ -17,6 +17,7 @@ from loop.campaign.campaign_file import quoted, render
 from loop.campaign.config import Config, load
 from loop.cli import __main__ as cli
 from loop.cli.demo_campaign import campaign_text
+from loop.student.learning_rate import EMBEDDED
 
 TEXTS = [
     {
@@ -194,8 +195,8 @@ class Place:
     def begin(self):
         """What was found fine is taken by every stage up to people, too; then it is undone."""
         config = load(self.file)
-        if config.annotator.kind != "recorded":  # no model is loaded here
-            return
+        if config.annotator.kind != "recorded" or config.student.encoder not in EMBEDDED:
+            return  # no model is loaded here
         before, self.there = self.there, None
         try:
             for stage in ("annotate", "score", "select"):

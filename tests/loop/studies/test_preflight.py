@@ -33,9 +33,9 @@ SPLIT = {"texts": {"source": "x.csv", "gold_column": "g", "split_column": "s"}}
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (("train", "test", "validation"), "'validation'; Did you mean 'dev'?"),
-        (("Train", "Test"), "'Train'; Did you mean 'train'?"),
-        (("training", "testing"), "'training'; Did you mean 'train'?"),
+        (("train", "test", "validation"), "'validation'; did you mean 'dev'?"),
+        (("Train", "Test"), "'Train'; did you mean 'train'?"),
+        (("training", "testing"), "'training'; did you mean 'train'?"),
         (("train", "test", ""), "has split ''"),
         (("train",), "No text is held out"),
         (("test",), "leaves 0 texts to label"),
