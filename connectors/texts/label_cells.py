@@ -192,8 +192,9 @@ def no_probabilities(
     elif min(numbers) < 0:
         looks = f'they look like logarithms: write exp(value), or set {name} = "log"'
     else:
-        top = 10 if max(numbers) <= 10 else 100 if max(numbers) <= 100 else max(numbers)
-        declared = {10: "0-10", 100: "percent"}.get(top)
+        most = max(numbers)
+        top = next((end for end in (10.0, 100.0) if most <= end), most)
+        declared = {10.0: "0-10", 100.0: "percent"}.get(top)
         looks = f"they look like a scale up to {top:g}: divide by it"
         looks += f', or set {name} = "{declared}"' if declared else ""
     return (

@@ -24,13 +24,8 @@ from loop.campaign.metrics import (
 )
 from loop.campaign.store import Store
 from loop.errors import LoopError
-<<<<<<< HEAD
-from loop.measure.collapsed import measured_rounds
-=======
-from loop.measure.collapsed import collapsed_line
-from loop.measure.llm_quality import measured_rounds
+from loop.measure.collapsed import collapsed_line, measured_rounds
 from loop.measure.to_goal import to_goal
->>>>>>> fa6bdf5 (report.html begins with a verdict in four sentences; parts fold, print and fit a phone)
 from loop.money import account
 from loop.next_round import what_next
 from loop.people.scorecards import campaign_people

@@ -10,8 +10,8 @@ from loop.campaign.config import Config
 from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
-from loop.measure.collapsed import REMEDY, collapsed_line
-from loop.measure.llm_quality import measured_rounds, why_good_enough
+from loop.measure.collapsed import REMEDY, collapsed_line, measured_rounds
+from loop.measure.stopping import why_stop
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
 from loop.report.wording import NOT_SHOWN, count, in_words, percent, rounded, work
@@ -39,7 +39,7 @@ def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
             _next(None, step),
         )
     goal = to_goal(config, newest, store.annotations(config.campaign.name))
-    enough = why_good_enough(config, rounds)
+    enough = why_stop(config, rounds)
     return Verdict(
         _llm(newest.label_quality or LlmQuality(), newest.pool),
         _gain(newest, simulated=config.raters.kind != "people"),
