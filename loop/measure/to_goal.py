@@ -18,15 +18,21 @@ USUAL_GOAL = 0.05
 default of ``goldloop validate --goal``."""
 
 
-def to_goal(config: Config, newest: RoundMetrics, answers: Sequence[Annotation]) -> ToGoal:
+def to_goal(
+    config: Config,
+    newest: RoundMetrics,
+    answers: Sequence[Annotation],
+    chosen: float | None = None,
+) -> ToGoal:
     """What it takes to the goal of the campaign file, or to the usual one.
 
     Args:
         config: names the goal and the price of an answer.
         newest: the newest measured round.
         answers: of people so far; they say how long one takes, and how many one text needs.
+        chosen: a share of wrong labels, instead of the campaign file's.
     """
-    goal = config.rounds.stop_below
+    goal = config.rounds.stop_below if chosen is None else chosen
     wrong = USUAL_GOAL if goal is None else goal
     quality = newest.label_quality or LlmQuality()
     if quality.remaining_error is None:

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.config import Config, stop_rule
-from loop.campaign.metrics import METRICS, Metric, RoundMetrics, as_json
+from loop.campaign.metrics import METRICS, Arm, Metric, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION, Annotation, Round
 from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.collapsed import measured_rounds
+from loop.measure.to_goal import to_goal
 from loop.money import account, labels_left
 from loop.people.pace import pace, when_given
 from loop.studies.gain_curve import GainCurve, fit_gain_curve
@@ -136,15 +137,14 @@ NO_GOALS = ("gain", "plateau")
 def points_of(rounds: Sequence[Round], key: str) -> list[tuple[int, Metric, float]]:
     """Gold labels, the metric and the standard deviation of its own error, round by round.
 
-    ``remaining-error`` is told as its complement, the share of right labels. The first point is the
-    students of the LLM's labels alone, or the LLM's own labels.
+    The first point is the students of the LLM's labels alone.
     """
     loops = [m for r, m in measured_rounds(rounds) if r.stage == "done" and r.number != VALIDATION]
     points: list[tuple[int, Metric, float]] = []
     for metrics in loops:
-        if not points and (first := _first(metrics, key)) is not None:
+        if not points and (first := _of(metrics, "llm_only", key)) is not None:
             points.append((0, first, _own_sd(first, None)))
-        value = _value(metrics, key)
+        value = _of(metrics, "loop", key)
         bought = metrics.bought if metrics.gold is None else metrics.gold
         if value is None or not value.has_interval or (points and bought <= points[-1][0]):
             continue
@@ -174,23 +174,35 @@ def _goal(config: Config, store: Store, rounds: Sequence[Round], rule: str) -> G
         raise StageError(f"{exc}.") from None
     if key in NO_GOALS:
         raise StageError(f"{rule!r} is a stopping rule, not a goal; name a value to reach.")
-    begun = any(r.number != VALIDATION for r in rounds)
-    if key == "remaining-error" and not begun and (priced := _priced(config, store, rule, value)):
-        return priced
-    goal = 1.0 - value if key == "remaining-error" else value
+    if key == "remaining-error":
+        return _remaining(config, store, rounds, rule, value)
     points = points_of(rounds, key)
     now = points[-1][1] if points else None
     bought = points[-1][0] if points else 0
-    if now is not None and now.value >= goal:
+    if now is not None and now.value >= value:
         return Goal(rule, now, Metric(0.0, 0.0, 0.0))
     curve = curve_of(points, stream("plan", config.rounds.seed, len(points)))
     if curve is None:
         missing = "needs two finished rounds whose test texts have known labels"
         return Goal(rule, now, None, f"{missing}; {max(0, len(points) - 1)} so far")
-    more = np.maximum(curve.labels_to(goal) - bought, 0.0)
+    more = np.maximum(curve.labels_to(value) - bought, 0.0)
     more = np.where(more > MOST_TIMES * max(bought, 1), np.inf, more)
-    value, low, high = curve.quantiles(more, (0.5, 0.025, 0.975))
-    return Goal(rule, now, Metric(value, low, high))
+    middle, low, high = curve.quantiles(more, (0.5, 0.025, 0.975))
+    return Goal(rule, now, Metric(middle, low, high))
+
+
+def _remaining(
+    config: Config, store: Store, rounds: Sequence[Round], rule: str, error: float
+) -> Goal:
+    """By the newest round, or else by the validation sample."""
+    measured = measured_rounds([r for r in rounds if r.number != VALIDATION])
+    if not measured:
+        missing = "needs a finished round, or `goldloop validate` before the first one"
+        return _priced(config, store, rule, error) or Goal(rule, None, None, missing)
+    newest = measured[-1][1]
+    told = to_goal(config, newest, store.annotations(config.campaign.name), error)
+    now = newest.label_quality.remaining_error if newest.label_quality else None
+    return Goal(rule, now, told.labels, told.missing and f"is missing: {told.missing}")
 
 
 def _finite(labels: Metric | None) -> dict[str, float | None] | None:
@@ -210,24 +222,14 @@ def _priced(config: Config, store: Store, rule: str, error: float) -> Goal | Non
     right, price = sample.quality.accuracy, sample.price.by_entropy
     return Goal(
         rule,
-        Metric(right.value, right.low, right.high),
+        Metric(1 - right.value, 1 - right.high, 1 - right.low),
         Metric(price.value, price.low, price.high),
     )
 
 
-def _first(metrics: RoundMetrics, key: str) -> Metric | None:
-    if key != "remaining-error":
-        arm = metrics.arms.get("llm_only")
-        return arm.metric(key) if arm is not None else None
-    return metrics.label_quality.accuracy if metrics.label_quality else None
-
-
-def _value(metrics: RoundMetrics, key: str) -> Metric | None:
-    if key != "remaining-error":
-        arm = metrics.arms.get("loop")
-        return arm.metric(key) if arm is not None else None
-    error = metrics.label_quality.remaining_error if metrics.label_quality else None
-    return None if error is None else Metric(1 - error.value, 1 - error.high, 1 - error.low)
+def _of(metrics: RoundMetrics, arm: Arm, key: str) -> Metric | None:
+    students = metrics.arms.get(arm)
+    return students.metric(key) if students is not None else None
 
 
 def _sd(metric: Metric) -> float:
@@ -301,8 +303,6 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
     if key == "remaining-error":
         wanted = f"At most {100 * float(value):g} % wrong labels"
     now = goal.now
-    if now is not None and key == "remaining-error":
-        now = Metric(1 - now.value, 1 - now.high, 1 - now.low)
     at = "" if now is None else f" (now {100 * now.value:.1f})"
     labels = goal.labels
     if labels is None:
