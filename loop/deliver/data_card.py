@@ -123,7 +123,7 @@ def _quality(config: Config, store: Store) -> str:
         )
         if quality.remaining_error is not None:
             lines.append(
-                f"- Once people's labels are put in, {_percent(quality.remaining_error)} of the"
+                f"- After people's corrections, {_percent(quality.remaining_error)} of the"
                 " labels are still wrong, without what repair corrects."
             )
     else:

@@ -1,7 +1,7 @@
 """What it takes until few enough labels are wrong: labels of people, money and hours.
 
 The figures follow from what the newest round measured. They hold for the LLM's labels with people's
-labels put in; repair may bring the goal nearer.
+corrections; repair may bring the goal nearer.
 """
 
 from __future__ import annotations

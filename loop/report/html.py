@@ -146,7 +146,7 @@ def _cards(view: ReportView) -> list[Card]:
         if view.llm
         else "Too few gold labels were drawn at random to tell."
     )
-    repaired = "LLM labels with people's labels put in, before goldloop's own repair"
+    repaired = "the LLM's labels with people's corrections, before goldloop's own repair"
     cards = [
         Card("LLM labels right", "the LLM's labels alone", quality.accuracy, " %", remark=gold),
         Card("Labels still wrong", repaired, quality.remaining_error, " %", remark=gold),

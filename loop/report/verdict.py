@@ -57,7 +57,7 @@ def _llm(quality: LlmQuality, pool: int) -> str:
     if (left := quality.remaining_error) is not None:
         n = pool - silent
         sentence += (
-            f"; with people's labels put in, about {count(left.value * n)} of {n:,} are still"
+            f"; after people's corrections, about {count(left.value * n)} of {n:,} are still"
             f" wrong ({count(left.low * n)} to {count(left.high * n)})"
         )
     return f"{sentence}; {silent:,} got no label of the LLM." if silent else f"{sentence}."

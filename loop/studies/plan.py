@@ -299,7 +299,7 @@ def plan_lines(plan: Plan) -> list[str]:
 def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
     key, _, value = goal.rule.partition("=")
     title = METRICS[key].title if key in METRICS else "share of wrong labels"
-    wanted = f"{title} of {100 * float(value):g} %"
+    wanted = f"{title} of {100 * float(value):g}{'' if key == 'alpha_k' else ' %'}"
     if key == "remaining-error":
         wanted = f"At most {100 * float(value):g} % wrong labels"
     now = goal.now
@@ -309,11 +309,13 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
         return f"{wanted}{at}: not known yet; this {goal.why}."
     if labels.value == 0 and labels.high == 0:
         return f"{wanted}{at}: reached."
-    told = _labels(labels)
     if not math.isfinite(labels.value):
+        least = f"more than {MOST_TIMES:g} times the labels bought so far"
+        if math.isfinite(labels.low):
+            least = f"at least {_rounded(labels.low)} more labels"
         return (
-            f"{wanted}{at}: not in sight. At the present rate it takes {told} more labels; better"
-            " prompts or another LLM may help more."
+            f"{wanted}{at}: not in sight; at the present rate it takes {least}. A better prompt or"
+            " another LLM may help more."
         )
     enough = "The campaign as planned may suffice."
     if labels.value > rest:
@@ -321,24 +323,25 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
             "The campaign as planned does not suffice: raise budget.labels and rounds.rounds by"
             f" about {labels.value - rest:,.0f} labels."
         )
-    return f"{wanted}{at}: about {told} more labels: {_effort(plan, labels.value)}. {enough}"
+    effort = _effort(plan, labels.value)
+    return f"{wanted}{at}: about {_labels(labels)} more labels: {effort}. {enough}"
 
 
 def _labels(labels: Metric) -> str:
-    def one(value: float) -> str:
-        return f"{10 * round(value / 10):,}" if value >= 100 else f"{value:,.0f}"
+    """``240 (90 to 600)``."""
+    high = f"to {_rounded(labels.high)}" if math.isfinite(labels.high) else "or many more"
+    return f"{_rounded(labels.value)} ({_rounded(labels.low)} {high})"
 
-    low = one(labels.low) if math.isfinite(labels.low) else None
-    if not math.isfinite(labels.value):
-        return f"{low} or more" if low is not None else "far more"
-    high = f"to {one(labels.high)}" if math.isfinite(labels.high) else "or many more"
-    return f"{one(labels.value)} ({low} {high})"
+
+def _rounded(value: float) -> str:
+    return f"{10 * round(value / 10):,}" if value >= 100 else f"{value:,.0f}"
 
 
 def _effort(plan: Plan, labels: float) -> str:
     answers = math.ceil(labels * plan.answers_per_label)
-    hours = answers * plan.seconds / 3600
-    parts = [f"{answers:,} answers", f"{hours:,.1f} hours of people's time"]
+    minutes = answers * plan.seconds / 60
+    time = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{max(1, round(minutes)):,} minutes"
+    parts = [f"{answers:,} answers", f"{time} of people's time"]
     if plan.usd_per_label:
         parts.append(f"${labels * plan.usd_per_label:,.2f}")
     if plan.per_day:

@@ -70,7 +70,7 @@ def test_a_gain_is_told_with_its_size_and_what_is_not_shown():
     answers = [SimpleNamespace(item_id=str(i // 2), lead_time_s=30.0) for i in range(480)]
     told = verdict_on(metrics(), answers)
     assert told.sentences == (
-        "78 % (72 to 83 %) of the LLM's labels are right; with people's labels put in, about 144 of"
+        "78 % (72 to 83 %) of the LLM's labels are right; after people's corrections, about 144 of"
         " 900 are still wrong (100 to 197).",
         "The 207 labels from people made the students better: right on 73.8 % of the test texts,"
         " 10.2 points (3.1 to 17.1) more than with the LLM's labels alone; that they are more"

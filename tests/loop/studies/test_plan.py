@@ -29,11 +29,11 @@ def test_a_goal_in_sight_is_told_with_labels_time_and_money():
     goal = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(63, 21, 250))
     planned, line = told(goal)
     assert planned == (
-        "As planned: 2 more rounds with 100 labels: 200 answers, 1.0 hours of people's time,"
+        "As planned: 2 more rounds with 100 labels: 200 answers, 60 minutes of people's time,"
         " $20.00."
     )
     assert line == (
-        "accuracy of 80 % (now 75.0): about 63 (21 to 250) more labels: 126 answers, 0.6 hours of"
+        "accuracy of 80 % (now 75.0): about 63 (21 to 250) more labels: 126 answers, 38 minutes of"
         " people's time, $12.60. The campaign as planned may suffice."
     )
     far = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(240, 90, math.inf))
@@ -45,7 +45,7 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     now = Metric(0.75, 0.7, 0.8)
     assert told(Goal("p_uc=0.7", now, Metric(0, 0, 0)))[1].endswith("(now 75.0): reached.")
     never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
-    assert "not in sight. At the present rate it takes 400 or more" in told(never)[1]
+    assert "not in sight; at the present rate it takes at least 400 more labels" in told(never)[1]
     assert "not known yet" in told(Goal("p_uc=0.9", None, None, "needs two rounds; 0 so far"))[1]
     wrong = told(Goal("remaining-error=0.05", Metric(0.25, 0.2, 0.3), Metric(10, 5, 20)))[1]
     assert wrong.startswith("At most 5 % wrong labels (now 25.0): about 10 (5 to 20) more labels")
