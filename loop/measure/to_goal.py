@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from loop.campaign.config import Config
+from loop.campaign.config import Config, stop_rule
 from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.tables import Annotation
 
 USUAL_GOAL = 0.05
-"""Share of wrong labels that is asked for where ``rounds.stop_below`` names none; the same as the
+"""Share of wrong labels that is asked for where the campaign file names none; the same as the
 default of ``goldloop validate --goal``."""
 
 
@@ -32,7 +32,7 @@ def to_goal(
         answers: of people so far; they say how long one takes, and how many one text needs.
         chosen: a share of wrong labels, instead of the campaign file's.
     """
-    goal = config.rounds.stop_below if chosen is None else chosen
+    goal = _chosen(config) if chosen is None else chosen
     wrong = USUAL_GOAL if goal is None else goal
     quality = newest.label_quality or LlmQuality()
     if quality.remaining_error is None:
@@ -90,6 +90,14 @@ def labels_to_goal(
     value = too_many / hit_rate if hit_rate else at_random(remaining.value)
     value = min(max(value, least, too_many), most)
     return Metric(value, least, most)
+
+
+def _chosen(config: Config) -> float | None:
+    """The share of wrong labels that the campaign file names as its goal."""
+    if config.rounds.stop_below is not None:
+        return config.rounds.stop_below
+    rules = dict(map(stop_rule, config.rounds.stop))
+    return rules.get("remaining-error")
 
 
 def _hit_rate(newest: RoundMetrics) -> float | None:

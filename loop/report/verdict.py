@@ -11,7 +11,7 @@ from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
 from loop.measure.collapsed import REMEDY, collapsed_line, measured_rounds
-from loop.measure.stopping import why_stop
+from loop.measure.stopping import why_good_enough, why_stop
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
 from loop.report.wording import NOT_SHOWN, count, in_words, percent, rounded, work
@@ -38,12 +38,16 @@ def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
             "What a goal would take is told after the first round.",
             _next(None, step),
         )
-    goal = to_goal(config, newest, store.annotations(config.campaign.name))
-    enough = why_stop(config, rounds)
+    if enough := why_good_enough(config, rounds):
+        goal = f"The goal is reached: {enough}."
+    elif enough := why_stop(config, rounds):
+        goal = f"The campaign may end: {enough}."
+    else:
+        goal = goal_sentence(to_goal(config, newest, store.annotations(config.campaign.name)))
     return Verdict(
         _llm(newest.label_quality or LlmQuality(), newest.pool),
         _gain(newest, simulated=config.raters.kind != "people"),
-        f"The goal is reached: {enough}." if enough else goal_sentence(goal),
+        goal,
         _next(newest, step),
     )
 
