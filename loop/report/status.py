@@ -138,8 +138,6 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     if status["nothing_learned"]:
         lines.append(f"{status['nothing_learned']}.")
     lines += status["what_gold_says"]
-    if status["good_enough"]:
-        lines.append(f"Finished: {status['good_enough']}")
     lines += status["answers_to_look_at"]
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
     if status["stage"] == "pull":
