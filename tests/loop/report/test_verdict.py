@@ -146,6 +146,17 @@ def test_a_goal_that_is_reached_is_told():
     assert "but this is not sure" in verdict_on(metrics(label_quality=unsure)).goal
 
 
+def test_the_goal_is_that_of_the_stopping_rules():
+    asked = verdict_on(metrics(), rounds={"stop": ["gain=0.01", "remaining-error=0.1"]})
+    assert asked.goal.startswith("For at most 10 % wrong labels, people must label")
+    over = verdict_on(metrics(), rounds={"stop": ["accuracy=0.6"]})
+    assert over.goal.startswith("The campaign may end: accuracy is 73.8")
+    still = {"accuracy": Metric(0.001, -0.01, 0.005)}
+    flat = replace(metrics(), compared={**metrics().compared, "previous": still})
+    told = verdict_on(flat, rounds={"stop": ["gain=0.01"]})
+    assert told.goal.startswith("The campaign may end: the last round raised accuracy")
+
+
 def test_page_status_and_json_say_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
     ctx = make(tmp_path)
