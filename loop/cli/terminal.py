@@ -21,8 +21,9 @@ LONG_WORD = 300
 
 
 def say(line: str) -> None:
-    """One line of news, on stderr; of a word of hundreds of letters only the beginning."""
-    typer.echo(re.sub(rf"\S{{{LONG_WORD},}}", lambda word: f"{word[0][:100]}…", line), err=True)
+    """One line of news, on stderr; of a word of hundreds of letters only the beginning and end."""
+    whole = re.compile(rf"\S{{{LONG_WORD},}}")
+    typer.echo(whole.sub(lambda word: f"{word[0][:100]}…{word[0][-2:]}", line), err=True)
 
 
 def print_rounds(view: ReportView) -> None:
