@@ -92,7 +92,8 @@ def csv_table(view: ReportView) -> str:
 
 
 REFERENCES = {
-    "paper": "Feeding LLM Annotations to BERT Classifiers at Your Own Risk (2025). arXiv:2504.15432.",
+    "paper": "Feeding LLM Annotations to BERT Classifiers at Your Own Risk (2025)."
+    " arXiv:2504.15432.",
     "batch": "Zhou, H. et al. (2024). Batch Calibration: Rethinking Calibration for In-Context"
     " Learning and Prompt Engineering. ICLR.",
     "contextual": "Zhao, Z. et al. (2021). Calibrate Before Use: Improving Few-shot Performance of"
