@@ -197,7 +197,7 @@ class RandomAnswer:
         if rng.random() < 0.1:
             odd = rng.choice([None, {}, name, 7, {"choices": [name]}, True])
             self.body["result"] = odd
-            self.reason = "empty result" if odd is None else "result that is no list"
+            self.reason = "empty result" if odd is None else "result that is not a list"
         if rng.random() < 0.1:
             cancelled = self.body["was_cancelled"] = rng.choice([True, "true", 0, 1, [], None])
             if cancelled is not None:
@@ -228,7 +228,7 @@ class RandomAnswer:
             wrong = rng.choice(MISSPELT)(name)
             its = part({"choices": [wrong]})
             if not isinstance(wrong, str):
-                self.reason = "choice that is no text"
+                self.reason = "choice that is not text"
             elif wrong not in names:  # which spells no other label either
                 self.reason = "unknown label"
         elif kind < 0.2:
@@ -238,7 +238,7 @@ class RandomAnswer:
             its, self.reason = part({"choices": ["Unsure / none fits"]}), "unsure"
         elif kind < 0.35:
             value = rng.choice([name, [name], {"choices": name}, {"choices": {name: 1}}, 1, True])
-            its, self.reason = part(value), "choices that are no list"
+            its, self.reason = part(value), "choices that are not a list"
         elif kind < 0.4:
             its = rng.choice([None, part(None), part({"choices": []}), part({"text": [name]})])
             tags = {p.get("from_name") for p in parts if isinstance(p, dict)}
