@@ -101,7 +101,7 @@ def _why_finished(config: Config, store: Store) -> tuple[str, str] | None:
             f"raise rounds.rounds{also}",
         )
     if enough := why_stop(config, rounds):
-        return enough, "raise what rounds.stop or rounds.stop_below asks for, or remove the rule"
+        return enough, "change or remove that rule (rounds.stop, rounds.stop_below)"
     if nothing := why_nothing_to_buy(config, store):
         if not labels_left(config, store):
             return nothing, "raise budget.labels"

@@ -165,9 +165,9 @@ class _Answers:
             return
         beside = self.file.absolute().parent
         given = Path(str(self.source)).expanduser()
-        if not given.is_absolute() and not (beside / given).exists() and given.exists():
-            self.source = os.path.relpath(given.absolute(), beside)  # as the file will read it
-        rows, columns = columns_of(str(beside / given if not given.exists() else given))
+        if not (beside / given).exists() and given.exists():  # the file's paths are its own
+            self.source = os.path.relpath(given.absolute(), beside)
+        rows, columns = columns_of(str(beside / Path(str(self.source)).expanduser()))
         self.columns = {column.name: column for column in columns}
         self.budget = max(3, min(BUDGET, rows // 4))
         say(f"{self.source}: {rows:,} rows, {len(columns)} columns.")
