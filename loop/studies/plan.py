@@ -142,7 +142,8 @@ def points_of(rounds: Sequence[Round], key: str) -> list[tuple[int, Metric, floa
     loops = [m for r, m in measured_rounds(rounds) if r.stage == "done" and r.number != VALIDATION]
     points: list[tuple[int, Metric, float]] = []
     for metrics in loops:
-        if not points and (first := _of(metrics, "llm_only", key)) is not None:
+        first = _of(metrics, "llm_only", key)
+        if not points and first is not None and first.has_interval:
             points.append((0, first, _own_sd(first, None)))
         value = _of(metrics, "loop", key)
         bought = metrics.bought if metrics.gold is None else metrics.gold
@@ -308,6 +309,11 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
     if labels is None:
         return f"{wanted}{at}: not known yet; this {goal.why}."
     if labels.value == 0 and labels.high == 0:
+        if now is not None and key in METRICS and now.low < float(value):
+            return (
+                f"{wanted}{at}: reached, but not surely: the interval begins at"
+                f" {100 * now.low:.1f}."
+            )
         return f"{wanted}{at}: reached."
     if not math.isfinite(labels.value):
         least = f"more than {MOST_TIMES:g} times the labels bought so far"

@@ -44,6 +44,8 @@ def test_a_goal_in_sight_is_told_with_labels_time_and_money():
 def test_what_is_reached_not_in_sight_or_not_known_says_so():
     now = Metric(0.75, 0.7, 0.8)
     assert told(Goal("p_uc=0.7", now, Metric(0, 0, 0)))[1].endswith("(now 75.0): reached.")
+    perhaps = told(Goal("p_uc=0.74", now, Metric(0, 0, 0)))[1]
+    assert perhaps.endswith("reached, but not surely: the interval begins at 70.0.")
     never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
     assert "not in sight; at the present rate it takes at least 400 more labels" in told(never)[1]
     assert "not known yet" in told(Goal("p_uc=0.9", None, None, "needs two rounds; 0 so far"))[1]
