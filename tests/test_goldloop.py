@@ -143,6 +143,18 @@ def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
     assert "have a label" in capsys.readouterr().err
 
 
+def test_a_rule_ends_this_run_and_not_the_campaign(folder, capsys):
+    campaign = Campaign.open()
+    with pytest.raises(LoopError, match="not a stopping rule; write accuracy"):
+        campaign.run(until=["acuracy=0.9"])
+    assert campaign.run(until=["accuracy=0.01"])
+    assert "Stopped as --until asked: accuracy is" in capsys.readouterr().err
+    assert campaign.status()["round"] == 1
+    assert campaign.plan("accuracy=0.01").goals[0].labels.value == 0
+    assert campaign.run()
+    assert campaign.status()["round"] == 2
+
+
 def test_it_says_where_it_stands(folder, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["goldloop", "status"])
     campaign = Campaign.open(folder / "goldloop.toml")
