@@ -293,7 +293,7 @@ def plan_lines(plan: Plan) -> list[str]:
     if not plan.goals:
         lines.append("Name a goal to learn what it takes: `goldloop plan --goal accuracy=0.8`.")
     if not plan.measured_time:
-        lines.append(f"Nobody has answered yet: {plan.seconds:.0f} seconds an answer are assumed.")
+        lines.append(f"Nobody's time is known: {plan.seconds:.0f} seconds an answer are assumed.")
     return lines
 
 
