@@ -686,7 +686,7 @@ def run_rounds(
     from loop.round import close_early, run_round
 
     open_campaign(ctx)
-    finished, told = 0, ""
+    finished, told, measured = 0, "", False
     while rounds is None or finished < rounds:
         take_in_new_texts(ctx)
         if until and (reason := why_reached(ctx, until)):
@@ -695,12 +695,15 @@ def run_rounds(
         if reason := why_finished(ctx):
             say(f"The campaign is finished: {reason}. {how_to_extend(ctx.config, ctx.store)}")
             break
+        if measured:  # after the last round the table says it
+            verdict = campaign_verdict(ctx.config, ctx.store, what_next(ctx.config, ctx.store))
+            say(f"{verdict.llm}\n{verdict.gain}")
+            measured = False
         round_ = run_round(ctx)
         if round_.stage == "done":
             finished += 1
             say(f"Round {round_.number} is done.")
-            verdict = campaign_verdict(ctx.config, ctx.store, what_next(ctx.config, ctx.store))
-            say(f"{verdict.llm}\n{verdict.gain}")
+            measured = True
         elif close:
             close_early(ctx, open_round(ctx))
             close = False  # the round that waits now, not those that are opened after it

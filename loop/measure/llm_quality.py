@@ -229,7 +229,10 @@ def suspect_line(suspects: Suspects) -> str | None:
     ]
     named = ("texts sent as suspects", "drawn at random")
     if not suspects.tried:
-        named = ("texts that goldloop held most suspect", "other texts, all drawn at random")
+        named = (
+            "the random texts that goldloop ranked most suspect",
+            "other texts, all drawn at random",
+        )
     line = (
         f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
         f" {ratio.value:.1f} times as often ({ratio.low:.1f} to {ratio.high:.1f})"

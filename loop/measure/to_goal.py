@@ -31,6 +31,10 @@ def to_goal(
         newest: the newest measured round.
         answers: of people so far; they say how long one takes, and how many one text needs.
         chosen: a share of wrong labels, instead of the campaign file's.
+
+    Returns:
+        Further labels, dollars and hours, each with what its interval allows; ``missing`` says why
+        there are none. Simulated people have no hours.
     """
     goal = _chosen(config) if chosen is None else chosen
     wrong = USUAL_GOAL if goal is None else goal
@@ -46,12 +50,10 @@ def to_goal(
         checked=quality.n_gold,
         hit_rate=_hit_rate(newest),
     )
-    # Texts on which people disagree bring no label, but cost as much as the others.
-    per_label = _answers_per_text(config, answers) * max(1.0, newest.bought / (newest.gold or 1))
+    per_label = answers_per_label(config, newest, answers)
     price = config.budget.usd_per_label * per_label
-    times = [a.lead_time_s for a in answers if a.lead_time_s]
-    simulated = config.raters.kind != "people"
-    hours = None if simulated or not times else median(times) * per_label / 3600
+    seconds = seconds_per_answer(config, answers)
+    hours = None if seconds is None else seconds * per_label / 3600
     return ToGoal(
         wrong,
         goal is not None,
@@ -107,10 +109,21 @@ def _hit_rate(newest: RoundMetrics) -> float | None:
     return sum(s.share * s.n for s in groups) / n if n else None
 
 
-def _answers_per_text(config: Config, answers: Sequence[Annotation]) -> float:
-    """Answers that a text has taken so far; before there are any, those that it is asked for."""
+def answers_per_label(config: Config, newest: RoundMetrics, answers: Sequence[Annotation]) -> float:
+    """Answers that a gold label has taken so far; before there are any, those that it is asked for.
+
+    Texts on which people disagree bring no label, but cost as much as the others.
+    """
     texts = {a.item_id for a in answers}
-    return len(answers) / len(texts) if texts else float(config.people.panel.first)
+    if not texts:
+        return config.people.panel.first * (1.0 + config.people.check_frac)
+    return len(answers) / len(texts) * max(1.0, newest.bought / (newest.gold or 1))
+
+
+def seconds_per_answer(config: Config, answers: Sequence[Annotation]) -> float | None:
+    """The median; None where nobody's time is known, as that of simulated people."""
+    times = [a.lead_time_s for a in answers if a.lead_time_s]
+    return median(times) if times and config.raters.kind == "people" else None
 
 
 def _times(labels: Metric, factor: float) -> Metric:

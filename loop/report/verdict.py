@@ -156,7 +156,7 @@ def goal_sentence(goal: ToGoal) -> str:
 def _next(newest: RoundMetrics | None, step: str) -> str:
     """The next step, after what has to be mended first."""
     if newest is not None and collapsed_line(newest):
-        return f"First mend the students: {REMEDY[0].lower()}{REMEDY[1:]}. {step}"
+        return f"First correct the students' training: {REMEDY[0].lower()}{REMEDY[1:]}. {step}"
     if newest is not None and newest.suspects is not None and newest.suspects.next == "coverage":
         return (
             f"{step} Texts of a further round are drawn at random, because suspects were not wrong"

@@ -22,7 +22,7 @@ from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION, Annotation, Rou
 from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.collapsed import measured_rounds
-from loop.measure.to_goal import to_goal
+from loop.measure.to_goal import answers_per_label, seconds_per_answer, to_goal
 from loop.money import account, labels_left
 from loop.people.pace import pace, when_given
 from loop.studies.gain_curve import GainCurve, fit_gain_curve
@@ -61,7 +61,7 @@ class Plan:
         goals: one for each that was asked for.
         labels_left: of ``budget.labels``.
         rounds_left: of ``rounds.rounds``, those whose batch is not chosen yet.
-        answers_per_label: answers that are bought for one gold label, hidden checks included.
+        answers_per_label: answers that one gold label has taken so far, or else is asked for.
         usd_per_label: price of these answers.
         seconds: median time of an answer; assumed where nobody has answered.
         measured_time: whether that time is measured.
@@ -110,9 +110,9 @@ def make_plan(
     asked = goals or [r for r in config.rounds.stop if r.partition("=")[0] not in NO_GOALS]
     rounds = store.rounds(name)
     answers = store.annotations(name)
-    times = [a.lead_time_s for a in answers if a.lead_time_s]
-    section = config.people
-    each = section.panel.first * (1.0 + section.check_frac)
+    seconds = seconds_per_answer(config, answers)
+    measured = measured_rounds(rounds)
+    each = answers_per_label(config, measured[-1][1] if measured else RoundMetrics(), answers)
     money = account(config, store)
     chosen = STAGES[STAGES.index("select") + 1 :]  # whose labels the budget has counted already
     asked_in = sum(r.stage in chosen and r.number != VALIDATION for r in rounds)
@@ -123,8 +123,8 @@ def make_plan(
         batch=config.rounds.batch_size,
         answers_per_label=each,
         usd_per_label=each * money.answer_usd,
-        seconds=float(np.median(times)) if times else ANSWER_S,
-        measured_time=bool(times),
+        seconds=ANSWER_S if seconds is None else seconds,
+        measured_time=seconds is not None,
         usd_left=None if money.cap_usd is None else money.cap_usd - money.committed_usd,
         per_day=_per_day(answers, at or datetime.now(UTC)),
     )

@@ -246,7 +246,7 @@ def test_a_round_of_random_texts_says_whether_suspects_are_worth_another_try():
     assert not found.tried
     assert found.suspects == Wrong(12, 15)
     assert found.next == "suspects"
-    assert "held most suspect" in quality_lines(RoundMetrics(suspects=found))[0]
+    assert "ranked most suspect" in quality_lines(RoundMetrics(suspects=found))[0]
     assert suspect_metrics(why, wrong, -suspicion).next == "coverage"
 
 

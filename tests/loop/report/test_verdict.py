@@ -110,7 +110,7 @@ def test_students_that_learned_nothing_are_never_called_stable():
     told = verdict_on(metrics(arms={"loop": flat}))
     assert told.gain.startswith("The students learned nothing")
     assert "stable" not in told.gain
-    assert told.next.startswith("First mend the students: set student.lr")
+    assert told.next.startswith("First correct the students' training: set student.lr")
     assert told.next.endswith("Next: `x`.")
 
 

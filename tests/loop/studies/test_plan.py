@@ -10,6 +10,7 @@ from campaigns import make
 
 from loop.campaign.metrics import Metric
 from loop.errors import StageError
+from loop.measure.to_goal import to_goal
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
 from loop.studies.plan import Goal, Plan, make_plan, plan_lines, points_of
@@ -78,6 +79,10 @@ def test_a_campaign_knows_more_after_each_round(tmp_path):
     assert all(own > 0 for _, _, own in points)
     for goal in plan.goals:
         assert 0 <= goal.labels.low <= goal.labels.value <= goal.labels.high
+    newest, answers = ctx.store.rounds("c")[-1].metrics, ctx.store.annotations("c")
+    verdicts = to_goal(ctx.config, newest, answers, 0.01)
+    assert plan.goals[1].labels == verdicts.labels
+    assert plan.usd_per_label * verdicts.labels.value == pytest.approx(verdicts.usd.value)
     with pytest.raises(StageError, match="not a stopping rule; write accuracy"):
         make_plan(ctx.config, ctx.store, ["acuracy=1"])
     with pytest.raises(StageError, match="not a goal"):
