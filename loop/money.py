@@ -203,7 +203,7 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
     sent = {review.item_id for review in store.reviews(name)}
-    if len(sent | set(store.gold(name))) >= len(store.item_ids(name, "pool")):
+    if len(sent | set(store.gold(name))) >= store.item_count(name, "pool"):
         return "every text of the pool has been sent to people, or has an imported label"
     return None
 

@@ -40,6 +40,7 @@ def open_campaign(ctx: Context) -> None:
         )
     if ctx.store.item_count(ctx.name) == 0:
         count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
+        ctx.read_again()
         ctx.say(f"Imported {count} texts.")
         if line := near_twins_line(ctx.store.items(ctx.name)):
             ctx.say(line)
@@ -74,6 +75,7 @@ def take_in_new_texts(ctx: Context) -> None:
     else:
         for line in import_new_texts(ctx.config, ctx.store, rows, seed=ctx.seed):
             ctx.say(line)
+        ctx.read_again()
     ctx.texts_read_before = last.number + 1
 
 

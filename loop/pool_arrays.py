@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
-from loop.campaign.tables import Item, Review, Round
+from loop.campaign.tables import Item, ItemKey, Review, Round
 from loop.chance import stream
 from loop.errors import ConfigError
 from loop.files import replacing
@@ -35,7 +35,7 @@ class Arrays:
         news: one sentence where the LLM's states are not all there; else empty.
     """
 
-    items: list[Item]
+    items: list[ItemKey]
     votes: LlmVotes
     pool: Pool
     view: View
@@ -46,7 +46,7 @@ def pool_arrays(
     ctx: Context, round_: Round, signals: Sequence[str], *, hidden: Collection[str] = ()
 ) -> Arrays:
     """The pool with what the signals need; hidden items appear as if they had no gold."""
-    items = ctx.store.items(ctx.name, "pool")
+    items = ctx.keys("pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     gold = gold_classes(ctx, items)
     view, votes = _view(ctx, round_, items, votes, gold)
@@ -95,7 +95,7 @@ def pool_arrays(
     return Arrays(items, votes, pool, view, states.news)
 
 
-def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
+def gold_classes(ctx: Context, items: Sequence[ItemKey]) -> IntArray:
     """(n,) class that people gave each item, -1 where they gave none."""
     labels = ctx.store.gold(ctx.name)
     index = ctx.config.label_index
@@ -103,13 +103,13 @@ def gold_classes(ctx: Context, items: Sequence[Item]) -> IntArray:
     return np.array(known, dtype=np.int64)
 
 
-def audited(items: Sequence[Item], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
+def audited(items: Sequence[ItemKey], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
     """(n,) whether each item was drawn at random, to measure the LLM."""
     return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
 
 
 def _view(
-    ctx: Context, round_: Round, items: Sequence[Item], votes: LlmVotes, gold: IntArray
+    ctx: Context, round_: Round, items: Sequence[ItemKey], votes: LlmVotes, gold: IntArray
 ) -> tuple[View, LlmVotes]:
     """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
     reviews = ctx.store.reviews_by_item(ctx.name)
@@ -126,7 +126,9 @@ def _view(
     return view, replace(votes, posterior=view.posterior)
 
 
-def llm_states(ctx: Context, items: Sequence[Item], answered: NDArray[np.bool_]) -> KeptStates:
+def llm_states(
+    ctx: Context, items: Sequence[Item | ItemKey], answered: NDArray[np.bool_]
+) -> KeptStates:
     """The LLM's own states of n items under its first prompt, where it shows them."""
     variants = ctx.store.variants(ctx.name, ctx.annotator.revision)
     if not variants:
@@ -135,7 +137,7 @@ def llm_states(ctx: Context, items: Sequence[Item], answered: NDArray[np.bool_])
     return kept_states(file, [item.id for item in items], answered)
 
 
-def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
+def item_embeddings(ctx: Context, items: Sequence[Item | ItemKey]) -> Vectors:
     """(n, d) embeddings of n items, kept in one file per encoder.
 
     Texts that have come since the file was written are added to it. A file that is damaged is
@@ -150,8 +152,9 @@ def item_embeddings(ctx: Context, items: Sequence[Item]) -> Vectors:
     row = {item_id: i for i, item_id in enumerate(ids)}
     missing = [item for item in items if item.id not in row]
     if missing:
+        texts = ctx.store.texts([item.id for item in missing])
         with ctx.show("Embedding the texts", len(missing)) as progress:
-            new = ctx.student.embed([item.text for item in missing], progress)
+            new = ctx.student.embed([texts[item.id] for item in missing], progress)
         row |= {item.id: len(ids) + i for i, item in enumerate(missing)}
         vectors = np.concatenate([vectors, new]) if len(ids) else new
         _keep(ctx, path, list(row), vectors)

@@ -28,8 +28,8 @@ from loop.campaign.tables import (
     HiddenCheck,
     Review,
     Round,
-    Score,
-    TrainingLabel,
+    Scores,
+    TrainingLabels,
     round_id,
 )
 from loop.chance import stream
@@ -113,7 +113,7 @@ def run_stage(ctx: Context, stage: str) -> Round:
 
 def annotate(ctx: Context, round_: Round) -> bool:
     """Takes the LLM votes that are missing."""
-    items = ctx.store.items(ctx.name, "pool")
+    items = ctx.keys("pool")
     variants = freeze_variants(
         ctx.config, ctx.store, ctx.annotator.revision, round_number=round_.number
     )
@@ -149,20 +149,15 @@ def score(ctx: Context, round_: Round) -> bool:
     suspicion = fuse_ranks(signals) if names else np.zeros(len(arrays.items))
     answered = arrays.votes.answered
     suspicion[~answered] = 2.0  # no label at all: nothing in [0, 1] is as doubtful
-    labels = ctx.config.label_names
-    rows = [
-        {
-            "round_id": round_.id,
-            "item_id": item.id,
-            "llm_label": labels[arrays.pool.y_llm[i]] if answered[i] else None,
-            "llm_confidence": float(arrays.votes.posterior[i].max()) if answered[i] else None,
-            "signals": {name: float(values[i]) for name, values in signals.items()},
-            "suspicion": float(suspicion[i]),
-        }
-        for i, item in enumerate(arrays.items)
-    ]
+    scores = Scores(
+        rows=np.array([item.row for item in arrays.items]),
+        llm=np.where(answered, arrays.pool.y_llm, -1),
+        confidence=np.where(answered, arrays.votes.posterior.max(axis=1), np.nan),
+        suspicion=suspicion,
+        signals=signals,
+    )
     with ctx.store.transaction() as session:
-        ctx.store.insert(session, Score, rows)
+        ctx.store.put_scores(session, round_id(round_), scores)
         if arrays.view.reason:
             ctx.store.log(
                 session,
@@ -178,9 +173,9 @@ def score(ctx: Context, round_: Round) -> bool:
 def select(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
     sent = {r.item_id for r in ctx.store.reviews(ctx.name)} | set(ctx.store.gold(ctx.name))
-    scores = ctx.store.scores(round_id(round_))
-    ids = ctx.store.item_ids(ctx.name, "pool")
-    candidates = np.array([row for row, item in enumerate(ids) if item not in sent], dtype=np.int64)
+    keys = ctx.keys("pool")
+    suspicion = ctx.store.all_scores(round_id(round_)).suspicion
+    candidates = np.array([i for i, key in enumerate(keys) if key.id not in sent], dtype=np.int64)
     validates = round_.number == VALIDATION
     size = round_.config["validate_size"] if validates else ctx.config.rounds.batch_size
     n = min(size, len(candidates), texts_that_fit(ctx.config, ctx.store))
@@ -189,11 +184,9 @@ def select(ctx: Context, round_: Round) -> bool:
     cover = not validates and covers_next(ctx.store.rounds(ctx.name))
     about = None
     if ctx.config.rounds.audit == "spread" and not validates:
-        about = leading_components(
-            item_embeddings(ctx, ctx.store.items(ctx.name, "pool")), SPREAD_OVER
-        )
+        about = leading_components(item_embeddings(ctx, keys), SPREAD_OVER)
     batch = select_batch(
-        np.array([scores[item].suspicion for item in ids]),
+        suspicion,
         candidates,
         n,
         audit_frac=1.0 if validates else ctx.config.rounds.audit_frac,
@@ -203,11 +196,11 @@ def select(ctx: Context, round_: Round) -> bool:
     )
     rows = [
         {
-            "item_id": ids[row],
+            "item_id": keys[row].id,
             "round_id": round_.id,
             "reason": str(reason),
             "rank": rank,
-            "suspicion": scores[ids[row]].suspicion,
+            "suspicion": float(suspicion[row]),
             "inclusion_prob": float(prob),
             "audit_prob": float(audit_prob),
         }
@@ -228,13 +221,14 @@ def push(ctx: Context, round_: Round) -> bool:
     """Sends the outbox to where people label; tasks that are already there are adopted."""
     check_committed(ctx.config, ctx.store)
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.task_id is None]
-    items = {i.id: i for i in ctx.store.items(ctx.name, "pool")}
-    scores = ctx.store.scores(round_id(round_))
+    checks = [c for c in ctx.store.checks(ctx.name, round_.id) if c.task_id is None]
+    wanted = [r.item_id for r in waiting] + [c.item_id for c in checks]
+    texts, scores = ctx.store.texts(wanted), ctx.store.scores(round_id(round_), wanted)
     _open_project(ctx)
     tasks = [
         ReviewTask(
             item_id=r.item_id,
-            text=items[r.item_id].text,
+            text=texts[r.item_id],
             round_number=round_.number,
             rank=r.rank,
             why=why_sent(r, scores[r.item_id]),
@@ -245,7 +239,7 @@ def push(ctx: Context, round_: Round) -> bool:
     ]
     tasks = [
         replace(task, assisted=is_assisted(ctx, task.item_id))
-        for task in with_checks(ctx, round_, tasks, scores)
+        for task in with_checks(round_, tasks, checks, texts, scores)
     ]
     with ctx.show(f"Round {round_.number}: to people", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
@@ -359,18 +353,10 @@ def repair(ctx: Context, round_: Round) -> bool:
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), repaired.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
-    rows = [
-        {
-            "round_id": round_.id,
-            "item_id": item.id,
-            "probs": [float(p) for p in repaired.y[i]],
-            "weight": float(weight[i]),
-            "source": str(repaired.source[i]),
-        }
-        for i, item in enumerate(arrays.items)
-    ]
+    rows = np.array([item.row for item in arrays.items])
+    labels = TrainingLabels(rows, repaired.y, weight, np.asarray(repaired.source, dtype=np.str_))
     with ctx.store.transaction() as session:
-        ctx.store.insert(session, TrainingLabel, rows)
+        ctx.store.put_training_labels(session, round_id(round_), labels)
         return _advance(ctx, round_, "repair", session, mode=mode)
 
 
@@ -446,7 +432,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
-    scores = ctx.store.scores(round_id(round_))
+    suspicion = ctx.store.all_scores(round_id(round_)).suspicion
     gold = gold_classes(ctx, before.items)
     pi = before.pool.inclusion_prob
     metrics = replace(
@@ -457,19 +443,19 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
             gold,
             np.ones(len(gold)) if pi is None else pi,
             np.array([-1 if r is None else numbers[r] for r in of]),
-            np.array([scores[i.id].suspicion for i in before.items]),
+            suspicion,
             before.votes.answered,
         ),
     )
     sent = [
-        (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], scores[item.id].suspicion)
+        (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], suspicion[i])
         for i, item in enumerate(before.items)
         if item.id in mine and gold[i] >= 0 and before.votes.answered[i]
     ]
     if sent:
-        reasons, wrong, suspicion = zip(*sent, strict=True)
+        reasons, wrong, suspected = zip(*sent, strict=True)
         metrics = replace(
-            metrics, suspects=suspect_metrics(reasons, np.array(wrong), np.array(suspicion))
+            metrics, suspects=suspect_metrics(reasons, np.array(wrong), np.array(suspected))
         )
     if learns:
         predictor = predictor_metrics(

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import VALIDATION, Item, Round, Run, round_id
+from loop.campaign.tables import VALIDATION, Item, ItemKey, Round, Run, round_id
 from loop.chance import unit_hash
 from loop.errors import StudentError
-from loop.llm.ask import text_item
 from loop.llm.votes import read_votes, widened
 from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
@@ -41,7 +40,7 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     references = ctx.config.student.references
     if not references:
         return arms
-    items = ctx.store.items(ctx.name, "pool")
+    items = ctx.keys("pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     ids = [i.id for i in items]
     one_hot = np.eye(len(ctx.config.labels))
@@ -69,7 +68,7 @@ def _is_random_due(ctx: Context, round_: Round) -> bool:
     return last or why_nothing_to_buy(ctx.config, ctx.store) is not None
 
 
-def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
+def random_control(ctx: Context, items: Sequence[ItemKey]) -> dict[int, str]:
     """Row -> label of the texts that the random control got a label for.
 
     It pays for the same number of texts as the loop and gets answers from the same people. The
@@ -80,7 +79,8 @@ def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
     order = order[:bought]
     chosen = [items[i] for i in order]
     if ctx.raters is not None:
-        labels = ctx.raters.labels_of([text_item(i) for i in chosen])
+        told = ctx.store.text_items([i.id for i in chosen])
+        labels = ctx.raters.labels_of([told[i.id] for i in chosen])
     else:
         labels = [i.known_label for i in chosen]
     return {i: la for i, la in zip(order, labels, strict=True) if la is not None}
@@ -88,12 +88,12 @@ def random_control(ctx: Context, items: Sequence[Item]) -> dict[int, str]:
 
 def loop_labels(ctx: Context, round_: Round) -> LabelSet:
     """What the loop's own students learn in a round: gold, and repaired labels elsewhere."""
-    rows = ctx.store.training_labels(round_id(round_))
-    return LabelSet(
-        [r.item_id for r in rows],
-        widened([r.probs for r in rows], len(ctx.config.labels)),
-        np.array([r.weight for r in rows]),
-    )
+    learned = ctx.store.all_training_labels(round_id(round_))
+    id_of = {key.row: key.id for key in ctx.keys("pool")}
+    ids = [id_of[row] for row in learned.rows.tolist()]
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    y = widened(learned.probs, len(ctx.config.labels))
+    return LabelSet([ids[i] for i in order], y[order], learned.weight[order])
 
 
 def label_set_of(ctx: Context, labels: LabelSet, evaluated: Sequence[Item]) -> str:
@@ -123,7 +123,7 @@ def fit_seeds(
     Raises:
         StudentError: training failed, or the first of the seeds has learned nothing.
     """
-    texts = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
+    texts = ctx.store.texts(labels.ids)
     steps = len(seeds) * ctx.config.student.epochs * int((labels.weight > 0).sum())
     stops = must_learn and ctx.config.student.if_nothing_learned == "stop"
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
+from loop.campaign.tables import ItemKey
 from loop.ports import Annotator, Raters, Reviewer, Show, SourceText, Student, show_nothing
 
 
@@ -43,6 +44,7 @@ class Context:
         self.parts = parts
         self.show = show
         self.say = say
+        self._keys: dict[str, list[ItemKey]] = {}
         self.texts_read_before: int | None = None
         """Number of the round before which the texts' source was last read."""
 
@@ -55,6 +57,16 @@ class Context:
     def name(self) -> str:
         """The campaign's name."""
         return self.config.campaign.name
+
+    def keys(self, split: str) -> list[ItemKey]:
+        """Which texts there are in a split, in source order; read once."""
+        if split not in self._keys:
+            self._keys[split] = self.store.keys(self.name, split)
+        return self._keys[split]
+
+    def read_again(self) -> None:
+        """Forgets which texts there are, because the store's have changed."""
+        self._keys.clear()
 
     @cached_property
     def seed(self) -> int:

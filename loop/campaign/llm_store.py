@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from loop.campaign.tables import ContentFree, Item, LlmCalls, Unanswered, Variant, Vote, now
+from loop.campaign.tables import ContentFree, Item, LlmCalls, Unanswered, Variant, VoteBlock, now
+from loop.ports import FloatArray, IntArray
+
+BLOCKS_AT_ONCE = 500
+"""Blocks of votes that are in memory while all are read."""
+
+BoolArray = NDArray[np.bool_]
 
 
 class Spent(NamedTuple):
@@ -41,41 +49,87 @@ class LlmStore(ABC):
     def transaction(self) -> AbstractContextManager[Session]:
         """See ``loop.campaign.database.Database``."""
 
-    def votes(self, campaign: str, annotator: str) -> list[tuple[str, str, Sequence[float], float]]:
-        """(item id, variant hash, probabilities, off-label mass) of every vote."""
-        with self.transaction() as session:
-            query = (
-                select(Vote.item_id, Vote.variant_hash, Vote.probs, Vote.off_label_mass)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator)
-            )
-            return [
-                (item, variant, probs, off) for item, variant, probs, off in session.exec(query)
-            ]
+    def add_votes(
+        self,
+        session: Session,
+        campaign: str,
+        annotator: str,
+        variant_hash: str,
+        *,
+        rows: IntArray,
+        probs: FloatArray,
+        off_label_mass: FloatArray,
+        tokens: int,
+        usd: float,
+        seconds: float,
+    ) -> None:
+        """Appends n answers, in the caller's transaction; no text may have one under this variant.
 
-    def vote_keys(self, campaign: str, annotator: str) -> set[tuple[str, str]]:
-        """(item id, variant hash) of every vote."""
-        with self.transaction() as session:
-            query = (
-                select(Vote.item_id, Vote.variant_hash)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator)
+        Args:
+            rows: (n,) ``Item.row`` of each text.
+            probs: (n, k).
+            off_label_mass: (n,).
+            tokens, usd, seconds: what they took together; 0 seconds where nobody looked.
+        """
+        if not len(rows):
+            return
+        session.add(
+            VoteBlock(
+                campaign=campaign,
+                annotator=annotator,
+                variant_hash=variant_hash,
+                votes=len(rows),
+                rows=rows,
+                probs=np.ravel(probs),
+                off_label_mass=off_label_mass,
+                tokens=tokens,
+                usd=usd,
+                timed=len(rows) if seconds > 0 else 0,
+                seconds=seconds,
             )
-            return {(item, variant) for item, variant in session.exec(query)}
+        )
+
+    def votes(self, campaign: str, annotator: str) -> Iterator[VoteBlock]:
+        """The annotator's votes, block by block, in the order in which they came."""
+        query = _votes_of(campaign, annotator).order_by(col(VoteBlock.id))
+        with self.transaction() as session:
+            yield from session.exec(query.execution_options(yield_per=BLOCKS_AT_ONCE))
+
+    def voted(self, campaign: str, annotator: str) -> dict[str, BoolArray]:
+        """By variant hash, whether each text has a vote; its place is its ``Item.row``.
+
+        Texts beyond the end of an array have none.
+        """
+        query = select(VoteBlock.variant_hash, VoteBlock.rows).where(
+            VoteBlock.campaign == campaign, VoteBlock.annotator == annotator
+        )
+        blocks: dict[str, list[IntArray]] = {}
+        with self.transaction() as session:
+            for variant, rows in session.exec(query):
+                blocks.setdefault(variant, []).append(rows)
+        voted: dict[str, BoolArray] = {}
+        for variant, parts in blocks.items():
+            rows = np.concatenate(parts)
+            voted[variant] = np.zeros(int(rows.max()) + 1, dtype=np.bool_)
+            voted[variant][rows] = True
+        return voted
 
     def spent(self, campaign: str) -> Spent:
         """What the LLM has cost, answers of all annotators and failures included."""
         with self.transaction() as session:
 
-            def totals(table: Any) -> Any:
+            def totals(table: Any, count: Any = None) -> Any:
                 sums = (func.sum(column) for column in (table.usd, table.tokens, table.seconds))
-                return select(func.count(), *sums).select_from(table)
+                count = func.count() if count is None else count
+                return select(count, *sums).select_from(table)
 
             ours = Item.campaign == campaign
             votes, failed, empty = (
                 session.exec(query).one()
                 for query in (
-                    totals(Vote).join(Item, col(Vote.item_id) == col(Item.id)).where(ours),
+                    totals(VoteBlock, func.sum(VoteBlock.votes)).where(
+                        VoteBlock.campaign == campaign
+                    ),
                     totals(Unanswered)
                     .join(Item, col(Unanswered.item_id) == col(Item.id))
                     .where(ours),
@@ -87,7 +141,7 @@ class LlmStore(ABC):
         usd, tokens, seconds = (
             sum(row[i] or 0 for row in (votes, failed, empty)) for i in (1, 2, 3)
         )
-        return Spent(int(votes[0]), float(usd + lost_usd), int(tokens), float(seconds))
+        return Spent(int(votes[0] or 0), float(usd + lost_usd), int(tokens), float(seconds))
 
     def open_llm_usd(self, campaign: str) -> float:
         """The most that LLM calls may cost which are under way or were interrupted."""
@@ -98,14 +152,11 @@ class LlmStore(ABC):
     def vote_times(self, campaign: str, annotator: str) -> VoteTimes:
         """How long one annotator's votes took."""
         with self.transaction() as session:
-            query = (
-                select(func.count(), func.sum(Vote.seconds))
-                .select_from(Vote)
-                .join(Item, col(Vote.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Vote.annotator == annotator, Vote.seconds > 0)
+            query = select(func.sum(VoteBlock.timed), func.sum(VoteBlock.seconds)).where(
+                VoteBlock.campaign == campaign, VoteBlock.annotator == annotator
             )
             timed, seconds = session.exec(query).one()
-        return VoteTimes(int(timed), float(seconds or 0.0))
+        return VoteTimes(int(timed or 0), float(seconds or 0.0))
 
     def variants(self, campaign: str, annotator: str) -> list[Variant]:
         """The frozen prompt variants that are asked now, in order."""
@@ -130,24 +181,22 @@ class LlmStore(ABC):
         """
         asked = {variant.hash for variant in self.variants(campaign, annotator)}
         with self.transaction() as session:
-            vote = (
-                select(Vote.id)
-                .where(
-                    Vote.item_id == Unanswered.item_id,
-                    Vote.variant_hash == Unanswered.variant_hash,
-                    Vote.annotator == Unanswered.annotator,
-                )
-                .exists()
-            )
             query = (
-                select(Unanswered)
+                select(Unanswered, Item.row)
                 .join(Item, col(Unanswered.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Unanswered.annotator == annotator, ~vote)
+                .where(Item.campaign == campaign, Unanswered.annotator == annotator)
                 .order_by(col(Unanswered.id))
             )
             misses = session.exec(query).all()
-        last = {(row.item_id, row.variant_hash): row for row in misses}
-        return [row for row in last.values() if row.variant_hash in asked]
+        last = {(u.item_id, u.variant_hash): (u, row) for u, row in misses}
+        if not last:
+            return []
+        voted = self.voted(campaign, annotator)
+        return [
+            u
+            for u, row in last.values()
+            if u.variant_hash in asked and not _has(voted.get(u.variant_hash), row)
+        ]
 
     def content_free(self, campaign: str, annotator: str) -> dict[str, list[Sequence[float]]]:
         """Class probabilities of texts without content, by variant hash."""
@@ -198,6 +247,14 @@ class LlmStore(ABC):
             elif calls_id is not None:
                 values = {"usd": usd, "ended_at": now()}
                 session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(**values))
+
+
+def _votes_of(campaign: str, annotator: str) -> Any:
+    return select(VoteBlock).where(VoteBlock.campaign == campaign, VoteBlock.annotator == annotator)
+
+
+def _has(voted: BoolArray | None, row: int) -> bool:
+    return voted is not None and row < len(voted) and bool(voted[row])
 
 
 def _calls_usd(campaign: str) -> Any:

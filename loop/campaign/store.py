@@ -6,11 +6,14 @@ Votes and annotations are append-only. A stage writes its results and the round'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import delete, func, update
+from sqlalchemy import select as select_rows
 from sqlmodel import Session, col, select
 
 from loop.campaign.database import Database
@@ -23,16 +26,29 @@ from loop.campaign.tables import (
     Gold,
     HiddenCheck,
     Item,
+    ItemKey,
     Review,
     Round,
     Run,
     Score,
+    ScoreBlock,
+    Scores,
+    TrainingBlock,
     TrainingLabel,
+    TrainingLabels,
     now,
     round_id,
 )
 from loop.errors import StageError, StoreError
-from loop.ports import unknown_label
+from loop.ports import TextItem, unknown_label
+
+BLOCK = 65_536
+"""Texts whose scores or training labels are one row of the database."""
+IDS_AT_ONCE = 500
+"""Ids in one query."""
+_TEXTS: Any = select_rows(Item.id, Item.text)  # type: ignore[call-overload]
+_TEXT_ITEMS: Any = select_rows(Item.id, Item.text, Item.meta)  # type: ignore[call-overload]
+_KEYS: Any = select_rows(Item.id, Item.row, Item.split, Item.known_label)  # type: ignore[call-overload]
 
 
 class SeenAnswer(NamedTuple):
@@ -136,31 +152,54 @@ class Store(Database, LlmStore):
             update(CampaignRow).where(col(CampaignRow.name) == campaign).values(pull_cursor=cursor)
         )
 
-    def item_count(self, campaign: str) -> int:
-        """How many texts are in."""
+    def item_count(self, campaign: str, split: str | None = None) -> int:
+        """How many texts are in, of one split or of all."""
         with self.transaction() as session:
             query = select(func.count()).select_from(Item).where(Item.campaign == campaign)
+            if split is not None:
+                query = query.where(Item.split == split)
             return int(session.exec(query).one())
 
-    def item_ids(self, campaign: str, split: str) -> list[str]:
-        """Ids of one split, in source order; far quicker than the items themselves."""
-        with self.transaction() as session:
-            query = select(Item.id).where(Item.campaign == campaign, Item.split == split)
-            return list(session.exec(query.order_by(col(Item.row))).all())
-
     def items(self, campaign: str, *splits: str) -> list[Item]:
-        """Items of the given splits (all if none), in source order."""
+        """Items of the given splits (all if none) with their texts, in source order."""
         with self.transaction() as session:
             query = select(Item).where(Item.campaign == campaign)
             if splits:
                 query = query.where(col(Item.split).in_(splits))
             return list(session.exec(query.order_by(col(Item.row))).all())
 
-    def texts(self, item_ids: Collection[str]) -> dict[str, str]:
-        """Texts by item id, of a few items."""
+    def keys(self, campaign: str, *splits: str) -> list[ItemKey]:
+        """Which texts there are in the given splits (all if none), in source order."""
         with self.transaction() as session:
-            query = select(Item.id, Item.text).where(col(Item.id).in_(item_ids))
-            return dict(session.exec(query).all())
+            query = _KEYS.where(col(Item.campaign) == campaign)
+            if splits:
+                query = query.where(col(Item.split).in_(splits))
+            return [ItemKey(*row) for row in session.execute(query.order_by(col(Item.row)))]
+
+    def keys_of(self, item_ids: Collection[str]) -> list[ItemKey]:
+        """Which texts these are, in source order."""
+        found = [ItemKey(*row) for row in self._of(item_ids, _KEYS)]
+        return sorted(found, key=lambda key: key.row)
+
+    def items_of(self, item_ids: Collection[str]) -> list[Item]:
+        """A part of the campaign's items with their texts, in source order."""
+        found = [item for (item,) in self._of(item_ids, select_rows(Item))]
+        return sorted(found, key=lambda item: item.row)
+
+    def text_items(self, item_ids: Collection[str]) -> dict[str, TextItem]:
+        """What annotators and raters see of a part of the campaign's items, by id."""
+        return {row[0]: TextItem(*row) for row in self._of(item_ids, _TEXT_ITEMS)}
+
+    def texts(self, item_ids: Collection[str]) -> dict[str, str]:
+        """Texts by item id, of a part of the campaign's items."""
+        return dict(map(tuple, self._of(item_ids, _TEXTS)))
+
+    def _of(self, item_ids: Collection[str], query: Any) -> Iterator[Any]:
+        ids = list(item_ids)
+        with self.transaction() as session:
+            for start in range(0, len(ids), IDS_AT_ONCE):
+                part = ids[start : start + IDS_AT_ONCE]
+                yield from session.execute(query.where(col(Item.id).in_(part)))
 
     def update_item(
         self, session: Session, item_id: str, known_label: str | None, meta: Mapping[str, Any]
@@ -212,17 +251,120 @@ class Store(Database, LlmStore):
         """Stores what a round measured, in the caller's transaction."""
         session.exec(update(Round).where(col(Round.id) == round_id(round_)).values(metrics=metrics))
 
-    def scores(self, round_id: int) -> dict[str, Score]:
-        """Scores of a round by item id."""
+    def put_scores(self, session: Session, round_id: int, scores: Scores) -> None:
+        """Keeps a round's scores, in the caller's transaction."""
+        for start in range(0, len(scores.rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            session.add(
+                ScoreBlock(
+                    round_id=round_id,
+                    start=start,
+                    rows=scores.rows[part],
+                    llm=scores.llm[part],
+                    confidence=scores.confidence[part],
+                    suspicion=scores.suspicion[part],
+                    signals=list(scores.signals),
+                    values=np.concatenate(
+                        [np.empty(0), *(v[part] for v in scores.signals.values())]
+                    ),
+                )
+            )
+
+    def all_scores(self, round_id: int) -> Scores:
+        """Scores of a round's texts, in source order; of none before it has scored any."""
         with self.transaction() as session:
-            query = select(Score).where(Score.round_id == round_id)
-            return {s.item_id: s for s in session.exec(query).all()}
+            query = select(ScoreBlock).where(ScoreBlock.round_id == round_id)
+            blocks = session.exec(query.order_by(col(ScoreBlock.start))).all()
+        names = blocks[0].signals if blocks else []
+        values = [b.values.reshape(len(names), -1) for b in blocks if names]
+        return Scores(
+            _joined([b.rows for b in blocks], np.int64),
+            _joined([b.llm for b in blocks], np.int64),
+            _joined([b.confidence for b in blocks], np.float64),
+            _joined([b.suspicion for b in blocks], np.float64),
+            {name: np.concatenate([v[i] for v in values]) for i, name in enumerate(names)},
+        )
+
+    def scores(self, round_id: int, item_ids: Collection[str] | None = None) -> dict[str, Score]:
+        """Scores of a round by item id; of all its items, or of the few named."""
+        with self.transaction() as session:
+            query = (
+                select(Round.campaign, CampaignRow.labels)
+                .join(CampaignRow, col(CampaignRow.name) == col(Round.campaign))
+                .where(Round.id == round_id)
+            )
+            campaign, labels = session.exec(query).one()
+        keys = self.keys(campaign) if item_ids is None else self.keys_of(item_ids)
+        scores = self.all_scores(round_id)
+        place = {row: i for i, row in enumerate(scores.rows.tolist())}
+        chosen = [(key.id, place[key.row]) for key in keys if key.row in place]
+        return {
+            id_: Score(
+                labels[scores.llm[i]] if scores.llm[i] >= 0 else None,
+                float(scores.confidence[i]) if scores.llm[i] >= 0 else None,
+                {name: float(values[i]) for name, values in scores.signals.items()},
+                float(scores.suspicion[i]),
+            )
+            for id_, i in chosen
+        }
+
+    def put_training_labels(self, session: Session, round_id: int, labels: TrainingLabels) -> None:
+        """Keeps what a round's students learn, in the caller's transaction."""
+        sources, source = np.unique(labels.source, return_inverse=True)
+        for start in range(0, len(labels.rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            session.add(
+                TrainingBlock(
+                    round_id=round_id,
+                    start=start,
+                    rows=labels.rows[part],
+                    probs=labels.probs[part].ravel(),
+                    weight=labels.weight[part],
+                    sources=sources.tolist(),
+                    source=source[part],
+                )
+            )
+
+    def all_training_labels(self, round_id: int) -> TrainingLabels:
+        """What a round's students learn, in source order; nothing before that is decided."""
+        with self.transaction() as session:
+            query = select(TrainingBlock).where(TrainingBlock.round_id == round_id)
+            blocks = session.exec(query.order_by(col(TrainingBlock.start))).all()
+        source = [np.array(b.sources, dtype=np.str_)[b.source] for b in blocks]
+        return TrainingLabels(
+            _joined([b.rows for b in blocks], np.int64),
+            np.concatenate([b.probs.reshape(len(b.rows), -1) for b in blocks])
+            if blocks
+            else np.empty((0, 0)),
+            _joined([b.weight for b in blocks], np.float64),
+            np.concatenate(source) if source else np.empty(0, dtype=np.str_),
+        )
 
     def training_labels(self, round_id: int) -> list[TrainingLabel]:
         """Training labels of a round, by item id."""
+        labels = self.all_training_labels(round_id)
         with self.transaction() as session:
-            query = select(TrainingLabel).where(TrainingLabel.round_id == round_id)
-            return list(session.exec(query.order_by(col(TrainingLabel.item_id))).all())
+            campaign = session.exec(select(Round.campaign).where(Round.id == round_id)).one()
+        ids = {key.row: key.id for key in self.keys(campaign)}
+        return sorted(
+            TrainingLabel(ids[row], probs, weight, source)
+            for row, probs, weight, source in zip(
+                *(column.tolist() for column in labels), strict=True
+            )
+        )
+
+    def has_training_labels(self, round_id: int) -> bool:
+        """Whether it is decided what a round's students learn."""
+        return self._any(TrainingBlock, round_id)
+
+    def has_scores(self, round_id: int) -> bool:
+        """Whether a round has scored its texts."""
+        return self._any(ScoreBlock, round_id)
+
+    def _any(self, table: type[ScoreBlock] | type[TrainingBlock], round_id: int) -> bool:
+        with self.transaction() as session:
+            query = select(table.start).where(table.round_id == round_id).limit(1)
+            return session.exec(query).first() is not None
 
     def add_run(self, run: Run) -> None:
         """Keeps a trained seed."""
@@ -386,6 +528,11 @@ class Store(Database, LlmStore):
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""
         session.add(Event(campaign=campaign, command=command, what=what, detail=detail))
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    joined: NDArray[Any] = np.concatenate([np.empty(0, dtype=dtype), *parts])
+    return joined.astype(dtype, copy=False)
 
 
 def _new_labels(row: CampaignRow, labels: Sequence[str]) -> tuple[str, ...]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Column, Dialect, TypeDecorator
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import JSON, Column, Dialect, Index, LargeBinary, TypeDecorator
 from sqlmodel import Field, SQLModel, UniqueConstraint
 
 from loop.campaign.metrics import Json, RoundMetrics, as_json
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 STAGES = (
     "annotate",
@@ -56,6 +61,38 @@ class MetricsColumn(TypeDecorator[RoundMetrics | None]):
         return RoundMetrics.from_json(value) if value else None
 
 
+class ArrayColumn(TypeDecorator[NDArray[Any]]):
+    """A column of one-dimensional arrays: their bytes, little-endian, of the type that it names.
+
+    Raises:
+        ValueError: the bytes are no whole number of values, or a value does not fit.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def process_bind_param(self, value: NDArray[Any] | None, dialect: Dialect) -> bytes | None:
+        """To the database."""
+        if value is None:
+            return None
+        kept = np.asarray(value).astype(self.dtype)
+        if not np.array_equal(kept, value, equal_nan=kept.dtype.kind == "f"):
+            raise ValueError(f"{np.asarray(value).dtype} numbers do not fit into {self.dtype}")
+        return kept.tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
+        """From the database."""
+        return None if value is None else np.frombuffer(value, dtype=self.dtype)
+
+
+def _array(dtype: str) -> Any:
+    return Field(sa_column=Column(ArrayColumn(dtype), nullable=False))
+
+
 class CampaignRow(SQLModel, table=True):
     """One campaign; the uid tells it from others of its name on the same Label Studio."""
 
@@ -69,8 +106,13 @@ class CampaignRow(SQLModel, table=True):
 
 
 class Item(SQLModel, table=True):
-    """One text; the id is a hash of the normalised text within the campaign."""
+    """One text; the id is a hash of the normalised text within the campaign.
 
+    Attributes:
+        row: its number within the campaign, by which blocks refer to it; it never changes.
+    """
+
+    __table_args__ = (Index("ix_item_campaign_row", "campaign", "row", unique=True),)
     id: str = Field(primary_key=True)
     campaign: str = Field(foreign_key="campaign.name", index=True)
     text: str
@@ -78,6 +120,15 @@ class Item(SQLModel, table=True):
     known_label: str | None = None
     row: int
     meta: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ItemKey(NamedTuple):
+    """What most steps need of a text: which it is, not what it says."""
+
+    id: str
+    row: int
+    split: str
+    known_label: str | None
 
 
 class Variant(SQLModel, table=True):
@@ -93,19 +144,32 @@ class Variant(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now)
 
 
-class Vote(SQLModel, table=True):
-    """One answer of the LLM to one item under one variant. Append-only."""
+class VoteBlock(SQLModel, table=True):
+    """Answers of the LLM to n texts under one variant, as they came. Append-only.
 
-    __table_args__ = (UniqueConstraint("item_id", "variant_hash", "annotator"),)
+    A text has at most one answer under each variant.
+
+    Attributes:
+        rows: (n,) ``Item.row`` of each text.
+        probs: (n * k,) class probabilities, text by text, of the k labels that there were.
+        off_label_mass: (n,).
+        timed: answers whose time was taken.
+        seconds: their time together.
+    """
+
+    __tablename__ = "vote_block"
     id: int | None = Field(default=None, primary_key=True)
-    item_id: str = Field(foreign_key="item.id", index=True)
-    variant_hash: str
+    campaign: str = Field(foreign_key="campaign.name", index=True)
     annotator: str
-    probs: list[float] = Field(sa_column=Column(JSON, nullable=False))
-    off_label_mass: float
+    variant_hash: str
+    votes: int
+    rows: Any = _array("<i4")
+    probs: Any = _array("<f8")
+    off_label_mass: Any = _array("<f8")
     tokens: int
     usd: float
-    seconds: float = 0.0
+    timed: int
+    seconds: float
     created_at: datetime = Field(default_factory=now)
 
 
@@ -179,18 +243,45 @@ def round_id(round_: Round) -> int:
     return round_.id
 
 
-class Score(SQLModel, table=True):
-    """The suspicion of one item in one round: each signal, and the fused one.
+class ScoreBlock(SQLModel, table=True):
+    """The suspicion of n texts in one round: each of s signals, and the fused one.
 
-    Where the LLM gave no answer, there is no label and no confidence.
+    Attributes:
+        rows: (n,) ``Item.row`` of each text.
+        llm: (n,) class of the LLM's label, -1 where it gave no answer.
+        confidence: (n,) its probability, NaN where it gave no answer.
+        signals: their names.
+        values: (s * n,) signal by signal.
     """
 
+    __tablename__ = "score_block"
     round_id: int = Field(foreign_key="round.id", primary_key=True)
-    item_id: str = Field(foreign_key="item.id", primary_key=True)
+    start: int = Field(primary_key=True)
+    rows: Any = _array("<i4")
+    llm: Any = _array("<i4")
+    confidence: Any = _array("<f8")
+    suspicion: Any = _array("<f8")
+    signals: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    values: Any = _array("<f8")
+
+
+class Score(NamedTuple):
+    """The suspicion of one text in one round, see ``ScoreBlock``."""
+
     llm_label: str | None
     llm_confidence: float | None
-    signals: dict[str, float] = Field(sa_column=Column(JSON, nullable=False))
+    signals: dict[str, float]
     suspicion: float
+
+
+class Scores(NamedTuple):
+    """The suspicion of all texts in one round, see ``ScoreBlock``; arrays of length n."""
+
+    rows: IntArray
+    llm: IntArray
+    confidence: FloatArray
+    suspicion: FloatArray
+    signals: dict[str, FloatArray]
 
 
 class Review(SQLModel, table=True):
@@ -265,14 +356,43 @@ class Gold(SQLModel, table=True):
     decided_at: datetime = Field(default_factory=now)
 
 
-class TrainingLabel(SQLModel, table=True):
-    """What the students of a round learn for one item."""
+class TrainingBlock(SQLModel, table=True):
+    """What the students of a round learn for n texts.
 
+    Attributes:
+        rows: (n,) ``Item.row`` of each text.
+        probs: (n * k,) soft labels, text by text, of the k labels that there were.
+        weight: (n,).
+        sources: where labels come from.
+        source: (n,) place in ``sources``.
+    """
+
+    __tablename__ = "training_block"
     round_id: int = Field(foreign_key="round.id", primary_key=True)
-    item_id: str = Field(foreign_key="item.id", primary_key=True)
-    probs: list[float] = Field(sa_column=Column(JSON, nullable=False))
+    start: int = Field(primary_key=True)
+    rows: Any = _array("<i4")
+    probs: Any = _array("<f8")
+    weight: Any = _array("<f8")
+    sources: list[str] = Field(sa_column=Column(JSON, nullable=False))
+    source: Any = _array("<i4")
+
+
+class TrainingLabel(NamedTuple):
+    """What the students of a round learn for one text, see ``TrainingBlock``."""
+
+    item_id: str
+    probs: list[float]
     weight: float
     source: str
+
+
+class TrainingLabels(NamedTuple):
+    """What the students of a round learn, see ``TrainingBlock``: n texts, probs (n, k)."""
+
+    rows: IntArray
+    probs: FloatArray
+    weight: FloatArray
+    source: NDArray[np.str_]
 
 
 class Run(SQLModel, table=True):

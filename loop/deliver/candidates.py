@@ -87,7 +87,7 @@ def build_candidates(
     )
     enough = int((y >= 0).sum()) >= MIN_DEV
     pool = _teachable(labels, evaluated)
-    by_id = {i.id: i.text for i in ctx.store.items(ctx.name, "pool")}
+    by_id = ctx.store.texts([labels.ids[row] for row in pool])
     dev_texts = [i.text for i in dev]
     texts = [*dev_texts, *(by_id[labels.ids[row]] for row in pool)]
 

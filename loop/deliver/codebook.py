@@ -29,9 +29,11 @@ def codebook(config: Config, store: Store) -> str:
         StageError: nobody has answered anything yet.
     """
     name = config.campaign.name
-    texts = {item.id: item.text for item in store.items(name)}
+    given_answers = store.annotations(name)
+    gold = {item: decision.label for item, decision in store.gold(name).items()}
+    texts = store.texts({a.item_id for a in given_answers} | set(gold))
     by_item: dict[str, list[Annotation]] = defaultdict(list)
-    for answer in store.annotations(name):
+    for answer in given_answers:
         if answer.item_id in texts:
             by_item[answer.item_id].append(answer)
     answers = {item: latest_per_person(given) for item, given in by_item.items()}
@@ -41,10 +43,9 @@ def codebook(config: Config, store: Store) -> str:
     llm = {
         item: score.llm_label
         for round_id in rounds
-        for item, score in store.scores(round_id or 0).items()
+        for item, score in store.scores(round_id or 0, list(gold)).items()
         if score.llm_label is not None
     }
-    gold = {item: decision.label for item, decision in store.gold(name).items()}
     parts = [f"# Codebook of {escape(name)}", escape(config.campaign.task)]
     for label in config.labels:
         parts.append(f"## {escape(label.name)}\n\n{escape(label.description) or 'Not described.'}")

@@ -265,7 +265,7 @@ def _assemble(
                 r.stage == "done" and r.number != VALIDATION for r in ctx.store.rounds(ctx.name)
             ),
             own=_own_test(ctx, round_, chosen, evaluated),
-            dev_known=sum(1 for i in ctx.store.items(ctx.name, "dev") if i.known_label),
+            dev_known=sum(1 for i in ctx.keys("dev") if i.known_label),
         )
     )
 

@@ -1,7 +1,7 @@
 """Asks the LLM: takes the votes that are missing, keeps the accounts, stops where money ends.
 
-Votes are stored chunk by chunk and found again by item and prompt hash, never by row number, so an
-interrupted annotation continues where it stopped. What cannot be answered is stored too, with the
+Votes are stored chunk by chunk and found again by text and prompt hash, so an interrupted
+annotation continues where it stopped. What cannot be answered is stored too, with the
 reason and what it cost.
 """
 
@@ -11,14 +11,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import ContentFree, Item, Unanswered, Vote, now
+from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
 from loop.errors import AnnotatorError
 from loop.llm.prompts import without_item
@@ -29,6 +28,7 @@ from loop.ports import (
     Annotator,
     ClassProbs,
     FloatArray,
+    IntArray,
     News,
     Progress,
     TextItem,
@@ -44,16 +44,11 @@ RETRY = "goldloop annotate --retry"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
 
 
-def text_item(item: Item) -> TextItem:
-    """An item as annotators and raters see it."""
-    return TextItem(item.id, item.text, item.meta)
-
-
 def take_votes(
     config: Config,
     store: Store,
     annotator: Annotator,
-    items: Sequence[Item],
+    items: Sequence[ItemKey],
     variants: Sequence[PromptVariant],
     *,
     progress: Progress,
@@ -96,7 +91,7 @@ def retry_unanswered(
     """
     name = config.campaign.name
     failed = {(u.item_id, u.variant_hash) for u in store.unanswered(name, annotator.revision)}
-    items = store.items(name, "pool")
+    items = store.keys(name, "pool")
     clerk = _Clerk(config, store, annotator, variants, progress)
     for variant in variants:
         chosen = [item for item in items if (item.id, variant.hash) in failed]
@@ -139,7 +134,7 @@ def _ask_where_worth_it(
     config: Config,
     store: Store,
     clerk: _Clerk,
-    items: Sequence[Item],
+    items: Sequence[ItemKey],
     variants: Sequence[PromptVariant],
     limit: int,
 ) -> None:
@@ -148,11 +143,12 @@ def _ask_where_worth_it(
 
     rng = stream("cascade", config.rounds.seed)
     column = {variant.hash: i for i, variant in enumerate(variants)}
-    row = {item.id: i for i, item in enumerate(items)}
+    rows_of = np.array([item.row for item in items], dtype=np.int64)
+    place = {item.id: i for i, item in enumerate(items)}
     refused = np.zeros((len(items), len(variants)), dtype=np.bool_)
     content_free = content_free_probs(config, store, clerk.revision)
     while True:
-        probs, _ = vote_arrays(config, store, clerk.revision, row, column)
+        probs, _ = vote_arrays(config, store, clerk.revision, rows_of, column)
         calls = next_calls(
             probs,
             lambda p: calibrated_votes(config, p, content_free),
@@ -165,7 +161,7 @@ def _ask_where_worth_it(
         for v in np.unique(calls[:, 1]):
             rows = calls[calls[:, 1] == v, 0]
             vain = clerk.ask(variants[v], [items[i] for i in rows], all_may_fail=True)
-            refused[[row[item] for item in vain], v] = True
+            refused[[place[item] for item in vain], v] = True
 
 
 class _Clerk:
@@ -186,16 +182,27 @@ class _Clerk:
         """Answers that are to be asked for, as far as they are known; 0 once the pace was told."""
         self.name = config.campaign.name
         self.revision = annotator.revision
-        self.have = store.vote_keys(self.name, self.revision)
+        self.have = store.voted(self.name, self.revision)
+        """See ``LlmStore.voted``."""
         self.unanswered = 0
         self.purse = LlmPurse(config, store, annotator)
         # Of the first prompt alone: it is the one that every text is asked with.
         self.states_of = variants[0].hash if variants else ""
         self.states = StateFile.of(config.out, self.revision, self.states_of)
 
-    def missing(self, items: Sequence[Item], variants: Sequence[PromptVariant]) -> int:
+    def missing(self, items: Sequence[ItemKey], variants: Sequence[PromptVariant]) -> int:
         """How many votes are not there yet."""
-        return sum((i.id, v.hash) not in self.have for v in variants for i in items)
+        rows = np.array([item.row for item in items], dtype=np.int64)
+        return sum(int((~self._voted(variant.hash, rows)).sum()) for variant in variants)
+
+    def _voted(self, variant_hash: str, rows: IntArray) -> NDArray[np.bool_]:
+        """(n,) whether each text has its vote."""
+        size = int(rows.max(initial=-1)) + 1
+        have = self.have.get(variant_hash, np.zeros(0, dtype=np.bool_))
+        if len(have) < size:
+            have = np.pad(have, (0, size - len(have)))
+        self.have[variant_hash] = have
+        return np.asarray(have[rows], dtype=np.bool_)
 
     def _tell_pace(self, asked: int, seconds: float) -> None:
         """How long the rest will take, at the pace of the first block; once, and if it is long."""
@@ -208,28 +215,30 @@ class _Clerk:
             )
 
     def ask(
-        self, variant: PromptVariant, items: Sequence[Item], *, all_may_fail: bool = False
+        self, variant: PromptVariant, items: Sequence[ItemKey], *, all_may_fail: bool = False
     ) -> list[str]:
         """Asks one variant where its vote is missing; the ids of items that got no answer.
 
         Raises:
             AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
         """
-        prompt = variant.hash
-        missing = [item for item in items if (item.id, prompt) not in self.have]
+        rows = np.array([item.row for item in items], dtype=np.int64)
+        missing = [items[i] for i in np.flatnonzero(~self._voted(variant.hash, rows))]
         self.progress(len(items) - len(missing))
         answered_before = all_may_fail or len(missing) < len(items)
         in_vain: list[str] = []
         own = without_item(variant, self.name)
         shown = [item for item in missing if item.id in own]
-        todo = [item for item in missing if item.id not in own]
-        while todo or shown:
-            asked = variant if todo else own[shown[0].id]
-            wanted = todo[:CHUNK] or shown[:1]
+        missing = [item for item in missing if item.id not in own] + shown
+        at, alone = 0, len(missing) - len(shown)
+        while at < len(missing):
+            asked, wanted = variant, missing[at : min(at + CHUNK, alone)]
+            if at >= alone:
+                asked, wanted = own[missing[at].id], missing[at : at + 1]
             done, failed = self._ask_chunk(asked, variant.hash, wanted, must=not answered_before)
             answered_before = True
             in_vain += failed
-            todo, shown = todo[done:], shown if todo else shown[done:]
+            at += done
         self.unanswered += len(in_vain)
         return in_vain
 
@@ -276,7 +285,7 @@ class _Clerk:
                 self.purse.book(session, reserved, float(usd.sum()))
 
     def _ask_chunk(
-        self, asked: PromptVariant, variant_hash: str, wanted: Sequence[Item], *, must: bool
+        self, asked: PromptVariant, variant_hash: str, wanted: Sequence[ItemKey], *, must: bool
     ) -> tuple[int, list[str]]:
         """Asks as many as the money allows, and stores.
 
@@ -288,47 +297,55 @@ class _Clerk:
             How many of the items were asked, the first ones, and the ids of those that got no
             answer.
         """
-        texts = [text_item(item) for item in wanted]
+        told = self.store.text_items([item.id for item in wanted])
+        texts = [told[item.id] for item in wanted]
         reserved = self.purse.reserve(asked, texts)
         chunk = wanted[: reserved.count]
         answer, seconds = self._timed(asked, texts[: reserved.count], reserved)
         usd = self.purse.prices.usd(answer)
-        votes: list[dict[str, Any]] = []
-        failures: list[dict[str, Any]] = []
-        for i, item in enumerate(chunk):
-            row = {
+        good = np.array([_usable(probs) for probs in answer.probs])
+        failures = [
+            {
                 "item_id": item.id,
                 "variant_hash": variant_hash,
                 "annotator": self.revision,
+                "reason": answer.problems.get(item.id, "it gave no usable probabilities"),
                 "tokens": int(answer.tokens[i]),
                 "usd": float(usd[i]),
                 "seconds": seconds,
                 "created_at": now(),
             }
-            if _usable(answer.probs[i]):
-                probs = [float(p) for p in answer.probs[i]]
-                votes.append(
-                    row | {"probs": probs, "off_label_mass": float(answer.off_label_mass[i])}
-                )
-            else:
-                reason = answer.problems.get(item.id, "it gave no usable probabilities")
-                failures.append(row | {"reason": reason})
+            for i, item in enumerate(chunk)
+            if not good[i]
+        ]
         if answer.states is not None and variant_hash == self.states_of:
             self._keep_states([item.id for item in chunk], answer.states)
+        rows = np.array([item.row for item in chunk], dtype=np.int64)
         with self.store.transaction() as session:
-            self.store.insert(session, Vote, votes)
+            self.store.add_votes(
+                session,
+                self.name,
+                self.revision,
+                variant_hash,
+                rows=rows[good],
+                probs=answer.probs[good],
+                off_label_mass=answer.off_label_mass[good],
+                tokens=int(answer.tokens[good].sum()),
+                usd=float(usd[good].sum()),
+                seconds=seconds * int(good.sum()),
+            )
             self.store.insert(session, Unanswered, failures)
             self.purse.book(session, reserved, float(usd.sum()))
-        if must and not votes:
+        if must and not good.any():
             raise AnnotatorError(
                 f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
-                f" items ({failures[0]['reason'].rstrip('.')}); look at its model, columns and"
+                f" items ({str(failures[0]['reason']).rstrip('.')}); look at its model, columns and"
                 " label names, then run the command again."
             )
         self._tell_pace(len(chunk), seconds)
-        self.have |= {(row["item_id"], variant_hash) for row in votes}
+        self.have[variant_hash][rows[good]] = True
         self.progress(len(chunk))
-        return len(chunk), [row["item_id"] for row in failures]
+        return len(chunk), [chunk[i].id for i in np.flatnonzero(~good)]
 
     def _keep_states(self, item_ids: Sequence[str], states: NDArray[np.float16]) -> None:
         """Before the votes are committed, so that no vote is without its state."""

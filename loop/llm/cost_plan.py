@@ -83,8 +83,12 @@ def plan_annotation(
     name = config.campaign.name
     items = store.items(name, "pool")
     variants = _coming_variants(config, store, annotator)
-    ids, hashes = {i.id for i in items}, {v.hash for v in variants}
-    stored = sum(i in ids and v in hashes for i, v, _, _ in store.votes(name, annotator))
+    rows, hashes = np.array([i.row for i in items]), {v.hash for v in variants}
+    stored = sum(
+        int(there[rows[rows < len(there)]].sum())
+        for variant, there in store.voted(name, annotator).items()
+        if variant in hashes
+    )
     limit = calls_limit(config, len(items), len(variants))
     calls = max(0, (len(items) * len(variants) if limit is None else limit) - stored)
     counts = count or four_chars_a_token
@@ -130,7 +134,8 @@ def prompt_lines(config: Config, store: Store, annotator: str) -> list[str]:
     Raises:
         ConfigError: as ``plan_annotation``.
     """
-    text = store.items(config.campaign.name, "pool")[0].text
+    first = store.keys(config.campaign.name, "pool")[0]
+    (text,) = store.texts([first.id]).values()
     return [
         line
         for variant in _coming_variants(config, store, annotator)

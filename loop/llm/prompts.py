@@ -167,13 +167,13 @@ def gathered_demonstrations(config: Config, store: Store) -> list[Demonstration]
     if config.prompt.refresh == "never":
         return []
     name = config.campaign.name
-    tested = any(item.known_label for item in store.items(name, "test"))
+    tested = any(key.known_label for key in store.keys(name, "test"))
     kept = {r.item_id for r in store.reviews(name) if tested or r.reason != "audit"}
     decided = store.gold(name)
     return [
         Demonstration(item.text, decided[item.id].label)
-        for item in store.items(name, "pool")
-        if item.id in decided and item.id in kept
+        for item in store.items_of(decided.keys() & kept)
+        if item.split == "pool"
     ]
 
 
@@ -201,7 +201,7 @@ def _of_dev(config: Config, store: Store) -> list[Demonstration]:
 
 def _refuse_test_texts(config: Config, store: Store, candidates: Sequence[Demonstration]) -> None:
     name = config.campaign.name
-    tests = {item.id for item in store.items(name, "test")}
+    tests = {key.id for key in store.keys(name, "test")}
     for shown in candidates:
         if item_id(name, shown.text) in tests:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import Item
+from loop.campaign.tables import Item, ItemKey
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray, IntArray
 
@@ -42,15 +42,17 @@ class LlmVotes:
         return best
 
 
-def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Item]) -> LlmVotes:
+def read_votes(
+    config: Config, store: Store, annotator: str, items: Sequence[Item | ItemKey]
+) -> LlmVotes:
     """Votes of the items as arrays, in the items' order.
 
     Raises:
         AnnotatorError: no vote is stored.
     """
     column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
-    row = {item.id: i for i, item in enumerate(items)}
-    probs, off = vote_arrays(config, store, annotator, row, column)
+    rows = np.array([item.row for item in items], dtype=np.int64)
+    probs, off = vote_arrays(config, store, annotator, rows, column)
     n, k = len(items), len(config.labels)
     taken: BoolArray = np.asarray(np.isfinite(probs).all(axis=2))
     answered: BoolArray = np.asarray(taken.any(axis=1))
@@ -70,26 +72,35 @@ def read_votes(config: Config, store: Store, annotator: str, items: Sequence[Ite
 
 
 def vote_arrays(
-    config: Config, store: Store, annotator: str, row: dict[str, int], column: dict[str, int]
+    config: Config, store: Store, annotator: str, rows: IntArray, column: Mapping[str, int]
 ) -> tuple[FloatArray, FloatArray]:
-    """(n, m, k) probabilities and (n, m) off-label mass by item and variant, NaN if missing."""
-    n, m, k = len(row), max(1, len(column)), len(config.labels)
+    """(n, m, k) probabilities and (n, m) off-label mass by text and variant, NaN if missing.
+
+    Args:
+        rows: (n,) ``Item.row`` of each text.
+        column: variant hash -> its place among the m variants.
+    """
+    n, m, k = len(rows), max(1, len(column)), len(config.labels)
     probs = np.full((n, m, k), np.nan)
     off = np.full((n, m), np.nan)
-    taken = [
-        (row[item_id], column[variant], p, mass)
-        for item_id, variant, p, mass in store.votes(config.campaign.name, annotator)
-        if item_id in row and variant in column
-    ]
-    if taken:
-        rows, columns, answers, masses = zip(*taken, strict=True)
-        values = widened(answers, k)
-        probs[rows, columns] = values / values.sum(axis=1, keepdims=True)
-        off[rows, columns] = masses
+    place = np.full(int(rows.max(initial=-1)) + 1, -1, dtype=np.int64)
+    place[rows] = np.arange(n)
+    for block in store.votes(config.campaign.name, annotator):
+        if block.variant_hash not in column:
+            continue
+        known = block.rows < len(place)
+        at = place[block.rows[known]]
+        known[known], at = at >= 0, at[at >= 0]
+        values = widened(block.probs.reshape(block.votes, -1)[known], k)
+        v = column[block.variant_hash]
+        probs[at, v] = values / values.sum(axis=1, keepdims=True)
+        off[at, v] = block.off_label_mass[known]
     return probs, off
 
 
-def widened(rows: Sequence[Sequence[float]] | Sequence[FloatArray], k: int) -> FloatArray:
+def widened(
+    rows: Sequence[Sequence[float]] | Sequence[FloatArray] | FloatArray, k: int
+) -> FloatArray:
     """(n, k) stored class probabilities; labels that have come since have probability 0."""
     out = np.zeros((len(rows), k))
     if len(rows):

@@ -25,7 +25,7 @@ def evaluation_items(ctx: Context) -> list[Item]:
     """
     test = ctx.store.items(ctx.name, "test")
     judged = held_out(ctx) & set(ctx.store.gold(ctx.name))
-    return test + [i for i in ctx.store.items(ctx.name, "pool") if i.id in judged]
+    return test + ctx.store.items_of(judged)
 
 
 def held_out(ctx: Context) -> set[str]:
@@ -48,7 +48,7 @@ def held_out(ctx: Context) -> set[str]:
 
 
 def _has_gold_test(ctx: Context) -> bool:
-    return any(i.known_label for i in ctx.store.items(ctx.name, "test"))
+    return any(i.known_label for i in ctx.keys("test"))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from loop.measure.stability import Difference, measure, paired_differences, reco
 from loop.people.gold import people_alpha
 from loop.pool_arrays import item_embeddings
 from loop.ports import IntArray
-from loop.training_sets import random_control, seeds_of
+from loop.training_sets import LabelSet, loop_labels, random_control, seeds_of
 
 if TYPE_CHECKING:
     from loop.campaign.context import Context
@@ -91,11 +91,9 @@ def measure_round(ctx: Context, round_: Round, evaluated: Sequence[Item]) -> Rou
         },
         recovered=_recovered(arms, gaps),
         bought=len(reviews),
-        pool=len(ctx.store.item_ids(ctx.name, "pool")),
+        pool=len(ctx.keys("pool")),
         gold=sum(g.how != IMPORTED for g in ctx.store.gold(ctx.name).values()),
-        random_gold=len(random_control(ctx, ctx.store.items(ctx.name, "pool")))
-        if "random" in predictions
-        else 0,
+        random_gold=len(random_control(ctx, ctx.keys("pool"))) if "random" in predictions else 0,
         answers=len(answers),
         evaluated=len(evaluated),
         per_class_n=tuple(np.bincount(truth.y[truth.y >= 0], minlength=k).tolist()),
@@ -215,8 +213,7 @@ def _frozen(
     ctx: Context, round_: Round, evaluated: Sequence[Item], full: IntArray, truth: Truth
 ) -> FrozenAgreement | None:
     """How far a frozen student of the same labels agrees with the full one, and how right it is."""
-    learned = {t.item_id: (t.probs, t.weight) for t in ctx.store.training_labels(round_id(round_))}
-    frozen = _frozen_predictions(ctx, learned, evaluated, range(len(full)))
+    frozen = _frozen_predictions(ctx, loop_labels(ctx, round_), evaluated, range(len(full)))
     k, rows = len(ctx.config.labels), truth.stable
     if not rows.any():
         return None
@@ -246,7 +243,7 @@ def _frozen(
 
 def _frozen_predictions(
     ctx: Context,
-    labels: Mapping[str, tuple[Sequence[float], float]],
+    labels: LabelSet,
     evaluated: Sequence[Item],
     seeds: Sequence[int],
 ) -> IntArray:
@@ -254,7 +251,7 @@ def _frozen_predictions(
 
     Args:
         ctx: the campaign; its encoder embeds.
-        labels: what a round's students learn, item id -> (soft label, weight).
+        labels: what a round's students learn.
         evaluated: the n texts.
         seeds: as many as the full student has.
     Raises:
@@ -263,12 +260,16 @@ def _frozen_predictions(
     """
     from loop.student.frozen_student import FrozenHeads
 
-    pool = ctx.store.items(ctx.name, "pool")
-    rows = [row for row, item in enumerate(pool) if item.id in labels]
-    train = item_embeddings(ctx, pool)[rows]
-    y = np.array([labels[pool[row].id][0] for row in rows])
-    weight = np.array([labels[pool[row].id][1] for row in rows])
-    probs = FrozenHeads().probs(train, y, weight, item_embeddings(ctx, evaluated), seeds)
+    row = {item_id: i for i, item_id in enumerate(labels.ids)}
+    train = [item for item in ctx.keys("pool") if item.id in row]
+    rows = [row[item.id] for item in train]
+    probs = FrozenHeads().probs(
+        item_embeddings(ctx, train),
+        labels.y[rows],
+        labels.weight[rows],
+        item_embeddings(ctx, evaluated),
+        seeds,
+    )
     return np.asarray(probs.argmax(axis=2), dtype=np.int64)
 
 
@@ -322,9 +323,10 @@ def _recovered(arms: Mapping[Arm, Stability], gaps: Mapping[str, Metric]) -> dic
 def _pushed_wrong(ctx: Context, round_: Round) -> dict[str, Share]:
     """Share of this round's pushed items whose LLM label people found wrong, by reason."""
     gold = ctx.store.gold(ctx.name)
-    scores = ctx.store.scores(round_id(round_))
+    reviews = ctx.store.reviews(ctx.name, round_.id)
+    scores = ctx.store.scores(round_id(round_), [r.item_id for r in reviews])
     wrong: dict[str, list[bool]] = defaultdict(list)
-    for review in ctx.store.reviews(ctx.name, round_.id):
+    for review in reviews:
         said = scores[review.item_id].llm_label
         if review.item_id in gold and said is not None:
             wrong[review.reason].append(said != gold[review.item_id].label)

@@ -62,8 +62,10 @@ def campaign_assistance(config: Config, store: Store) -> list[Effect]:
     help_: dict[str, bool] = {}
     llm: dict[str, str] = {}
     known = {check: label for check, label in labels_of_checks(store, name).items() if label}
-    rounds = {r.id: store.scores(r.id) for r in store.rounds(name) if r.id is not None}
-    for review in store.reviews(name):
+    reviews = store.reviews(name)
+    ids = [r.item_id for r in reviews]
+    rounds = {r.id: store.scores(r.id, ids) for r in store.rounds(name) if r.id is not None}
+    for review in reviews:
         if review.assisted is not None:
             help_[review.item_id] = review.assisted
             if label := rounds[review.round_id][review.item_id].llm_label:

@@ -6,12 +6,12 @@ Hidden checks are texts whose label is known, sent along to see how well people 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from loop.campaign.context import Context
-from loop.campaign.tables import IMPORTED, Review, Round, Score
+from loop.campaign.tables import IMPORTED, HiddenCheck, Review, Round, Score
 from loop.chance import stream, unit_hash
 from loop.people.scorecards import labels_of_checks
 from loop.ports import ReviewTask
@@ -43,7 +43,7 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
     gold = ctx.store.gold(ctx.name)
     candidates = sorted(k for k, g in gold.items() if g.how not in ("single", IMPORTED))
     if section.assist == "blind":
-        candidates += [i.id for i in ctx.store.items(ctx.name, "dev") if i.known_label]
+        candidates += [i.id for i in ctx.keys("dev") if i.known_label]
     rng = stream("hidden checks", round_.seed, round_.number)
     drawn = rng.permutation(len(candidates))[:wanted]
     return [
@@ -61,18 +61,24 @@ def draw_checks(ctx: Context, round_: Round, n: int) -> list[dict[str, Any]]:
 
 
 def with_checks(
-    ctx: Context, round_: Round, tasks: Sequence[ReviewTask], scores: dict[str, Score]
+    round_: Round,
+    tasks: Sequence[ReviewTask],
+    checks: Sequence[HiddenCheck],
+    texts: Mapping[str, str],
+    scores: Mapping[str, Score],
 ) -> list[ReviewTask]:
-    """The tasks with the round's unsent checks among them, ranked again."""
-    items = {i.id: i for i in ctx.store.items(ctx.name)}
+    """The tasks with the round's unsent checks among them, ranked again.
+
+    Args:
+        texts: by the id of a check's item.
+        scores: likewise, where the round scored it.
+    """
     placed = [(task.rank, 0, task) for task in tasks]
-    for check in ctx.store.checks(ctx.name, round_.id):
-        if check.task_id is not None:
-            continue
+    for check in checks:
         score_ = scores.get(check.item_id)
         task = ReviewTask(
             item_id=check.id,
-            text=items[check.item_id].text,
+            text=texts[check.item_id],
             round_number=round_.number,
             rank=check.rank,
             why=why_suspect(score_) if score_ else "",

@@ -33,10 +33,11 @@ HURRIES = "answers faster than one can read"
 def campaign_people(config: Config, store: Store) -> list[Person]:
     """Everybody who answered, by name."""
     name = config.campaign.name
-    texts = {item.id: item.text for item in store.items(name)}
-    texts |= {check.id: texts[check.item_id] for check in store.checks(name)}
+    answers, checks = store.annotations(name), store.checks(name)
+    texts = store.texts({a.item_id for a in answers} | {check.item_id for check in checks})
+    texts |= {check.id: texts[check.item_id] for check in checks}
     return people(
-        store.annotations(name),
+        answers,
         labels=store.labels(name),
         texts=texts,
         checks=labels_of_checks(store, name),
@@ -51,7 +52,7 @@ def labels_of_checks(store: Store, campaign: str) -> dict[str, str | None]:
     if not checks:
         return {}
     gold = store.gold(campaign)
-    source = {item.id: item.known_label for item in store.items(campaign)}
+    source = {key.id: key.known_label for key in store.keys_of({c.item_id for c in checks})}
     return {c.id: gold[c.item_id].label if c.item_id in gold else source[c.item_id] for c in checks}
 
 

@@ -30,14 +30,12 @@ def caught_errors(config: Config, store: Store, rounds: Sequence[Round]) -> tupl
         reviews = [r for r in store.reviews(name, round_.id) if r.item_id in gold]
         if not reviews or room <= 0:
             continue
-        scores = store.scores(round_id(round_))
+        scores = store.scores(round_id(round_), [r.item_id for r in reviews])
         wrong = [r for r in reviews if scores[r.item_id].llm_label not in (None, gold[r.item_id])]
         chosen = _varied(wrong, scores, gold, room)
         texts = store.texts([r.item_id for r in chosen])
-        sorted_ = {
-            signal: np.sort([s.signals[signal] for s in scores.values() if signal in s.signals])
-            for signal in {key for r in chosen for key in scores[r.item_id].signals}
-        }
+        signals = store.all_scores(round_id(round_)).signals if chosen else {}
+        sorted_ = {name: np.sort(values) for name, values in signals.items()}
         for review in chosen:
             score = scores[review.item_id]
             ahead_of, signal = _best(score, sorted_)

@@ -15,7 +15,7 @@ import numpy as np
 
 from loop.campaign.config import Config, load
 from loop.campaign.context import Context
-from loop.campaign.tables import RIVAL_MARK, VALIDATION, Item
+from loop.campaign.tables import RIVAL_MARK, VALIDATION, ItemKey
 from loop.chance import stream
 from loop.errors import ConfigError
 from loop.llm.ask import take_votes
@@ -145,7 +145,7 @@ def rival_lines(rivals: Sequence[Rival], labels: Sequence[str]) -> list[str]:
     return lines
 
 
-def _sample(ctx: Context) -> list[Item]:
+def _sample(ctx: Context) -> list[ItemKey]:
     rounds = ctx.store.rounds(ctx.name)
     chosen = {
         review.item_id
@@ -153,9 +153,9 @@ def _sample(ctx: Context) -> list[Item]:
         if round_.number == VALIDATION
         for review in ctx.store.reviews(ctx.name, round_.id)
     }
-    return [item for item in ctx.store.items(ctx.name, "pool") if item.id in chosen]
+    return [key for key in ctx.keys("pool") if key.id in chosen]
 
 
-def _labels(ctx: Context, config: Config, revision: str, items: Sequence[Item]) -> IntArray:
+def _labels(ctx: Context, config: Config, revision: str, items: Sequence[ItemKey]) -> IntArray:
     votes = read_votes(config, ctx.store, revision, items)
     return np.where(votes.answered, votes.y_llm, -1)

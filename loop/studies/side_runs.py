@@ -174,12 +174,11 @@ def _frozen(ctx: Context, *groups: Sequence[Item]) -> FrozenStudent:
 def merged_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
     """(n, k) labels and (n,) weights that the round's own students learn."""
     ctx, k = runs.ctx, len(runs.ctx.config.labels)
-    learned = {t.item_id: t for t in ctx.store.training_labels(round_id(runs.round_))}
+    learned = ctx.store.all_training_labels(round_id(runs.round_))
     y, weight = np.full((len(runs.pool), k), 1.0 / k), np.zeros(len(runs.pool))
-    for row, item in enumerate(runs.pool):
-        if item.id in learned:
-            y[row] = widened([learned[item.id].probs], k)[0]
-            weight[row] = learned[item.id].weight
+    place = {item.row: i for i, item in enumerate(runs.pool)}
+    at = [place[row] for row in learned.rows.tolist()]
+    y[at], weight[at] = widened(learned.probs, k), learned.weight
     return y, weight
 
 

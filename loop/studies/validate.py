@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from loop.campaign.config import Config
 from loop.campaign.context import Context
 from loop.campaign.store import Store
-from loop.campaign.tables import VALIDATION, Item, Round
+from loop.campaign.tables import VALIDATION, ItemKey, Round
 from loop.chance import stream
 from loop.errors import StageError
 from loop.llm.votes import calibrated_votes, read_votes, vote_arrays
@@ -117,7 +117,7 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
     rounds = store.rounds(name)
     if not rounds or rounds[0].number != VALIDATION:
         raise StageError("Nothing was validated yet; run `goldloop validate`.")
-    items = store.items(name, "pool")
+    items = store.keys(name, "pool")
     reviews = store.reviews_by_item(name, rounds[0].id)
     decided = store.gold(name)
     index = config.label_index
@@ -170,12 +170,12 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
 
 
 def _taken(
-    config: Config, store: Store, annotator: str, items: Sequence[Item]
+    config: Config, store: Store, annotator: str, items: Sequence[ItemKey]
 ) -> NDArray[np.bool_]:
     """(n, m) whether each prompt was answered itself; ``read_votes`` fills the first one's gaps."""
     column = {v.hash: i for i, v in enumerate(store.variants(config.campaign.name, annotator))}
-    row = {item.id: i for i, item in enumerate(items)}
-    probs, _ = vote_arrays(config, store, annotator, row, column)
+    rows = np.array([item.row for item in items], dtype=np.int64)
+    probs, _ = vote_arrays(config, store, annotator, rows, column)
     return np.asarray(np.isfinite(probs).all(axis=2))
 
 

@@ -204,7 +204,7 @@ def test_an_interrupted_annotation_begins_again_with_the_new_prompts(tmp_path, m
     run_stage(after, "annotate")
     assert not old & {v.hash for v in variants_of(after)}
     assert len(variants_of(after)) == 2
-    pool = len(after.store.item_ids("c", "pool"))
+    pool = after.store.item_count("c", "pool")
     assert taken
     assert after.store.spent("c").votes == taken + 2 * pool  # the old votes are kept
     after.store.close()

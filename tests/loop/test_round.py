@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from campaigns import make, make_small, texts
+from campaigns import make, make_small, stored_votes, texts
 from fakes import CentroidStudent
 
 from loop.campaign.context import Parts
 from loop.campaign.metrics import NoLlmLabel
 from loop.campaign.store import Store
-from loop.campaign.tables import STAGES, Vote
+from loop.campaign.tables import STAGES
 from loop.deliver.export import final_labels
 from loop.errors import ConfigError, StageError, StudentError
 from loop.next_round import open_campaign, open_round, why_finished
@@ -74,12 +74,8 @@ class Killed(BaseException):
 
 def fingerprint(ctx):
     """What a campaign amounts to, whatever happened on the way."""
-    with ctx.store.transaction() as session:
-        from sqlmodel import select
-
-        votes = sorted((v.item_id, v.variant_hash) for v in session.exec(select(Vote)).all())
     return {
-        "votes": votes,
+        "votes": sorted(stored_votes(ctx.store)),
         "reviews": [(r.item_id, r.round_id, r.reason, r.rank) for r in ctx.store.reviews("c")],
         "gold": sorted((g.item_id, g.label) for g in ctx.store.gold("c").values()),
         "annotations": sorted(a.annotation_id for a in ctx.store.annotations("c")),

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 from fakes import CentroidStudent, FakeRaters, FileReviewer
+from sqlmodel import select
 
 from connectors.llm.recorded import RecordedAnnotator
 from loop.campaign.config import Config
 from loop.campaign.context import Context, Parts
 from loop.campaign.store import Store
+from loop.campaign.tables import Item, VoteBlock
 
 LABELS = ("bad", "good")
 WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}
@@ -27,6 +29,17 @@ def texts(n=120, wrong=0.3):
             SimpleNamespace(text=f"{' '.join(words)} number {i}", gold=label, split=None, meta=meta)
         )
     return rows
+
+
+def stored_votes(store):
+    """(item id, variant hash) of every vote of every campaign, twice where it is there twice."""
+    with store.transaction() as session:
+        ids = {(i.campaign, i.row): i.id for i in session.exec(select(Item))}
+        return [
+            (ids[block.campaign, row], block.variant_hash)
+            for block in session.exec(select(VoteBlock))
+            for row in block.rows.tolist()
+        ]
 
 
 def make(tmp_path, *, url=None, raters=True, overlap=1, rows=None, **sections):

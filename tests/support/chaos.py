@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import psycopg
-from campaigns import make_small
+from campaigns import make_small, stored_votes
 from fakes import FileReviewer
 from sqlalchemy import Engine, event
 from sqlmodel import select
@@ -24,7 +24,7 @@ import loop.report.plots
 from connectors.llm.recorded import RecordedAnnotator
 from loop.campaign.context import Parts
 from loop.campaign.store import Store
-from loop.campaign.tables import Variant, Vote
+from loop.campaign.tables import Variant
 from loop.errors import LoopError, NoStoreError
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
@@ -44,7 +44,7 @@ def fingerprint(ctx):
     store = ctx.store
     metrics = [r.metrics for r in store.rounds("c")]
     return {
-        "votes": sorted(votes(store)),
+        "votes": sorted(stored_votes(store)),
         "reviews": [(r.item_id, r.round_id, r.reason, r.rank) for r in store.reviews("c")],
         "gold": sorted((g.item_id, g.label) for g in store.gold("c").values()),
         "annotations": sorted(a.annotation_id for a in store.annotations("c")),
@@ -52,11 +52,6 @@ def fingerprint(ctx):
         "gold_bought": [m.gold for m in metrics],
         "tasks": sorted(json.loads((ctx.config.out.parent / "studio.json").read_text())["tasks"]),
     }
-
-
-def votes(store):
-    with store.transaction() as session:
-        return [(v.item_id, v.variant_hash) for v in session.exec(select(Vote)).all()]
 
 
 class Moments:
@@ -139,8 +134,8 @@ def stored(url):
     except NoStoreError:
         return set()
     with store.transaction() as session:
-        pairs = select(Vote.item_id, Variant.position).where(Vote.variant_hash == Variant.hash)
-        known = {f"{item} {position}" for item, position in session.exec(pairs).all()}
+        position = {v.hash: v.position for v in session.exec(select(Variant))}
+    known = {f"{item} {position[variant]}" for item, variant in stored_votes(store)}
     store.close()
     return known
 

@@ -14,6 +14,7 @@ from loop.campaign.changes import POLICIES, campaign_keys, changes, check_change
 from loop.campaign.config import Config
 from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
+from loop.campaign.tables import Item
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
 from loop.report.collect import campaign_view
@@ -576,7 +577,10 @@ def test_only_new_texts_are_embedded(begun):
             return super().embed(texts, *more)
 
     ctx.student = Counting()
-    more = [*items, SimpleNamespace(id="x", text="new text")]
+    with ctx.store.transaction() as session:
+        new = {"id": "x", "campaign": "c", "text": "new text", "split": "pool", "row": 10**6}
+        ctx.store.insert(session, Item, [new | {"meta": {}}])
+    more = ctx.store.items("c")
     found = item_embeddings(ctx, more)
     assert embedded == ["new text"]
     assert np.array_equal(found, CentroidStudent().embed([i.text for i in more]))

@@ -87,7 +87,7 @@ def test_texts_of_an_older_normal_form_are_known_again(store):
     import_texts(config(), store, rows(20))
     with store.transaction() as session:  # as ids were made when unseen characters counted
         old = session.get(Item, item_id("c", "text 3"))
-        session.add(Item(**{**old.model_dump(), "id": "0" * 20, "text": "text\u200b 3"}))
+        session.add(Item(**{**old.model_dump(), "id": "0" * 20, "text": "text\u200b 3", "row": 99}))
         session.delete(old)
     again = rows(20)
     again[3].text = "text\u200b 3"

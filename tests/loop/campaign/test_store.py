@@ -2,7 +2,10 @@ import re
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
+from campaigns import make_small
+from sqlalchemy.exc import StatementError
 from sqlmodel import SQLModel
 
 from loop.campaign import database
@@ -10,6 +13,7 @@ from loop.campaign import store as store_module
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, Round
 from loop.errors import StageError, StoreError
+from loop.round import run_round
 
 
 @pytest.fixture
@@ -161,6 +165,67 @@ def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
     (kept,) = new.variants("c", "llm")
     assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
     new.close()
+
+
+def kept_in(store):
+    """All that blocks hold, text by text."""
+    rounds = [r.id for r in store.rounds("c")]
+    ids = {key.row: key.id for key in store.keys("c")}
+    return {
+        "votes": sorted(
+            (block.variant_hash, block.annotator, ids[row], probs, off)
+            for annotator in store.annotators("c")
+            for block in store.votes("c", annotator)
+            for row, probs, off in zip(
+                block.rows.tolist(),
+                block.probs.reshape(block.votes, -1).tolist(),
+                block.off_label_mass.tolist(),
+                strict=True,
+            )
+        ),
+        "spent": store.spent("c"),
+        "times": [store.vote_times("c", a) for a in store.annotators("c")],
+        "scores": [store.scores(r) for r in rounds],
+        "labels": [store.training_labels(r) for r in rounds],
+    }
+
+
+def test_blocks_and_rows_of_earlier_versions_hold_the_same(tmp_path, store_url):
+    from alembic import command
+    from alembic.config import Config
+
+    ctx = make_small(tmp_path, store_url)
+    run_round(ctx)
+    (first,) = [r for r in ctx.store.rounds("c") if r.stage == "done"]
+    before = kept_in(ctx.store)
+    assert len(before["votes"]) == 2 * ctx.store.item_count("c", "pool") > 50
+    assert all(len(part) > 50 for part in (before["scores"][0], before["labels"][0]))
+    config = Config()
+    config.set_main_option(
+        "script_location", str(Path(store_module.__file__).parent / "migrations")
+    )
+    with ctx.store.engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0008")
+        connection.commit()
+        rows = connection.exec_driver_sql("select count(*) from vote").scalar()
+        assert rows == len(before["votes"])
+        # as one version numbered texts that came later
+        connection.exec_driver_sql('update item set "row" = 0 where "row" = 1')
+        connection.commit()
+    ctx.store.close()
+    again = make_small(tmp_path, store_url)
+    assert kept_in(again.store) == before
+    assert run_round(again).number == first.number + 1
+    again.store.close()
+
+
+def test_a_number_that_does_not_fit_its_column_is_refused(store):
+    block = {"campaign": "c", "annotator": "llm", "variant_hash": "h", "probs": np.ones((1, 1))}
+    block |= {"off_label_mass": np.zeros(1), "tokens": 1, "usd": 0.0, "seconds": 0.0}
+    with pytest.raises(StatementError, match="do not fit"), store.transaction() as session:
+        store.add_votes(session, rows=np.array([2**40]), **block)
+    assert list(store.votes("c", "llm")) == []
 
 
 def test_no_sql_stands_outside_the_store():

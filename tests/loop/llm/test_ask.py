@@ -5,11 +5,10 @@ from itertools import count
 
 import numpy as np
 import pytest
-from campaigns import make, texts
+from campaigns import make, stored_votes, texts
 from sqlalchemy import delete
-from sqlmodel import select
 
-from loop.campaign.tables import ContentFree, Vote
+from loop.campaign.tables import ContentFree
 from loop.errors import AnnotatorError
 from loop.llm.ask import CONTENT_FREE, calls_limit, retry_unanswered, take_votes, unanswered_line
 from loop.llm.prompts import freeze_variants, stored_variants
@@ -78,8 +77,7 @@ def annotate(ctx):
 
 
 def stored(ctx):
-    with ctx.store.transaction() as session:
-        return {(v.item_id, v.variant_hash) for v in session.exec(select(Vote)).all()}
+    return set(stored_votes(ctx.store))
 
 
 def test_the_cascade_asks_every_text_once_and_doubtful_ones_again(tmp_path):

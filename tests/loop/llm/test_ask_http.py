@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaigns import stored_votes
 from fault_llm_server import ALL_FAULTS, running
 
 from loop.campaign.store import Store
@@ -63,18 +64,12 @@ def annotate(folder, *options):
 def stored(folder):
     """Texts whose vote is in the store."""
     store = Store(f"sqlite:///{folder / 'c.db'}")
-    revisions = set()
-    with store.transaction() as session:
-        from sqlmodel import select
-
-        from loop.campaign.tables import Item, Vote
-
-        query = select(Item.text, Vote.annotator).join(Vote)
-        rows = session.exec(query).all()
-        revisions = {annotator for _, annotator in rows}
+    votes = stored_votes(store)
+    texts_of = store.texts([item_id for item_id, _ in votes])
+    revisions = store.annotators("c")
     store.close()
     assert len(revisions) <= 1
-    return [text for text, _ in rows]
+    return [texts_of[item_id] for item_id, _ in votes]
 
 
 def write_texts(folder, n):

@@ -5,10 +5,8 @@ import os
 
 import numpy as np
 import pytest
-from campaigns import make, texts
-from sqlmodel import select
+from campaigns import make, stored_votes, texts
 
-from loop.campaign.tables import Vote
 from loop.llm.ask import take_votes
 from loop.llm.prompts import freeze_variants
 from loop.llm.states import HEAD_BYTES, StateFile, kept_states
@@ -164,8 +162,7 @@ def test_killed_anywhere_no_vote_is_without_its_state(tmp_path, monkeypatch, die
         annotate(ctx)
     monkeypatch.setattr(StateFile, "add", add)
     first = ctx.store.variants("c", "seeing")[0].hash
-    with ctx.store.transaction() as session:
-        voted = {v.item_id for v in session.exec(select(Vote)) if v.variant_hash == first}
+    voted = {item_id for item_id, variant in stored_votes(ctx.store) if variant == first}
     assert len(voted) == 64
     items = ctx.store.items("c", "pool")
     kept = StateFile.of(ctx.config.out, "seeing", first).read([i.id for i in items])
@@ -198,7 +195,8 @@ def test_the_pool_has_the_states_of_the_first_prompt_and_says_which_are_lost(tmp
     round_ = ctx.store.last_round("c")
     arrays = pool_arrays(ctx, round_, ("learned_error",))
     ids = [i.id for i in arrays.items]
-    mute = np.array([int(i.text.split()[-1]) < 8 for i in arrays.items])
+    said_of = ctx.store.texts(ids)
+    mute = np.array([int(said_of[i].split()[-1]) < 8 for i in ids])
     assert mute.any()
     assert np.isnan(arrays.pool.states[mute]).all()
     np.testing.assert_array_equal(arrays.pool.states[~mute], values(ids)[~mute])

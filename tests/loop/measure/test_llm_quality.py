@@ -295,7 +295,7 @@ def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkey
         stages.run_stage(ctx, stage)
     second = {r.item_id: r for r in ctx.store.reviews("c") if r.round_id != first.id}
     assert sorted(r.reason for r in second.values()) == ["audit"] * 10 + ["coverage"] * 10
-    left = len(ctx.store.item_ids("c", "pool")) - 20
+    left = ctx.store.item_count("c", "pool") - 20
     assert {r.inclusion_prob for r in second.values()} == {20 / left}
     assert {r.audit_prob for r in second.values()} == {10 / left}
     # the same decision again, after everything of the round is forgotten but what was measured
