@@ -178,7 +178,7 @@ def _asked(config: Config, store: Store, session: Session) -> Mapping[str, int]:
 
 def labels_left(config: Config, store: Store) -> int:
     """Texts that ``budget.labels`` still allows to send; 0 where it was lowered since."""
-    return max(0, config.budget.labels - len(store.reviews(config.campaign.name)))
+    return max(0, config.budget.labels - store.review_count(config.campaign.name))
 
 
 def texts_that_fit(config: Config, store: Store) -> int:
@@ -202,8 +202,7 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         usd = config.people.panel.first * money.answer_usd
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
-    sent = {review.item_id for review in store.reviews(name)}
-    if len(sent | set(store.gold(name))) >= store.item_count(name, "pool"):
+    if store.settled_count(name) >= store.item_count(name, "pool"):
         return "every text of the pool has been sent to people, or has an imported label"
     return None
 

@@ -74,7 +74,7 @@ def random_control(ctx: Context, items: Sequence[ItemKey]) -> dict[int, str]:
     It pays for the same number of texts as the loop and gets answers from the same people. The
     order is by hash, so that it keeps what it bought when texts are added to the pool.
     """
-    bought = len(ctx.store.reviews(ctx.name))
+    bought = ctx.store.review_count(ctx.name)
     order = sorted(range(len(items)), key=lambda i: unit_hash(ctx.seed, "control", items[i].id))
     order = order[:bought]
     chosen = [items[i] for i in order]

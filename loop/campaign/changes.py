@@ -286,7 +286,7 @@ def check_changes(ctx: Context) -> None:
     if last is None or not changed:
         return
     asked = ctx.store.spent(ctx.name).votes > 0
-    sent = bool(ctx.store.reviews(ctx.name))
+    sent = ctx.store.review_count(ctx.name) > 0
     for key in changed:
         _refuse(ctx, last, key, changed[key], sent if key in SENT_TO_PEOPLE else asked)
     project = ctx.store.project_id(ctx.name)

@@ -237,6 +237,8 @@ class LlmStore(ABC):
 
     def forget_calls(self, session: Session, calls_id: int | None) -> None:
         """Their answers are stored with what they cost, in the caller's transaction."""
+        if calls_id is None:
+            return
         session.exec(delete(LlmCalls).where(col(LlmCalls.id) == calls_id))
 
     def end_calls(self, calls_id: int | None, usd: float) -> None:

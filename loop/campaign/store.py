@@ -174,7 +174,8 @@ class Store(Database, LlmStore):
             query = _KEYS.where(col(Item.campaign) == campaign)
             if splits:
                 query = query.where(col(Item.split).in_(splits))
-            return [ItemKey(*row) for row in session.execute(query.order_by(col(Item.row)))]
+            rows = session.connection().execute(query.order_by(col(Item.row)))
+            return [ItemKey(*row) for row in rows.all()]
 
     def keys_of(self, item_ids: Collection[str]) -> list[ItemKey]:
         """Which texts these are, in source order."""
@@ -183,7 +184,7 @@ class Store(Database, LlmStore):
 
     def items_of(self, item_ids: Collection[str]) -> list[Item]:
         """A part of the campaign's items with their texts, in source order."""
-        found = [item for (item,) in self._of(item_ids, select_rows(Item))]
+        found = [Item(**row._mapping) for row in self._of(item_ids, select_rows(Item))]
         return sorted(found, key=lambda item: item.row)
 
     def text_items(self, item_ids: Collection[str]) -> dict[str, TextItem]:
@@ -199,7 +200,8 @@ class Store(Database, LlmStore):
         with self.transaction() as session:
             for start in range(0, len(ids), IDS_AT_ONCE):
                 part = ids[start : start + IDS_AT_ONCE]
-                yield from session.execute(query.where(col(Item.id).in_(part)))
+                where = col(Item.id).in_(part)
+                yield from session.connection().execute(query.where(where)).all()
 
     def update_item(
         self, session: Session, item_id: str, known_label: str | None, meta: Mapping[str, Any]
@@ -394,6 +396,25 @@ class Store(Database, LlmStore):
                 query = query.where(Review.round_id == round_id)
             query = query.order_by(col(Review.round_id), col(Review.rank))
             return list(session.exec(query).all())
+
+    def review_count(self, campaign: str) -> int:
+        """How many texts were ever chosen to be sent."""
+        with self.transaction() as session:
+            query = select(func.count()).select_from(Review).join(Item)
+            return int(session.exec(query.where(Item.campaign == campaign)).one())
+
+    def settled_count(self, campaign: str) -> int:
+        """How many texts were chosen to be sent, or have gold."""
+        with self.transaction() as session:
+            query = (
+                select(func.count())
+                .select_from(Gold)
+                .join(Item, col(Gold.item_id) == col(Item.id))
+                .outerjoin(Review, col(Gold.item_id) == col(Review.item_id))
+                .where(Item.campaign == campaign, col(Review.item_id).is_(None))
+            )
+            unasked = int(session.exec(query).one())
+        return unasked + self.review_count(campaign)
 
     def reviews_by_item(self, campaign: str, round_id: int | None = None) -> dict[str, Review]:
         """The outbox by item id."""

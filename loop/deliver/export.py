@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, round_id
@@ -58,34 +60,42 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """
     name = config.campaign.name
     rounds = store.rounds(name)
-    scored = [r for r in rounds if store.scores(round_id(r))]
+    scored = [r for r in rounds if store.has_scores(round_id(r))]
     if not scored:
         raise StageError("No label is there to export yet; run `goldloop run` first.")
-    scores = store.scores(round_id(scored[-1]))
+    names = config.label_names
+    scores = store.all_scores(round_id(scored[-1]))
+    place = {row: i for i, row in enumerate(scores.rows.tolist())}
     gold = store.gold(name)
-    trained = [r for r in rounds if store.training_labels(round_id(r))]
-    learned = store.training_labels(round_id(trained[-1])) if trained else []
-    mended = {t.item_id: t for t in learned}
-    mended_round = trained[-1].number if trained else 0
+    trained = [r for r in rounds if store.has_training_labels(round_id(r))]
+    learned = store.all_training_labels(round_id(trained[-1])) if trained else None
+    mended: dict[int, tuple[int, float]] = {}
+    if learned is not None and learned.probs.size:
+        best, most = learned.probs.argmax(axis=1).tolist(), learned.probs.max(axis=1).tolist()
+        repaired = np.flatnonzero(learned.source == "repaired").tolist()
+        mended = {int(learned.rows[i]): (best[i], most[i]) for i in repaired}
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
     for item in store.items(name, "pool"):
-        if item.id not in scores:  # it has come since, and has no label yet
+        if item.row not in place:  # it has come since, and has no label yet
             continue
-        score, record = scores[item.id], mended.get(item.id)
-        label, source, round_number = score.llm_label, "llm", scored[-1].number
-        confidence, how = score.llm_confidence, "llm"
+        i = place[item.row]
+        known = int(scores.llm[i])
+        llm_label = names[known] if known >= 0 else None
+        llm_confidence = float(scores.confidence[i]) if known >= 0 else None
+        label, source, round_number = llm_label, "llm", scored[-1].number
+        confidence, how = llm_confidence, "llm"
         if label is None:
             source = how = "none"
         if item.id in gold:
             decision = gold[item.id]
             label, source, round_number = decision.label, "gold", decision.round_number
             confidence, how = decision.confidence, decision.how
-        elif label is not None and record is not None and record.source == "repaired":
-            best = max(range(len(record.probs)), key=lambda c: record.probs[c])
-            if config.label_names[best] != score.llm_label:
-                label, source, round_number = config.label_names[best], "repaired", mended_round
-                confidence, how = record.probs[best], config.strategy.repair
+        elif label is not None and item.row in mended:
+            class_, share = mended[item.row]
+            if class_ != known:
+                label, source, round_number = names[class_], "repaired", trained[-1].number
+                confidence, how = share, config.strategy.repair
         if outcomes.get(item.id) == "unsure":
             how = "unsure"
         own: dict[str, Any] = {
@@ -96,9 +106,9 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
             "how": how,
             "confidence": confidence,
             "round": round_number,
-            "llm_label": score.llm_label,
-            "llm_confidence": score.llm_confidence,
-            "suspicion": score.suspicion,
+            "llm_label": llm_label,
+            "llm_confidence": llm_confidence,
+            "suspicion": float(scores.suspicion[i]),
         }
         records.append(own | _source_columns(item, own))
     return records

@@ -256,7 +256,7 @@ class _Clerk:
             reserved = self.purse.reserve(variant, texts, least=len(texts))
             answer, seconds = self._timed(variant, texts, reserved)
             usd = self.purse.prices.usd(answer)
-            good = [_usable(probs) for probs in answer.probs]
+            good = _usable(answer.probs).tolist()
             if not all(good):
                 self.purse.book_loss(reserved, float(usd.sum()))
                 raise AnnotatorError(
@@ -303,7 +303,7 @@ class _Clerk:
         chunk = wanted[: reserved.count]
         answer, seconds = self._timed(asked, texts[: reserved.count], reserved)
         usd = self.purse.prices.usd(answer)
-        good = np.array([_usable(probs) for probs in answer.probs])
+        good = _usable(answer.probs)
         failures = [
             {
                 "item_id": item.id,
@@ -388,5 +388,6 @@ class _Clerk:
         return answer, seconds
 
 
-def _usable(probs: FloatArray) -> bool:
-    return bool(np.isfinite(probs).all()) and abs(float(probs.sum()) - 1.0) < 1e-3
+def _usable(probs: FloatArray) -> NDArray[np.bool_]:
+    """(n,) whether each row is finite and sums to 1."""
+    return np.asarray(np.isfinite(probs).all(axis=1) & (np.abs(probs.sum(axis=1) - 1.0) < 1e-3))

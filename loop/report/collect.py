@@ -66,7 +66,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
     students = newest.arms.get("loop")
     money = account(config, store)
     answers = store.annotations(name)
-    budget = [BudgetLine("texts sent to people", len(store.reviews(name)), config.budget.labels)]
+    budget = [BudgetLine("texts sent to people", store.review_count(name), config.budget.labels)]
     if money.cap_usd is not None or money.committed_usd:
         budget.append(BudgetLine("USD spent", money.spent_usd, money.cap_usd))
         budget.append(BudgetLine("USD spent or committed", money.committed_usd, money.cap_usd))

@@ -6,16 +6,15 @@ A campaign of made-up texts with the default signals and soft repair. The LLM, t
 people and the student are looked up rather than computed, so that what is measured is the loop:
 five prompts, five classes, embeddings and votes as in ``bench_scoring``. Every step runs in a
 process of its own; its memory is that process's peak, Python and the libraries included. The CPU
-time of the strategies (signals, repair, selection, statistics of the students) stands apart from
-the rest, which is reading, writing and moving rows about. The floor is ``executemany`` of as many
-bare votes into SQLite, one row each.
+time of the strategies (signals, repair, selection, frozen students, statistics of the students)
+stands apart from the rest, which is reading, writing and moving rows about. The floor is
+``executemany`` of as many bare votes into SQLite, one row each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -66,7 +65,14 @@ STEPS = (
     "export",
     "report",
 )
-TIMED = ("select_batch", "fuse_ranks", "repair_labels", "leading_components", "predictor_metrics")
+TIMED = (
+    "suspicion_by",
+    "select_batch",
+    "fuse_ranks",
+    "repair_labels",
+    "leading_components",
+    "predictor_metrics",
+)
 
 
 class Row(NamedTuple):
@@ -226,11 +232,11 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
 
     from loop import pool_arrays
     from loop.measure import round_metrics
-    from strategies import STRATEGIES
+    from loop.student.frozen_student import FrozenHeads
     from strategies.signals import students
 
     with (
-        mock.patch.dict(STRATEGIES, {name: timed(f) for name, f in STRATEGIES.items()}),
+        mock.patch.object(FrozenHeads, "probs", timed(FrozenHeads.probs)),
         mock.patch.multiple(
             students,
             out_of_fold_probs=timed(students.out_of_fold_probs),
@@ -264,7 +270,9 @@ def one_step(step: str, folder: Path, n: int, url: str) -> dict[str, float]:
             stages.RUN[step](ctx, round_)
     used = time.process_time() - cpu
     ctx.store.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # ru_maxrss would begin with what the process that started this one held
+    (line,) = (x for x in Path("/proc/self/status").read_text().split("\n") if x[:6] == "VmHWM:")
+    peak = float(line.split()[1]) / 1024
     return {"cpu": used, "seconds": time.monotonic() - began, "peak": peak} | spent
 
 
