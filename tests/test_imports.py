@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 MAX_FLOORS = 12
 FLOORS = (
     ("loop.cli",),
-    ("loop.deliver", "loop.serve"),
+    ("loop.deliver", "loop.serve", "loop.operate"),
     ("loop.round", "loop.studies"),
     ("loop.report", "loop.bench"),
     ("loop.next_round",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,17 @@ from sqlalchemy import (
     URL,
     Connection,
     Engine,
+    Float,
+    Integer,
+    MetaData,
+    case,
     create_engine,
     event,
+    func,
     insert,
     inspect,
     make_url,
+    select,
     text,
 )
 from sqlalchemy.exc import DBAPIError
@@ -325,11 +332,7 @@ def _bring_up_to_date(engine: Engine, file: Path | None, say: Callable[[str], No
             return
     where = engine.url.render_as_string()
     with engine.begin() as connection:
-        if engine.dialect.name == "sqlite":
-            # The driver would begin a transaction at the first INSERT only, after most of the work.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": SCHEMA_KEY})
+        _begin(connection)
         version = _version(connection)
         _refuse_newer(version, schemas, where)
         if version == schemas[-1]:
@@ -361,12 +364,221 @@ def _create(connection: Connection, schema: str) -> None:
 
 def _upgrade(connection: Connection, to: str = "head") -> None:
     from alembic import command
+
+    command.upgrade(_alembic(connection), to)
+
+
+def _downgrade(connection: Connection, to: str) -> None:
+    from alembic import command
+
+    command.downgrade(_alembic(connection), to)
+
+
+def _alembic(connection: Connection) -> Any:
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
-    command.upgrade(config, to)
+    return config
+
+
+def schema_versions(url: str) -> tuple[str | None, tuple[str, ...]]:
+    """The schema that a store has, None where there is none, and all that this version knows.
+
+    Raises:
+        StoreError: the database cannot be read.
+    """
+    parsed = make_url(url)
+    file, where = database_file(parsed), parsed.render_as_string()
+    if file is not None and not file.exists():
+        return None, _schemas()
+    try:
+        engine = _engine(parsed, file, read_only=True)
+        try:
+            with engine.connect() as connection:
+                return _version(connection), _schemas()
+        finally:
+            engine.dispose()
+    except DBAPIError as exc:
+        raise store_failure(exc, where) from exc
+
+
+def migrate(
+    url: str, to: str, *, lose_data: bool = False, say: Callable[[str], None] = lambda _line: None
+) -> list[str]:
+    """Brings a store to another schema, earlier or later, in one transaction.
+
+    Args:
+        lose_data: go back even where an earlier schema has no place for what is stored.
+        say: told where the copy of an SQLite store lies that is made first.
+    Returns:
+        What was lost, in words.
+    Raises:
+        NoStoreError: there is no store yet.
+        StoreError: nobody knows the schema, data would be lost, or a migration fails; the store is
+            as it was.
+    """
+    version, schemas = schema_versions(url)
+    parsed = make_url(url)
+    file, where = database_file(parsed), parsed.render_as_string()
+    if version is None:
+        raise _no_store(where)
+    _refuse_newer(version, schemas, where)
+    if to not in schemas:
+        raise StoreError(f"There is no schema {to!r}; this version knows {', '.join(schemas)}.")
+    engine = _engine(parsed, file, read_only=False)
+    try:
+        with engine.begin() as connection:
+            _begin(connection)
+            if _version(connection) != version:
+                raise StoreError(
+                    f"Another process changed the store at {where} just now; look at it again with"
+                    " `goldloop migrate`."
+                )
+            if to == version:
+                return []
+            before = _amounts(connection)
+            if file is not None:
+                say(f"A copy of the store as it was is {_keep_copy(file, version)}.")
+            carried = _move(connection, version, to, schemas)
+            lost = _lost(before, _amounts(connection), carried) if to < version else []
+            if lost and not lose_data:
+                raise StoreError(
+                    f"Schema {to} has no place for {', '.join(lost)}, so that going back would lose"
+                    " them. Nothing was changed; say --lose-data if they may go."
+                )
+            return lost
+    except DBAPIError as exc:
+        raise store_failure(exc, where) from exc
+    finally:
+        engine.dispose()
+
+
+def _move(connection: Connection, version: str, to: str, schemas: tuple[str, ...]) -> set[str]:
+    """Runs the migrations; the tables whose rows those that go back carry into others."""
+    from alembic.script import ScriptDirectory
+
+    if to > version:
+        _upgrade(connection, to)
+        return set()
+    scripts = ScriptDirectory.from_config(_alembic(connection))
+    passed = [schema for schema in schemas if to < schema <= version]
+    carried = {
+        table
+        for schema in passed
+        for table in getattr(scripts.get_revision(schema).module, "CARRIED_DOWN", ())
+    }
+    _downgrade(connection, to)
+    return carried
+
+
+Amounts = dict[str, tuple[int, dict[str, int]]]
+"""By table: its rows, and by column how many of them hold something in it."""
+
+
+def _amounts(connection: Connection) -> Amounts:
+    metadata = MetaData()
+    metadata.reflect(connection)
+    amounts: Amounts = {}
+    for table in metadata.tables.values():
+        holds = [
+            func.count(case((column != 0, 1)))
+            if isinstance(column.type, Integer | Float)
+            else func.count(column)
+            for column in table.columns
+        ]
+        rows, *counts = connection.execute(select(func.count(), *holds).select_from(table)).one()
+        amounts[table.name] = rows, {c.name: n for c, n in zip(table.columns, counts, strict=True)}
+    return amounts
+
+
+def _lost(before: Amounts, after: Amounts, carried: set[str]) -> list[str]:
+    """What was there and has no place any more, in words."""
+    lost = []
+    for table, (rows, columns) in sorted(before.items()):
+        if table in carried or table == VERSION_TABLE:
+            continue
+        rows_left, columns_left = after.get(table, (0, {}))
+        if rows > rows_left:
+            lost.append(f"{rows - rows_left:,} rows of {table}")
+        if table in after:
+            gone = {name: n for name, n in columns.items() if name not in columns_left and n}
+            lost += [f"{n:,} values of {table}.{name}" for name, n in gone.items()]
+    return lost
+
+
+def create_filled(url: str, schema: str, fill: Callable[[Connection], None]) -> None:
+    """Makes a store, has it filled, and brings it up to date: all of it or nothing.
+
+    Args:
+        schema: that the store has while it is filled.
+        fill: puts rows into its tables.
+    Raises:
+        StoreError: there is a store already, or nobody knows the schema.
+    """
+    schemas = _schemas()
+    parsed = make_url(url)
+    file = database_file(parsed)
+    where = parsed.render_as_string()
+    _refuse_newer(schema, schemas, where)
+    partial = None
+    if file is not None:
+        if file.exists():
+            raise _not_empty(where)
+        partial = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")
+        _make_file(partial)
+        parsed = parsed.set(database=str(partial))
+    try:
+        engine = _engine(parsed, partial, read_only=False)
+        try:
+            with engine.begin() as connection:
+                _begin(connection)
+                _remove_empty(connection, where)
+                if schema == schemas[-1]:
+                    _create(connection, schema)
+                else:
+                    _upgrade(connection, schema)
+                fill(connection)
+                if schema != schemas[-1]:
+                    _upgrade(connection)
+        finally:
+            engine.dispose()
+        if partial is not None and file is not None:
+            os.link(partial, file)  # fails where a store has come meanwhile
+    except FileExistsError as exc:
+        raise _not_empty(where) from exc
+    finally:
+        for suffix in ("", "-wal", "-shm") if partial is not None else ():
+            Path(f"{partial}{suffix}").unlink(missing_ok=True)
+
+
+def _not_empty(where: str) -> StoreError:
+    return StoreError(
+        f"There is a store at {where} already. Move it away, or name an empty database as"
+        " store.url; a backup is restored where there is nothing yet."
+    )
+
+
+def _remove_empty(connection: Connection, where: str) -> None:
+    """Makes room for a new store in a database that has none, or one without any campaign."""
+    tables = _tables(connection)
+    if _version(connection) is None:
+        _refuse_foreign(connection, where)
+        return
+    if connection.exec_driver_sql("SELECT 1 FROM campaign LIMIT 1").first():
+        raise _not_empty(where)
+    for name in tables & {*SQLModel.metadata.tables, VERSION_TABLE}:
+        connection.exec_driver_sql(f'DROP TABLE "{name}" CASCADE')
+
+
+def _begin(connection: Connection) -> None:
+    """Keeps everybody else from changing the schema until the transaction ends."""
+    if connection.dialect.name == "sqlite":
+        # The driver would begin a transaction at the first INSERT only, after most of the work.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": SCHEMA_KEY})
 
 
 def _tables(connection: Connection) -> set[str]:

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from loop import __version__
 from loop.addresses import hidden
-from loop.cli import campaign, delivery, reports, rounds, serving, studies
+from loop.cli import campaign, operations, reports, rounds, serving, studies
 from loop.cli.terminal import say
 from loop.errors import LoopError, Stopped, foreign
 
@@ -33,7 +33,13 @@ GROUPS = {
     "Take the result with you": ("export", "model", "predict"),
     "Find out more": ("plateau", "variance", "bench"),
     "One stage at a time": ("annotate", "score", "select", "push", "pull", "train"),
-    "Look after the parts": ("label-studio", "upgrade"),
+    "Look after it": (
+        "backup",
+        "restore",
+        "migrate",
+        "upgrade",
+        "label-studio",
+    ),
 }
 """The commands as ``goldloop --help`` lists them."""
 
@@ -73,7 +79,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for group in (campaign, rounds, reports, studies, delivery, serving):
+for group in (campaign, rounds, reports, studies, operations, serving):
     app.add_typer(group.app)
 app.add_typer(serving.label_studio_app, name="label-studio")
 

@@ -15,8 +15,11 @@ from campaigns import make, stored_votes, texts
 from disks import enlarge, file_size_limit, read_only_disk, small_disk
 from kept_store import answer_all, kept_campaign
 from kill_opening import old_store
+from sqlalchemy import MetaData, create_engine
 
+from loop.campaign.database import migrate, schema_versions
 from loop.campaign.store import Store
+from loop.campaign.tables import Variant
 from loop.cli import __main__ as cli
 from loop.errors import NoStoreError, StoreError
 from loop.round import run_round
@@ -146,6 +149,67 @@ def test_without_room_for_the_copy_nothing_is_upgraded(empty_url, tmp_path):
     store = Store(url)
     assert store.labels("c") == ["a", "b"]
     store.close()
+
+
+# going back
+
+
+def columns_of(url):
+    engine = create_engine(url)
+    metadata = MetaData()
+    metadata.reflect(engine)
+    engine.dispose()
+    return {
+        table.name: {(c.name, str(c.type), c.nullable) for c in table.columns}
+        for table in metadata.sorted_tables
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_schema_can_be_gone_back_to_and_come_from(empty_url, kind):
+    url = empty_url(kind)
+    store = Store(url)
+    store.open_campaign("c", ["a", "b"])
+    store.close()
+    newest, schemas = schema_versions(url)
+    shapes = {newest: columns_of(url)}
+    for schema in reversed(schemas[:-1]):
+        assert migrate(url, schema) == []
+        assert schema_versions(url)[0] == schema
+        shapes[schema] = columns_of(url)
+    assert len({str(sorted(shape)) + str(shape) for shape in shapes.values()}) > len(schemas) // 2
+    for schema in schemas[1:]:
+        assert migrate(url, schema) == []
+        assert columns_of(url) == shapes[schema], schema
+    store = Store(url)
+    assert store.labels("c") == ["a", "b"]
+    store.close()
+
+
+def test_going_back_loses_nothing_unasked(kept, goldloop):
+    file = ("-f", kept / "goldloop.toml")
+    assert goldloop("upgrade", *file)[0] == 0
+    store = Store(f"sqlite:///{kept / 'store.sqlite'}")
+    (variant, *_) = store.variants("kept", store.annotators("kept")[0])
+    again = Variant(**{**variant.model_dump(), "from_round": 3})  # the same prompt once more
+    with store.transaction() as session:
+        session.add(again)
+    store.close()
+    newest = goldloop("migrate", *file)[1].strip()
+    code, _, err = goldloop("migrate", "--to", "0004", *file)
+    assert (code, "would lose" in err, "--lose-data" in err) == (1, True, True), err
+    assert "1 rows of variant" in err
+    assert goldloop("migrate", *file)[1].strip() == newest
+    code, _, err = goldloop("migrate", "--to", "0004", "--lose-data", *file)
+    assert (code, "Lost: 1 rows of variant" in err) == (0, True), err
+    assert schema_versions(f"sqlite:///{kept / 'store.sqlite'}")[0] == "0004"
+    code, out, err = goldloop("migrate", *file)
+    assert (out.strip(), "`goldloop upgrade`" in err) == ("0004", True)
+    assert "too far" in goldloop("migrate", "--down", "9", *file)[2]
+    assert "no schema '4'" in goldloop("migrate", "--to", "4", *file)[2]
+    assert goldloop("migrate", "--down", "1", "--lose-data", *file)[0] == 0
+    assert goldloop("upgrade", *file)[0] == 0
+    assert goldloop("status", *file)[0] == 0
 
 
 # full disks

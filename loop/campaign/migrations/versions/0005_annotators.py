@@ -10,6 +10,12 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
+NEWEST = (
+    "NOT EXISTS (SELECT 1 FROM variant_before o WHERE o.hash = b.hash AND o.campaign = b.campaign"
+    " AND (o.from_round > b.from_round OR (o.from_round = b.from_round"
+    " AND o.annotator > b.annotator)))"
+)
+"""Which row stays where the old key allows only one."""
 OLD_KEY, NEW_KEY = ["hash", "campaign"], ["hash", "campaign", "annotator", "from_round"]
 
 
@@ -77,5 +83,6 @@ def _variant_with_key(key: list[str], *, add: bool) -> None:
     )
     listed = ", ".join(columns)
     into, out_of = (f"{listed}, from_round", f"{listed}, 0") if add else (listed, listed)
-    op.execute(f"INSERT INTO variant ({into}) SELECT {out_of} FROM variant_before")  # noqa: S608
+    query = f"INSERT INTO variant ({into}) SELECT {out_of} FROM variant_before b"  # noqa: S608
+    op.execute(query if add else f"{query} WHERE {NEWEST}")
     op.drop_table("variant_before")

@@ -1,0 +1,119 @@
+"""Commands of an operator: is all well, keep a copy, mend, go back a schema, forget a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.cli.build import at_work, open_store
+from loop.cli.options import CAMPAIGN, File
+from loop.cli.terminal import say
+from loop.errors import LoopError
+
+app = typer.Typer()
+
+
+@app.command()
+def upgrade(file: File = CAMPAIGN) -> None:
+    """Bring a store of an earlier goldloop up to date; a copy of it is kept beside it."""
+    with at_work(file, "upgrade"):
+        say("The store is up to date.")
+
+
+@app.command()
+def migrate(
+    file: File = CAMPAIGN,
+    down: Annotated[
+        int | None, typer.Option(min=1, help="Go back this many schemas, for an older goldloop.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Go to this schema, such as 0007.")] = None,
+    lose_data: Annotated[
+        bool,
+        typer.Option("--lose-data", help="Go back even where what is stored then has no place."),
+    ] = False,
+) -> None:
+    """Say which schema the store has, or go back to the one of an earlier goldloop."""
+    from loop.campaign.config import load
+    from loop.campaign.database import migrate as move
+    from loop.campaign.database import schema_versions
+    from loop.campaign.lock import writer
+
+    config = load(file)
+    version, schemas = schema_versions(config.store_url)
+    if down is None and to is None:
+        typer.echo(version or "no store yet")
+        if version is None:
+            say("Next: `goldloop run` creates the store.")
+        elif version == schemas[-1]:
+            say("That is the newest schema; nothing is to be done.")
+        else:
+            say(f"The newest schema is {schemas[-1]}; next: `goldloop upgrade`.")
+        return
+    if down is not None and to is not None:
+        raise LoopError("Give --down or --to, not both.")
+    if down is not None:
+        at = schemas.index(version) if version in schemas else 0
+        if down > at:
+            raise LoopError(f"--down {down} is too far: the store has schema {version or 'none'},"
+                            f" the first is {schemas[0]}.")  # fmt: skip
+        to = schemas[at - down]
+    if version == schemas[-1]:
+        with open_store(config) as store, writer(store, config.campaign.name, "migrate"):
+            lost = move(config.store_url, str(to), lose_data=lose_data, say=say)
+    else:
+        lost = move(config.store_url, str(to), lose_data=lose_data, say=say)
+    for what in lost:
+        say(f"Lost: {what}.")
+    say(f"The store has schema {to} now." + (
+        " Install the goldloop that reads it: the next command of this one that writes"
+        " brings the store up to date again." if to != schemas[-1] else ""
+    ))  # fmt: skip
+
+
+@app.command()
+def backup(
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The file, or a folder where it gets a name with the time."),
+    ] = None,
+    file: File = CAMPAIGN,
+    models: Annotated[
+        bool, typer.Option("--with-models", help="Also the students' models; they are large.")
+    ] = False,
+    caches: Annotated[
+        bool,
+        typer.Option("--with-caches", help="Also embeddings and the LLM's hidden states."),
+    ] = False,
+) -> None:
+    """Write the store, the campaign file, texts and results into one file; safe at any time."""
+    from loop.campaign.config import load
+    from loop.operate.backup import write_backup
+
+    config = load(file)
+    with open_store(config, read_only=True) as store:
+        written = write_backup(config, store.engine, file, out, models=models, caches=caches)
+    for what in written.left_out:
+        say(f"Not in it: {what}.")
+    say(f"Backed up {written.line()}; `goldloop restore {written.path}` brings it back.")
+    typer.echo(str(written.path))
+
+
+@app.command()
+def restore(
+    backup: Annotated[Path, typer.Argument(help="A file that `goldloop backup` wrote.")],
+    file: File = CAMPAIGN,
+) -> None:
+    """Make a campaign of a backup, in a folder and a database where there is none yet.
+
+    A campaign file that is there already says where the store goes, which may be a database of the
+    other kind; else the file of the backup is used.
+    """
+    from loop.operate.backup import restore_backup
+
+    restored = restore_backup(backup, file)
+    say(f"Restored {restored.line()}.")
+    for what in restored.left_out:
+        say(f"Missing, and needed for the next round: {what}.")
+    say("Next: `goldloop status`, then `goldloop run`.")
