@@ -36,6 +36,7 @@ GROUPS = {
     "Look after it": (
         "backup",
         "restore",
+        "fsck",
         "migrate",
         "upgrade",
         "label-studio",

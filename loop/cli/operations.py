@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loop.cli.build import at_work, open_store
+from loop.cli.build import at_work, build_reviewer, open_store
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import say
 from loop.errors import LoopError
@@ -117,3 +118,40 @@ def restore(
     for what in restored.left_out:
         say(f"Missing, and needed for the next round: {what}.")
     say("Next: `goldloop status`, then `goldloop run`.")
+
+
+@app.command()
+def fsck(
+    file: File = CAMPAIGN,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended without losing anything.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Leave out the tasks and answers in Label Studio.")
+    ] = False,
+) -> None:
+    """Say whether store, files and Label Studio fit together, and mend what can be mended."""
+    from loop.campaign.config import load
+    from loop.operate.fsck import check_campaign
+
+    with ExitStack() as stack:
+        if repair:
+            ctx = stack.enter_context(at_work(file, "fsck"))
+            config, store = ctx.config, ctx.store
+        else:
+            config = load(file)
+            store = stack.enter_context(open_store(config, read_only=True))
+        reviewer = None if offline else lambda: build_reviewer(config, store)
+        left = 0
+        for finding in list(check_campaign(config, store, reviewer)):
+            typer.echo(f"{finding.where}: {finding.what}")
+            if repair and finding.repair is not None:
+                typer.echo(f"    repaired: {finding.repair()}")
+            else:
+                left += 1
+                can = " (`goldloop fsck --repair` does it)" if finding.repair and not repair else ""
+                typer.echo(f"    to do: {finding.do}{can}")
+    if left:
+        raise typer.Exit(1)
+    say("Store, files and Label Studio fit together." if not offline else
+        "Store and files fit together; Label Studio was not asked.")  # fmt: skip

@@ -1,0 +1,368 @@
+"""Whether store, files and Label Studio tell the same story, and what can be mended.
+
+Nothing is guessed: a repair either removes what goldloop makes again, or has goldloop read again
+what people answered. What only a person can decide is said and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sqlalchemy import make_url, text, update
+from sqlmodel import col
+
+from loop.campaign.changes import MARK
+from loop.campaign.config import Config
+from loop.campaign.database import database_file
+from loop.campaign.store import Store
+from loop.campaign.tables import (
+    DELETED,
+    IMPORTED,
+    RIVAL_MARK,
+    STAGES,
+    VALIDATION,
+    HiddenCheck,
+    Run,
+    round_id,
+)
+from loop.errors import AnnotatorError, LoopError
+from loop.llm.states import StateFile
+from loop.llm.votes import read_votes
+from loop.ports import Reviewer
+
+SHOWN = 3  # examples of a finding
+SUM_TOLERANCE = 0.02  # probabilities are stored as float32 at best
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that does not fit together.
+
+    Attributes:
+        what: one sentence.
+        do: what a person can do about it.
+        repair: mends it and says what was done; None where nothing can be mended automatically.
+    """
+
+    where: Literal["store", "files", "Label Studio"]
+    what: str
+    do: str
+    repair: Callable[[], str] | None = None
+
+
+def check_campaign(
+    config: Config, store: Store, reviewer: Callable[[], Reviewer] | None
+) -> Iterator[Finding]:
+    """Everything that does not fit together, part by part.
+
+    Args:
+        reviewer: how to reach where people label; None leaves it out. It is asked only where tasks
+            were sent.
+    Raises:
+        LoopError: the store or Label Studio cannot be read.
+    """
+    yield from _database(store)
+    if store.campaign_uid(config.campaign.name):
+        yield from _people(config, store)
+        yield from _labels(config, store)
+        yield from _files(config, store)
+        if reviewer is not None and store.project_id(config.campaign.name) is not None:
+            yield from _platform(config, store, reviewer())
+
+
+def _some(things: list[str]) -> str:
+    shown = ", ".join(sorted(things)[:SHOWN])
+    return f"{shown}, …" if len(things) > SHOWN else shown
+
+
+# the store
+
+
+def _database(store: Store) -> Iterator[Finding]:
+    """The file's own structure, and rows that refer to rows that are gone."""
+    if store.engine.dialect.name != "sqlite":
+        return  # PostgreSQL checks both all the time
+    with store.transaction() as session:
+        damage = [str(row[0]) for row in session.execute(text("pragma integrity_check"))]
+        orphans = Counter(
+            f"{row[0]} without its {row[2]}"
+            for row in session.execute(text("pragma foreign_key_check"))
+        )
+    if damage != ["ok"]:
+        yield Finding(
+            "store",
+            f"The database file is damaged: {damage[0].splitlines()[0][:200]}.",
+            "Restore the newest backup (`goldloop restore`).",
+        )
+    for what, rows in orphans.items():
+        yield Finding(
+            "store",
+            f"{rows:,} rows of {what}.",
+            "Something else than goldloop has changed the store; restore the newest backup.",
+        )
+
+
+def _people(config: Config, store: Store) -> Iterator[Finding]:
+    """Reviews, answers and gold."""
+    name = config.campaign.name
+    answers = store.annotations(name)
+    gold = store.gold(name)
+    reviews = store.reviews(name)
+    checks = store.checks(name)
+    known = {item.id for item in store.items(name)}
+    asked = known | {check.id for check in checks}
+
+    def read_again() -> str:
+        store.read_anew(name)
+        return "The next `goldloop pull` reads every answer again and decides anew."
+
+    answered = {a.item_id for a in answers}
+    unfounded = [i for i, g in gold.items() if g.how != IMPORTED and i not in answered]
+    if unfounded:
+        yield Finding(
+            "store",
+            f"{len(unfounded):,} gold labels have no answer behind them ({_some(unfounded)}).",
+            "Read the answers again with `goldloop pull --all`.",
+            read_again,
+        )
+    labels = set(store.labels(name))
+    odd = sorted({g.label for g in gold.values()} - labels)
+    if odd:
+        yield Finding(
+            "store",
+            f"Gold names labels that the campaign has not: {_some(odd)}.",
+            "Add them to the end of the labels in the campaign file, or restore a backup.",
+        )
+    strange = sorted({a.item_id for a in answers} - asked)
+    if strange:
+        yield Finding(
+            "store",
+            f"Answers belong to {len(strange):,} texts that the store does not know"
+            f" ({_some(strange)}).",
+            "They count for nothing; restore a backup if the texts were deleted by mistake.",
+        )
+    tasks = Counter(r.task_id for r in (*reviews, *checks) if r.task_id is not None)
+    shared = [task for task, n in tasks.items() if n > 1]
+    if shared:
+        yield Finding(
+            "store",
+            f"{len(shared):,} tasks stand for more than one text ({_some(shared)}).",
+            "Nobody can tell which text their answers are about; restore the newest backup.",
+        )
+
+
+def _labels(config: Config, store: Store) -> Iterator[Finding]:
+    """What the LLM said, the scores and what the students learned."""
+    name = config.campaign.name
+    for annotator in store.annotators(name):
+        if RIVAL_MARK in annotator:
+            continue
+        items = store.items(name, "pool")
+        try:
+            votes = read_votes(config, store, annotator, items)
+        except AnnotatorError:  # none yet
+            continue
+        probs = votes.probs[votes.answered]
+        there = np.isfinite(probs).all(axis=2)
+        sums = probs.sum(axis=2)
+        wrong = there & ((np.abs(sums - 1) > SUM_TOLERANCE) | (probs < 0).any(axis=2))
+        if n := int(wrong.sum()):
+            yield Finding(
+                "store",
+                f"{n:,} votes of the LLM are no probabilities.",
+                "Restore the newest backup, or begin a campaign with a new name.",
+            )
+    for round_ in store.rounds(name):
+        at = STAGES.index(round_.stage)
+        if round_.number == VALIDATION:
+            continue
+        for stage, has in (
+            ("score", bool(len(store.scores(round_id(round_))))),
+            ("repair", bool(len(store.training_labels(round_id(round_))))),
+        ):
+            if at > STAGES.index(stage) and not has:
+                yield Finding(
+                    "store",
+                    f"Round {round_.number} is past stage {stage}, and nothing of that stage is"
+                    " stored.",
+                    "Restore the newest backup.",
+                )
+
+
+# files
+
+
+def _files(config: Config, store: Store) -> Iterator[Finding]:
+    """Models, caches, marks, leftovers and permissions."""
+    yield from _models(config, store)
+    out, name = config.out, config.campaign.name
+    for path in sorted((out / "cache").glob("*")):
+        if path.suffix in (".json", ".npz") and path.is_file() and not _is_sound(path):
+            yield Finding("files", f"The cache {path} is damaged.", "Delete it.", _deleting(path))
+    for path in sorted((out / "states").glob("*.bin")):
+        if StateFile(path).read([]) is None:
+            yield Finding(
+                "files",
+                f"The LLM's hidden states in {path} cannot be read.",
+                "Delete it; repair and suspicion then go without them.",
+                _deleting(path),
+            )
+    mark = _json(out / MARK)
+    if isinstance(mark, dict) and mark.get("uid") not in (None, store.campaign_uid(name)):
+        yield Finding(
+            "files",
+            f"{out} belongs to another campaign ({mark.get('campaign')!r}).",
+            "Give this one a store.folder of its own.",
+        )
+    database = database_file(make_url(config.store_url))
+    folders = [out, *([database.parent] if database is not None else [])]
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        leftovers = [*folder.glob(".*.part"), *folder.glob(".*.old")]
+        if leftovers:
+            yield Finding(
+                "files",
+                f"{len(leftovers)} half-written files of killed commands are left in {folder}.",
+                "Delete them when no goldloop runs.",
+                _deleting(*leftovers),
+            )
+    secret = [config.out / f"{name}.serve.json"]
+    if database is not None:
+        secret += [database, *database.parent.glob(f"{database.name}-*")]
+        secret += [*database.parent.glob(f"{database.name}.*")]
+    public = [p for p in secret if p.is_file() and stat.S_IMODE(p.stat().st_mode) & 0o077]
+    if public:
+        yield Finding(
+            "files",
+            f"Other users can read {_some([str(p) for p in public])}.",
+            "Run `chmod 600` on them.",
+            _closing(public),
+        )
+
+
+def _models(config: Config, store: Store) -> Iterator[Finding]:
+    name = config.campaign.name
+    kept = [run for run in store.runs(name) if run.model_path]
+    gone = [run for run in kept if not (config.out / str(run.model_path)).is_dir()]
+    if gone:
+
+        def forget() -> str:
+            with store.transaction() as session:
+                ids = [run.id for run in gone]
+                session.exec(update(Run).where(col(Run.id).in_(ids)).values(model_path=None))
+                store.log(session, name, "fsck", "models gone", runs=ids)
+            return "They are trained again when they are needed."
+
+        yield Finding(
+            "files",
+            f"{len(gone)} trained models are gone ({_some([str(r.model_path) for r in gone])}).",
+            f"Put them back into {config.out}, or let them be trained again.",
+            forget,
+        )
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_sound(path: Path) -> bool:
+    if path.suffix == ".json":
+        return _json(path) is not None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def _deleting(*paths: Path) -> Callable[[], str]:
+    def delete() -> str:
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        return "Deleted."
+
+    return delete
+
+
+def _closing(paths: list[Path]) -> Callable[[], str]:
+    def close() -> str:
+        for path in paths:
+            path.chmod(0o600)
+        return "Only their owner can read them now."
+
+    return close
+
+
+# Label Studio
+
+
+def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Finding]:
+    """The tasks and answers there, against those in the store."""
+    name = config.campaign.name
+    reviewer.open_project(store.project_id(name))
+    fetched = reviewer.fetch(None)
+    if not fetched.whole:
+        raise LoopError("Not every task could be read; try again.")
+    there = Counter(task.item_id for task in fetched.tasks)
+    task_ids = {task.task_id for task in fetched.tasks} | set(fetched.unserved)
+    sent = [r for r in (*store.reviews(name), *store.checks(name)) if r.task_id is not None]
+    ours = {r.id if isinstance(r, HiddenCheck) else r.item_id for r in sent}
+    waiting = {
+        str(r.task_id)
+        for r in store.reviews(name)
+        if r.task_id is not None and r.closed_at is None and r.outcome != DELETED
+    }
+
+    def read_again() -> str:
+        store.read_anew(name)
+        return "The next `goldloop pull` reads every task again."
+
+    lost = sorted(waiting - task_ids)
+    if lost:
+        yield Finding(
+            "Label Studio",
+            f"{len(lost):,} texts wait for people, and their tasks are gone ({_some(lost)}).",
+            "`goldloop pull --all` stops waiting for them.",
+            read_again,
+        )
+    unknown = [i for i in there if i not in ours]
+    if unknown:
+        yield Finding(
+            "Label Studio",
+            f"{len(unknown):,} tasks of this campaign are unknown to the store ({_some(unknown)}).",
+            "The store is older than the project, or the push was interrupted: run `goldloop run`."
+            " If it stays, delete them in Label Studio's Data Manager.",
+        )
+    twice = [i for i, n in there.items() if n > 1]
+    if twice:
+        yield Finding(
+            "Label Studio",
+            f"{len(twice):,} texts have more than one task ({_some(twice)}).",
+            "Delete the tasks without answers in Label Studio's Data Manager.",
+        )
+    current = {a.annotation_id.partition(" of task ")[0] for a in store.annotations(name)}
+    now_there = {
+        a.annotation_id for task in fetched.tasks if task.item_id in ours for a in task.annotations
+    }
+    differ = (now_there - current) | (current - now_there if not fetched.unserved else set())
+    if differ:
+        yield Finding(
+            "Label Studio",
+            f"{len(differ):,} answers differ between Label Studio and the store.",
+            "`goldloop pull --all` takes what is there.",
+            read_again,
+        )

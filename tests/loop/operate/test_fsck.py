@@ -1,0 +1,116 @@
+"""What does not fit together is found, said, and mended where that is safe."""
+
+import json
+import sqlite3
+
+import pytest
+from operated import at_work
+
+from loop.operate.fsck import check_campaign
+from loop.round import run_stage
+
+
+def findings(ctx, *, offline=False):
+    return list(check_campaign(ctx.config, ctx.store, None if offline else lambda: ctx.reviewer))
+
+
+@pytest.fixture
+def ctx(campaign):
+    context = at_work(campaign)
+    yield context
+    context.store.close()
+
+
+def edit(campaign, *statements):
+    with sqlite3.connect(campaign / "c.db") as connection:
+        for statement in statements:
+            connection.execute(*statement)
+    connection.close()
+
+
+def edit_studio(campaign, change):
+    path = campaign / "studio.json"
+    data = json.loads(path.read_text())
+    change(data["tasks"])
+    path.write_text(json.dumps(data))
+
+
+def test_a_sound_campaign_has_nothing_to_say(ctx):
+    assert findings(ctx) == []
+
+
+def test_files_that_do_not_fit_are_found_and_mended(campaign, ctx):
+    out = ctx.config.out
+    (out / "models" / "round-1" / "model.txt").rename(out / "elsewhere")
+    (out / "models" / "round-1").rmdir()
+    (out / "cache" / "made.json").write_text("{")
+    (out / "cache" / "embeddings-x.npz").write_bytes(b"PK\3\4 half a file")
+    (out / "states").mkdir(exist_ok=True)
+    (out / "states" / "states-x.bin").write_bytes(b"?")
+    (out / ".report.html.abc.part").write_text("half")
+    (campaign / "c.db").chmod(0o644)
+    told = findings(ctx, offline=True)
+    assert {f.where for f in told} == {"files"}
+    words = (
+        "trained models are gone", "made.json is damaged", "embeddings-x.npz", "hidden states",
+        "half-written", "Other users can read",
+    )  # fmt: skip
+    assert [sum(word in f.what for f in told) for word in words] == [1] * len(words)
+    assert all(f.repair is not None and f.repair() for f in told)
+    assert findings(ctx, offline=True) == []
+
+
+def test_label_studio_and_store_that_differ_are_found(campaign, ctx):
+    tasks = json.loads((campaign / "studio.json").read_text())["tasks"]
+    open_items = [i for i, t in tasks.items() if not t["answers"]]
+    answered = next(i for i, t in tasks.items() if t["answers"])
+    assert open_items
+
+    def change(there):
+        del there[open_items[0]]
+        there[answered]["answers"].popitem()
+        there["nobody"] = {"id": "999", "answers": {}, "at": 0, "assisted": False}
+
+    edit_studio(campaign, change)
+    told = findings(ctx)
+    words = ("tasks are gone", "unknown to the store", "answers differ")
+    assert [sum(word in f.what for f in told) for word in words] == [1, 1, 1], told
+    mended = [f.repair() for f in told if f.repair is not None]
+    assert len(mended) == 2
+    run_stage(ctx, "pull")
+    (left,) = findings(ctx)
+    assert "unknown to the store" in left.what
+
+
+def test_a_store_that_was_changed_by_hand_is_found(campaign, ctx):
+    gold = next(iter(ctx.store.gold("c")))
+    other = next(r.item_id for r in ctx.store.reviews("c") if r.item_id != gold and r.task_id)
+    edit(
+        campaign,
+        ("pragma foreign_keys=off",),
+        ("delete from annotation where item_id = ?", (gold,)),
+        ("update annotation set item_id = 'nobody' where item_id = ?", (other,)),
+        ("update gold set label = 'ugly' where item_id = ?", (gold,)),
+        ("update review set task_id = '7'",),
+        (
+            "insert into unanswered (item_id, variant_hash, annotator, reason, tokens, usd, seconds,"
+            " created_at) values ('gone', 'v', 'a', 'r', 0, 0, 0, '2026-01-01')",
+        ),
+    )
+    told = findings(ctx, offline=True)
+    words = ("no answer behind", "labels that the campaign has not", "does not know",
+             "more than one text", "unanswered without its item")  # fmt: skip
+    assert [sum(word in f.what for f in told) for word in words] == [1] * len(words), told
+    unfounded = next(f for f in told if "no answer behind" in f.what)
+    before = ctx.store.pull_cursor("c")
+    assert before is not None
+    assert unfounded.repair()
+    assert ctx.store.pull_cursor("c") is None
+
+
+def test_votes_scores_and_training_labels_that_are_missing_are_found(ctx, monkeypatch):
+    monkeypatch.setattr(ctx.store, "scores", lambda _id: {})
+    monkeypatch.setattr(ctx.store, "training_labels", lambda _id: [])
+    told = [f.what for f in findings(ctx, offline=True)]
+    assert sum("past stage score" in what for what in told) == 2
+    assert sum("past stage repair" in what for what in told) == 1
