@@ -172,6 +172,11 @@ class Client:
         """The address without a user name or password."""
         return shown_url(self.url)
 
+    @property
+    def clock(self) -> datetime | None:
+        """The server's, in its newest answer; None where it does not say."""
+        return self._clock
+
     def asking(self, doing: str) -> Any:
         """A context in which errors say what was asked for."""
         return translated(self.url, doing, self._token)
@@ -275,8 +280,8 @@ class Client:
                     time.sleep(pause_s)
         raise failure
 
-    def check(self) -> None:
-        """Asks for the server's version, and whether it takes the token.
+    def check(self) -> str:
+        """Asks for the server's version, which is returned, and whether it takes the token.
 
         Raises:
             ReviewerError: it is no Label Studio, too old, or does not take the token.
@@ -296,6 +301,7 @@ class Client:
             )
         with self.asking("say whose token this is"):
             self.get("api/current-user/whoami", {}, retry=False)
+        return release
 
     def listed(
         self, project: int, doing: str, filters: list[dict[str, Any]], page_size: int, **params: Any

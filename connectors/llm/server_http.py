@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import logging
 import math
 import os
@@ -22,6 +23,7 @@ from loop.errors import AnnotatorError
 log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not waited for
+MOST_LISTED_BYTES = 2**20
 T = TypeVar("T")
 
 
@@ -153,6 +155,40 @@ class Http:
     def _open_client(self) -> None:
         self._client = self._new_client()
         weakref.finalize(self, self._client.close)
+
+    def models(self) -> list[str]:
+        """The models that the server says it has.
+
+        Raises:
+            AnnotatorError: it cannot be reached, does not take the key, or answers otherwise.
+        """
+        try:
+            with self._client.stream("GET", f"{self._interface}/models") as answer:
+                if answer.status_code in (401, 403):
+                    raise AnnotatorError(
+                        f"The LLM server at {self.shown} does not take the key"
+                        f" ({answer.status_code}); put the right one into {self._key_env}."
+                    )
+                if answer.status_code != 200:
+                    raise AnnotatorError(
+                        f"The LLM server at {self.shown} answers {answer.status_code} when asked"
+                        " for its models; see whether annotator.base_url is right."
+                    )
+                body = b""
+                for chunk in answer.iter_bytes():
+                    body += chunk
+                    if len(body) > MOST_LISTED_BYTES:
+                        raise ValueError("too long")
+            return [str(model["id"]) for model in json.loads(body)["data"]]
+        except httpx.HTTPError as exc:
+            raise AnnotatorError(
+                f"The LLM server at {self.shown} cannot be reached ({type(exc).__name__})."
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise AnnotatorError(
+                f"The server at {self.shown} does not answer like an LLM server; see whether"
+                " annotator.base_url is right."
+            ) from None
 
     def close(self) -> None:
         """Closes the connections."""

@@ -131,6 +131,21 @@ def _say_who(handle: int, path: Path, command: str) -> None:
         ) from exc
 
 
+def holder_of(path: Path) -> str | None:
+    """Who holds a lock file now; None where nobody does."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(handle)
+    finally:
+        os.close(handle)
+    return None
+
+
 def _holder(handle: int) -> str:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         who = json.loads(os.pread(handle, 10_000, 0))

@@ -34,6 +34,7 @@ GROUPS = {
     "Find out more": ("plateau", "variance", "bench"),
     "One stage at a time": ("annotate", "score", "select", "push", "pull", "train"),
     "Look after it": (
+        "doctor",
         "backup",
         "restore",
         "fsck",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context, Parts
     from loop.campaign.extensions import Group
     from loop.campaign.store import Store
+    from loop.operate.doctor import Server
     from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, Show, SourceText, Student
     from loop.serve.tokens import Tokens
 
@@ -381,6 +383,63 @@ def project_tasks(config: Config, project: int) -> list[dict[str, object]]:
     client = Client(*address(config.label_studio.model_dump(), say=say, show=bar))
     client.check()
     return client.listed(project, "read answers", [], PAGE_TASKS, fields="all")
+
+
+def server_probes(config: Config) -> dict[str, Callable[[], Server]]:
+    """How to ask the servers that the campaign needs whether they are there; starts none."""
+    probes: dict[str, Callable[[], Server]] = {}
+    if config.annotator.kind == "openai_server":
+        probes["LLM"] = lambda: _llm_server(config)
+    if config.people.platform == "label_studio":
+        probes["Label Studio"] = lambda: _label_studio(config)
+    return probes
+
+
+PROBE_S = 5.0  # for one request
+
+
+def _llm_server(config: Config) -> Server:
+    from connectors.llm.server_http import Http
+    from loop.operate.doctor import Server
+
+    section = config.annotator
+    http = Http(
+        str(section.base_url),
+        section.api_key_env,
+        timeout_s=PROBE_S,
+        max_attempts=1,
+        backoff_s=0.0,
+        concurrency=1,
+        transport=None,
+    )
+    with closing(http):
+        models = http.models()
+    if models and section.model not in models:
+        raise LoopError(
+            f"The LLM server at {http.shown} has no model {section.model!r}; it has"
+            f" {', '.join(models[:5])}. Name one of them as annotator.model."
+        )
+    return Server(f"the server at {http.shown} answers and has {section.model}.")
+
+
+def _label_studio(config: Config) -> Server:
+    from connectors.label_studio.client import Client
+    from connectors.label_studio.reviewer import address
+    from loop.operate.doctor import Server
+
+    if config.label_studio.url == "local":
+        from connectors.label_studio import server as label_studio_server
+
+        info = label_studio_server.status()
+        if info is None:
+            return Server("the local one does not run; `goldloop run` starts it when it is needed.")
+        url, token = info.url, info.token
+    else:
+        url, token = address(config.label_studio.model_dump())
+    client = Client(url, token, timeout_s=PROBE_S)
+    version = client.check()
+    ahead_s = (client.clock - datetime.now(UTC)).total_seconds() if client.clock else None
+    return Server(f"version {version} at {client.shown_url} takes the token.", ahead_s)
 
 
 def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> None:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loop.cli.build import at_work, build_reviewer, open_store
-from loop.cli.options import CAMPAIGN, File
+from loop.cli.build import at_work, build_reviewer, open_store, server_probes
+from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import say
 from loop.errors import LoopError
 
 app = typer.Typer()
+
+
+@app.command()
+def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
+    """Look at the machine, the servers and the store: what is wrong, and how to mend it."""
+    from loop.operate.doctor import as_json as told
+    from loop.operate.doctor import examine
+
+    lines = []
+    for line in examine(file, server_probes):
+        lines.append(line)
+        if not as_json:
+            typer.echo(str(line))
+    if as_json:
+        typer.echo(json.dumps(told(lines), indent=2))
+    problems = sum(line.level == "problem" for line in lines)
+    if problems:
+        say(f"{problems} problem{'s' if problems > 1 else ''}: see what to do above.")
+        raise typer.Exit(1)
+    say("Nothing stands in the way.")
 
 
 @app.command()

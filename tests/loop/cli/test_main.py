@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import typer
 
 from loop.campaign.campaign_file import quoted
+from loop.campaign.store import Store
 from loop.cli import __main__ as cli
 
 ROOT = Path(__file__).parents[3]
@@ -419,6 +421,34 @@ def test_every_command_has_help_and_stands_in_the_docs():
         for parameter in command.params:
             if parameter.name != "help" and parameter.param_type_name == "option":
                 assert parameter.help, (path, parameter.name)
+
+
+def test_an_operator_looks_keeps_and_restores(run, tmp_path):
+    code, out, _ = run("doctor")
+    assert (code, "no goldloop.toml" in out) == (0, True)
+    write_texts(tmp_path, good_rows(40))
+    write_campaign(tmp_path, extra='[store]\nurl = "sqlite:///deep/c.db"\n')
+    assert run("fsck")[0] == 1
+    assert run("backup")[2].startswith("Error: There is no store")
+    with closing(Store(f"sqlite:///{tmp_path / 'deep' / 'c.db'}")) as store:
+        store.open_campaign("c", ["yes", "no"])
+    code, out, err = run("doctor", "--json")
+    assert (code, json.loads(out)["problems"]) == (0, 0), out
+    code, out, err = run("backup", "b.zip")
+    assert (code, out.strip()) == (0, "b.zip"), err
+    assert "goldloop restore b.zip" in err
+    (tmp_path / "new").mkdir()
+    code, _, err = run("restore", "b.zip", "-f", "new/goldloop.toml")
+    assert (code, "`goldloop status`" in err) == (0, True), err
+    assert (tmp_path / "new" / "t.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
+    assert run("status", "-f", "new/goldloop.toml")[0] == 0
+    code, out, err = run("fsck", "--offline", "-f", "new/goldloop.toml")
+    assert (code, out, "fit together" in err) == (0, "", True)
+    (tmp_path / "new" / "deep" / "c.db").chmod(0o644)
+    code, out, _ = run("fsck", "-f", "new/goldloop.toml")
+    assert (code, "--repair" in out) == (1, True)
+    code, out, _ = run("fsck", "--repair", "-f", "new/goldloop.toml")
+    assert (code, "repaired" in out) == (0, True)
 
 
 def test_help_works_as_a_module():

@@ -93,8 +93,8 @@ def test_a_store_that_was_changed_by_hand_is_found(campaign, ctx):
         ("update gold set label = 'ugly' where item_id = ?", (gold,)),
         ("update review set task_id = '7'",),
         (
-            "insert into unanswered (item_id, variant_hash, annotator, reason, tokens, usd, seconds,"
-            " created_at) values ('gone', 'v', 'a', 'r', 0, 0, 0, '2026-01-01')",
+            "insert into unanswered (item_id, variant_hash, annotator, reason, tokens, usd,"
+            " seconds, created_at) values ('gone', 'v', 'a', 'r', 0, 0, 0, '2026-01-01')",
         ),
     )
     told = findings(ctx, offline=True)

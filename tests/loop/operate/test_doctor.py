@@ -1,0 +1,104 @@
+"""What is wrong with machine, store and servers is said, in time and without secrets."""
+
+import socket
+import threading
+import time
+
+import pytest
+from operated import CAMPAIGN
+
+from loop.campaign.lock import writer
+from loop.campaign.store import Store
+from loop.cli.build import server_probes
+from loop.errors import LoopError
+from loop.operate.doctor import Server, examine
+
+KEY = "sk-very-secret-key"
+
+
+def told(file, probes=lambda _config: {}, **how):
+    return list(examine(file, probes, **how))
+
+
+def problems(lines):
+    return [line for line in lines if line.level != "ok"]
+
+
+def test_without_a_campaign_the_machine_is_looked_at(tmp_path):
+    lines = told(tmp_path / "goldloop.toml")
+    assert problems(lines) == []
+    about = {line.about for line in lines}
+    assert {"goldloop", "libraries", "GPU", "disk", "campaign"} <= about
+
+
+def test_a_campaign_in_order_has_no_problem(campaign):
+    lines = told(campaign / "goldloop.toml", lambda _c: {"LLM": lambda: Server("fine.", 3.0)})
+    assert problems(lines) == []
+    store = Store(f"sqlite:///{campaign / 'c.db'}")
+    with writer(store, "c", "run"):
+        lines = told(campaign / "goldloop.toml")
+    store.close()
+    assert [line.about for line in lines if "`goldloop run`" in line.what] == ["lock"]
+    assert not [line for line in told(campaign / "goldloop.toml") if line.about == "lock"]
+
+
+def test_what_is_wrong_is_named_with_what_to_do(campaign, monkeypatch):
+    (campaign / "c.db").chmod(0o644)
+    usage = type("Usage", (), {"free": 10**8})
+    monkeypatch.setattr("loop.operate.doctor.shutil.disk_usage", lambda _path: usage)
+    text = (campaign / "goldloop.toml").read_text() + 'store.folder = "runs"\n'
+    (campaign / "goldloop.toml").write_text(text.replace("seeds = 2", 'device = "cuda"'))
+
+    def refuse():
+        raise LoopError(f"https://user:{KEY}@host?api_key={KEY} does not take the token.")
+
+    probes = {"LLM": refuse, "Label Studio": lambda: Server("version 1.23.", -900.0)}
+    lines = problems(told(campaign / "goldloop.toml", lambda _config: probes))
+    assert {line.about for line in lines} == {"GPU", "disk", "store", "LLM", "Label Studio"}
+    assert all(line.do for line in lines)
+    assert KEY not in "".join(map(str, lines))
+    (campaign / "c.db").write_bytes(b"no database, only text that is long enough" * 9)
+    assert any("not a database" in line.what for line in told(campaign / "goldloop.toml"))
+    (campaign / "goldloop.toml").write_text("campaign = 1")
+    assert any(line.about == "campaign" for line in problems(told(campaign / "goldloop.toml")))
+
+
+@pytest.fixture
+def hanging():
+    """A server that takes connections and dribbles bytes for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ended = threading.Event()
+
+        def dribble():
+            while not ended.is_set():
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    while not ended.is_set():
+                        try:
+                            connection.sendall(b"HTTP/1.1 200 OK\r\nX: y\r\n"[:3])
+                        except OSError:
+                            break
+                        ended.wait(0.1)
+
+        thread = threading.Thread(target=dribble, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ended.set()
+
+
+def test_a_server_that_hangs_costs_a_short_time(campaign, hanging, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", KEY)
+    annotator = f'annotator = {{kind = "openai_server", model = "m", base_url = "{hanging}"}}'
+    text = CAMPAIGN.replace(
+        'annotator = {kind = "recorded", columns = ["llm", "llm_2"]}', annotator
+    )
+    (campaign / "goldloop.toml").write_text(text + f'label_studio.url = "{hanging}"\n')
+    began = time.monotonic()
+    lines = problems(told(campaign / "goldloop.toml", server_probes, deadline_s=0.5))
+    assert time.monotonic() - began < 10
+    assert [line.about for line in lines] == ["LLM", "Label Studio"]
+    assert KEY not in "".join(map(str, lines))
