@@ -29,6 +29,7 @@ TESTED_BY = {
     "loop.campaign.tables": "loop/campaign/test_store.py",
     "loop.llm.votes": "loop/llm/test_ask.py",
     "loop.people.answers": "loop/people/test_panels.py",
+    "loop.people.forgotten": "loop/operate/test_forget.py",
     "loop.people.person": "loop/people/test_panels.py",
     "loop.people.review_tasks": "loop/people/test_panels.py",
     "loop.people.scorecards": "loop/people/test_panels.py",

@@ -499,6 +499,11 @@ class Store(Database, LlmStore):
         )
         return {item_id: int(n) for item_id, n in session.exec(query).all()}
 
+    def everybody(self, session: Session, campaign: str) -> list[str]:
+        """Everybody who ever answered, by name; read in ``session``."""
+        query = select(Annotation.annotator).where(Annotation.campaign == campaign).distinct()
+        return sorted(session.exec(query).all())
+
     def answers_seen(self, session: Session, campaign: str) -> list[SeenAnswer]:
         """Every state of every answer that is stored; quicker than the answers themselves."""
         a = Annotation
@@ -545,6 +550,13 @@ class Store(Database, LlmStore):
                 Event.campaign == campaign, Event.command == command, Event.what == what
             )
             return session.exec(query.order_by(col(Event.id).desc()).limit(1)).first()
+
+    def events(self, session: Session, campaign: str, command: str, what: str) -> list[Event]:
+        """All lines of the audit trail about one thing, oldest first; read in ``session``."""
+        query = select(Event).where(
+            Event.campaign == campaign, Event.command == command, Event.what == what
+        )
+        return list(session.exec(query.order_by(col(Event.id))).all())
 
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""

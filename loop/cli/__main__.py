@@ -40,6 +40,7 @@ GROUPS = {
         "fsck",
         "migrate",
         "upgrade",
+        "forget",
         "label-studio",
     ),
 }

@@ -176,3 +176,26 @@ def fsck(
         raise typer.Exit(1)
     say("Store, files and Label Studio fit together." if not offline else
         "Store and files fit together; Label Studio was not asked.")  # fmt: skip
+
+
+@app.command()
+def forget(
+    person: Annotated[str, typer.Argument(help="Their name, as `goldloop people` shows it.")],
+    file: File = CAMPAIGN,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name of theirs, for notes. Give it once per name."),
+    ] = None,
+) -> None:
+    """Replace a person's name by a pseudonym everywhere in the campaign; the figures stay."""
+    from loop.operate.forget import forget_person
+
+    with at_work(file, "forget") as ctx:
+        done = forget_person(ctx.config, ctx.store, person, also or ())
+    typer.echo(done.pseudonym)
+    say(f"{person} is {done.pseudonym} now, in {done.answers:,} answers, {done.mentions:,} other"
+        f" rows and {len(done.files)} files, and will be when they answer again.")  # fmt: skip
+    say("Their name is still in the following, which goldloop does not change:")
+    for what in done.left:
+        say(f"  - {what}.")
+    say("Next: `goldloop report` writes the report again.")

@@ -21,6 +21,7 @@ from loop.campaign.tables import (
     now,
 )
 from loop.money import account, asked_answers
+from loop.people.forgotten import Forgotten, without_name
 from loop.people.gold import decide_all, latest_per_person, wanted_answers
 from loop.people.review_tasks import known_checks
 from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
@@ -70,6 +71,7 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
     for old in stored:
         by_task[old.task_id][old.annotation_id, old.updated_at] = old
     labels = set(ctx.config.label_names)
+    forgotten = Forgotten.of(ctx.store, session, ctx.name)
     new: list[Annotation] = []
     gone: list[int] = []
     again: list[int] = []
@@ -78,6 +80,7 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
         current = set()
         for answer in task.annotations:
             row = _annotation_row(ctx, answer, labels)
+            _forget_again(row, forgotten)
             key = (row.annotation_id, row.updated_at)
             if task_of.get(key, row.task_id) != row.task_id:  # another task's answer has its number
                 row.annotation_id = f"{row.annotation_id} of task {row.task_id}"
@@ -115,6 +118,18 @@ def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotat
         problem=None if problem is None else _storable(problem),
         raw=a.raw,
     )
+
+
+def _forget_again(row: Annotation, forgotten: Forgotten) -> None:
+    """Puts the pseudonym of a person who was forgotten in place of their name."""
+    person = row.annotator
+    if (pseudonym := forgotten.pseudonym(person)) is None:
+        return
+    row.annotator = pseudonym
+    row.annotation_id = without_name(row.annotation_id, (person,), pseudonym)
+    row.note = without_name(row.note, (person,), pseudonym)
+    row.problem = without_name(row.problem, (person,), pseudonym)
+    row.raw = without_name(row.raw, (person,), pseudonym, own=True)
 
 
 def _storable(text: str) -> str:

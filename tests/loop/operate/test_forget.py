@@ -1,0 +1,97 @@
+"""A person's name leaves the campaign for good, and nothing else changes."""
+
+import json
+import uuid
+
+import pytest
+from operated import PEOPLE, answer, at_work
+from sqlalchemy import text
+
+from loop.errors import LoopError
+from loop.operate.forget import forget_person
+from loop.people.forgotten import without_name
+from loop.people.scorecards import campaign_people
+from loop.report.collect import write_outputs
+from loop.report.status import campaign_status
+from loop.round import run_round
+
+ANN, BOB = PEOPLE
+
+
+def bytes_with(folder, name):
+    return [p.name for p in folder.rglob("*") if p.is_file() and name.encode() in p.read_bytes()]
+
+
+def figures(ctx):
+    people = [vars(p) | {"name": None} for p in campaign_people(ctx.config, ctx.store)]
+    key = lambda person: json.dumps(person, default=vars, sort_keys=True)  # noqa: E731
+    return sorted(people, key=key), campaign_status(ctx.config, ctx.store)
+
+
+def test_the_name_is_gone_and_the_figures_stay(campaign):
+    ctx = at_work(campaign)
+    with ctx.store.transaction() as session:
+        ctx.store.log(session, "c", "test", "said", by=ANN, nested=[{"who": f"{ANN}: well"}])
+        session.execute(text("update annotation set note = 'as Ann Smith said' where id = 1"))
+    (campaign / "runs" / "people.md").write_text(f"- {ANN} and {BOB}\n")
+    (campaign / "backup.goldloop.zip").write_text("old")
+    before = figures(ctx)
+    done = forget_person(ctx.config, ctx.store, ANN.upper(), also=["Ann Smith"])
+    assert figures(ctx) == before
+    assert done.pseudonym.startswith("person-")
+    assert (done.answers > 8, done.mentions >= 1) == (True, True)
+    assert "people.md" in {p.name for p in done.files}
+    assert any("backup.goldloop.zip" in what for what in done.left)
+    assert {p.name for p in campaign_people(ctx.config, ctx.store)} == {done.pseudonym, BOB}
+    ctx.store.close()
+    assert bytes_with(campaign, ANN) == ["studio.json"]
+    assert bytes_with(campaign, "Ann Smith") == []
+    assert bytes_with(campaign, BOB)
+
+
+def test_later_answers_do_not_bring_it_back(campaign):
+    ctx = at_work(campaign)
+    stored = len(ctx.store.annotations("c"))
+    pseudonym = forget_person(ctx.config, ctx.store, ANN).pseudonym
+    ctx.store.read_anew("c")
+    run_round(ctx)
+    assert len(ctx.store.annotations("c")) == stored  # nothing twice
+    answer(ctx)
+    assert run_round(ctx).stage == "done"
+    write_outputs(ctx.config, ctx.store)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {pseudonym, BOB}
+    again = forget_person(ctx.config, ctx.store, ANN)
+    assert (again.pseudonym, again.answers) == (pseudonym, 0)
+    with pytest.raises(LoopError, match="goldloop people"):
+        forget_person(ctx.config, ctx.store, "nobody")
+    ctx.store.close()
+    assert bytes_with(campaign, ANN) == ["studio.json"]
+
+
+@pytest.mark.slow
+def test_in_postgresql_too(tmp_path, postgres):
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.psql(f"create database {name};")
+    url = postgres.get_uri(name).replace("postgresql://", "postgresql+psycopg://")
+    ctx = at_work(tmp_path, url)
+    run_round(ctx)
+    answer(ctx, 3)
+    run_round(ctx)
+    pseudonym = forget_person(ctx.config, ctx.store, ANN).pseudonym
+    assert {a.annotator for a in ctx.store.annotations("c")} == {pseudonym, BOB}
+    ctx.store.close()
+
+
+def test_only_whole_names_and_personal_fields_are_replaced():
+    raw = {
+        "id": 7, "completed_by": {"id": 3, "email": "a@b.c", "first_name": "Ann"},
+        "created_username": " Ann, 3", "result": [{"value": {"text": ["ann said annotate; Ann."]}}],
+        "parent_prediction": None, "updated_by": None,
+    }  # fmt: skip
+    clean = without_name(raw, ["ann", "a@b.c"], "person-1", own=True)
+    assert clean == {
+        "id": 7, "completed_by": "person-1", "created_username": "person-1",
+        "result": [{"value": {"text": ["person-1 said annotate; person-1."]}}],
+        "parent_prediction": None, "updated_by": None,
+    }  # fmt: skip
+    assert without_name("x-a@b.c, a@b.com, aa@b.c", ["a@b.c"], "p") == "x-p, a@b.com, aa@b.c"
