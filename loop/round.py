@@ -7,6 +7,7 @@ there are found and kept.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -73,13 +74,14 @@ from strategies.select import select_batch
 from strategies.signals.components import SPREAD_OVER, leading_components
 
 NEXT = dict(pairwise(STAGES))
+log = logging.getLogger(__name__)
 
 
 def run_round(ctx: Context) -> Round:
     """Runs the unfinished round, or a new one, as far as it goes without waiting for people."""
     open_campaign(ctx)
     round_ = open_round(ctx)
-    while round_.stage != "done" and RUN[round_.stage](ctx, round_):
+    while round_.stage != "done" and _run(ctx, round_):
         pass
     return round_
 
@@ -103,9 +105,22 @@ def run_stage(ctx: Context, stage: str) -> Round:
             f" run {next_command(round_)} first."
         )
     while round_.stage != "done" and STAGES.index(round_.stage) <= STAGES.index(last):
-        if not RUN[round_.stage](ctx, round_):
+        if not _run(ctx, round_):
             break
     return round_
+
+
+def _run(ctx: Context, round_: Round) -> bool:
+    """Runs the stage that comes next; False where it waits for people."""
+    stage, began = round_.stage, time.monotonic()
+    log.info("begins", extra={"place": {"round": round_.number, "stage": stage}})
+    ended = "failed"
+    try:
+        goes_on = RUN[stage](ctx, round_)
+        ended = "ended" if goes_on else "waits for people"
+        return goes_on
+    finally:
+        log.info("%s after %.1f s", ended, time.monotonic() - began, extra={"leaves": True})
 
 
 # stages

@@ -54,6 +54,7 @@ TESTED_BY = {
     "loop.deliver.export": "loop/cli/test_main.py",
     "loop.operate.archive": "loop/operate/test_backup.py",
     "loop.serve.tokens": "loop/serve/test_app.py",
+    "loop.serve.metrics": "loop/serve/test_app.py",
     "loop.serve.puller": "loop/serve/test_app.py",
     "loop.serve.current_student": "loop/serve/test_app.py",
     "loop.serve.progress": "loop/serve/test_app.py",

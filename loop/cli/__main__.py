@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,7 @@ from loop.addresses import hidden
 from loop.cli import campaign, operations, reports, rounds, serving, studies
 from loop.cli.terminal import say
 from loop.errors import LoopError, Stopped, foreign
+from loop.operate.log_file import logging_to
 
 USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
 
@@ -87,12 +89,19 @@ for group in (campaign, rounds, reports, studies, operations, serving):
 app.add_typer(serving.label_studio_app, name="label-studio")
 
 _debug = False
+_log = ExitStack()
+"""Closes the log file after the last words."""
 
 
 def main() -> None:
     """Entry point: one sentence on stderr and exit code 1 for every error; 2 for wrong usage."""
     # Threads that spin while they wait for each other take whole cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _log:
+        _run()
+
+
+def _run() -> None:
     try:
         with _stoppable():
             app()
@@ -149,6 +158,14 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    log_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-file",
+            envvar="GOLDLOOP_LOG_FILE",
+            help="Append what happens to a file, with time, campaign, round and stage.",
+        ),
+    ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
     ] = False,
@@ -156,6 +173,7 @@ def root(
     """Spend human labels where they repair an LLM-labelled text data set most."""
     global _debug
     _debug = debug
+    _log.enter_context(logging_to(log_file))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, Show, SourceText, Student
     from loop.serve.tokens import Tokens
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_store(config: Config, *, read_only: bool = False) -> Iterator[Store]:
@@ -41,6 +44,7 @@ def open_store(config: Config, *, read_only: bool = False) -> Iterator[Store]:
     """
     from loop.campaign.store import Store
 
+    log.info("the store is opened", extra={"place": {"campaign": config.campaign.name}})
     store = Store(config.store_url, read_only=read_only, say=say)
     try:
         store.check_labels(config.campaign.name, config.label_names)

@@ -47,7 +47,9 @@ def serve(
         raise LoopError("`goldloop serve` needs: pip install 'goldloop[serve]'") from exc
     from connectors.label_studio.ml_backend import MlBackend
     from loop.campaign.config import load
+    from loop.report.status import campaign_status
     from loop.serve.current_student import CurrentStudent
+    from loop.serve.metrics import metrics_text
     from loop.serve.puller import Puller
     from loop.serve.tokens import Tokens, load_state, save_state, state_file
     from loop.student.inference import SavedClassifier
@@ -63,7 +65,12 @@ def serve(
         tokens = Tokens(bytes.fromhex(state["secret"]))
         listener = server.listen(host, port, state.get("port"))
         bound = listener.getsockname()[1]
-        wanted = {**state, "port": bound, "page_token": tokens.page}
+        wanted = {
+            **state,
+            "port": bound,
+            "page_token": tokens.page,
+            "metrics_token": tokens.metrics,
+        }
         if state != wanted:
             save_state(path, wanted)
         url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
@@ -85,6 +92,8 @@ def serve(
                 project=lambda: store.project_id(config.campaign.name),
                 student=student,
                 progress=lambda: _progress(config, store) | puller.to_json(),
+                metrics=lambda: metrics_text(campaign_status(config, store), puller.counts),
+                sick=lambda: puller.sick,
                 backend=MlBackend(blind=config.people.assist == "blind"),
                 hosts=server.own_hosts(host, public_url),
                 links=links,

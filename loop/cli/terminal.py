@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
+
+from loop.operate.log_file import said
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,6 +26,7 @@ LONG_WORD = 300
 def say(line: str) -> None:
     """One line of news, on stderr; of a word of hundreds of letters only the beginning and end."""
     whole = re.compile(rf"\S{{{LONG_WORD},}}")
+    said.log(logging.ERROR if line.startswith("Error: ") else logging.INFO, "%s", line)
     typer.echo(whole.sub(lambda word: f"{word[0][:100]}…{word[0][-2:]}", line), err=True)
 
 

@@ -49,7 +49,7 @@ class ArchiveWriter:
         with self._zip.open(info, "w", force_zip64=True) as raw:
             added = AddedFile(raw)
             yield added
-        self.members[name] = {"bytes": added.bytes, "sha256": added.digest.hexdigest()}
+        self.members[name] = {"bytes": added.size_bytes, "sha256": added.digest.hexdigest()}
 
     def add_file(self, name: str, path: Path) -> None:
         """Adds a file as it is now."""
@@ -63,14 +63,14 @@ class AddedFile:
     """A member that is being written, with its size and checksum so far."""
 
     raw: IO[bytes]
-    bytes: int = 0
+    size_bytes: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
 
     def write(self, data: bytes) -> None:
         """Adds to its end."""
         self.raw.write(data)
         self.digest.update(data)
-        self.bytes += len(data)
+        self.size_bytes += len(data)
 
 
 @contextmanager
@@ -101,7 +101,6 @@ class Archive:
     path: Path
     about: Mapping[str, Any]
     members: tuple[str, ...]
-    bytes: int
     _zip: zipfile.ZipFile
 
     @contextmanager
@@ -170,7 +169,7 @@ def _verified(archive: zipfile.ZipFile, path: Path, room_bytes: int) -> Archive:
         )
     for name, member in members.items():
         _refuse_other_content(archive, name, member, path)
-    return Archive(path, manifest, tuple(members), total, archive)
+    return Archive(path, manifest, tuple(members), archive)
 
 
 def _count(value: object) -> int:

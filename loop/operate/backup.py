@@ -303,7 +303,7 @@ def _about(archive: Archive) -> dict[str, Any]:
 
 def _campaign_text(archive: Archive) -> str:
     with archive.opening(CAMPAIGN_FILE) as member:
-        return member.read(2**22).decode("utf-8")
+        return str(member.read(2**22), "utf-8")
 
 
 def _restored_source(config: Config, archive: Archive, path: Path, *, trusted: bool) -> Path | None:

@@ -31,6 +31,7 @@ from loop.campaign.tables import (
     STAGES,
     VALIDATION,
     HiddenCheck,
+    Review,
     Run,
     round_id,
 )
@@ -150,7 +151,8 @@ def _people(config: Config, store: Store) -> Iterator[Finding]:
             f" ({_some(strange)}).",
             "They count for nothing; restore a backup if the texts were deleted by mistake.",
         )
-    tasks = Counter(r.task_id for r in (*reviews, *checks) if r.task_id is not None)
+    everything: list[Review | HiddenCheck] = [*reviews, *checks]
+    tasks = Counter(sent.task_id for sent in everything if sent.task_id is not None)
     shared = [task for task, n in tasks.items() if n > 1]
     if shared:
         yield Finding(
@@ -319,11 +321,12 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
         raise LoopError("Not every task could be read; try again.")
     there = Counter(task.item_id for task in fetched.tasks)
     task_ids = {task.task_id for task in fetched.tasks} | set(fetched.unserved)
-    sent = [r for r in (*store.reviews(name), *store.checks(name)) if r.task_id is not None]
-    ours = {r.id if isinstance(r, HiddenCheck) else r.item_id for r in sent}
+    reviews = store.reviews(name)
+    ours = {review.item_id for review in reviews if review.task_id is not None}
+    ours |= {check.id for check in store.checks(name) if check.task_id is not None}
     waiting = {
         str(r.task_id)
-        for r in store.reviews(name)
+        for r in reviews
         if r.task_id is not None and r.closed_at is None and r.outcome != DELETED
     }
 

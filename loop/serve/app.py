@@ -29,10 +29,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.requests import ClientDisconnect
 
+from loop.addresses import hidden
 from loop.errors import LoopError, foreign
 from loop.ports import FloatArray
 from loop.serve.current_student import CurrentStudent
 from loop.serve.limits import MAX_HEAD_BYTES, QUIET_S, LimitedProtocol, is_own_host, seldom_logged
+from loop.serve.metrics import CONTENT_TYPE
 from loop.serve.tokens import TOKEN_HEADER, Tokens
 
 MAX_HINT_BYTES = 64 * 1024  # our webhooks carry no payload
@@ -101,6 +103,8 @@ class Served:
         labels: the campaign's; new ones may come while it runs.
         project: the campaign's Label Studio project, or None before the first push.
         progress: all that the page shows.
+        metrics: the same as Prometheus reads it.
+        sick: why answers are not read any more, or None while all is well.
         backend: the labelling platform's own way to ask and to be answered.
         hosts: names under which the server is reached, besides localhost and numbers.
     """
@@ -113,6 +117,8 @@ class Served:
     student: CurrentStudent
     progress: Callable[[], Mapping[str, Any]]
     backend: Backend
+    metrics: Callable[[], str] = lambda: ""
+    sick: Callable[[], str | None] = lambda: None
     hosts: frozenset[str] = frozenset()
     links: OneTimeLinks = field(default_factory=OneTimeLinks)
 
@@ -164,6 +170,11 @@ def _basic_password(request: Request) -> str:
         with suppress(ValueError):
             return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     return ""
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given if scheme.lower() == "bearer" else ""
 
 
 def _check_webhook(request: Request, tokens: Tokens) -> None:
@@ -234,8 +245,11 @@ def make_app(served: Served) -> FastAPI:
         return {"status": "pulling"}
 
     @app.get("/health")
-    async def health() -> Mapping[str, Any]:
-        return served.backend.health()
+    async def health() -> Response:
+        why = served.sick()
+        if why is None:
+            return JSONResponse(dict(served.backend.health()))
+        return JSONResponse({"status": "DOWN", "detail": hidden(why)}, 503)
 
     @app.post("/setup")
     async def setup(request: Request) -> Mapping[str, Any]:
@@ -264,8 +278,7 @@ def make_app(served: Served) -> FastAPI:
     # people
 
     def known(request: Request) -> bool:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _same(given, tokens.page):
+        if _same(_bearer(request), tokens.page):
             return True
         return _same(request.cookies.get(cookie, ""), tokens.cookie)
 
@@ -281,6 +294,13 @@ def make_app(served: Served) -> FastAPI:
         if not known(request):
             raise _RefusedError(401, "wrong or no token")
         return JSONResponse(await run_in_threadpool(served.progress))
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        reader = _same(_bearer(request), tokens.metrics)
+        if not reader and not known(request):
+            raise _RefusedError(401, "wrong or no token")
+        return Response(await run_in_threadpool(served.metrics), media_type=CONTENT_TYPE)
 
     @app.post("/login")
     async def login(request: Request) -> Response:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from loop.errors import BusyError, foreign
 
 log = logging.getLogger(__name__)
 
+UNHEALTHY = 2  # failures in a row; one may be a server that is started anew
 DEBOUNCE_S = 2.0  # hints that come within this time cause one pull
 POLL_S = 60.0  # webhooks get lost
+
+
+class Pulls(NamedTuple):
+    """How pulling went since the start.
+
+    Attributes:
+        since_good_s: seconds since the last pull that worked, or since the start.
+    """
+
+    good: int
+    failed: int
+    failed_in_a_row: int
+    since_good_s: float
 
 
 class Puller:
@@ -42,6 +57,9 @@ class Puller:
         self.pulls = 0
         self.last_pull: datetime | None = None
         self.failure: str | None = None
+        self._failed_pulls = 0
+        self._in_a_row = 0
+        self._good_at = time.monotonic()
 
     def start(self) -> None:
         """Begins, with one pull at once: nobody knows what was missed."""
@@ -58,6 +76,20 @@ class Puller:
     def hint(self) -> None:
         """Something may have changed."""
         self._hinted.set()
+
+    @property
+    def counts(self) -> Pulls:
+        """How it went so far; another goldloop at work is no failure."""
+        since_s = time.monotonic() - self._good_at
+        return Pulls(self.pulls, self._failed_pulls, self._in_a_row, since_s)
+
+    @property
+    def sick(self) -> str | None:
+        """Why answers are not read any more, in one sentence; None while they are."""
+        failure = self.failure
+        if self._in_a_row < UNHEALTHY or failure is None:
+            return None
+        return f"The last {self._in_a_row} attempts to read people's answers failed: {failure}"
 
     def to_json(self) -> dict[str, Any]:
         """What the progress page says of it."""
@@ -82,9 +114,13 @@ class Puller:
                 self._hinted.set()
             except Exception as exc:  # the server must live on; the next poll tries again
                 log.debug("pulling failed", exc_info=True)
+                self._failed_pulls += 1
+                self._in_a_row += 1
                 self._failed(str(foreign(exc)))
             else:
                 self.failure = None
+                self._in_a_row = 0
+                self._good_at = time.monotonic()
                 self.last_pull = datetime.now(UTC)
                 self.pulls += 1
 

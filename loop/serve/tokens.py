@@ -54,6 +54,11 @@ class Tokens:
         return self._derived("page")
 
     @cached_property
+    def metrics(self) -> str:
+        """What Prometheus sends to read the metrics, and nothing else, as a bearer token."""
+        return self._derived("metrics")
+
+    @cached_property
     def cookie(self) -> str:
         """What a browser keeps once they did."""
         return self._derived("cookie")

@@ -14,6 +14,7 @@ from connectors.label_studio.ml_backend import MlBackend
 from connectors.label_studio.page import choice_result
 from loop.cli.serving import _progress
 from loop.errors import BusyError, ReviewerError, StoreError
+from loop.report.status import campaign_status
 from loop.round import pull_answers, run_round
 from loop.serve.app import (
     LINK_S,
@@ -24,11 +25,13 @@ from loop.serve.app import (
     make_app,
 )
 from loop.serve.current_student import CurrentStudent
-from loop.serve.puller import Puller
+from loop.serve.metrics import metrics_text
+from loop.serve.puller import Puller, Pulls
 from loop.serve.tokens import TOKEN_HEADER, Tokens, load_state, save_state, state_file
 from tests.loop.test_round import make
 
 TOKENS = Tokens(bytes(32))
+PULLS = Pulls(good=3, failed=2, failed_in_a_row=0, since_good_s=7.5)
 
 
 class Fixture:
@@ -48,12 +51,16 @@ class Fixture:
             progress=lambda: (
                 _progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
             ),
+            metrics=lambda: metrics_text(campaign_status(ctx.config, ctx.store), PULLS),
+            sick=lambda: self.sick,
             backend=MlBackend(blind=blind),
             links=self.links,
         )
         self.http = TestClient(
             make_app(served), base_url="http://127.0.0.1:8001", follow_redirects=False
         )
+
+    sick = None
 
     def hint(self):
         self.hints += 1
@@ -195,6 +202,52 @@ def test_it_pulls_without_hints_and_survives_failures():
     assert "ZeroDivisionError" in said[2]
     assert len(said) == 3
     assert puller.failure is None
+    assert (puller.counts.failed, puller.counts.failed_in_a_row, puller.sick) == (2, 0, None)
+
+
+def test_pulls_that_keep_failing_make_it_unhealthy(site):
+    def pull():
+        raise ReviewerError("Label Studio at http://u:secret@ls is down.")
+
+    puller = Puller(pull, debounce_s=0.01, poll_s=0.01)
+    puller.start()
+    end = time.monotonic() + 10
+    while puller.sick is None and time.monotonic() < end:
+        time.sleep(0.02)
+    puller.stop()
+    assert "is down" in puller.sick
+    site.sick = puller.sick
+    answer = site.http.get("/health")
+    assert (answer.status_code, answer.json()["status"]) == (503, "DOWN")
+    assert "is down" in answer.json()["detail"]
+    assert "secret" not in answer.text
+
+
+SAMPLE = re.compile(
+    r'(goldloop_[a-z_]+)\{campaign="c"(?:,[a-z]+="[^"\\\n]*")*\} (-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)'
+)
+
+
+def test_metrics_are_for_those_who_have_a_token(site):
+    for headers in ({}, backend(), {"Authorization": f"Bearer {TOKENS.webhook}"}):
+        assert site.http.get("/metrics", headers=headers).status_code == 401
+    reader = {"Authorization": f"Bearer {TOKENS.metrics}"}
+    assert site.http.get("/progress.json", headers=reader).status_code == 401
+    run_round(site.ctx)
+    for headers in (reader, {"Authorization": f"Bearer {TOKENS.page}"}):
+        answer = site.http.get("/metrics", headers=headers)
+        assert answer.status_code == 200
+    lines = answer.text.splitlines()
+    samples = [SAMPLE.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(samples)
+    values = {sample[1]: float(sample[2]) for sample in samples}
+    types = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert types == set(values)
+    assert (values["goldloop_labels_sent"], values["goldloop_labels_back"]) == (15, 0)
+    assert values["goldloop_seconds_since_last_good_pull"] == 7.5
+    assert values["goldloop_pull_failures_total"] == 2
+    assert 'stage="pull"} 1' in answer.text
+    assert "goldloop_cap_usd" not in values
 
 
 def test_pulling_never_opens_a_round(site):
