@@ -1,10 +1,13 @@
 """What happened, line by line, in a file that others may read."""
 
 import logging
+import os
 import re
 import stat
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from operated import answer, at_work
@@ -16,13 +19,14 @@ from loop.operate import log_file
 from loop.operate.log_file import logging_to
 from loop.round import run_round
 
+ROOT = Path(__file__).parents[3]
 LINE = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR)"
     r" campaign=\S+ round=\S+ stage=\S+ .*"
 )
 
 
-def test_lines_say_where_a_round_is_and_hold_no_secret(campaign, monkeypatch, capsys):
+def test_lines_say_where_a_round_is_and_hold_no_secret(campaign, monkeypatch):
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "0123456789abcdef")
     path = campaign / "log.txt"
     with logging_to(path):
@@ -40,7 +44,6 @@ def test_lines_say_where_a_round_is_and_hold_no_secret(campaign, monkeypatch, ca
     assert "campaign=- round=2 stage=train begins" in text
     assert "campaign=- round=2 stage=train ended after" in text
     assert "round=- stage=- look here" in text
-    assert "look here" in capsys.readouterr().err  # warnings are still seen
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     say("afterwards")
     assert path.read_text() == text
@@ -85,3 +88,15 @@ def test_the_option_logs_errors_too(tmp_path, monkeypatch, capsys):
         cli.main()
     assert "ERROR" in (tmp_path / "log.txt").read_text()
     assert capsys.readouterr().err.count("Error:") == 1
+
+
+def test_warnings_are_still_seen(tmp_path):
+    code = (
+        "import logging, pathlib; from loop.operate.log_file import logging_to\n"
+        "with logging_to(pathlib.Path('log.txt')): logging.getLogger('loop.x').warning('look')"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert (done.stderr, "look" in (tmp_path / "log.txt").read_text()) == ("look\n", True)
