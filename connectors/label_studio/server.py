@@ -32,6 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from connectors.downloads.packages import cache_dir
 from loop.errors import FetchError, ReviewerError
@@ -74,6 +75,7 @@ _ENVIRONMENT = {
         }
     ),
 }
+DATABASE = "GOLDLOOP_LABEL_STUDIO_DATABASE"  # names one on PostgreSQL, instead of a file
 SUBMIT_KEYS = "Enter or Space"  # as people read them
 
 # Label Studio reads settings under bare names such as HOST or DEBUG: only these are handed on.
@@ -201,7 +203,11 @@ def up(
         state.pop("pid", None)
         _write(folder, state)  # before the start: the account must never be one we do not know
         data = folder / "data"
-        if not (data / "label_studio.sqlite3").exists():
+        if _database():
+            data.mkdir(mode=0o700, exist_ok=True)
+            progress("Label Studio keeps its data in PostgreSQL; the first start takes minutes")
+            timeout_s *= 4  # every migration is run there, without a template
+        elif not (data / "label_studio.sqlite3").exists():
             template = _template(python, version, progress, timeout_s)
             _copy(template, data)
         progress("starting Label Studio")
@@ -419,7 +425,33 @@ def _environment(state: dict[str, Any] | None = None) -> dict[str, str]:
         env["LABEL_STUDIO_USERNAME"] = state["username"]
         env["LABEL_STUDIO_PASSWORD"] = state["password"]
         env["LABEL_STUDIO_USER_TOKEN"] = state["token"]
+        env |= _database()
     return env
+
+
+def _database() -> dict[str, str]:
+    """Settings for the PostgreSQL database of GOLDLOOP_LABEL_STUDIO_DATABASE; none for SQLite.
+
+    Raises:
+        ReviewerError: it is no address of a PostgreSQL database.
+    """
+    url = urlsplit(os.environ.get(DATABASE, ""))
+    if not url.geturl():
+        return {}
+    query, name = dict(parse_qsl(url.query)), url.path.strip("/")
+    if url.scheme != "postgresql" or not name or url.password:
+        raise ReviewerError(
+            f"{DATABASE} is no address of a PostgreSQL database without a password; write"
+            " postgresql://USER@HOST:PORT/NAME, and put the password into PGPASSWORD."
+        )
+    return {
+        "DJANGO_DB": "default",
+        "POSTGRE_NAME": unquote(name),
+        "POSTGRE_USER": unquote(url.username or ""),
+        "POSTGRE_PASSWORD": os.environ.get("PGPASSWORD", ""),
+        "POSTGRE_HOST": query.get("host") or url.hostname or "",
+        "POSTGRE_PORT": query.get("port") or str(url.port or 5432),
+    }
 
 
 def _launch(python: Path, folder: Path, state: dict[str, Any]) -> int:

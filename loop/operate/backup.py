@@ -375,15 +375,15 @@ def _insert(connection: Connection, table: Table, archive: Archive, stated: dict
         connection.execute(insert(table), rows)
     if count != stated["rows"]:
         raise ValueError(f"{table.name} has {count} rows, and {stated['rows']} were written")
-    numbered = "id" in table.columns and isinstance(table.columns["id"].type, Integer)
-    if numbered and connection.dialect.name == "postgresql":
+    numbered = table.autoincrement_column
+    if numbered is not None and connection.dialect.name == "postgresql":
         connection.execute(
             text(
-                f"select setval(s, max(id)) from {table.name},"  # noqa: S608
-                " (select pg_get_serial_sequence(:name, 'id') s) q"
-                " where s is not null group by s having max(id) is not null"
+                f'select setval(s, max("{numbered.name}")) from "{table.name}",'  # noqa: S608
+                " (select pg_get_serial_sequence(:table, :column) s) q where s is not null"
+                f' group by s having max("{numbered.name}") is not null'
             ),
-            {"name": table.name},
+            {"table": f'"{table.name}"', "column": numbered.name},
         )
 
 

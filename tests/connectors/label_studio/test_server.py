@@ -129,6 +129,26 @@ def test_settings_of_other_programs_stay_outside(monkeypatch):
     assert not {"HOST", "DEBUG", "DJANGO_DB", "LABEL_STUDIO_HOST", "PYTHONPATH"} & env.keys()
 
 
+def test_its_data_can_lie_in_postgresql(monkeypatch):
+    state = {"username": "u", "password": "p", "token": "t"}
+    assert "DJANGO_DB" not in server._environment(state)
+    monkeypatch.setenv("PGPASSWORD", "from the environment")
+    monkeypatch.setenv(server.DATABASE, "postgresql://me%40x@db:5433/label_studio")
+    env = server._environment(state)
+    assert "DJANGO_DB" not in server._environment()  # the template is a file
+    told = [env[f"POSTGRE_{key}"] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")]
+    assert (env["DJANGO_DB"], told) == (
+        "default", ["label_studio", "me@x", "from the environment", "db", "5433"],
+    )  # fmt: skip
+    monkeypatch.setenv(server.DATABASE, "postgresql://me@/ls?host=/run/sockets")
+    assert server._environment(state)["POSTGRE_HOST"] == "/run/sockets"
+    for wrong in ("mysql://h/d", "postgresql://h", "postgresql://u:secret@h/d"):
+        monkeypatch.setenv(server.DATABASE, wrong)
+        with pytest.raises(ReviewerError, match="PGPASSWORD") as told:
+            server._environment(state)
+        assert "secret" not in str(told.value)
+
+
 def test_a_process_of_somebody_else_is_never_ours(tmp_path):
     assert not server._is_ours(os.getpid(), tmp_path)
     assert not server._is_ours(0, tmp_path)
