@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -457,6 +458,68 @@ class Student(Protocol):
             say: told what the user should know, for instance that memory was short.
         Raises:
             StudentError: the encoder cannot be loaded, or training diverged.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TrackerSetup:
+    """What a campaign tells the one who builds an experiment tracker.
+
+    Attributes:
+        project: the tracker's project or experiment.
+        uri: the tracker's server or database; None leaves it to the tracker's own settings.
+        folder: where a tracker may keep files of its own.
+        say: told one line of news at a time.
+    """
+
+    project: str
+    uri: str | None
+    folder: Path
+    say: News = no_news
+
+
+@dataclass(frozen=True)
+class TrackedRound:
+    """A measured round, for a tracker.
+
+    Attributes:
+        number: of the round, and the step of its metrics.
+        at: when it was measured, in UTC.
+        metrics: finite numbers by name.
+    """
+
+    number: int
+    at: datetime
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrackedCampaign:
+    """What trackers are told of a campaign: no text, no person and no secret is in it.
+
+    Attributes:
+        id: the same each time; it tells the campaign from others of its name.
+        name: for people.
+        params: the campaign file, by ``section.key``.
+        rounds: all that are measured, oldest first.
+        files: the report, as of the newest round.
+    """
+
+    id: str
+    name: str
+    params: Mapping[str, str | int | float | bool]
+    rounds: Sequence[TrackedRound]
+    files: Sequence[Path]
+
+
+class Tracker(Protocol):
+    """Keeps the numbers of experiments, beside the campaign's own report."""
+
+    def track(self, campaign: TrackedCampaign) -> Sequence[int]:
+        """Takes the rounds that it does not have yet, each once; the numbers of those.
+
+        May raise whatever it likes: the campaign says so, and sends the rounds another time.
         """
         ...
 

@@ -46,7 +46,7 @@ from loop.measure.llm_quality import (
     suspect_metrics,
 )
 from loop.measure.round_metrics import measure_round
-from loop.money import check_committed, texts_that_fit, why_nothing_to_buy
+from loop.money import account, check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round
 from loop.people.answers import ask_further, close_answered, everything_is_due, take_in
 from loop.people.gold import decide_all
@@ -426,7 +426,8 @@ def measure(ctx: Context, round_: Round) -> bool:
     metrics = _with_gold(ctx, round_, metrics)
     with ctx.store.transaction() as session:
         ctx.store.set_metrics(session, round_, metrics)
-        _advance(ctx, round_, "measure", session)
+        spent = account(ctx.config, ctx.store, session).spent_usd
+        _advance(ctx, round_, "measure", session, spent_usd=spent)
     write_outputs(ctx.config, ctx.store)
     return True
 

@@ -46,6 +46,7 @@ def test_every_import_is_declared():
     through_others = {  # parts of the interface of what is declared
         "huggingface-hub": "transformers",
         "markupsafe": "jinja2",
+        "mlflow": "mlflow-skinny",
         "sqlalchemy": "sqlmodel",
         "starlette": "fastapi",
         "tokenizers": "transformers",

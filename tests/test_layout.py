@@ -8,7 +8,11 @@ from tests import import_floors
 
 ROOT = Path(__file__).parent.parent
 FEWEST, MOST = 4, 12
-FEW = {"connectors": "holds folders only", "loop.campaign.migrations": "laid out by alembic"}
+FEW = {
+    "connectors": "holds folders only",
+    "connectors.tracking": "one file for each tracker",
+    "loop.campaign.migrations": "laid out by alembic",
+}
 """Folders of another size, with the reason."""
 
 MODULES = {
@@ -91,6 +95,8 @@ TESTED_BY = {
     "connectors.downloads.archives": "connectors/downloads/test_packages.py",
     "connectors.downloads.gguf": "connectors/downloads/test_packages.py",
     "connectors.downloads.models": "connectors/downloads/test_packages.py",
+    "connectors.tracking.mlflow_runs": "loop/deliver/test_track.py",
+    "connectors.tracking.wandb_runs": "loop/deliver/test_track.py",
     "strategies.pool": "strategies/test_contract.py",
     "strategies.needs": "strategies/test_contract.py",
     "strategies.signals.components": "strategies/test_select.py",

@@ -32,7 +32,10 @@ def asked(*extras):
     ("lock", "extras"),
     [
         ("requirements.lock", ("datasets", "excel", "postgres", "serve")),
-        ("requirements-dev.lock", ("datasets", "excel", "postgres", "serve", "dev", "bench")),
+        (
+            "requirements-dev.lock",
+            ("datasets", "excel", "mlflow", "postgres", "serve", "wandb", "dev", "bench"),
+        ),
     ],
 )
 def test_a_lock_holds_a_version_that_is_allowed_for_each_dependency(lock, extras):

@@ -119,6 +119,12 @@ kind = "people"               # "gold" and "recorded" simulate people, for resea
 # url = "sqlite:///campaign.db"        # or postgresql+psycopg://user@host/database, whose password
                               # is in PGPASSWORD or ~/.pgpass: no address here may hold a secret
 # folder = "runs"             # models, caches, rounds.json and report.html
+
+[tracking]
+# to = "mlflow"               # sends each round there; or "wandb", or ["mlflow", "wandb"]; needs
+                              # pip install 'goldloop[mlflow]'; no text and no secret goes out
+# project = "goldloop"        # MLflow's experiment, W&B's "project" or "team/project"
+# uri = "http://127.0.0.1:5000"        # left out: MLFLOW_TRACKING_URI, WANDB_BASE_URL, as usual
 """
 
 

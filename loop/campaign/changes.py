@@ -189,6 +189,9 @@ POLICIES: dict[str, Policy] = {
         " copy, is accepted.",
     ),
     "store.folder": Policy("at once", why="Models and caches of earlier rounds stay behind."),
+    "tracking.to": Policy("at once", why="A new tracker gets the earlier rounds, too."),
+    "tracking.project": Policy("at once", why="The rounds begin a new run there."),
+    "tracking.uri": Policy("at once", why="The rounds begin a new run there."),
 }
 
 SENT_TO_PEOPLE = ("raters.kind", "people.platform")

@@ -552,6 +552,39 @@ class StoreSection(Section):
         return url
 
 
+class TrackingSection(Section):
+    """Where each measured round is sent, besides the campaign's own report."""
+
+    to: tuple[Annotated[str, AfterValidator(Known("trackers"))], ...] = ()
+    project: Text = "goldloop"
+    uri: (
+        Annotated[
+            str,
+            BeforeValidator(
+                NoSecret(
+                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or WANDB_API_KEY,"
+                    " in the environment"
+                )
+            ),
+        ]
+        | None
+    ) = None
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_address_each(self) -> TrackingSection:
+        if self.uri is not None and len(self.to) > 1:
+            raise ValueError(
+                "uri is the address of one tracker; with two, set MLFLOW_TRACKING_URI and"
+                " WANDB_BASE_URL in the environment instead"
+            )
+        return self
+
+
 class Config(Section):
     """A whole campaign file."""
 
@@ -568,6 +601,7 @@ class Config(Section):
     label_studio: LabelStudioSection = LabelStudioSection()
     raters: RatersSection = RatersSection()
     store: StoreSection = StoreSection()
+    tracking: TrackingSection = TrackingSection()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _lr_why: str = PrivateAttr(default="")

@@ -1,12 +1,13 @@
 """What a campaign file names: goldloop's own parts, and those that installed packages add.
 
-A package adds a part by an entry point in one of three groups, under the name that stands in the
+A package adds a part by an entry point in one of four groups, under the name that stands in the
 campaign file:
 
     goldloop.strategies    ``(pool, rng) -> suspicion (n,)``; an attribute ``needs`` may name what
                            it cannot do without, as in ``strategies.needs``
     goldloop.annotators    ``(AnnotatorSetup) -> Annotator``, for ``annotator.kind``
     goldloop.reviewers     ``(ReviewerSetup) -> Reviewer``, for ``people.platform``
+    goldloop.trackers      ``(TrackerSetup) -> Tracker``, for ``tracking.to``
 
 goldloop's own connectors stand in ``BUILT_IN`` in the same form: a new one is its folder and a
 line here. These are names; nothing is imported before a campaign uses it.
@@ -22,7 +23,7 @@ from typing import Any, Literal, cast
 from loop.errors import ConfigError
 from strategies.needs import NEEDS
 
-Group = Literal["strategies", "annotators", "reviewers"]
+Group = Literal["strategies", "annotators", "reviewers", "trackers"]
 
 BUILT_IN: dict[Group, dict[str, str]] = {
     "annotators": {
@@ -33,11 +34,16 @@ BUILT_IN: dict[Group, dict[str, str]] = {
     },
     "reviewers": {"label_studio": "connectors.label_studio.reviewer:build"},
     "strategies": {name: f"strategies:{name}" for name in NEEDS},
+    "trackers": {
+        "mlflow": "connectors.tracking.mlflow_runs:build",
+        "wandb": "connectors.tracking.wandb_runs:build",
+    },
 }
 _ONE: dict[Group, str] = {
     "strategies": "strategy",
     "annotators": "annotator",
     "reviewers": "platform for people",
+    "trackers": "experiment tracker",
 }
 
 
@@ -69,7 +75,7 @@ def what(group: Group, name: str) -> str:
 
 
 def load(group: Group, name: str) -> Callable[..., Any]:
-    """What the name stands for: a strategy, or what builds an annotator or a reviewer.
+    """What the name stands for: a strategy, or what builds one of the others.
 
     Raises:
         ConfigError: nothing has the name, two packages have it, or it cannot be imported or called.

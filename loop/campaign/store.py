@@ -551,12 +551,20 @@ class Store(Database, LlmStore):
             )
             return session.exec(query.order_by(col(Event.id).desc()).limit(1)).first()
 
-    def events(self, session: Session, campaign: str, command: str, what: str) -> list[Event]:
-        """All lines of the audit trail about one thing, oldest first; read in ``session``."""
-        query = select(Event).where(
-            Event.campaign == campaign, Event.command == command, Event.what == what
-        )
-        return list(session.exec(query.order_by(col(Event.id))).all())
+    def events(
+        self,
+        campaign: str,
+        command: str,
+        what: str | None = None,
+        *,
+        session: Session | None = None,
+    ) -> list[Event]:
+        """The audit trail of one command, or about one thing, oldest first."""
+        query = select(Event).where(Event.campaign == campaign, Event.command == command)
+        if what is not None:
+            query = query.where(Event.what == what)
+        with self.within(session) as session:
+            return list(session.exec(query.order_by(col(Event.id))).all())
 
     def log(self, session: Session, campaign: str, command: str, what: str, **detail: Any) -> None:
         """Adds a line to the audit trail, in the caller's transaction."""

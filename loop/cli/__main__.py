@@ -32,7 +32,7 @@ USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not
 GROUPS = {
     "Begin": ("init", "check", "plan", "import-labels", "validate", "demo"),
     "Run the loop": ("run", "status", "people", "report", "codebook", "serve"),
-    "Take the result with you": ("export", "model", "predict"),
+    "Take the result with you": ("export", "model", "predict", "track"),
     "Find out more": ("plateau", "variance", "bench"),
     "One stage at a time": ("annotate", "score", "select", "push", "pull", "train"),
     "Look after it": (

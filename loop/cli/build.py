@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from loop.campaign.extensions import Group
     from loop.campaign.store import Store
     from loop.operate.doctor import Server
-    from loop.ports import Annotator, AnnotatorSetup, Raters, Reviewer, Show, SourceText, Student
+    from loop.ports import (
+        Annotator,
+        AnnotatorSetup,
+        Raters,
+        Reviewer,
+        Show,
+        SourceText,
+        Student,
+        Tracker,
+    )
     from loop.serve.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -342,6 +351,19 @@ def build_reviewer(config: Config, store: Store) -> Reviewer:
         show=bar,
     )
     return cast(Reviewer, _built("reviewers", platform, setup, Reviewer))
+
+
+def build_tracker(config: Config, name: str) -> Tracker:
+    """An experiment tracker that the campaign file names.
+
+    Raises:
+        LoopError: it cannot be built.
+    """
+    from loop.ports import Tracker, TrackerSetup
+
+    section = config.tracking
+    setup = TrackerSetup(section.project, section.uri, config.out / "tracking", say)
+    return cast(Tracker, _built("trackers", name, setup, Tracker))
 
 
 def build_raters(config: Config, store: Store) -> Raters:

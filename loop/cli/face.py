@@ -24,6 +24,7 @@ from loop.cli.build import (
     build_context,
     build_encoder_student,
     build_recorded,
+    build_tracker,
     check_labels,
     local_login,
     make_ready,
@@ -34,7 +35,7 @@ from loop.cli.build import (
     with_learning_rate,
 )
 from loop.cli.terminal import bar, say
-from loop.errors import DataError, LoopError, NoStoreError, foreign
+from loop.errors import ConfigError, DataError, LoopError, NoStoreError, foreign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from loop.campaign.store import Store
     from loop.campaign.tables import Round
     from loop.deliver.predict import Labeller, Predictions
+    from loop.deliver.track import Tracked
     from loop.people.import_labels import Import
     from loop.ports import Student
     from loop.studies.plan import Plan
@@ -218,6 +220,29 @@ class Campaign:
         with at_work(self.file, "run") as ctx:
             make_ready(ctx)
             return run_rounds(ctx, rounds=rounds, wait=wait, close=close, until=until)
+
+    @_raises_loop_errors
+    def track(self) -> dict[str, list[int]]:
+        """Sends the trackers of ``tracking.to`` the measured rounds that they do not have yet.
+
+        ``run`` does it after each round; this is for a tracker that failed or came later.
+
+        Returns:
+            Tracker -> numbers of the rounds that it took now.
+        Raises:
+            BusyError: another process is writing to the campaign.
+            ConfigError: the campaign file names no tracker.
+            LoopError: a tracker took nothing; those that did keep what they took.
+        """
+        with at_work(self.file, "track") as ctx:
+            if not ctx.config.tracking.to:
+                raise ConfigError(
+                    f'{self.file} names no tracker; add [tracking] with to = "mlflow" or "wandb".'
+                )
+            sent = track_measured(ctx)
+        if failed := [tracked.name for tracked in sent if tracked.problem]:
+            raise LoopError(f"{' and '.join(failed)} did not take the rounds; see above.")
+        return {tracked.tracker: list(tracked.rounds) for tracked in sent}
 
     @_raises_loop_errors
     def import_labels(
@@ -628,9 +653,12 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
         ("annotators", config.annotator.kind),
         ("reviewers", config.people.platform),
         *(("strategies", signal) for signal in config.strategy.signals),
+        *(("trackers", tracker) for tracker in config.tracking.to),
     ):
         try:
             load_part(cast(Group, group), name)
+            if group == "trackers":
+                build_tracker(config, name)
             if group == "annotators" and name not in BUILT_IN["annotators"]:
                 build_annotator(config).close()
         except LoopError as exc:
@@ -703,6 +731,7 @@ def run_rounds(
         if round_.stage == "done":
             finished += 1
             say(f"Round {round_.number} is done.")
+            track_measured(ctx)
             measured = True
         elif close:
             close_early(ctx, open_round(ctx))
@@ -716,6 +745,18 @@ def run_rounds(
                 return False
             time.sleep(5)
     return True
+
+
+def track_measured(ctx: Context) -> list[Tracked]:
+    """Sends the measured rounds to the campaign's trackers, and says what became of it."""
+    if not ctx.config.tracking.to:
+        return []
+    from loop.deliver.track import track_rounds
+
+    sent = track_rounds(ctx.config, ctx.store, lambda name: build_tracker(ctx.config, name))
+    for tracked in sent:
+        say(tracked.line)
+    return sent
 
 
 def waiting_line(ctx: Context, round_: Round) -> str:

@@ -135,6 +135,15 @@ def export(
 
 
 @app.command()
+def track(file: File = CAMPAIGN) -> None:
+    """Send the measured rounds to MLflow or Weights & Biases, as [tracking] in the file says.
+
+    `goldloop run` does it after each round; use this for a tracker that failed or came later.
+    """
+    Campaign(file).track()
+
+
+@app.command()
 def model(
     folder: Annotated[
         Path | None, typer.Argument(help="Where it goes.", show_default="runs/final")

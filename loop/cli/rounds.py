@@ -20,7 +20,7 @@ from loop.cli.build import (
     open_store,
     reading,
 )
-from loop.cli.face import Campaign, run_rounds, waiting_line
+from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, print_next, print_rounds, say
 from loop.errors import LoopError, NoStoreError
@@ -269,6 +269,8 @@ def _stage(file: Path, stage: str) -> None:
 
     with at_work(file, stage) as ctx:
         round_ = run_stage(ctx, stage)
+        if stage == "train" and round_.stage == "done":
+            track_measured(ctx)
         say(f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}.")
 
 

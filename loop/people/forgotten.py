@@ -41,7 +41,7 @@ class Forgotten:
     @classmethod
     def of(cls, store: Store, session: Session, campaign: str) -> Forgotten:
         """Those that the store knows of."""
-        events = store.events(session, campaign, COMMAND, WHAT)
+        events = store.events(campaign, COMMAND, WHAT, session=session)
         return cls(
             store.campaign_uid(campaign),
             {e.detail["hash"]: e.detail["pseudonym"] for e in events},

@@ -1,4 +1,4 @@
-"""Parts of a package of somebody else: a strategy, an annotator and a platform for people."""
+"""Parts of a package of somebody else: a strategy, an annotator, a platform and a tracker."""
 
 import json
 
@@ -83,3 +83,18 @@ class Desk:
 
     def url(self):
         return str(self.file)
+
+
+class Diary:
+    """A tracker that writes each round's accuracy into a file."""
+
+    def __init__(self, setup):
+        self.file = setup.folder / f"{setup.project}.json"
+
+    def track(self, campaign):
+        self.file.parent.mkdir(exist_ok=True)
+        known = json.loads(self.file.read_text()) if self.file.exists() else {}
+        new = [r for r in campaign.rounds if str(r.number) not in known]
+        known |= {str(r.number): r.metrics["loop/accuracy"] for r in new}
+        self.file.write_text(json.dumps(known))
+        return [r.number for r in new]

@@ -119,6 +119,9 @@ EDITS = {
     "raters.ratings_column": "r",
     "store.url": "sqlite:///other.db",
     "store.folder": "elsewhere",
+    "tracking.to": ["mlflow"],
+    "tracking.project": "other",
+    "tracking.uri": "http://127.0.0.1:5000",
 }
 
 

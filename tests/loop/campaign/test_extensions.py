@@ -51,6 +51,9 @@ platform = "{platform}"
 options.file = "desk.json"
 [store]
 folder = "{name}"
+[tracking]
+to = "diary"
+project = "films"
 """
 DRIVE = """
 import json, sys
@@ -75,7 +78,8 @@ labels = campaign.labels()
 labels = labels if isinstance(labels, list) else labels.to_dict("records")
 told = {"done": done, "people": sum(row["source"] == "gold" for row in labels),
         "said": {row["label"] for row in labels if row["source"] == "gold"},
-        "llm": {row["llm_label"] for row in labels}}
+        "llm": {row["llm_label"] for row in labels}, "again": campaign.track(),
+        "diary": json.load(open("fine/tracking/films.json"))}
 told |= {name: problem(f"{name}.toml") for name in ("crooked", "missing", "unknown", "fine")}
 sys.path.insert(0, "second")
 _installed.cache_clear()
@@ -129,6 +133,8 @@ def test_a_campaign_runs_on_parts_of_an_installed_package(told):
     assert told["said"] == ["bad"]  # the desk always says the first label
     assert told["llm"] == ["bad", "good"]
     assert told["fine"] == ""
+    assert told["diary"].keys() == {"1"}
+    assert told["again"] == {"diary": []}
 
 
 def test_parts_that_cannot_be_used_are_one_sentence(told):
