@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from loop.campaign.config import Config
 from loop.campaign.metrics import METRICS, Metric, RoundMetrics
-from loop.report.contents import Methods, ReportRow, ReportView
+from loop.report.contents import NOT_COMPARABLE, Methods, ReportRow, ReportView
 from loop.report.wording import difference, percent
 
 IN_TABLE = ("accuracy", "macro_f1", "alpha_k", "p_uc", "reliable_accuracy")
@@ -18,8 +18,9 @@ HEADS = {"alpha_k": r"$\alpha_K$", "p_uc": r"$p_{uc}$", "macro_f1": "macro-F1"}
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\char34{}",
     "`": r"\textasciigrave{}", "\N{MINUS SIGN}": "$-$", "±": r"$\pm$", "–": "--", "…": r"\dots{}",
+    "†": r"$\dagger$",
 }  # fmt: skip
 
 
@@ -31,15 +32,19 @@ def latex(text: str) -> str:
 def latex_table(view: ReportView) -> str:
     """The table per round for LaTeX with booktabs: means, spreads over seeds, 95 % intervals."""
     over = "test texts" if view.over == "items" else "test texts and seeds"
-    people = " People are simulated." if view.simulated else ""
+    notes = " People are simulated." if view.simulated else ""
+    if any(row.not_comparable for row in view.rows):
+        notes += f" {latex(NOT_COMPARABLE)}: not comparable with the rounds before it."
     heads = [HEADS.get(key, METRICS[key].title) for key in IN_TABLE]
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex(view.campaign)}: students by round, times 100; mean over {view.seeds}"
-        rf" seeds $\pm$ standard deviation, below it the 95\,\% interval over {over}.{people}}}",
-        r"\begin{tabular}{l" + "r" * (1 + len(heads)) + "}",
+        rf" seeds $\pm$ standard deviation, below it the 95\,\% interval over {over}.{notes}}}",
+        r"\small",
+        r"\setlength{\tabcolsep}{2.5pt}",
+        r"\begin{tabular}{@{}l" + "r" * (1 + len(heads)) + "@{}}",
         r"\toprule",
         " & ".join(["labels", "gold", *heads]) + r" \\",
     ]

@@ -3,8 +3,10 @@
 import csv
 import io
 import re
+import subprocess
 from dataclasses import replace
 from math import nan
+from shutil import which
 
 import pytest
 
@@ -48,7 +50,7 @@ def test_the_latex_table_is_whole_and_escaped():
     table = latex_table(VIEW)
     assert r"50 \% of \$x\_\{1\}\$ \& \#2: students by round" in table
     assert "People are simulated" in table
-    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", table)[1]
+    columns = re.search(r"\\begin\{tabular\}\{@\{\}(\w+)@\{\}\}", table)[1]
     rows = [line for line in table.splitlines() if line.endswith(r"\\")]
     assert {len(re.split(r"(?<!\\)&", line)) for line in rows} == {len(columns)}
     assert r"Round 1 & 1,240 & 72.5 $\pm$ 1.0 & -- & $-$2.0 & -- & --" in table
@@ -58,12 +60,37 @@ def test_the_latex_table_is_whole_and_escaped():
     assert table.count("{") == table.count("}")
 
 
+ALL = {key: Metric(0.7253, 0.7012, 0.7534) for key in ("accuracy", "macro_f1", "p_uc")}
+ALL |= {"alpha_k": Metric(-0.02, -0.1, 0.06), "reliable_accuracy": Metric(0.5, 0.4, 0.6)}
+ALL |= {"accuracy_sd": Metric(0.0104), "macro_f1_sd": Metric(0.0123)}
+
+
+@pytest.mark.skipif(which("pdflatex") is None, reason="LaTeX is not installed")
+def test_latex_sets_the_table_within_the_page(tmp_path):
+    rows = [
+        ReportRow("loop", 12, 12400, ALL, not_comparable=("student.lr",)),
+        ReportRow("random", 12, 12400, ALL),
+        ReportRow("all_gold", None, 40000, ALL),
+    ]
+    hostile = "[x] & % $ # _ { } ~ ^ \\ < > | \" ` ' größe – … ± − † é œ “q” €"
+    table = latex_table(replace(VIEW, rows=tuple(rows), campaign=hostile))
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n"
+        f"{table}\\end{{document}}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "set_as"),
     [
         ("a_b^c~d\\e", r"a\_b\textasciicircum{}c\textasciitilde{}d\textbackslash{}e"),
         ("two\nlines\u202e", "two lines"),
         ("größer – 1 ± 2", "größer -- 1 $\\pm$ 2"),
+        ('"q" †', r"\char34{}q\char34{} $\dagger$"),  # \textquotedbl needs another font encoding
     ],
 )
 def test_text_is_set_as_it_is(given, set_as):
