@@ -245,7 +245,7 @@ def _name_and_description(line: str) -> tuple[str, str]:
     return name.strip(), description.strip()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop check --file films/goldloop.toml")
 def check(file: File = CAMPAIGN) -> None:
     """Say everything that is wrong with the campaign file and its texts, and what will happen."""
     campaign = Campaign(file)
@@ -259,7 +259,10 @@ def check(file: File = CAMPAIGN) -> None:
     say(f"{file} is fine. Next: `goldloop run`.")
 
 
-@app.command(name="import-labels")
+@app.command(
+    name="import-labels",
+    epilog="Example: goldloop import-labels doccano.jsonl --label-column label",
+)
 def import_labels(
     source: Annotated[
         Path | None,

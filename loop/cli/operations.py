@@ -17,7 +17,7 @@ from loop.errors import LoopError
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop doctor --file films/goldloop.toml")
 def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
     """Look at the machine, the servers and the store: what is wrong, and how to mend it."""
     from loop.operate.doctor import as_json as told
@@ -37,14 +37,14 @@ def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
     say("Nothing stands in the way.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop upgrade --file films/goldloop.toml")
 def upgrade(file: File = CAMPAIGN) -> None:
     """Bring a store of an earlier goldloop up to date; a copy of it is kept beside it."""
     with at_work(file, "upgrade"):
         say("The store is up to date.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop migrate --to 0008")
 def migrate(
     file: File = CAMPAIGN,
     down: Annotated[
@@ -94,7 +94,7 @@ def migrate(
     ))  # fmt: skip
 
 
-@app.command()
+@app.command(epilog="Example: goldloop backup films.backup")
 def backup(
     out: Annotated[
         Path | None,
@@ -122,7 +122,7 @@ def backup(
     typer.echo(str(written.path))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop restore films.backup")
 def restore(
     backup: Annotated[Path, typer.Argument(help="A file that `goldloop backup` wrote.")],
     file: File = CAMPAIGN,
@@ -141,7 +141,7 @@ def restore(
     say("Next: `goldloop status`, then `goldloop run`.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop fsck --repair")
 def fsck(
     file: File = CAMPAIGN,
     repair: Annotated[
@@ -178,7 +178,7 @@ def fsck(
         "Store and files fit together; Label Studio was not asked.")  # fmt: skip
 
 
-@app.command()
+@app.command(epilog="Example: goldloop forget ann@example.org")
 def forget(
     person: Annotated[str, typer.Argument(help="Their name, as `goldloop people` shows it.")],
     file: File = CAMPAIGN,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop status --json")
 def status(
     file: File = CAMPAIGN,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,7 +31,7 @@ def status(
     typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(status_lines(told)))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop report --latex --csv --out paper")
 def report(
     file: File = CAMPAIGN,
     out: Annotated[
@@ -73,7 +73,7 @@ def _print_tables(view: ReportView, *, latex: bool, as_csv: bool, out: Path | No
             typer.echo(str(out / name))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop codebook --out docs")
 def codebook(
     file: File = CAMPAIGN,
     out: Annotated[
@@ -91,7 +91,7 @@ def codebook(
     typer.echo(str(path))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop people --json")
 def people(
     file: File = CAMPAIGN,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -117,7 +117,7 @@ def people(
         typer.echo(line)
 
 
-@app.command()
+@app.command(epilog="Example: goldloop export labels.csv --all-rows --card README.md")
 def export(
     out: Annotated[Path, typer.Argument(help="labels.csv, .jsonl, .parquet, or a folder.")],
     all_rows: Annotated[
@@ -134,7 +134,7 @@ def export(
     say(f"Wrote {written:,} labels to {out}{f', the card to {card}' if card else ''}.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop track --file films/goldloop.toml")
 def track(file: File = CAMPAIGN) -> None:
     """Send the measured rounds to MLflow or Weights & Biases, as [tracking] in the file says.
 
@@ -143,7 +143,7 @@ def track(file: File = CAMPAIGN) -> None:
     Campaign(file).track()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop model runs/final --force")
 def model(
     folder: Annotated[
         Path | None, typer.Argument(help="Where it goes.", show_default="runs/final")
@@ -158,7 +158,7 @@ def model(
     typer.echo(str(Campaign(file).model(folder, seeds=seeds, force=force)))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop predict more.csv --text-column review --out labelled.csv")
 def predict(
     source: Annotated[
         Path, typer.Argument(help="CSV, JSONL, Parquet, .xlsx, or text: one a line.")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop run --wait --until accuracy=0.8")
 def run(
     file: File = CAMPAIGN,
     rounds: Annotated[
@@ -57,7 +57,7 @@ def run(
         _print_result(file)
 
 
-@app.command()
+@app.command(epilog="Example: goldloop validate --size 200 --goal 0.9")
 def validate(
     file: File = CAMPAIGN,
     size: Annotated[
@@ -105,7 +105,7 @@ def validate(
     typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(lines))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop annotate --plan")
 def annotate(
     file: File = CAMPAIGN,
     plan: Annotated[
@@ -148,25 +148,25 @@ def _retry(file: Path) -> None:
             say(news)
 
 
-@app.command()
+@app.command(epilog="Example: goldloop score --file films/goldloop.toml")
 def score(file: File = CAMPAIGN) -> None:
     """Compute how suspect each LLM label is."""
     _stage(file, "score")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop select --file films/goldloop.toml")
 def select(file: File = CAMPAIGN) -> None:
     """Choose the batch that people shall label."""
     _stage(file, "select")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop push --file films/goldloop.toml")
 def push(file: File = CAMPAIGN) -> None:
     """Send the batch to Label Studio, most suspect first."""
     _stage(file, "push")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop pull --close")
 def pull(
     file: File = CAMPAIGN,
     close: Annotated[
@@ -205,13 +205,13 @@ def pull(
             say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop train --file films/goldloop.toml")
 def train(file: File = CAMPAIGN) -> None:
     """Repair labels, retrain the student with several seeds, and measure the round."""
     _stage(file, "train")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop demo --by-hand --folder demo-by-hand")
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
     by_hand: Annotated[

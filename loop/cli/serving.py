@@ -26,7 +26,7 @@ label_studio_app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(epilog="Example: goldloop serve --connect")
 def serve(
     file: File = CAMPAIGN,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -130,7 +130,7 @@ def _progress(config: Config, store: Store) -> dict[str, Any]:
     return told | {"to_come": to_come(plan, told["pace"]["answers_out"], at)}
 
 
-@label_studio_app.command("up")
+@label_studio_app.command("up", epilog="Example: goldloop label-studio up")
 def label_studio_up() -> None:
     """Install it if need be, start it on loopback, and say how to log in."""
     from connectors.label_studio import server as label_studio_server
@@ -140,7 +140,7 @@ def label_studio_up() -> None:
     say(f"User {info.username}, password {info.password}")
 
 
-@label_studio_app.command("down")
+@label_studio_app.command("down", epilog="Example: goldloop label-studio down")
 def label_studio_down() -> None:
     """Stop it; projects and answers stay."""
     from connectors.label_studio import server as label_studio_server
@@ -149,7 +149,7 @@ def label_studio_down() -> None:
     say("Stopped." if stopped else "It was not running.")
 
 
-@label_studio_app.command("status")
+@label_studio_app.command("status", epilog="Example: goldloop label-studio status")
 def label_studio_status() -> None:
     """Say whether it runs, and where."""
     from connectors.label_studio import server as label_studio_server

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example: goldloop variance --student frozen")
 def variance(
     file: File = CAMPAIGN,
     student: Student = "encoder",
@@ -77,7 +77,7 @@ def plan(
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else "\n".join(plan_lines(made)))
 
 
-@app.command()
+@app.command(epilog="Example: goldloop plateau --student frozen")
 def plateau(
     file: File = CAMPAIGN,
     student: Student = "frozen",
@@ -115,7 +115,7 @@ def _student_kind(student: str) -> StudentKind:
     raise typer.BadParameter(f"{student!r} is neither 'encoder' nor 'frozen'.")
 
 
-@app.command()
+@app.command(epilog="Example: goldloop bench texts.csv --label gold --llm-column llm")
 def bench(
     source: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet with gold and LLM labels.")],
     label: Annotated[str, typer.Option(help="Column with the human labels.")],

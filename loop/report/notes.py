@@ -34,12 +34,12 @@ def campaign_notes(
         notes.append(f"Of {became.sent} texts sent to people: {tally_line(became)}.")
     notes += answer_lines(reviews, store.annotations(config.campaign.name))
     outcomes = [r.outcome for r in reviews]
-    without = sum(o in ("conflict", "skipped", "unsure", "unreadable") for o in outcomes)
+    kinds = {"conflict": "in conflict", **{k: k for k in ("skipped", "unsure", "unreadable")}}
+    without = {kind: outcomes.count(kind) for kind in kinds if kind in outcomes}
     if without:
+        listed = ", ".join(f"{n} {kinds[kind]}" for kind, n in without.items())
         notes.append(
-            f"{without} texts came back without a gold label"
-            f" ({outcomes.count('conflict')} conflicts, {outcomes.count('skipped')} skipped,"
-            f" {outcomes.count('unsure')} unsure, {outcomes.count('unreadable')} unreadable);"
+            f"{sum(without.values())} texts came back without a gold label ({listed});"
             " `goldloop codebook` shows them."
         )
     notes += assistance_lines(config.people.assist, campaign_assistance(config, store))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loop.campaign.config import Config
-from loop.campaign.metrics import COMPARED, RoundMetrics, as_json
+from loop.campaign.metrics import COMPARED, METRICS, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES
 from loop.llm.ask import RETRY
@@ -103,10 +103,9 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     budget, this, verdict = status["budget"], status["this_round"], status["verdict"]
     money = ""
     if budget["usd_committed"] or budget["usd"] is not None:
-        money = (
-            f", ${budget['usd_spent']:.2f} spent,"
-            f" ${budget['usd_committed']:.2f} with what is not back yet"
-        )
+        money = f", ${budget['usd_spent']:.2f} spent"
+        if budget["usd_committed"] > budget["usd_spent"]:
+            money += f", ${budget['usd_committed']:.2f} with what is not back yet"
     if budget["usd"] is not None:
         money += f", of ${budget['usd']:.2f}"
     in_all = Tally(**{key: status[key] for key in this})
@@ -130,7 +129,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         )
     if status["metrics"]:
         figures = [
-            f"{key} {100 * metric['value']:.1f}"
+            f"{METRICS[key].title} {100 * metric['value']:.1f}"
             for key in COMPARED
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]

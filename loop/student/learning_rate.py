@@ -1,8 +1,8 @@
 """The learning rate that fits an encoder, for campaign files that name none.
 
 The smaller an encoder, the larger the steps that it needs: at roberta-base's 2e-5 a MiniLM can
-still answer the commonest class after three epochs over 1,000 texts. docs/student.md has measured
-rates and the command that measures them. Importing this file imports no torch.
+still answer the commonest class after three epochs over 1,000 texts. docs/measurements/student.md
+has measured rates and the command that measures them. Importing this file imports no torch.
 """
 
 from __future__ import annotations

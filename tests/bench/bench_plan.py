@@ -30,7 +30,7 @@ from loop.bench.data_sets import BenchData
 from loop.bench.learners import FrozenLearner
 from loop.bench.policies import POLICIES
 from loop.bench.replay import Shared, replay
-from loop.campaign.metrics import Metric, RoundMetrics
+from loop.campaign.metrics import Metric, RoundMetrics, of_json
 from loop.measure.stability import measure, paired_difference
 from loop.measure.stopping import why_stop
 from loop.studies.plan import curve_of, points_of
@@ -75,13 +75,15 @@ def campaign(data: BenchData, rounds: int, batch: int, seeds: int, repetition: i
     return made
 
 
-def forecasts(rounds: list[Any]) -> list[dict[str, Any]]:
+Points = list[tuple[int, Metric, float]]
+
+
+def forecasts(points: dict[str, Points]) -> list[dict[str, Any]]:
     """What the rounds up to each one said of every later one, and whether it came so."""
     told = []
-    for metric in METRICS:
-        every = points_of(rounds, metric)
+    for metric, every in points.items():
         for seen in range(3, len(every)):
-            curve = curve_of(every[:seen], np.random.default_rng(seen))
+            curve = curve_of(every[:seen], metric, np.random.default_rng(seen))
             assert curve is not None
             now = every[seen - 1]
             for later in every[seen:]:
@@ -160,13 +162,19 @@ def main() -> None:
                     print(f"{source.name}: no texts or no LLM labels, left out", file=sys.stderr)
                     break
                 rounds = campaign(data, args.rounds, args.batch, args.seeds, repetition)
-                kept.write_text(
-                    json.dumps({"forecasts": forecasts(rounds), "stops": stops(rounds)})
-                )
+                points = {
+                    metric: [(n, m.to_json(), sd) for n, m, sd in points_of(rounds, metric)]
+                    for metric in METRICS
+                }
+                kept.write_text(json.dumps({"points": points, "stops": stops(rounds)}))
                 print(f"{source.name} {repetition}: done", file=sys.stderr)
             told = json.loads(kept.read_text())
             sets.append(source.name)
-            found += [{"set": source.name, **line} for line in told["forecasts"]]
+            points = {
+                metric: [(n, of_json(Metric, m), sd) for n, m, sd in every]
+                for metric, every in told["points"].items()
+            }
+            found += [{"set": source.name, **line} for line in forecasts(points)]
             ended += [{"set": source.name, **line} for line in told["stops"]]
     names = sorted(set(sets))
     print(f"{len(sets)} replayed campaigns on {len(names)} sets: {', '.join(names)}\n")

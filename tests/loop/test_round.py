@@ -436,7 +436,7 @@ def test_told_to_go_on_the_round_shows_no_stability_anywhere(tmp_path):
     assert "measured: accuracy " in lines
     assert "The students give every test text the same label" in lines
     for word in ("alpha_k", "p_uc"):
-        assert word not in lines
+        assert word not in lines.lower()
         assert status["metrics"][word]["value"] is None
     view = campaign_view(ctx.config, ctx.store)
     for row in view.rows:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -421,6 +422,9 @@ def test_every_command_has_help_and_stands_in_the_docs():
         for parameter in command.params:
             if parameter.name != "help" and parameter.param_type_name == "option":
                 assert parameter.help, (path, parameter.name)
+        start, *words = shlex.split(command.epilog.removeprefix("Example: "))
+        assert [start, *words[: len(path)]] == ["goldloop", *path]
+        command.make_context(path[-1], words[len(path) :])  # refuses what it cannot read
 
 
 def test_an_operator_looks_keeps_and_restores(run, tmp_path):

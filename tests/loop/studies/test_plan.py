@@ -5,6 +5,7 @@ import math
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from campaigns import make
 
@@ -13,7 +14,7 @@ from loop.errors import StageError
 from loop.measure.to_goal import to_goal
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
-from loop.studies.plan import Goal, Plan, make_plan, plan_lines, points_of
+from loop.studies.plan import Goal, Plan, curve_of, make_plan, plan_lines, points_of
 from loop.studies.validate import open_validation, validation
 
 PLAN = Plan((), 100, 2, 50, 2.0, 0.2, 18.0, True, None, None)
@@ -40,6 +41,19 @@ def test_a_goal_in_sight_is_told_with_labels_time_and_money():
     far = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(240, 90, math.inf))
     assert "240 (90 or many more)" in told(far)[1]
     assert "raise budget.labels and rounds.rounds by about 140 labels" in told(far)[1]
+
+
+def test_a_curve_of_reliable_accuracy_allows_for_a_seed_that_gets_worse():
+    points = [
+        (n, Metric(y, y - 0.03, y + 0.03), 0.01) for n, y in ((0, 0.5), (40, 0.6), (80, 0.63))
+    ]
+
+    def width(key):
+        curve = curve_of(points, key, np.random.default_rng(0))
+        low, high = curve.quantiles(curve.at(160), (0.025, 0.975))
+        return high - low
+
+    assert width("reliable_accuracy") > width("accuracy") + 0.01
 
 
 def test_what_is_reached_not_in_sight_or_not_known_says_so():
