@@ -65,8 +65,9 @@ class Pull:
             log.warning(
                 "The clock of Label Studio's server was set back, from %s to %s or earlier;"
                 " reading every answer again.",
-                last.isoformat(timespec="seconds"), listing.at.isoformat(timespec="seconds"),
-            )  # fmt: skip
+                last.isoformat(timespec="seconds"),
+                listing.at.isoformat(timespec="seconds"),
+            )
             last, cursor = None, None
             listing = self._changed(None)
         self.ignored_tasks = 0

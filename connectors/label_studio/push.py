@@ -103,8 +103,10 @@ class Push:
             if len(tasks) > 1:
                 log.warning(
                     "Label Studio holds %d tasks for item %s; task %d is used",
-                    len(tasks), item_id, tasks[0].id,
-                )  # fmt: skip
+                    len(tasks),
+                    item_id,
+                    tasks[0].id,
+                )
         return there
 
     def _look_up_all(self, item_ids: Sequence[str]) -> dict[str, list[_Task]]:

@@ -160,9 +160,15 @@ def read_texts(
     if raw is None:
         return Table((), (), problems.sorted())
     reading = _Reading(
-        text_column, gold_column, split_column, labels, raw.unit, problems, tuple(confidences),
+        text_column,
+        gold_column,
+        split_column,
+        labels,
+        raw.unit,
+        problems,
+        tuple(confidences),
         confidence_scale,
-    )  # fmt: skip
+    )
     keep = "none" if meta_columns is None else "chosen" if chosen else str(meta_columns)
     for number, record in raw.records:
         values = (

@@ -80,9 +80,18 @@ def run_bench(
         for repetition in range(repetitions):
             sample = _sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
             rows, reference_noise = _repetition(
-                sample, strategies, known, budgets, rounds, learner, seeds,
-                repetition=repetition, seed=seed, over_items=repetitions == 1, progress=progress,
-            )  # fmt: skip
+                sample,
+                strategies,
+                known,
+                budgets,
+                rounds,
+                learner,
+                seeds,
+                repetition=repetition,
+                seed=seed,
+                over_items=repetitions == 1,
+                progress=progress,
+            )
             records += rows
             for metric, value in reference_noise.items():
                 noise.setdefault((data.name, metric), []).append(value)
@@ -248,9 +257,15 @@ def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str
     noise = {}
     for metric in METRICS:
         gap = paired_difference(
-            predictions["llm_only"], predictions["all_gold"], data.test_gold, metric,
-            k=data.k, bootstrap=200, over="items", rng=np.random.default_rng(1),
-        )  # fmt: skip
+            predictions["llm_only"],
+            predictions["all_gold"],
+            data.test_gold,
+            metric,
+            k=data.k,
+            bootstrap=200,
+            over="items",
+            rng=np.random.default_rng(1),
+        )
         if np.isfinite(gap.value):
             noise[metric] = (gap.high - gap.low) / 2
     return noise

@@ -308,9 +308,12 @@ def share_table(result: BenchResult) -> RenderableType:
             at = [recovered.get((data, strategy, b), {}).get(metric) for b in budgets]
             gaps = [entry["gap"] for entry in at if entry]
             table.add_row(
-                data, strategy, METRICS[metric].title, _hundred(gaps[0]) if gaps else "–",
+                data,
+                strategy,
+                METRICS[metric].title,
+                _hundred(gaps[0]) if gaps else "–",
                 *(_share_cell(entry) for entry in at),
-            )  # fmt: skip
+            )
     return table
 
 
@@ -428,9 +431,14 @@ def plot(result: BenchResult, path: Path) -> None:
                     np.array(column, dtype=np.float64) for column in zip(*points, strict=True)
                 )
                 (line,) = axes.plot(
-                    x, y, marker="o", markersize=3, color=f"C{place % 10}",
-                    linestyle=("-", "--", ":")[place // 10 % 3], linewidth=2.2 if not place else 1,
-                )  # fmt: skip
+                    x,
+                    y,
+                    marker="o",
+                    markersize=3,
+                    color=f"C{place % 10}",
+                    linestyle=("-", "--", ":")[place // 10 % 3],
+                    linewidth=2.2 if not place else 1,
+                )
                 axes.fill_between(x, low, high, color=line.get_color(), alpha=0.08)
                 lines[name] = line
             for reference, style in zip(REFERENCES, (":", "--"), strict=True):

@@ -6,8 +6,9 @@ Outside of ``loop.cli`` nothing in ``loop`` imports connectors.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
@@ -117,7 +118,8 @@ def check_labels(config: Config) -> None:
 def make_ready(ctx: Context) -> None:
     """Looks, before a campaign begins, for what would stop it once the LLM and people were paid.
 
-    Fetches the encoder where it is not here yet.
+    Fetches the encoder where it is not here yet, and has the local Label Studio installed while the
+    LLM labels.
 
     Raises:
         LoopError: the encoder or the LLM is not to be had, or Label Studio has no token.
@@ -129,6 +131,23 @@ def make_ready(ctx: Context) -> None:
     for error in parts_that_fail(ctx.config):
         raise error
     _ = ctx.student.revision  # finds its files, or fetches them
+    local = ctx.config.people.platform == "label_studio" and ctx.config.label_studio.url == "local"
+    if local and ctx.config.annotator.kind != "recorded":
+        start_label_studio()
+
+
+def start_label_studio() -> None:
+    """Has the local Label Studio installed and started in the background.
+
+    What goes wrong with it is met again, and then said, by whoever needs it.
+    """
+    from connectors.label_studio import server as label_studio_server
+
+    def start() -> None:
+        with suppress(LoopError):
+            label_studio_server.up()
+
+    threading.Thread(target=start, daemon=True).start()
 
 
 def build_context(

@@ -61,9 +61,14 @@ def init(
     if file.exists() and not force:
         raise LoopError(f"{file} exists already; give --force to overwrite it.")
     answers = _Answers(
-        file=file, name=name, task=task, source=source, text_column=text_column,
-        gold_column=gold_column, labels=[_name_and_description(line) for line in label or ()],
-    )  # fmt: skip
+        file=file,
+        name=name,
+        task=task,
+        source=source,
+        text_column=text_column,
+        gold_column=gold_column,
+        labels=[_name_and_description(line) for line in label or ()],
+    )
     with answers.kept():
         answers.complete()
     text = render(

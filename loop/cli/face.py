@@ -847,17 +847,26 @@ def bench(
         data = _annotated(Path(annotator), source, texts, out, model)
     else:
         rows = load_texts(
-            str(source), on_note=say, text_column=text_column, gold_column=label,
-            split_column=split_column, meta_columns="plain",
-        )  # fmt: skip
+            str(source),
+            on_note=say,
+            text_column=text_column,
+            gold_column=label,
+            split_column=split_column,
+            meta_columns="plain",
+        )
         data = data_from_rows(source.stem, rows, columns, model.embed, read_label=label_in, say=say)
     with bar("Replaying", repetitions * (2 + len(strategies) * len(budgets))) as progress:
         result = run_bench(
-            [data], strategies, budgets=budgets, rounds=rounds,
+            [data],
+            strategies,
+            budgets=budgets,
+            rounds=rounds,
             learner=None if student == "frozen" else model,
-            seeds=seeds, repetitions=repetitions, policies={**POLICIES, **peers()},
+            seeds=seeds,
+            repetitions=repetitions,
+            policies={**POLICIES, **peers()},
             progress=progress,
-        )  # fmt: skip
+        )
     for path in write_results(result, out):
         say(f"Wrote {path}")
     return result

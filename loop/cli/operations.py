@@ -78,8 +78,10 @@ def migrate(
     if down is not None:
         at = schemas.index(version) if version in schemas else 0
         if down > at:
-            raise LoopError(f"--down {down} is too far: the store has schema {version or 'none'},"
-                            f" the first is {schemas[0]}.")  # fmt: skip
+            raise LoopError(
+                f"--down {down} is too far: the store has schema {version or 'none'},"
+                f" the first is {schemas[0]}."
+            )
         to = schemas[at - down]
     if version == schemas[-1]:
         with open_store(config) as store, writer(store, config.campaign.name, "migrate"):
@@ -88,10 +90,15 @@ def migrate(
         lost = move(config.store_url, str(to), lose_data=lose_data, say=say)
     for what in lost:
         say(f"Lost: {what}.")
-    say(f"The store has schema {to} now." + (
-        " Install the goldloop that reads it: the next command of this one that writes"
-        " brings the store up to date again." if to != schemas[-1] else ""
-    ))  # fmt: skip
+    say(
+        f"The store has schema {to} now."
+        + (
+            " Install the goldloop that reads it: the next command of this one that writes"
+            " brings the store up to date again."
+            if to != schemas[-1]
+            else ""
+        )
+    )
 
 
 @app.command(epilog="Example: goldloop backup films.backup")
@@ -174,8 +181,11 @@ def fsck(
                 typer.echo(f"    to do: {finding.do}{can}")
     if left:
         raise typer.Exit(1)
-    say("Store, files and Label Studio fit together." if not offline else
-        "Store and files fit together; Label Studio was not asked.")  # fmt: skip
+    say(
+        "Store, files and Label Studio fit together."
+        if not offline
+        else "Store and files fit together; Label Studio was not asked."
+    )
 
 
 @app.command(epilog="Example: goldloop forget ann@example.org")
@@ -193,8 +203,10 @@ def forget(
     with at_work(file, "forget") as ctx:
         done = forget_person(ctx.config, ctx.store, person, also or ())
     typer.echo(done.pseudonym)
-    say(f"{person} is {done.pseudonym} now, in {done.answers:,} answers, {done.mentions:,} other"
-        f" rows and {len(done.files)} files, and will be when they answer again.")  # fmt: skip
+    say(
+        f"{person} is {done.pseudonym} now, in {done.answers:,} answers, {done.mentions:,} other"
+        f" rows and {len(done.files)} files, and will be when they answer again."
+    )
     say("Their name is still in the following, which goldloop does not change:")
     for what in done.left:
         say(f"  - {what}.")

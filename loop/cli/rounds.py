@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +18,12 @@ from loop.cli.build import (
     local_login,
     open_store,
     reading,
+    start_label_studio,
 )
 from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, print_next, print_rounds, say
-from loop.errors import LoopError, NoStoreError
+from loop.errors import NoStoreError
 
 if TYPE_CHECKING:
     from loop.campaign.config import Config
@@ -244,20 +244,11 @@ def demo(
 
 
 def _fetch_demo_parts() -> float:
-    """Fetches the LLM and the encoder, and has Label Studio installed meanwhile; takes seconds.
-
-    Label Studio is first needed when the LLM is done. What goes wrong with its installation in the
-    background is met again, and then said, by whoever needs it.
-    """
+    """Fetches the LLM and the encoder, and has Label Studio installed meanwhile; takes seconds."""
     from connectors.downloads.models import minilm_dir, smollm2_dir
-    from connectors.label_studio import server as label_studio_server
-
-    def install() -> None:
-        with suppress(LoopError):
-            label_studio_server.up()
 
     started = time.monotonic()
-    threading.Thread(target=install, daemon=True).start()
+    start_label_studio()
     smollm2_dir()
     minilm_dir()
     return time.monotonic() - started

@@ -27,9 +27,18 @@ MOST_MEMBERS = 100_000
 MOST_MANIFEST_BYTES = 32 * 2**20
 BLOCK_BYTES = 2**20
 _BROKEN = (
-    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, NotImplementedError,
-    RuntimeError, ValueError, KeyError, TypeError, RecursionError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RecursionError,
+)
 """What a damaged archive makes the standard library raise."""
 
 

@@ -91,9 +91,11 @@ def examine(
     config = None
     if not file.exists():
         yield Line(
-            "ok", "campaign", f"there is no {file}, so that only the machine was looked at.",
+            "ok",
+            "campaign",
+            f"there is no {file}, so that only the machine was looked at.",
             "`goldloop init` writes one, --file names another.",
-        )  # fmt: skip
+        )
     else:
         try:
             config = load(file)
@@ -203,9 +205,11 @@ def _extras(config: Config | None) -> Iterator[Line]:
             needed.add("excel")
     for extra in sorted(needed & set(lacking)):
         yield Line(
-            "problem", "extras", f"the campaign needs the extra {extra}"
-            f" ({', '.join(lacking[extra])}).", f"Run `pip install 'goldloop[{extra}]'`.",
-        )  # fmt: skip
+            "problem",
+            "extras",
+            f"the campaign needs the extra {extra} ({', '.join(lacking[extra])}).",
+            f"Run `pip install 'goldloop[{extra}]'`.",
+        )
     if rest := sorted(set(lacking) - needed):
         yield Line("ok", "extras", f"not installed, and not needed: {', '.join(rest)}.")
     elif not lacking:
@@ -219,16 +223,19 @@ def _gpu(config: Config | None) -> Line:
     if torch.cuda.is_available():
         about = torch.cuda.get_device_properties(0)
         return Line(
-            "ok", "GPU",
+            "ok",
+            "GPU",
             f"{about.name}, {about.total_memory / 1e9:.0f} GB; torch is for CUDA"
             f" {torch.version.cuda}.",
-        )  # fmt: skip
+        )
     if wanted.startswith("cuda") or (config and config.annotator.kind == "vllm"):
         return Line(
-            "problem", "GPU", "the campaign asks for one, and torch sees none.",
+            "problem",
+            "GPU",
+            "the campaign asks for one, and torch sees none.",
             "See whether `nvidia-smi` shows it and whether torch is a build for CUDA, or set"
             ' student.device = "auto".',
-        )  # fmt: skip
+        )
     return Line("ok", "GPU", "none; students train on the processor.")
 
 
@@ -243,9 +250,11 @@ def _places(folder: Path, config: Config | None) -> Iterator[Line]:
     for what, place in places.items():
         if not os.access(place, os.W_OK | os.X_OK):
             yield Line(
-                "problem", "permissions", f"{place} ({what}) cannot be written.",
+                "problem",
+                "permissions",
+                f"{place} ({what}) cannot be written.",
                 f"Make it writable for this user: `chown -R $USER {place}`.",
-            )  # fmt: skip
+            )
         device, free = place.stat().st_dev, shutil.disk_usage(place).free
         if device in told:
             continue
@@ -278,14 +287,18 @@ def _store(config: Config, deadline_s: float) -> Iterator[Line]:
         yield Line("ok", "store", f"there is none at {where} yet; `goldloop run` creates it.")
     elif version not in schemas:
         yield Line(
-            "problem", "store", f"schema {version} at {where} is of a newer goldloop.",
+            "problem",
+            "store",
+            f"schema {version} at {where} is of a newer goldloop.",
             "Upgrade goldloop.",
-        )  # fmt: skip
+        )
     elif version != schemas[-1]:
         yield Line(
-            "warning", "store", f"schema {version} at {where} is of an earlier goldloop.",
+            "warning",
+            "store",
+            f"schema {version} at {where} is of an earlier goldloop.",
             "Run `goldloop upgrade`.",
-        )  # fmt: skip
+        )
     else:
         yield Line("ok", "store", f"{where} can be read and has the newest schema, {version}.")
     file = database_file(make_url(config.store_url))
@@ -295,9 +308,11 @@ def _store(config: Config, deadline_s: float) -> Iterator[Line]:
         yield Line("problem", "store", f"{file} cannot be written.", f"Run `chmod u+w {file}`.")
     if stat.S_IMODE(file.stat().st_mode) & 0o077:
         yield Line(
-            "warning", "store", f"other users of this machine can read {file}, with its texts.",
+            "warning",
+            "store",
+            f"other users of this machine can read {file}, with its texts.",
             f"Run `chmod 600 {file}`.",
-        )  # fmt: skip
+        )
     lock = file.with_name(f"{file.name}.{config.campaign.name}.lock")
     if (holder := holder_of(lock)) is not None:
         yield Line("ok", "lock", f"the campaign is being written to by {holder}.")
@@ -316,9 +331,11 @@ def _server(name: str, probe: Probe, deadline_s: float) -> Iterator[Line]:
     if server.ahead_s is not None and abs(server.ahead_s) > SKEW_S:
         way = "ahead of" if server.ahead_s > 0 else "behind"
         yield Line(
-            "warning", name, f"its clock is {abs(server.ahead_s):,.0f} s {way} this machine's.",
+            "warning",
+            name,
+            f"its clock is {abs(server.ahead_s):,.0f} s {way} this machine's.",
             "Have both keep the time (NTP): answers are read by the time of their change.",
-        )  # fmt: skip
+        )
 
 
 def as_json(lines: list[Line]) -> dict[str, Any]:

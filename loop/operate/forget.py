@@ -74,9 +74,13 @@ def forget_person(
         answers, mentions = _in_store(session, name, names, pseudonym)
         if known is None:
             store.log(
-                session, name, COMMAND, WHAT,
-                hash=forgotten.hash_of(person), pseudonym=pseudonym,
-            )  # fmt: skip
+                session,
+                name,
+                COMMAND,
+                WHAT,
+                hash=forgotten.hash_of(person),
+                pseudonym=pseudonym,
+            )
     _clear_free_pages(store)
     files = _in_files(config, names, pseudonym)
     left = _left(config, store, person, pseudonym)

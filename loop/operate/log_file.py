@@ -89,8 +89,11 @@ class _File(RotatingFileHandler):
         logging.getLogger().removeHandler(self)
         said.removeHandler(self)
         reason = sys.exc_info()[1]
-        print(f"The log file {self.baseFilename} cannot be written ({reason});"
-              " nothing more is logged.", file=sys.stderr)  # fmt: skip
+        print(
+            f"The log file {self.baseFilename} cannot be written ({reason});"
+            " nothing more is logged.",
+            file=sys.stderr,
+        )
 
 
 @contextmanager

@@ -17,11 +17,26 @@ from loop.campaign.store import Store
 
 COMMAND, WHAT = "forget", "person"
 """How the audit trail keeps them."""
-PERSONAL = frozenset({
-    "completed_by", "created_by", "updated_by", "last_created_by", "last_updated_by", "reviewed_by",
-    "created_username", "username", "user", "email", "first_name", "last_name", "initials", "phone",
-    "avatar", "reviewer",
-})  # fmt: skip
+PERSONAL = frozenset(
+    {
+        "completed_by",
+        "created_by",
+        "updated_by",
+        "last_created_by",
+        "last_updated_by",
+        "reviewed_by",
+        "created_username",
+        "username",
+        "user",
+        "email",
+        "first_name",
+        "last_name",
+        "initials",
+        "phone",
+        "avatar",
+        "reviewer",
+    }
+)
 """Fields of an answer that say who somebody is, whatever stands in them."""
 
 

@@ -49,11 +49,17 @@ class Import:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "source": self.source, "tool": self.tool, "texts": self.texts, "taken": self.taken,
-            "new": self.new, "changed": self.changed, "same": self.same,
-            "labels": dict(self.labels), "not_taken": dict(self.not_taken),
+            "source": self.source,
+            "tool": self.tool,
+            "texts": self.texts,
+            "taken": self.taken,
+            "new": self.new,
+            "changed": self.changed,
+            "same": self.same,
+            "labels": dict(self.labels),
+            "not_taken": dict(self.not_taken),
             "answers_without_label": dict(self.answers),
-        }  # fmt: skip
+        }
 
     def lines(self) -> list[str]:
         """For people to read."""

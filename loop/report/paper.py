@@ -16,12 +16,27 @@ IN_TABLE = ("accuracy", "macro_f1", "alpha_k", "p_uc", "reliable_accuracy")
 HEADS = {"alpha_k": r"$\alpha_K$", "p_uc": r"$p_{uc}$", "macro_f1": "macro-F1"}
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\char34{}",
-    "`": r"\textasciigrave{}", "\N{MINUS SIGN}": "$-$", "±": r"$\pm$", "–": "--", "…": r"\dots{}",
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\char34{}",
+    "`": r"\textasciigrave{}",
+    "\N{MINUS SIGN}": "$-$",
+    "±": r"$\pm$",
+    "–": "--",
+    "…": r"\dots{}",
     "†": r"$\dagger$",
-}  # fmt: skip
+}
 
 
 def latex(text: str) -> str:

@@ -115,9 +115,13 @@ def curves_plot(learning: LearningCurves | None) -> str:
                 linewidth=1.8,
             )
             axes.plot(
-                curve.sizes, [100 * m.value for m in curve.points], color=colour, marker="o",
-                linestyle="", markersize=5,
-            )  # fmt: skip
+                curve.sizes,
+                [100 * m.value for m in curve.points],
+                color=colour,
+                marker="o",
+                linestyle="",
+                markersize=5,
+            )
         axes.axvline(last, color=_INK, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
         ticks = [*learning.curves[0].sizes[::2], 2 * last, 4 * last]
@@ -132,9 +136,13 @@ def curves_plot(learning: LearningCurves | None) -> str:
 def standalone(svg: str) -> str:
     """An inline drawing as a file of its own, in the colours of the light page."""
     light = {
-        "muted": "#5c6470", "line": "#e1e3e6", "loop": "#0067a5", "random": "#7a6f9b",
-        "llm-only": "#c04a00", "all-gold": "#9a7400",
-    }  # fmt: skip
+        "muted": "#5c6470",
+        "line": "#e1e3e6",
+        "loop": "#0067a5",
+        "random": "#7a6f9b",
+        "llm-only": "#c04a00",
+        "all-gold": "#9a7400",
+    }
     for name, colour in light.items():
         svg = svg.replace(f"var(--{name})", colour)
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

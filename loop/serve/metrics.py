@@ -40,9 +40,11 @@ def _lines(status: Mapping[str, Any], pulls: Pulls) -> Iterator[str]:
     yield gauge("round", "The round under way, or the last one.", status["round"])
     yield gauge("rounds", "Rounds that the campaign file asks for.", status["rounds"])
     yield metric(
-        "stage", "gauge", "1 for the stage that comes next in the round.",
+        "stage",
+        "gauge",
+        "1 for the stage that comes next in the round.",
         *(({"stage": stage}, float(stage == status["stage"])) for stage in STAGES),
-    )  # fmt: skip
+    )
     yield gauge("texts", "Texts of the campaign.", status["texts"])
     yield gauge("labels_sent", "Texts that were sent to people, in all rounds.", status["sent"])
     yield gauge("labels_back", "Texts that people have answered.", status["back"])
@@ -51,9 +53,10 @@ def _lines(status: Mapping[str, Any], pulls: Pulls) -> Iterator[str]:
     yield gauge("llm_votes", "Answers of the LLM.", budget["llm_votes"])
     yield gauge("spent_usd", "Money spent on the LLM and people.", budget["usd_spent"])
     yield gauge(
-        "committed_usd", "Money spent, with what is asked and not back yet.",
+        "committed_usd",
+        "Money spent, with what is asked and not back yet.",
         budget["usd_committed"],
-    )  # fmt: skip
+    )
     if budget["usd"] is not None:
         yield gauge("cap_usd", "The most that may be spent.", budget["usd"])
     yield metric("pulls_total", "counter", "Times that answers were read.", ({}, pulls.good))
@@ -61,8 +64,9 @@ def _lines(status: Mapping[str, Any], pulls: Pulls) -> Iterator[str]:
     yield gauge("pull_failures_in_a_row", "Failures since it last worked.", pulls.failed_in_a_row)
     yield gauge(
         "seconds_since_last_good_pull",
-        "Since answers were last read, or since the server started.", pulls.since_good_s,
-    )  # fmt: skip
+        "Since answers were last read, or since the server started.",
+        pulls.since_good_s,
+    )
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -54,9 +54,13 @@ def campaign(data: BenchData, rounds: int, batch: int, seeds: int, repetition: i
     made, before = [], alone
     for number in range(1, rounds + 1):
         bought = replay(
-            sample, POLICIES["goldloop"], number * batch, rounds=number, seed=[3, repetition],
+            sample,
+            POLICIES["goldloop"],
+            number * batch,
+            rounds=number,
+            seed=[3, repetition],
             shared=shared,
-        )  # fmt: skip
+        )
         classes = learner.predict(sample, bought.y, bought.weight, numbers)
         differences = {}
         for metric in METRICS:
@@ -108,9 +112,13 @@ def forecasts(points: dict[str, Points]) -> list[dict[str, Any]]:
                 needed = next(p[0] for p in every if p[1].value >= goal)
                 low, high = curve.quantiles(curve.labels_to(goal), (0.025, 0.975))
                 told.append(
-                    {"metric": metric, "goal": True, "inside": low <= needed <= high,
-                     "open": not np.isfinite(high)}
-                )  # fmt: skip
+                    {
+                        "metric": metric,
+                        "goal": True,
+                        "inside": low <= needed <= high,
+                        "open": not np.isfinite(high),
+                    }
+                )
     return told
 
 

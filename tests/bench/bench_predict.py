@@ -65,9 +65,13 @@ def make_model(folder: Path, texts: list[str], y: np.ndarray, seeds: int) -> Non
     places = {seed: folder / "seeds" / f"seed-{seed}" for seed in range(seeds)}
     student = EncoderStudent(minilm_dir(), epochs=1, lr=1e-4)
     student.fit(
-        TrainingSet(texts, np.eye(len(LABELS))[y], np.ones(len(y))), [], LABELS, list(places),
-        keep=places, on_seed=lambda result: print(f"seed {result.seed}: {result.seconds:.0f} s"),
-    )  # fmt: skip
+        TrainingSet(texts, np.eye(len(LABELS))[y], np.ones(len(y))),
+        [],
+        LABELS,
+        list(places),
+        keep=places,
+        on_seed=lambda result: print(f"seed {result.seed}: {result.seconds:.0f} s"),
+    )
     student.close()
     record = json.loads((places[0] / "goldloop.json").read_text())
     record |= {"kind": KIND, "seeds": [f"seeds/seed-{seed}" for seed in places], "same_as": None}
@@ -76,9 +80,12 @@ def make_model(folder: Path, texts: list[str], y: np.ndarray, seeds: int) -> Non
     aside = folder.with_name("aside")
     kept.rename(aside)
     save_model(
-        model, load_tokenizer(aside / "seed-0"), folder, record,
+        model,
+        load_tokenizer(aside / "seed-0"),
+        folder,
+        record,
         lambda part: aside.rename(part / "seeds"),
-    )  # fmt: skip
+    )
 
 
 PIPELINE = """

@@ -58,8 +58,15 @@ ABLATIONS = (
     "goldloop-entropy",
     "goldloop-uniform",
 )
-SINGLE = ("entropy", "entropy_calibrated", "knn_disagreement", "student_disagreement",
-          "seed_disagreement", "learned", "off_label_mass")  # fmt: skip
+SINGLE = (
+    "entropy",
+    "entropy_calibrated",
+    "knn_disagreement",
+    "student_disagreement",
+    "seed_disagreement",
+    "learned",
+    "off_label_mass",
+)
 
 
 def data_folder(given: str | None) -> Path | None:
@@ -242,8 +249,13 @@ def markdown(result: BenchResult) -> str:
     ]
     found = {(e["data"], e["strategy"], e["budget"]): e for e in result.summary}
     for data in dict.fromkeys(key[0] for key in found):
-        columns = (("llm_only", 0.0), (ours, 0.1), ("entropy", 0.1), ("random", 0.1),
-                   ("all_gold", 0.0))  # fmt: skip
+        columns = (
+            ("llm_only", 0.0),
+            (ours, 0.1),
+            ("entropy", 0.1),
+            ("random", 0.1),
+            ("all_gold", 0.0),
+        )
         cells = [
             " / ".join(
                 f"{100 * found[data, name, b][m]['mean']:.1f}"

@@ -225,8 +225,13 @@ def shell(command, folder):
     }
     return subprocess.run(
         ["/bin/sh", "-c", command],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,9 +260,13 @@ def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
         "sys.argv = ['goldloop', 'status']\nloop.cli.__main__.main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "wait.py"], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [sys.executable, "wait.py"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert process.stdout.readline() == "now\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -29,14 +29,23 @@ def test_case_and_markup_count() -> None:
 @pytest.mark.parametrize(
     ("text", "seen"),
     [
-        ("a\u200bb", "ab"), ("co\u00adop", "coop"), ("e\u200b\u0301", "\u00e9"),
+        ("a\u200bb", "ab"),
+        ("co\u00adop", "coop"),
+        ("e\u200b\u0301", "\u00e9"),
         ("ab\u200dc", "abc"),
-        ("\x01a\x07\n b\x00", "a b"), ("\ufeffa\u2060 b", "a b"), ("a\ufe0f", "a"),
+        ("\x01a\x07\n b\x00", "a b"),
+        ("\ufeffa\u2060 b", "a b"),
+        ("a\ufe0f", "a"),
         ("\u202ea\u202c", "a"),
-        ("hi\U000e0067\U000e0062", "hi"), ("\u200d", ""), ("\u3164 \u2800", ""), ("\ufe0f", ""),
-        ("\u200b\u00ad\t", ""), ("\U000e0067", ""), ("\u200c\u200d", ""),
+        ("hi\U000e0067\U000e0062", "hi"),
+        ("\u200d", ""),
+        ("\u3164 \u2800", ""),
+        ("\ufe0f", ""),
+        ("\u200b\u00ad\t", ""),
+        ("\U000e0067", ""),
+        ("\u200c\u200d", ""),
     ],
-)  # fmt: skip
+)
 def test_what_nobody_sees_does_not_tell_texts_apart(text: str, seen: str) -> None:
     assert normalise(text) == seen
 

@@ -75,9 +75,18 @@ def everything(folder):
 
 
 COMMANDS = (
-    ("check",), ("annotate",), ("annotate", "--plan"), ("run",), ("push",), ("status",),
-    ("status", "--json"), ("report",), ("people",), ("export", "out.csv"), ("--debug", "status"),
-)  # fmt: skip
+    ("check",),
+    ("annotate",),
+    ("annotate", "--plan"),
+    ("run",),
+    ("push",),
+    ("status",),
+    ("status", "--json"),
+    ("report",),
+    ("people",),
+    ("export", "out.csv"),
+    ("--debug", "status"),
+)
 
 
 @pytest.fixture
@@ -150,9 +159,17 @@ def test_tokens_of_the_environment_stay_there(run, tmp_path, monkeypatch):
     write_campaign(tmp_path, url="http://127.0.0.1:9")
     said = "".join(
         "".join(map(str, run(*command)))
-        for command in (("annotate",), ("score",), ("select",), ("push",), ("run",), ("status",),
-                        ("report",), ("export", "out.csv"))
-    )  # fmt: skip
+        for command in (
+            ("annotate",),
+            ("score",),
+            ("select",),
+            ("push",),
+            ("run",),
+            ("status",),
+            ("report",),
+            ("export", "out.csv"),
+        )
+    )
     assert "127.0.0.1:9" in said
     assert SECRET not in said
     files = dict(everything(tmp_path))
@@ -186,13 +203,22 @@ def test_secrets_are_known_and_hidden(address):
 @pytest.mark.parametrize(
     "address",
     [
-        "local", "http://127.0.0.1:8080", "https://host.example/sub/", "http://[::1]:8000/v1",
-        "sqlite:////home/me@work/x:y/c.db", "sqlite:///c.db", "postgresql+psycopg://me@host/db",
+        "local",
+        "http://127.0.0.1:8080",
+        "https://host.example/sub/",
+        "http://[::1]:8000/v1",
+        "sqlite:////home/me@work/x:y/c.db",
+        "sqlite:///c.db",
+        "postgresql+psycopg://me@host/db",
         "postgresql+psycopg://me@/db?host=/run/postgresql&sslmode=require&passfile=/home/me/.pgpass",
-        "hf:owner/name#config", "texts.csv", "../a b/c@d.csv", "roberta-base", "owner/model-key",
+        "hf:owner/name#config",
+        "texts.csv",
+        "../a b/c@d.csv",
+        "roberta-base",
+        "owner/model-key",
         "runs",
     ],
-)  # fmt: skip
+)
 def test_honest_addresses_pass(address):
     assert secret_in(address) is None
     assert hidden(address) == address

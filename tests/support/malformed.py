@@ -165,12 +165,24 @@ MORE = {  # fields of an answer that change nothing
     "": {"": [""]},
 }
 MISSPELT = [
-    lambda name: name.upper(), lambda name: f" {name}", lambda name: f"{name}.",
-    lambda name: name * 2, lambda name: f'"{name}"', lambda name: name[:-1],
-    lambda name: f"{name}\u200b", lambda name: f"<b>{name}</b>", lambda name: f"Label: {name}",
-    lambda name: [name], lambda name: {"value": name}, lambda name: None, lambda name: "",
-    lambda name: f"not {name}", lambda name: "1", lambda name: 0, lambda name: True,
-]  # fmt: skip
+    lambda name: name.upper(),
+    lambda name: f" {name}",
+    lambda name: f"{name}.",
+    lambda name: name * 2,
+    lambda name: f'"{name}"',
+    lambda name: name[:-1],
+    lambda name: f"{name}\u200b",
+    lambda name: f"<b>{name}</b>",
+    lambda name: f"Label: {name}",
+    lambda name: [name],
+    lambda name: {"value": name},
+    lambda name: None,
+    lambda name: "",
+    lambda name: f"not {name}",
+    lambda name: "1",
+    lambda name: 0,
+    lambda name: True,
+]
 
 
 class RandomAnswer:

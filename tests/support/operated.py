@@ -18,10 +18,15 @@ PEOPLE = ("ann@example.org", "bob@example.org")
 def at_work(folder, url=None):
     """The campaign of ``CAMPAIGN`` in a folder."""
     return make(
-        folder, url=url, raters=False, overlap=2, rows=texts(60), budget={"labels": 20},
+        folder,
+        url=url,
+        raters=False,
+        overlap=2,
+        rows=texts(60),
+        budget={"labels": 20},
         rounds={"batch_size": 8, "rounds": 2, "audit_frac": 0.5},
         student={"seeds": 2, "references": ["llm_only"]},
-    )  # fmt: skip
+    )
 
 
 def answer(ctx, n=None):

@@ -308,8 +308,9 @@ def test_embedded_encoders_load_and_mean_something(fetch: Any, millions: float) 
     assert fetch() == folder
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     assert round(model.num_parameters() / 1e6, 1) == millions
-    batch = tokenizer(["A cat sat.", "A kitten was sitting.", "Tax law."], padding=True,
-                      return_tensors="pt")  # fmt: skip
+    batch = tokenizer(
+        ["A cat sat.", "A kitten was sitting.", "Tax law."], padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         hidden_states = model(**batch).last_hidden_state
     mask = batch["attention_mask"][..., None]
@@ -324,8 +325,11 @@ def test_embedded_language_model_is_converted_once_and_talks() -> None:
 
     folder = models.smollm2_dir()
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = 'In 2024, "it\'s" 😀 naïve\n\nLabel:'
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -85,8 +85,11 @@ def test_there_are_many_shapes():
 
 
 def test_what_no_number_can_hold_is_kept_as_text():
-    raws = [a.raw for name in ("not a number", "beyond all numbers", "digits without end")
-            for a in read(three_tasks(SHAPES[name][0]))["i1"]]  # fmt: skip
+    raws = [
+        a.raw
+        for name in ("not a number", "beyond all numbers", "digits without end")
+        for a in read(three_tasks(SHAPES[name][0]))["i1"]
+    ]
     assert raws[0] == {"id": 9, "lead_time": "NaN", "x": "-Infinity"}
     assert raws[1]["x"] == "1e999"
     assert raws[2]["id"] == "1" * 6000

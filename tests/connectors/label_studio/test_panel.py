@@ -130,8 +130,11 @@ def test_one_more_is_asked_the_adjudicator_settles_and_checks_count(campaign, pe
     assert (gold[split].how, gold[open_].how) == ("majority", "adjudicated")
     found = {p.name.split("@")[0]: p for p in campaign_people(ctx.config, ctx.store)}
     assert {name: p.answers for name, p in found.items()} == {
-        "ann": 9, "bob": 9, "cid": 2, "judge": 1,
-    }  # fmt: skip
+        "ann": 9,
+        "bob": 9,
+        "cid": 2,
+        "judge": 1,
+    }
     assert (found["ann"].checks.value, found["bob"].checks.value) == (1.0, 0.0)
     assert found["cid"].unsure == 1
     assert found["ann"].median_s == 4.0

@@ -138,8 +138,9 @@ def test_its_data_can_lie_in_postgresql(monkeypatch):
     assert "DJANGO_DB" not in server._environment()  # the template is a file
     told = [env[f"POSTGRE_{key}"] for key in ("NAME", "USER", "PASSWORD", "HOST", "PORT")]
     assert (env["DJANGO_DB"], told) == (
-        "default", ["label_studio", "me@x", "from the environment", "db", "5433"],
-    )  # fmt: skip
+        "default",
+        ["label_studio", "me@x", "from the environment", "db", "5433"],
+    )
     monkeypatch.setenv(server.DATABASE, "postgresql://me@/ls?host=/run/sockets")
     assert server._environment(state)["POSTGRE_HOST"] == "/run/sockets"
     for wrong in ("mysql://h/d", "postgresql://h", "postgresql://u:secret@h/d"):

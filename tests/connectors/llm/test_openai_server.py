@@ -545,9 +545,12 @@ def test_answers_that_come_in_parts_late_or_one_by_one():
 
 def test_room_for_thinking_is_foretold(caplog):
     ask = OpenAIServerAnnotator(
-        "http://x", "m", chat=True, votes_when_no_logprobs=2,
+        "http://x",
+        "m",
+        chat=True,
+        votes_when_no_logprobs=2,
         transport=talking(saying(None, ended="length", reasoning_content="Okay, so")),
-    )  # fmt: skip
+    )
     _, written = ask.most_tokens(variant(), items(1))
     assert written[0] > 2048
     assert "thinks before it answers" in caplog.text
@@ -605,15 +608,18 @@ def test_tokens_are_read_as_their_tokenizer_writes_them():
 @pytest.mark.parametrize(
     ("names", "tokens", "said"),
     [
-        (("positive", "negative"), [("Label", 0.93), ("positive", 0.05), ("negative", 0.02)],
-         r"\('?3 of them: 'Label' 93.0%, 'positive' 5.0%.*have only 7.0%"),
+        (
+            ("positive", "negative"),
+            [("Label", 0.93), ("positive", 0.05), ("negative", 0.02)],
+            r"\('?3 of them: 'Label' 93.0%, 'positive' 5.0%.*have only 7.0%",
+        ),
         (("positive", "negative"), [("<think>", 0.999)], "think before it answers"),
         (("positive", "negative"), [("token_id:7", 0.9)], r"token_id:7.*--return-tokens-as"),
         (("positive", "negative"), [("token_id:x", 0.9)], r"token_id:x"),
         (("theft", "fraud"), [("The", 0.6), ("fraud", 0.4)], "'The' does not tell whether"),
         (("May", "may"), [("MAY", 0.6), ("may", 0.4)], "'MAY' does not tell which"),
     ],
-)  # fmt: skip
+)
 def test_lists_that_could_turn_labels_round_are_refused_and_shown(names, tokens, said):
     with pytest.raises(AnnotatorError, match=said):
         heard(talking(listing(tokens)), names, votes=0, n=3)

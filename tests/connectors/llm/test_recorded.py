@@ -67,9 +67,17 @@ def test_mappings_become_probabilities(
 
 @pytest.mark.parametrize(
     "broken",
-    [{}, {"other": 1.0}, {"positive": -1.0}, {"positive": "high"}, {"positive": float("inf")},
-     '{"positive": ', "[1, 2]", {"positive": 0.0, "negative": 0.0}],
-)  # fmt: skip
+    [
+        {},
+        {"other": 1.0},
+        {"positive": -1.0},
+        {"positive": "high"},
+        {"positive": float("inf")},
+        '{"positive": ',
+        "[1, 2]",
+        {"positive": 0.0, "negative": 0.0},
+    ],
+)
 def test_broken_mappings_are_no_answer(broken: Any) -> None:
     answer = RecordedAnnotator(["llm"], LABELS).annotate(variant(), items(broken))
     assert np.isnan(answer.probs).all()
@@ -142,8 +150,10 @@ def test_a_declared_scale_gives_the_same_probabilities() -> None:
 
     plain, wanted = probs("probability", 0.8, 1, None)
     for scale, *stated in (
-        ("percent", "80%", 100, ""), ("0-10", 8, "10.0", None), ("log", math.log(0.8), 0, " "),
-    ):  # fmt: skip
+        ("percent", "80%", 100, ""),
+        ("0-10", 8, "10.0", None),
+        ("log", math.log(0.8), 0, " "),
+    ):
         revision, given = probs(scale, *stated)
         np.testing.assert_allclose(given, wanted)
         assert revision != plain
@@ -213,15 +223,35 @@ DECOMPOSED = unicodedata.normalize("NFD", "Négatif")
         *(
             (written, ("negative", "positive"), "positive")
             for written in (
-                "Positive", "POSITIVE", "positive.", '"positive"', "'Positive'.", "`positive`",
-                "**Positive**", "“positive”", "Label: positive", "label = Positive.",
-                "The answer is: positive", "Final answer: positive", "**Label:** positive",
-                "<think>not negative</think>positive", "<think>\n</think>\n\nLabel: Positive",
-                "```json\n{\"label\": \"positive\"}\n```", {"label": "positive"},
-                '{"label": "Positive", "confidence": 0.9}', "{'label': 'positive'}",
-                '["positive"]', ["Positive"], "['positive']", [{"label": "positive"}],
-                "posi\u200btive", "\ufeffpositive", "positive\u00a0", "\u200epositive\u200f",
-                "positive\u00ad", "ｐｏｓｉｔｉｖｅ",
+                "Positive",
+                "POSITIVE",
+                "positive.",
+                '"positive"',
+                "'Positive'.",
+                "`positive`",
+                "**Positive**",
+                "“positive”",
+                "Label: positive",
+                "label = Positive.",
+                "The answer is: positive",
+                "Final answer: positive",
+                "**Label:** positive",
+                "<think>not negative</think>positive",
+                "<think>\n</think>\n\nLabel: Positive",
+                '```json\n{"label": "positive"}\n```',
+                {"label": "positive"},
+                '{"label": "Positive", "confidence": 0.9}',
+                "{'label': 'positive'}",
+                '["positive"]',
+                ["Positive"],
+                "['positive']",
+                [{"label": "positive"}],
+                "posi\u200btive",
+                "\ufeffpositive",
+                "positive\u00a0",
+                "\u200epositive\u200f",
+                "positive\u00ad",
+                "ｐｏｓｉｔｉｖｅ",
             )
         ),
         (DECOMPOSED, ("Négatif", "Positif"), "Négatif"),
@@ -234,7 +264,7 @@ DECOMPOSED = unicodedata.normalize("NFD", "Négatif")
         ("10:30: morning", ("10:30: morning", "morning"), "10:30: morning"),
         ("Label: x", ("Label: x", "x"), "Label: x"),
     ],
-)  # fmt: skip
+)
 def test_spelling_does_not_change_which_label_is_meant(
     written: Any, labels: tuple[str, ...], meant: str
 ) -> None:

@@ -27,7 +27,7 @@ SHAPES = {
     "split": json.dumps(
         {"columns": list(ROWS[0]), "index": [*range(6)], "data": [[*r.values()] for r in ROWS]}
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -215,8 +215,10 @@ def test_values_beyond_a_declared_scale_are_named(tmp_path, scale, values, says)
 
 def test_probabilities_on_every_scale():
     for scale, values in (
-        ("percent", ("80%", " 80 ", 80, "80.0 %")), ("0-10", (8, "8.0")), ("log", (math.log(0.8),)),
-    ):  # fmt: skip
+        ("percent", ("80%", " 80 ", 80, "80.0 %")),
+        ("0-10", (8, "8.0")),
+        ("log", (math.log(0.8),)),
+    ):
         assert [probability_in(v, scale) for v in values] == pytest.approx([0.8] * len(values))
     assert probability_in(-math.inf, "log") == 0
     assert [probability_in("8%", s) for s in ("probability", "0-10", "log")] == [None] * 3

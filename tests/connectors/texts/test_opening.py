@@ -20,8 +20,9 @@ def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name)
     path = tmp_path / name
     path.write_bytes(PACKED[name](GOOD))
     assert [(r.text, r.gold) for r in load_texts(str(path), gold_column="gold")] == [
-        ("a", "no"), ("b", "yes"),
-    ]  # fmt: skip
+        ("a", "no"),
+        ("b", "yes"),
+    ]
     stream = TextStream(path)
     assert [r.text for piece in stream.pieces(9) for r in piece] == ["a", "b"]
     assert (stream.stem, stream.suffix) == ("t", ".csv")

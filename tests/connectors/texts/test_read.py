@@ -495,9 +495,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """40,000 short texts beside 640 MB of vectors and bytes in one Parquet file; two in another."""
     n, folder = 40_000, tmp_path_factory.mktemp("wide")
     schema = pa.schema(
-        [("text", pa.string()), ("gold", pa.string()), ("v", pa.list_(pa.float32())),
-         ("blob", pa.binary()), ("m", pa.int64())]
-    )  # fmt: skip
+        [
+            ("text", pa.string()),
+            ("gold", pa.string()),
+            ("v", pa.list_(pa.float32())),
+            ("blob", pa.binary()),
+            ("m", pa.int64()),
+        ]
+    )
     big, small = folder / "big.parquet", folder / "small.parquet"
     vector = pa.array([[0.5] * 2000] * 4000, pa.list_(pa.float32()))
     blob = pa.array([b"\0" * 8000] * 4000, pa.binary())
@@ -521,8 +526,11 @@ def test_columns_that_nobody_needs_cost_no_memory(wide: tuple[Path, Path], job: 
     big, small = wide
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, small, big, job],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
     assert int(done.stdout) < 120  # MB
 
 

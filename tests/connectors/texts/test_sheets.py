@@ -73,8 +73,9 @@ def test_columns_that_nobody_asked_for_stop_nothing(tmp_path):
     table = read_texts(source, gold_column="gold", labels=["no", "yes"])
     assert [r.meta for r in table.rows] == [{"x": "1"}, {"x": "3"}]
     assert [(p.level, p.kind) for p in table.problems] == [
-        ("note", "duplicate_column"), ("note", "unnamed_column"),
-    ]  # fmt: skip
+        ("note", "duplicate_column"),
+        ("note", "unnamed_column"),
+    ]
     stream = TextStream(tmp_path / "t.csv")
     assert stream.columns == ("text", "x", "gold")
     assert stream.lines() == [
@@ -88,8 +89,9 @@ def test_columns_that_nobody_asked_for_stop_nothing(tmp_path):
 def test_a_file_that_is_not_ours_keeps_its_apostrophes(tmp_path):
     source = put(tmp_path, "text,n\n'=1+1,'@x\n'quoted',2\n")
     assert [(r.text, r.meta["n"]) for r in load_texts(source)] == [
-        ("'=1+1", "'@x"), ("'quoted'", "2"),
-    ]  # fmt: skip
+        ("'=1+1", "'@x"),
+        ("'quoted'", "2"),
+    ]
     marked = 'text,guarded_cells\n\'=1+1,"[""text""]"\n\'=1+1,\n=2+2,"[""text""]"\nx,not json\n'
     rows = load_texts(put(tmp_path, marked))
     assert [r.text for r in rows] == ["=1+1", "'=1+1", "=2+2", "x"]
@@ -106,20 +108,28 @@ def test_cells_of_a_workbook_are_values():
 def test_a_workbook_is_read_like_a_table(tmp_path):
     pytest.importorskip("python_calamine", reason="the extra 'excel' is not installed")
     rows = [
-        [None, None], ["text", "gold", "sure"], ["=1+1 is two", 1, 0.5],
-        ["b\nc", False, None], [None, None, None], ["d", "1.0", "-3"],
-    ]  # fmt: skip
+        [None, None],
+        ["text", "gold", "sure"],
+        ["=1+1 is two", 1, 0.5],
+        ["b\nc", False, None],
+        [None, None, None],
+        ["d", "1.0", "-3"],
+    ]
     workbook(tmp_path / "t.xlsx", {"Reviews": rows, "other": [["x"]]})
     table = read_texts(str(tmp_path / "t.xlsx"), gold_column="gold", labels=["0", "1"])
     assert [(r.text, r.gold, r.line) for r in table.rows] == [
-        ("=1+1 is two", "1", 3), ("b\nc", "0", 4), ("d", "1", 6),
-    ]  # fmt: skip
+        ("=1+1 is two", "1", 3),
+        ("b\nc", "0", 4),
+        ("d", "1", 6),
+    ]
     assert [r.meta["sure"] for r in table.rows] == [0.5, "", "-3"]
     assert {p.kind for p in table.problems} == {"sheets", "blank_row", "respelt_label"}
     stream = TextStream(tmp_path / "t.xlsx")
     assert (stream.suffix, stream.rows, stream.left_out) == (
-        ".csv", 4, ["the sheets besides the first one, 'Reviews'"],
-    )  # fmt: skip
+        ".csv",
+        4,
+        ["the sheets besides the first one, 'Reviews'"],
+    )
     (tmp_path / "bad.xlsx").write_bytes(b"PK\x03\x04 no workbook")
     (problem,) = find_problems(str(tmp_path / "bad.xlsx"))
     assert "is not a readable workbook" in problem.message

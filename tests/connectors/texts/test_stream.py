@@ -126,8 +126,10 @@ def test_csv_out_disarms_formulas_and_keeps_numbers(tmp_path):
         found = list(csv.DictReader(handle))
     assert [r["text"] for r in found] == ["'=1+1", "'@you", "'-5 apples"]
     assert [r.text for r in rows_of(TextStream(tmp_path / "y.csv"))] == [
-        "=1+1", "@you", "-5 apples",
-    ]  # fmt: skip
+        "=1+1",
+        "@you",
+        "-5 apples",
+    ]
     assert [r["n"] for r in found] == ["-5", "+1e3", ""]
     assert found[0]["predicted_label"] == "'=a"
     assert found[0]["guarded_cells"] == '["text", "predicted_label"]'

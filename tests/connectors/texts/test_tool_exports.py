@@ -49,13 +49,19 @@ def test_label_studio_tasks(tmp_path):
     tool, found = answers(tmp_path, tasks)
     assert tool == "Label Studio"
     assert found == [
-        ("one", "1", "positive", ""), ("skip", "1", None, "skipped"), ("empty", "1", None, "empty"),
-        ("none", "", None, "nobody answered"), ("draft", "", None, "draft alone"),
-        ("two", "1", "positive", ""), ("two", "b@x", "negative", ""),
-        ("several", "1", None, "several labels"), ("other", "1", None, "unknown label 'neutral'"),
-        ("unsure", "1", None, "unsure"), ("stars", "1", None, "unknown label '4'"),
+        ("one", "1", "positive", ""),
+        ("skip", "1", None, "skipped"),
+        ("empty", "1", None, "empty"),
+        ("none", "", None, "nobody answered"),
+        ("draft", "", None, "draft alone"),
+        ("two", "1", "positive", ""),
+        ("two", "b@x", "negative", ""),
+        ("several", "1", None, "several labels"),
+        ("other", "1", None, "unknown label 'neutral'"),
+        ("unsure", "1", None, "unsure"),
+        ("stars", "1", None, "unknown label '4'"),
         ("odd", "1", None, "empty"),
-    ]  # fmt: skip
+    ]
     tags = [task("a", said | {"result": choices("negative") + choices("positive", tag="mood")})]
     assert answers(tmp_path, tags)[1][0][2:] == (None, "several labels")
     assert answers(tmp_path, tags, label_column="mood")[1][0][2] == "positive"
@@ -65,11 +71,14 @@ ROWS = [
     {"annotation_id": 1, "annotator": 1, "lead_time": 2.5, "text": "a", "mood": "positive"},
     {"annotation_id": 2, "annotator": 2, "lead_time": 2.5, "text": "a", "mood": "negative"},
     {
-        "annotation_id": 3, "annotator": 1, "lead_time": 2.5, "text": "b",
+        "annotation_id": 3,
+        "annotator": 1,
+        "lead_time": 2.5,
+        "text": "b",
         "mood": {"choices": ["positive", "negative"]},
     },
     {"annotation_id": 4, "annotator": 1, "lead_time": 2.5, "text": "c", "mood": ""},
-]  # fmt: skip
+]
 
 
 def as_csv(rows):
@@ -88,9 +97,11 @@ def test_label_studio_rows(tmp_path, name):
     tool, found = answers(tmp_path, content, name)
     assert tool == "Label Studio"
     assert found == [
-        ("a", "1", "positive", ""), ("a", "2", "negative", ""),
-        ("b", "1", None, "several labels"), ("c", "1", None, "empty"),
-    ]  # fmt: skip
+        ("a", "1", "positive", ""),
+        ("a", "2", "negative", ""),
+        ("b", "1", None, "several labels"),
+        ("c", "1", None, "empty"),
+    ]
 
 
 def lines(*rows):
@@ -118,7 +129,9 @@ def lines(*rows):
                 {"text": "d", "accept": ["negative"], "answer": "ignore", "_input_hash": 4},
             ),
             [
-                ("positive", ""), (None, "answer = 'reject'"), (None, "empty"),
+                ("positive", ""),
+                (None, "answer = 'reject'"),
+                (None, "empty"),
                 (None, "answer = 'ignore'"),
             ],
         ),
@@ -143,14 +156,18 @@ def lines(*rows):
             "Argilla",
             lines(
                 {
-                    "text": "a", "q.responses": ["positive", "negative", "negative"],
-                    "q.responses.users": ["u", "v", "w"], "q.suggestion": "negative",
+                    "text": "a",
+                    "q.responses": ["positive", "negative", "negative"],
+                    "q.responses.users": ["u", "v", "w"],
+                    "q.suggestion": "negative",
                     "q.responses.status": ["submitted", "submitted", "discarded"],
                 },
                 {"text": "b", "q.responses": [], "q.suggestion": "positive"},
             ),
             [
-                ("positive", ""), ("negative", ""), (None, "status 'discarded'"),
+                ("positive", ""),
+                ("negative", ""),
+                (None, "status 'discarded'"),
                 (None, "nobody answered"),
             ],
         ),
@@ -158,7 +175,8 @@ def lines(*rows):
             "Argilla",
             lines(
                 {
-                    "fields": {"text": "a"}, "suggestions": {"q": {"value": "negative"}},
+                    "fields": {"text": "a"},
+                    "suggestions": {"q": {"value": "negative"}},
                     "responses": {"q": [{"value": "positive", "user_id": "u"}]},
                 },
                 {"fields": {"text": "b"}, "responses": {}},
@@ -166,7 +184,7 @@ def lines(*rows):
             [("positive", ""), (None, "nobody answered")],
         ),
     ],
-)  # fmt: skip
+)
 def test_tools_that_write_one_record_a_text(tmp_path, tool, content, found):
     wrote, read = answers(tmp_path, content, "t.jsonl")
     assert wrote == tool

@@ -42,9 +42,11 @@ def test_recorded_labels_with_a_confidence_stay_what_was_recorded(tmp_path):
     recorded = GOOD + '[annotator]\nkind = "recorded"\ncolumns = ["llm"]\n'
     stated = recorded + 'prob_columns = ["sure"]\n'
     for text, calibration in (
-        (GOOD, "batch"), (recorded, "batch"), (stated, "none"),
+        (GOOD, "batch"),
+        (recorded, "batch"),
+        (stated, "none"),
         (stated + '[prompt]\ncalibrate = "batch"\n', "batch"),
-    ):  # fmt: skip
+    ):
         assert load(write(tmp_path, text)).calibration == calibration
 
 

@@ -101,3 +101,20 @@ def test_students_have_the_rate_that_fits_unless_the_file_or_an_earlier_round_na
     assert rate("mpnet", rounds=begun | {"lr": 1e-3}) == (2e-5, "fits mpnet")
     assert rate("minilm", lr=1e-4, rounds=begun) == (1e-4, "")
     assert rate("./nowhere") == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("sections", "begins"),
+    [
+        ({"annotator": {"kind": "local_lm"}}, True),
+        ({}, False),  # recorded labels are there at once: nothing to wait beside
+        ({"annotator": {"kind": "local_lm"}, "label_studio": {"url": "http://ls.example"}}, False),
+    ],
+)
+def test_label_studio_is_installed_while_the_llm_labels(tmp_path, monkeypatch, sections, begins):
+    began = []
+    monkeypatch.setattr(parts, "start_label_studio", lambda: began.append(True))
+    monkeypatch.setattr("loop.studies.preflight.parts_that_fail", lambda _config: [])
+    ctx = make(tmp_path, **sections)
+    parts.make_ready(ctx)
+    assert began == [True] * begins

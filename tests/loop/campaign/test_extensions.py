@@ -106,8 +106,11 @@ def told(tmp_path_factory):
     (other / "entry_points.txt").write_text(
         "[goldloop.strategies]\nentropy = os:getcwd\n[goldloop.annotators]\nword_list = os:getcwd\n"
     )
-    rows = [(f"{w} the film {w} a story w{i}", g) for i in range(40)
-            for w, g in (("great", "good"), ("awful", "bad"))]  # fmt: skip
+    rows = [
+        (f"{w} the film {w} a story w{i}", g)
+        for i in range(40)
+        for w, g in (("great", "good"), ("awful", "bad"))
+    ]
     (folder / "t.csv").write_text("text,gold\n" + "\n".join(f"{t},{g}" for t, g in rows))
     fine = {"kind": "word_list", "signal": "shortest_first", "platform": "desk"}
     for name, change in {

@@ -45,8 +45,11 @@ def test_what_is_written_is_read_back_and_holds_no_nan():
     )
     written = json.dumps(as_json(metrics), allow_nan=False)
     assert json.loads(written)["arms"]["loop"]["alpha_k"] == {
-        "value": None, "low": None, "high": None, "note": "one seed",
-    }  # fmt: skip
+        "value": None,
+        "low": None,
+        "high": None,
+        "note": "one seed",
+    }
     assert RoundMetrics.from_json(json.loads(written)) == metrics
     assert RoundMetrics.from_json({}) == RoundMetrics()
     with pytest.raises(ValueError, match="suspects"):

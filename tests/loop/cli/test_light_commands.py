@@ -17,10 +17,23 @@ from loop.studies.variance import MIN_BASES, measure_variance
 
 ROOT = Path(__file__).parents[3]
 HEAVY = (
-    "cv2", "datasets", "faiss", "gguf", "huggingface_hub", "krippendorff", "label_studio_sdk",
-    "nltk", "pandas", "pyarrow", "safetensors", "sklearn", "tokenizers", "torch", "transformers",
+    "cv2",
+    "datasets",
+    "faiss",
+    "gguf",
+    "huggingface_hub",
+    "krippendorff",
+    "label_studio_sdk",
+    "nltk",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "sklearn",
+    "tokenizers",
+    "torch",
+    "transformers",
     "vllm",
-)  # fmt: skip
+)
 REFUSE = """
 import importlib.abc, sys
 

@@ -97,9 +97,18 @@ def one_sentence(err):
 def test_init_check_and_status_from_flags(run, tmp_path):
     write_texts(tmp_path, good_rows())
     given = (
-        "init", "--source", "t.csv", "--task", "Decide.", "--gold-column", "gold",
-        "--label", "yes: it is", "--label", "no",
-    )  # fmt: skip
+        "init",
+        "--source",
+        "t.csv",
+        "--task",
+        "Decide.",
+        "--gold-column",
+        "gold",
+        "--label",
+        "yes: it is",
+        "--label",
+        "no",
+    )
     code, _, err = run(*given)
     assert code == 0, err
     data = tomllib.loads(Path("goldloop.toml").read_text())
@@ -487,10 +496,25 @@ def test_bench_has_texts_labelled_by_a_campaigns_annotator(run, tmp_path, monkey
     write_campaign(tmp_path)
     for _ in range(2):  # the second run finds the votes of the first
         code, _, err = run(
-            "bench", "t.csv", "--label", "gold", "--annotator", "goldloop.toml", "--repetitions",
-            2, "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--strategies", "entropy,random",
-            "--out", "b",
-        )  # fmt: skip
+            "bench",
+            "t.csv",
+            "--label",
+            "gold",
+            "--annotator",
+            "goldloop.toml",
+            "--repetitions",
+            2,
+            "--budgets",
+            "0.2",
+            "--rounds",
+            1,
+            "--seeds",
+            2,
+            "--strategies",
+            "entropy,random",
+            "--out",
+            "b",
+        )
         assert code == 0, err
     found = json.loads(Path("b/results.json").read_text())
     assert found["records"][0]["pool"] < 96  # four fifths of a pool without test texts
@@ -505,9 +529,23 @@ def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch)
     monkeypatch.setattr("loop.cli.face.build_encoder_student", lambda *_: CentroidStudent())
     write_texts(tmp_path, [(f"{g} word {t}", g, "yes") for t, g, _ in good_rows(120)])
     code, out, err = run(
-        "bench", "t.csv", "--label", "gold", "--llm-column", "llm", "--repetitions", 2,
-        "--budgets", "0.2", "--rounds", 1, "--seeds", 2, "--out", "b",
-    )  # fmt: skip
+        "bench",
+        "t.csv",
+        "--label",
+        "gold",
+        "--llm-column",
+        "llm",
+        "--repetitions",
+        2,
+        "--budgets",
+        "0.2",
+        "--rounds",
+        1,
+        "--seeds",
+        2,
+        "--out",
+        "b",
+    )
     assert code == 0, err
     assert "goldloop" in out
     found = json.loads(Path("b/results.json").read_text())

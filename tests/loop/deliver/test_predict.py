@@ -239,9 +239,18 @@ def test_predict_labels_a_file(goldloop, final, tmp_path):
     assert "All seeds agree on" in err
     # quickly, into another format
     code, _, err = goldloop(
-        "predict", "more.csv", "--model", final, "--text-column", "review", "--fast",
-        "--out", "quick.jsonl", "--device", "cpu",
-    )  # fmt: skip
+        "predict",
+        "more.csv",
+        "--model",
+        final,
+        "--text-column",
+        "review",
+        "--fast",
+        "--out",
+        "quick.jsonl",
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "quick.jsonl").read_text().splitlines()]
     assert rows[0]["stability"] is None

@@ -49,12 +49,14 @@ def finished(tmp_path_factory):
         prompt={"demonstrations": [{"text": EXAMPLE, "label": "bad"}]},
         people={"adjudicator": PERSON},
         annotator={
-            "kind": "recorded", "columns": ["llm", "llm_2"], "base_url": ADDRESS,
+            "kind": "recorded",
+            "columns": ["llm", "llm_2"],
+            "base_url": ADDRESS,
             "options": {"note": EXAMPLE},
         },
         budget={"labels": 30, "usd_per_label": 0.5},
         student={"seeds": 2, "references": ["llm_only"]},
-    )  # fmt: skip
+    )
     for _ in range(2):
         run_round(ctx)
     yield ctx
@@ -178,9 +180,11 @@ def drive(code, folder):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "MLFLOW_"))}
     env |= {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "support"))),
-        "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_MODE": "offline",
+        "HOME": str(folder),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "WANDB_MODE": "offline",
         "WANDB_ERROR_REPORTING": "false",
-    }  # fmt: skip
+    }
     command = [sys.executable, "-c", SENDING + code]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -351,9 +351,14 @@ def test_the_first_block_tells_how_long_the_rest_will_take(tmp_path, monkeypatch
         items = ctx.store.items("c", "pool")
         variants = freeze_variants(ctx.config, ctx.store, "doubtful")
         take_votes(
-            ctx.config, ctx.store, ctx.annotator, items, variants,
-            progress=no_progress, say=said.append,
-        )  # fmt: skip
+            ctx.config,
+            ctx.store,
+            ctx.annotator,
+            items,
+            variants,
+            progress=no_progress,
+            say=said.append,
+        )
         ctx.store.close()
     start = "256 LLM answers took 128 seconds; the other "
     assert [line[: len(start) + 3] for line in told[600, False]] == [f"{start}464"]

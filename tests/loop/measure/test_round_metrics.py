@@ -48,9 +48,13 @@ def test_a_round_is_compared_with_the_one_before(finished):
     found = second.metrics.compared["previous"]
     y = truth_of(finished, evaluation_items(finished)).y
     d = paired_difference(
-        predictions(finished, 1), predictions(finished, 2), y, "accuracy", k=2,
+        predictions(finished, 1),
+        predictions(finished, 2),
+        y,
+        "accuracy",
+        k=2,
         rng=np.random.default_rng(0),
-    )  # fmt: skip
+    )
     assert found["accuracy"].value == pytest.approx(d.value)
     view = campaign_view(finished.config, finished.store)
     assert any(
@@ -198,9 +202,13 @@ def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
     assert set(last.compared["previous"]) == {"alpha_k", "p_uc"}
     tests = len(ctx.store.items("c", "test"))
     d = paired_difference(
-        predictions(ctx, 1)[:, :tests], predictions(ctx, 2)[:, :tests], None, "p_uc", k=2,
+        predictions(ctx, 1)[:, :tests],
+        predictions(ctx, 2)[:, :tests],
+        None,
+        "p_uc",
+        k=2,
         rng=np.random.default_rng(0),
-    )  # fmt: skip
+    )
     assert last.compared["previous"]["p_uc"].value == pytest.approx(d.value)
 
 

@@ -236,10 +236,26 @@ def hostile(kind, archive, tmp_path):
 
 
 KINDS = (
-    "cut short", "a flipped bit", "text", "no manifest", "odd manifest", "no tables", "../../evil",
-    "/evil", "files/out/../../evil", "files\\..\\evil", "c:evil", "link", "bomb", "large",
-    "a row too short", "a row of nobody", "another table", "a newer schema", "places elsewhere",
-)  # fmt: skip
+    "cut short",
+    "a flipped bit",
+    "text",
+    "no manifest",
+    "odd manifest",
+    "no tables",
+    "../../evil",
+    "/evil",
+    "files/out/../../evil",
+    "files\\..\\evil",
+    "c:evil",
+    "link",
+    "bomb",
+    "large",
+    "a row too short",
+    "a row of nobody",
+    "another table",
+    "a newer schema",
+    "places elsewhere",
+)
 
 
 def test_of_a_hostile_or_broken_archive_nothing_is_written(archive, tmp_path):

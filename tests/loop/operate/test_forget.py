@@ -84,14 +84,20 @@ def test_in_postgresql_too(tmp_path, postgres):
 
 def test_only_whole_names_and_personal_fields_are_replaced():
     raw = {
-        "id": 7, "completed_by": {"id": 3, "email": "a@b.c", "first_name": "Ann"},
-        "created_username": " Ann, 3", "result": [{"value": {"text": ["ann said annotate; Ann."]}}],
-        "parent_prediction": None, "updated_by": None,
-    }  # fmt: skip
+        "id": 7,
+        "completed_by": {"id": 3, "email": "a@b.c", "first_name": "Ann"},
+        "created_username": " Ann, 3",
+        "result": [{"value": {"text": ["ann said annotate; Ann."]}}],
+        "parent_prediction": None,
+        "updated_by": None,
+    }
     clean = without_name(raw, ["ann", "a@b.c"], "person-1", own=True)
     assert clean == {
-        "id": 7, "completed_by": "person-1", "created_username": "person-1",
+        "id": 7,
+        "completed_by": "person-1",
+        "created_username": "person-1",
         "result": [{"value": {"text": ["person-1 said annotate; person-1."]}}],
-        "parent_prediction": None, "updated_by": None,
-    }  # fmt: skip
+        "parent_prediction": None,
+        "updated_by": None,
+    }
     assert without_name("x-a@b.c, a@b.com, aa@b.c", ["a@b.c"], "p") == "x-p, a@b.com, aa@b.c"

@@ -52,9 +52,13 @@ def test_files_that_do_not_fit_are_found_and_mended(campaign, ctx):
     told = findings(ctx, offline=True)
     assert {f.where for f in told} == {"files"}
     words = (
-        "trained models are gone", "made.json is damaged", "embeddings-x.npz", "hidden states",
-        "half-written", "Other users can read",
-    )  # fmt: skip
+        "trained models are gone",
+        "made.json is damaged",
+        "embeddings-x.npz",
+        "hidden states",
+        "half-written",
+        "Other users can read",
+    )
     assert [sum(word in f.what for f in told) for word in words] == [1] * len(words)
     assert all(f.repair is not None and f.repair() for f in told)
     assert findings(ctx, offline=True) == []
@@ -98,8 +102,13 @@ def test_a_store_that_was_changed_by_hand_is_found(campaign, ctx):
         ),
     )
     told = findings(ctx, offline=True)
-    words = ("no answer behind", "labels that the campaign has not", "does not know",
-             "more than one text", "unanswered without its item")  # fmt: skip
+    words = (
+        "no answer behind",
+        "labels that the campaign has not",
+        "does not know",
+        "more than one text",
+        "unanswered without its item",
+    )
     assert [sum(word in f.what for f in told) for word in words] == [1] * len(words), told
     unfounded = next(f for f in told if "no answer behind" in f.what)
     before = ctx.store.pull_cursor("c")

@@ -26,27 +26,36 @@ def test_every_text_is_taken_or_told_and_a_second_time_changes_nothing(tmp_path)
     (test, *_) = ctx.store.items("c", "test")
     answers = [
         given(pool[0] + "\u200b", person="ann"),
-        given(pool[1], "bad"), given(pool[1], "good"), given(pool[1], "good"),
-        given(pool[2], "bad"), given(pool[2], "good"),
+        given(pool[1], "bad"),
+        given(pool[1], "good"),
+        given(pool[1], "good"),
+        given(pool[2], "bad"),
+        given(pool[2], "good"),
         given(pool[3], "bad", person="ann", at="2026-01-02"),
         given(pool[3], "good", person="ann", at="2026-01-01"),
         given(pool[4], None, problem="skipped", row=9),
-        given(test.text), given("a stranger"), given("a  stranger"),
-    ]  # fmt: skip
+        given(test.text),
+        given("a stranger"),
+        given("a  stranger"),
+    ]
     found = import_labels(ctx, "t.json", "Label Studio", answers)
     assert (found.texts, found.new, found.changed, found.same) == (7, 3, 0, 0)
     assert found.taken + found.not_taken.total() == found.texts
     assert found.not_taken == {
-        "people disagree": 1, "no answer with a label": 1, "no text of the campaign": 1,
+        "people disagree": 1,
+        "no answer with a label": 1,
+        "no text of the campaign": 1,
         "test text: its label belongs into texts.gold_column": 1,
-    }  # fmt: skip
+    }
     assert found.answers == {"skipped": 1}
     assert "skipped 1 (first in row 9)" in "\n".join(found.lines())
     gold = ctx.store.gold("c")
     by_text = {item.text: gold[item.id] for item in ctx.store.items("c") if item.id in gold}
     assert [(by_text[pool[i]].label, by_text[pool[i]].how) for i in (0, 1, 3)] == [
-        ("good", IMPORTED), ("good", IMPORTED), ("bad", IMPORTED),
-    ]  # fmt: skip
+        ("good", IMPORTED),
+        ("good", IMPORTED),
+        ("bad", IMPORTED),
+    ]
     assert by_text[pool[1]].confidence == 2 / 3
     event = ctx.store.last_event("c", "import-labels", "labels imported")
     kept = [answer for each in event.detail["answers"].values() for answer in each]
@@ -95,8 +104,9 @@ def test_what_people_of_the_campaign_decided_stays(tmp_path):
     found = import_labels(ctx, "t.json", "x", answers)
     assert found.taken == 0
     assert found.not_taken == {
-        "people of the campaign decided otherwise": 1, "people of the campaign decided the same": 1,
-    }  # fmt: skip
+        "people of the campaign decided otherwise": 1,
+        "people of the campaign decided the same": 1,
+    }
     assert ctx.store.gold("c")[one.item_id].label == one.label
 
 

@@ -397,9 +397,19 @@ def test_many_labels_have_no_matrix_but_their_confusions() -> None:
     matrix = [[0.005 if i == j else 0.0 for j in range(200)] for i in range(200)]
     matrix[7][3] = 0.01
     view = replace(
-        BARE, labels=names, rows=(row("loop", 1, 9, 0.5, confusion=tuple(map(tuple, matrix)),
-                                      per_class=tuple(ClassRow(name) for name in names)),),
-    )  # fmt: skip
+        BARE,
+        labels=names,
+        rows=(
+            row(
+                "loop",
+                1,
+                9,
+                0.5,
+                confusion=tuple(map(tuple, matrix)),
+                per_class=tuple(ClassRow(name) for name in names),
+            ),
+        ),
+    )
     text = words(render(view))
     assert "200 labels class 0 class 1" in text
     assert "class 7 class 3 students 66.7 1.0 %" in text

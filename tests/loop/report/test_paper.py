@@ -120,9 +120,18 @@ def settings(**sections):
 def students(**more):
     known = Metric(0.75, 0.7, 0.8)
     told = Stability(
-        199, 5, 199, alpha_k=known, ac1=known, p_uc=known, churn=known, alpha_per_class=(),
-        accuracy=known, macro_f1=known, over="items and seeds",
-    )  # fmt: skip
+        199,
+        5,
+        199,
+        alpha_k=known,
+        ac1=known,
+        p_uc=known,
+        churn=known,
+        alpha_per_class=(),
+        accuracy=known,
+        macro_f1=known,
+        over="items and seeds",
+    )
     return replace(told, **more)
 
 

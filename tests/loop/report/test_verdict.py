@@ -22,9 +22,16 @@ UNKNOWN = Metric(nan)
 def students(accuracy=0.738, alpha=0.75):
     known = Metric(alpha, alpha - 0.05, alpha + 0.05)
     return Stability(
-        199, 5, 199, alpha_k=known, ac1=known, p_uc=known, churn=known, alpha_per_class=(),
+        199,
+        5,
+        199,
+        alpha_k=known,
+        ac1=known,
+        p_uc=known,
+        churn=known,
+        alpha_per_class=(),
         accuracy=None if accuracy is None else Metric(accuracy, accuracy - 0.05, accuracy + 0.05),
-    )  # fmt: skip
+    )
 
 
 def metrics(accuracy=(0.102, 0.031, 0.171), alpha=(0.029, -0.056, 0.107), **more):

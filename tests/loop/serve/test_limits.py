@@ -43,10 +43,16 @@ def site(monkeypatch):
         raise ZeroDivisionError("a fault")
 
     served = Served(
-        tokens=TOKENS, campaign="c", labels=lambda: ("a", "b"), hint=hint, project=lambda: None,
-        student=None, progress=progress, backend=MlBackend(blind=True),
+        tokens=TOKENS,
+        campaign="c",
+        labels=lambda: ("a", "b"),
+        hint=hint,
+        project=lambda: None,
+        student=None,
+        progress=progress,
+        backend=MlBackend(blind=True),
         hosts=own_hosts("::1", None),
-    )  # fmt: skip
+    )
     listener = listen("127.0.0.1", 0, None)
     state.port = listener.getsockname()[1]
     state.url = f"http://127.0.0.1:{state.port}"
@@ -175,9 +181,16 @@ def test_a_foreign_host_is_refused(site, host, path):
 def test_own_names():
     ours = own_hosts("Label.Example", "https://people.example:8443/x")
     for header in (
-        "localhost", "localhost:8001", "LOCALHOST", "127.0.0.1:1", "[::1]:1", "10.0.0.7",
-        "label.example:8001", "people.example", socket.gethostname(),
-    ):  # fmt: skip
+        "localhost",
+        "localhost:8001",
+        "LOCALHOST",
+        "127.0.0.1:1",
+        "[::1]:1",
+        "10.0.0.7",
+        "label.example:8001",
+        "people.example",
+        socket.gethostname(),
+    ):
         assert is_own_host(header, ours), header
     for header in ("", "evil.example", "127.0.0.1.evil.example", "[::1", "a@evil.example", "1.2.3"):
         assert not is_own_host(header, ours), header

@@ -132,8 +132,10 @@ def test_the_lowest_seed_decides_whichever_ends_first(order):
     assert tell([flat, good, good]) == ([], [0])
     assert tell([good, flat, flat])[0] == [0, 1, 2]
     assert [has_learned(SeedResult(0, np.eye(2), 0.1, None, o)) for o in (flat, good, None)] == [
-        False, True, None,
-    ]  # fmt: skip
+        False,
+        True,
+        None,
+    ]
 
 
 @pytest.mark.usefixtures("one_thread")
