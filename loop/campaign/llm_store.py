@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from sqlalchemy import delete, func, update
 from sqlmodel import Session, col, select
 
-from loop.campaign.tables import ContentFree, Item, LlmCalls, Unanswered, Variant, VoteBlock, now
+from loop.campaign.tables import (
+    ContentFree,
+    Item,
+    LlmCalls,
+    Unanswered,
+    Variant,
+    VoteBlock,
+    damaged,
+    now,
+)
 from loop.ports import FloatArray, IntArray
 
 BLOCKS_AT_ONCE = 500
@@ -90,10 +99,19 @@ class LlmStore(ABC):
         )
 
     def votes(self, campaign: str, annotator: str) -> Iterator[VoteBlock]:
-        """The annotator's votes, block by block, in the order in which they came."""
+        """The annotator's votes, block by block, in the order in which they came.
+
+        Raises:
+            StoreError: a block is damaged.
+        """
         query = _votes_of(campaign, annotator).order_by(col(VoteBlock.id))
         with self.transaction() as session:
-            yield from session.exec(query.execution_options(yield_per=BLOCKS_AT_ONCE))
+            for block in session.exec(query.execution_options(yield_per=BLOCKS_AT_ONCE)):
+                n, numbers = len(block.rows), len(block.probs)
+                equal = n == block.votes == len(block.off_label_mass)
+                if not equal or numbers < max(n, 1) or numbers % n:
+                    raise damaged(f"the votes of block {block.id} are of different lengths")
+                yield block
 
     def voted(self, campaign: str, annotator: str) -> dict[str, BoolArray]:
         """By variant hash, whether each text has a vote; its place is its ``Item.row``.

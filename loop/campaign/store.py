@@ -36,6 +36,7 @@ from loop.campaign.tables import (
     TrainingBlock,
     TrainingLabel,
     TrainingLabels,
+    damaged,
     now,
     round_id,
 )
@@ -273,11 +274,20 @@ class Store(Database, LlmStore):
             )
 
     def all_scores(self, round_id: int) -> Scores:
-        """Scores of a round's texts, in source order; of none before it has scored any."""
+        """Scores of a round's texts, in source order; of none before it has scored any.
+
+        Raises:
+            StoreError: they are damaged.
+        """
         with self.transaction() as session:
             query = select(ScoreBlock).where(ScoreBlock.round_id == round_id)
             blocks = session.exec(query.order_by(col(ScoreBlock.start))).all()
         names = blocks[0].signals if blocks else []
+        for b in blocks:
+            n = len(b.rows)
+            whole = n == len(b.llm) == len(b.confidence) == len(b.suspicion)
+            if not whole or b.signals != names or len(b.values) != n * len(names):
+                raise damaged(f"the scores of round {round_id} are of different lengths")
         values = [b.values.reshape(len(names), -1) for b in blocks if names]
         return Scores(
             _joined([b.rows for b in blocks], np.int64),
@@ -328,10 +338,19 @@ class Store(Database, LlmStore):
             )
 
     def all_training_labels(self, round_id: int) -> TrainingLabels:
-        """What a round's students learn, in source order; nothing before that is decided."""
+        """What a round's students learn, in source order; nothing before that is decided.
+
+        Raises:
+            StoreError: it is damaged.
+        """
         with self.transaction() as session:
             query = select(TrainingBlock).where(TrainingBlock.round_id == round_id)
             blocks = session.exec(query.order_by(col(TrainingBlock.start))).all()
+        for b in blocks:
+            n, numbers = len(b.rows), len(b.probs)
+            equal = n == len(b.weight) == len(b.source)
+            if not equal or numbers < max(n, 1) or numbers % n:
+                raise damaged(f"the training labels of round {round_id} are of different lengths")
         source = [np.array(b.sources, dtype=np.str_)[b.source] for b in blocks]
         return TrainingLabels(
             _joined([b.rows for b in blocks], np.int64),

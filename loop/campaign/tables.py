@@ -12,6 +12,7 @@ from sqlalchemy import JSON, Column, Dialect, Index, LargeBinary, TypeDecorator
 from sqlmodel import Field, SQLModel, UniqueConstraint
 
 from loop.campaign.metrics import Json, RoundMetrics, as_json
+from loop.errors import StoreError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -65,7 +66,8 @@ class ArrayColumn(TypeDecorator[NDArray[Any]]):
     """A column of one-dimensional arrays: their bytes, little-endian, of the type that it names.
 
     Raises:
-        ValueError: the bytes are no whole number of values, or a value does not fit.
+        ValueError: a value that is to be stored does not fit.
+        StoreError: the stored bytes are no whole number of values.
     """
 
     impl = LargeBinary
@@ -86,7 +88,19 @@ class ArrayColumn(TypeDecorator[NDArray[Any]]):
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> NDArray[Any] | None:
         """From the database."""
-        return None if value is None else np.frombuffer(value, dtype=self.dtype)
+        if value is None:
+            return None
+        if len(value) % np.dtype(self.dtype).itemsize:
+            raise damaged(f"{len(value)} bytes are no whole number of {self.dtype} values")
+        return np.frombuffer(value, dtype=self.dtype)
+
+
+def damaged(what: str) -> StoreError:
+    """The error where a block of the store holds what goldloop never wrote."""
+    return StoreError(
+        f"The store is damaged: {what}. `goldloop fsck` says what else is; restore a backup with"
+        " `goldloop restore`."
+    )
 
 
 def _array(dtype: str) -> Any:

@@ -10,7 +10,7 @@ import json
 import shutil
 import stat
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from loop.campaign.store import Store
 from loop.campaign.tables import (
     DELETED,
     IMPORTED,
-    RIVAL_MARK,
     STAGES,
     VALIDATION,
     HiddenCheck,
@@ -35,13 +34,13 @@ from loop.campaign.tables import (
     Run,
     round_id,
 )
-from loop.errors import AnnotatorError, LoopError
+from loop.errors import LoopError, StoreError
 from loop.llm.states import StateFile
-from loop.llm.votes import read_votes
-from loop.ports import Reviewer
+from loop.ports import IntArray, Reviewer
 
 SHOWN = 3  # examples of a finding
-SUM_TOLERANCE = 0.02  # probabilities are stored as float32 at best
+SUM_TOLERANCE = 0.02  # recorded probabilities are rounded
+RESTORE = "Restore the newest backup, or begin a campaign with a new name."
 
 
 @dataclass(frozen=True)
@@ -165,31 +164,16 @@ def _people(config: Config, store: Store) -> Iterator[Finding]:
 def _labels(config: Config, store: Store) -> Iterator[Finding]:
     """What the LLM said, the scores and what the students learned."""
     name = config.campaign.name
+    known = np.array([key.row for key in store.keys(name)], dtype=np.int64)
     for annotator in store.annotators(name):
-        if RIVAL_MARK in annotator:
-            continue
-        items = store.items(name, "pool")
-        try:
-            votes = read_votes(config, store, annotator, items)
-        except AnnotatorError:  # none yet
-            continue
-        probs = votes.probs[votes.answered]
-        there = np.isfinite(probs).all(axis=2)
-        sums = probs.sum(axis=2)
-        wrong = there & ((np.abs(sums - 1) > SUM_TOLERANCE) | (probs < 0).any(axis=2))
-        if n := int(wrong.sum()):
-            yield Finding(
-                "store",
-                f"{n:,} votes of the LLM are no probabilities.",
-                "Restore the newest backup, or begin a campaign with a new name.",
-            )
+        yield from _votes(store, name, annotator, known)
     for round_ in store.rounds(name):
         at = STAGES.index(round_.stage)
         if round_.number == VALIDATION:
             continue
         for stage, has in (
-            ("score", bool(len(store.scores(round_id(round_))))),
-            ("repair", bool(len(store.training_labels(round_id(round_))))),
+            ("score", store.has_scores(round_id(round_))),
+            ("repair", store.has_training_labels(round_id(round_))),
         ):
             if at > STAGES.index(stage) and not has:
                 yield Finding(
@@ -198,6 +182,32 @@ def _labels(config: Config, store: Store) -> Iterator[Finding]:
                     " stored.",
                     "Restore the newest backup.",
                 )
+
+
+def _votes(store: Store, name: str, annotator: str, known: IntArray) -> Iterator[Finding]:
+    """What one annotator said; ``known`` are the rows of the campaign's texts."""
+    odd = twice = strange = 0
+    seen: dict[str, list[IntArray]] = defaultdict(list)
+    try:
+        for block in store.votes(name, annotator):
+            probs = block.probs.reshape(block.votes, -1)
+            sound = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1)
+            odd += int((~sound | (np.abs(probs.sum(axis=1) - 1) > SUM_TOLERANCE)).sum())
+            strange += int((~np.isin(block.rows, known)).sum())
+            seen[block.variant_hash].append(block.rows)
+    except StoreError as exc:
+        yield Finding("store", str(exc), RESTORE)
+        return
+    for parts in seen.values():
+        rows = np.concatenate(parts)
+        twice += len(rows) - len(np.unique(rows))
+    for n, what in (
+        (odd, "are no probabilities"),
+        (twice, "are there twice, for one text and prompt"),
+        (strange, "belong to texts that the store does not know"),
+    ):
+        if n:
+            yield Finding("store", f"{n:,} votes of the LLM {what}.", RESTORE)
 
 
 # files

@@ -192,7 +192,7 @@ def hostile(kind, archive, tmp_path):
     if kind == "cut short":
         out.write_bytes(data[: len(data) // 2])
     elif kind == "a flipped bit":
-        at = data.index(b"tables/vote.jsonl") + 60
+        at = data.index(b"tables/vote_block.jsonl") + 60
         out.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     elif kind == "text":
         out.write_text("not a zip")

@@ -6,6 +6,7 @@ import sqlite3
 import pytest
 from operated import at_work
 
+from loop.errors import StoreError
 from loop.operate.fsck import check_campaign
 from loop.round import run_stage
 
@@ -118,8 +119,51 @@ def test_a_store_that_was_changed_by_hand_is_found(campaign, ctx):
 
 
 def test_votes_scores_and_training_labels_that_are_missing_are_found(ctx, monkeypatch):
-    monkeypatch.setattr(ctx.store, "scores", lambda _id: {})
-    monkeypatch.setattr(ctx.store, "training_labels", lambda _id: [])
+    monkeypatch.setattr(ctx.store, "has_scores", lambda _id: False)
+    monkeypatch.setattr(ctx.store, "has_training_labels", lambda _id: False)
     told = [f.what for f in findings(ctx, offline=True)]
     assert sum("past stage score" in what for what in told) == 2
     assert sum("past stage repair" in what for what in told) == 1
+
+
+def test_votes_that_cannot_be_are_found(campaign, ctx):
+    edit(
+        campaign,
+        (
+            "insert into vote_block (campaign, annotator, variant_hash, votes, rows, probs,"
+            " off_label_mass, tokens, usd, timed, seconds, created_at) select campaign, annotator,"
+            " variant_hash, votes, rows, probs, off_label_mass, 0, 0, 0, 0, created_at"
+            " from vote_block limit 1",
+        ),
+        ("update item set row = 5000 where row = (select min(row) from item)",),
+    )
+    told = [f.what for f in findings(ctx, offline=True)]
+    assert sum("there twice" in what for what in told) == 1
+    assert sum("texts that the store does not know" in what for what in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("vote_block", "probs"),
+        ("vote_block", "rows"),
+        ("score_block", "suspicion"),
+        ("score_block", '"values"'),
+        ("training_block", "weight"),
+        ("training_block", "probs"),
+    ],
+)
+@pytest.mark.parametrize("left", [0, 7, 8])
+def test_a_damaged_block_is_one_sentence(campaign, ctx, table, column, left):
+    cut = f"update {table} set {column} = substr({column}, 1, {left})"  # noqa: S608
+    edit(campaign, (cut,))
+    (first, *_) = ctx.store.rounds("c")
+    read = {
+        "vote_block": lambda: list(ctx.store.votes("c", ctx.annotator.revision)),
+        "score_block": lambda: ctx.store.all_scores(first.id),
+        "training_block": lambda: ctx.store.all_training_labels(first.id),
+    }
+    with pytest.raises(StoreError, match=r"damaged.*restore"):
+        read[table]()
+    if table == "vote_block":
+        assert [f for f in findings(ctx, offline=True) if "damaged" in f.what]
