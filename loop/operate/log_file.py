@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -68,21 +69,22 @@ class _Line(logging.Formatter):
 class _File(RotatingFileHandler):
     """A file for its owner alone; one that another process has put aside is not written to."""
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> TextIOWrapper:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         handle = os.open(self.baseFilename, flags, 0o600)
         return os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a line; follows the file where it was rotated."""
-        try:
-            same = os.path.samestat(Path(self.baseFilename).stat(), os.fstat(self.stream.fileno()))
-        except OSError:
-            same = False
-        if not same:
+        if self.stream is not None and not self._is_here(self.stream):
             self.stream.close()
             self.stream = self._open()
         super().emit(record)
+
+    def _is_here(self, stream: TextIOWrapper) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(Path(self.baseFilename).stat(), os.fstat(stream.fileno()))
+        return False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """A full disk must not stop a round: one sentence, and no more lines."""
