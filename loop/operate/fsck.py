@@ -10,13 +10,14 @@ import json
 import shutil
 import stat
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import make_url, text, update
 from sqlmodel import col
 
@@ -36,11 +37,9 @@ from loop.campaign.tables import (
 )
 from loop.errors import LoopError, StoreError
 from loop.llm.states import StateFile
-from loop.ports import IntArray, Reviewer
+from loop.ports import Reviewer
 
 SHOWN = 3  # examples of a finding
-SUM_TOLERANCE = 0.02  # recorded probabilities are rounded
-RESTORE = "Restore the newest backup, or begin a campaign with a new name."
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _people(config: Config, store: Store) -> Iterator[Finding]:
     gold = store.gold(name)
     reviews = store.reviews(name)
     checks = store.checks(name)
-    known = {item.id for item in store.items(name)}
+    known = {key.id for key in store.keys(name)}
     asked = known | {check.id for check in checks}
 
     def read_again() -> str:
@@ -165,15 +164,23 @@ def _labels(config: Config, store: Store) -> Iterator[Finding]:
     """What the LLM said, the scores and what the students learned."""
     name = config.campaign.name
     known = np.array([key.row for key in store.keys(name)], dtype=np.int64)
-    for annotator in store.annotators(name):
-        yield from _votes(store, name, annotator, known)
+    try:
+        for annotator in store.annotators(name):
+            yield from _votes(config, store, annotator, known)
+        yield from _of_rounds(store, name, known)
+    except StoreError as exc:
+        yield Finding("store", str(exc), "Restore the newest backup.")
+
+
+def _of_rounds(store: Store, name: str, known: NDArray[np.int64]) -> Iterator[Finding]:
+    """The scores and training labels of every round."""
     for round_ in store.rounds(name):
-        at = STAGES.index(round_.stage)
         if round_.number == VALIDATION:
             continue
+        at, id_ = STAGES.index(round_.stage), round_id(round_)
         for stage, has in (
-            ("score", store.has_scores(round_id(round_))),
-            ("repair", store.has_training_labels(round_id(round_))),
+            ("score", store.has_scores(id_)),
+            ("repair", store.has_training_labels(id_)),
         ):
             if at > STAGES.index(stage) and not has:
                 yield Finding(
@@ -182,32 +189,41 @@ def _labels(config: Config, store: Store) -> Iterator[Finding]:
                     " stored.",
                     "Restore the newest backup.",
                 )
+        rows = np.concatenate([store.all_scores(id_).rows, store.all_training_labels(id_).rows])
+        if strange := int((~np.isin(rows, known)).sum()):
+            yield Finding(
+                "store",
+                f"{strange:,} scores and training labels of round {round_.number} are of texts"
+                " that the store does not know.",
+                "Restore the newest backup.",
+            )
 
 
-def _votes(store: Store, name: str, annotator: str, known: IntArray) -> Iterator[Finding]:
-    """What one annotator said; ``known`` are the rows of the campaign's texts."""
-    odd = twice = strange = 0
-    seen: dict[str, list[IntArray]] = defaultdict(list)
-    try:
-        for block in store.votes(name, annotator):
-            probs = block.probs.reshape(block.votes, -1)
-            sound = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1)
-            odd += int((~sound | (np.abs(probs.sum(axis=1) - 1) > SUM_TOLERANCE)).sum())
-            strange += int((~np.isin(block.rows, known)).sum())
-            seen[block.variant_hash].append(block.rows)
-    except StoreError as exc:
-        yield Finding("store", str(exc), RESTORE)
-        return
+def _votes(
+    config: Config, store: Store, annotator: str, known: NDArray[np.int64]
+) -> Iterator[Finding]:
+    """One annotator's votes: of texts that are there, once each, and probabilities."""
+    strange = wrong = twice = 0
+    seen: dict[str, list[NDArray[np.int64]]] = {}
+    for block in store.votes(config.campaign.name, annotator):
+        rows, n = np.asarray(block.rows, dtype=np.int64), block.votes
+        seen.setdefault(block.variant_hash, []).append(rows)
+        strange += int((~np.isin(rows, known)).sum())
+        probs = block.probs.reshape(n, -1)
+        sound = np.isfinite(probs).all(axis=1) & (probs >= 0).all(axis=1) & (probs.sum(axis=1) > 0)
+        wrong += int((~sound).sum()) if probs.shape[1] <= len(config.labels) else n
     for parts in seen.values():
         rows = np.concatenate(parts)
         twice += len(rows) - len(np.unique(rows))
-    for n, what in (
-        (odd, "are no probabilities"),
-        (twice, "are there twice, for one text and prompt"),
-        (strange, "belong to texts that the store does not know"),
+    for votes, what in (
+        (strange, "are of texts that the store does not know"),
+        (wrong, "are no probabilities of the campaign's labels"),
+        (twice, "were stored twice"),
     ):
-        if n:
-            yield Finding("store", f"{n:,} votes of the LLM {what}.", RESTORE)
+        if votes:
+            yield Finding(
+                "store", f"{votes:,} votes of the LLM {what}.", "Restore the newest backup."
+            )
 
 
 # files

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 
+import numpy as np
 import pytest
 from operated import at_work
 
@@ -118,28 +119,40 @@ def test_a_store_that_was_changed_by_hand_is_found(campaign, ctx):
     assert ctx.store.pull_cursor("c") is None
 
 
-def test_votes_scores_and_training_labels_that_are_missing_are_found(ctx, monkeypatch):
-    monkeypatch.setattr(ctx.store, "has_scores", lambda _id: False)
-    monkeypatch.setattr(ctx.store, "has_training_labels", lambda _id: False)
-    told = [f.what for f in findings(ctx, offline=True)]
-    assert sum("past stage score" in what for what in told) == 2
-    assert sum("past stage repair" in what for what in told) == 1
-
-
-def test_votes_that_cannot_be_are_found(campaign, ctx):
+def test_votes_scores_and_training_labels_that_do_not_fit_are_found(campaign, ctx):
+    (annotator,) = ctx.store.annotators("c")
+    variant = ctx.store.variants("c", annotator)[0].hash
+    row = ctx.store.keys("c", "pool")[0].row
+    with ctx.store.transaction() as session:
+        ctx.store.add_votes(
+            session,
+            "c",
+            annotator,
+            variant,
+            rows=np.array([row, 9999]),
+            probs=np.array([[1.0, 0.0], [-1.0, np.nan]]),
+            off_label_mass=np.zeros(2),
+            tokens=0,
+            usd=0.0,
+            seconds=0.0,
+        )
     edit(
         campaign,
-        (
-            "insert into vote_block (campaign, annotator, variant_hash, votes, rows, probs,"
-            " off_label_mass, tokens, usd, timed, seconds, created_at) select campaign, annotator,"
-            " variant_hash, votes, rows, probs, off_label_mass, 0, 0, 0, 0, created_at"
-            " from vote_block limit 1",
-        ),
-        ("update item set row = 5000 where row = (select min(row) from item)",),
+        ("delete from score_block where round_id = 1",),
+        ("delete from training_block",),
+        ("update score_block set rows = ? where round_id = 2", (np.full(48, 77, "<i4").tobytes(),)),
     )
     told = [f.what for f in findings(ctx, offline=True)]
-    assert sum("there twice" in what for what in told) == 1
-    assert sum("texts that the store does not know" in what for what in told) == 1
+    words = (
+        "1 votes of the LLM are of texts that the store does not know",
+        "1 votes of the LLM are no probabilities",
+        "1 votes of the LLM were stored twice",
+        "Round 1 is past stage score",
+        "Round 1 is past stage repair",
+        "48 scores and training labels of round 2",
+    )
+    assert [sum(word in what for what in told) for word in words] == [1] * len(words), told
+    assert len(told) == len(words), told
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ down_revision = "0008"
 branch_labels = None
 depends_on = None
 
+CARRIED_DOWN = ("vote_block", "score_block", "training_block")
+"""Tables whose rows ``downgrade`` carries into others, so that nothing of them is lost."""
 BLOCK = 4096
 
 campaign = sa.table("campaign", sa.column("name"), sa.column("labels", sa.JSON()))
