@@ -91,7 +91,7 @@ def student_lines(student: dict[str, Any]) -> list[str]:
     """Encoder, seeds and learning rate of the students, and why they have that rate."""
     if student["lr"] is None:
         return []
-    why = f" ({student['lr_why']}; student.lr sets another)" if student["lr_why"] else ""
+    why = f", which {student['lr_why']} (student.lr sets another)" if student["lr_why"] else ""
     return [
         f"Students: {student['encoder']}, {student['seeds']} seeds, learning rate"
         f" {student['lr']:g}{why}"

@@ -33,9 +33,9 @@ def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
         return Verdict(
             "`goldloop validate` says how good the LLM's labels are. No round is measured yet."
             if validated
-            else "How good the LLM's labels are is not known yet: no round has been measured.",
-            "So nothing is shown of what people's labels bring.",
-            "What a goal would take is told after the first round.",
+            else "No round is measured yet: how good the LLM's labels are is not known yet.",
+            "The first round tells that, and what people's labels bring.",
+            "The labels, time and money that a goal takes are told then, too.",
             _next(None, step),
         )
     if enough := why_good_enough(config, rounds):

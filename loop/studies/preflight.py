@@ -258,7 +258,7 @@ def _will_happen(
     )
     student = config.student
     rate = "" if student.lr is None else f", learning rate {student.lr:g}"
-    why = f" ({config.lr_why}; student.lr sets another)" if config.lr_why else ""
+    why = f", which {config.lr_why} (student.lr sets another)" if config.lr_why else ""
     arms = 1 + ("random" in student.references)
     once = len(set(student.references) - {"random"})
     yield (

@@ -125,7 +125,7 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert code == 0, err
     assert "is fine" in err
     assert "100 to test on (100 with a known label)" in err
-    assert "learning rate 2e-05 (fits roberta-base; student.lr sets another)" in err
+    assert "learning rate 2e-05, which fits roberta-base (student.lr sets another)" in err
     write_campaign(tmp_path)
     write_texts(tmp_path, [(text, gold, llm.upper()) for text, gold, llm in good_rows(500)])
     code, _, err = run("check")
