@@ -14,7 +14,7 @@ the moment it is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -226,19 +226,6 @@ def check_committed(config: Config, store: Store) -> None:
 # the LLM
 
 
-@dataclass(frozen=True)
-class Reserved:
-    """Money that is set aside for one call of an annotator.
-
-    Attributes:
-        count: items that may be asked, the first ones.
-        calls_id: where it is noted in the store, None if it can cost nothing or there is no cap.
-    """
-
-    count: int
-    calls_id: int | None = None
-
-
 class LlmPurse:
     """Sets money aside before one annotator is asked, and books what its answers cost.
 
@@ -250,41 +237,59 @@ class LlmPurse:
         self._config, self._store, self._annotator = config, store, annotator
         self.prices = TokenPrices.of(config.annotator)
         self._account = account(config, store)
+        self._open: dict[int | None, dict[str, float]] = {}
+        """Of each note in the store: the most that each item may cost which is not booked yet."""
 
-    def reserve(
-        self, variant: PromptVariant, items: Sequence[TextItem], *, least: int = 1
-    ) -> Reserved:
-        """Sets aside the most that the first items may cost, as many as fit.
+    def reserve(self, variant: PromptVariant, items: Sequence[TextItem], *, least: int = 1) -> int:
+        """Sets aside the most that the first items may cost; how many of them fit.
 
         Raises:
             AnnotatorError: fewer than ``least`` fit.
         """
         left = self._account.left_usd
         if left is None or not any(self.prices):
-            return Reserved(len(items))
+            return len(items)
         read, written = self._annotator.most_tokens(variant, items)
-        costs = np.cumsum(
-            read * max(self.prices.fresh, self.prices.cached) + written * self.prices.written
-        )
-        count = int(np.searchsorted(costs, left + ROUNDING_USD, side="right"))
+        costs = read * max(self.prices.fresh, self.prices.cached) + written * self.prices.written
+        sums = np.cumsum(costs)
+        count = int(np.searchsorted(sums, left + ROUNDING_USD, side="right"))
         if count < least:
             raise AnnotatorError(
                 f"The next {f'{least} LLM answers' if least > 1 else 'LLM answer'} may cost"
-                f" ${costs[least - 1]:.2g}, but {self._account}. Raise budget.usd and run the"
+                f" ${sums[least - 1]:.2g}, but {self._account}. Raise budget.usd and run the"
                 " command again; every vote so far is kept."
             )
-        usd = float(costs[count - 1])
-        if not usd:
-            return Reserved(count)
-        name, revision = self._config.campaign.name, self._annotator.revision
-        return Reserved(count, self._store.begin_calls(name, revision, count, usd))
+        if count and (usd := float(sums[count - 1])):
+            name, revision = self._config.campaign.name, self._annotator.revision
+            calls_id = self._store.begin_calls(name, revision, count, usd)
+            asked = [item.id for item in items[:count]]
+            self._open[calls_id] = dict(zip(asked, costs[:count].tolist(), strict=True))
+            self._set_aside(usd)
+        return count
 
-    def book(self, session: Session, reserved: Reserved, usd: float) -> None:
-        """The answers are stored, with what they cost, in the same transaction."""
-        self._store.forget_calls(session, reserved.calls_id)
+    def book(self, session: Session, item_ids: Iterable[str], usd: float) -> None:
+        """Their answers are stored, with what they cost, in the same transaction."""
+        stored = set(item_ids)
+        for calls_id, costs in list(self._open.items()):
+            here = stored & costs.keys()
+            if not here:
+                continue
+            self._set_aside(-sum(costs.pop(item) for item in here))
+            if costs:
+                self._store.lower_calls(session, calls_id, sum(costs.values()))
+            else:
+                del self._open[calls_id]
+                self._store.forget_calls(session, calls_id)
         self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
 
-    def book_loss(self, reserved: Reserved, usd: float) -> None:
-        """There is no answer to store; what it cost is kept."""
-        self._store.end_calls(reserved.calls_id, usd)
+    def book_loss(self, usd: float) -> None:
+        """There is no answer to store to all that is set aside; what it cost is kept."""
         self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
+        for calls_id, costs in self._open.items():
+            self._set_aside(-sum(costs.values()))
+            self._store.end_calls(calls_id, usd)
+            usd = 0.0
+        self._open.clear()
+
+    def _set_aside(self, usd: float) -> None:
+        self._account = replace(self._account, open_llm_usd=self._account.open_llm_usd + usd)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,6 +164,28 @@ class Annotator(Protocol):
         """Lets go of engine, memory and connections; safe to call twice, and before any question.
 
         The next question opens them again.
+        """
+        ...
+
+
+Lots = Iterator[Sequence[TextItem]]
+"""Items to be asked, lot by lot; an empty lot says that the next depends on answers to come."""
+
+
+@runtime_checkable
+class StreamingAnnotator(Annotator, Protocol):
+    """An annotator that waits for others, so that one slow answer need not hold the rest up."""
+
+    def annotate_stream(
+        self, variant: PromptVariant, lots: Lots
+    ) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+        """Items and their class probabilities as they come, in any order, each item once.
+
+        A lot is taken when there is room for it, and never while answers that came are kept back.
+
+        Raises:
+            AnnotatorError: nothing more can be answered; its tokens are those of items that were
+                not handed over.
         """
         ...
 

@@ -18,10 +18,13 @@ ignored shows, because the answers must hold exactly the tokens asked for.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any
 
 import httpx
@@ -39,6 +42,7 @@ from loop.ports import (
     ClassProbs,
     FloatArray,
     IntArray,
+    Lots,
     Progress,
     TextItem,
     no_progress,
@@ -48,6 +52,8 @@ from loop.prompt import PromptVariant
 log = logging.getLogger(__name__)
 
 FORM = "server-2"  # how labels are scored; raise the number when answers change
+AHEAD = 2  # requests that wait for a free thread while answers are being stored
+LISTS_IN_VAIN = 3  # lists without an answer in turn, after which questions are asked one by one
 SHORTEST_TEXT = 64  # a text is halved down to this to fit into the model's context
 
 
@@ -131,7 +137,7 @@ class OpenAIServerAnnotator:
         self._server: Server | None = None
         self._plans: dict[str, Plan] = {}
         self._unchecked = True
-        self._failures: dict[str, str] = {}
+        self._lists_failed = 0  # in turn
 
     @property
     def revision(self) -> str:
@@ -156,41 +162,54 @@ class OpenAIServerAnnotator:
         Raises:
             AnnotatorError: the server refuses, is down, or answers in a way that cannot be right.
         """
-        n, k = len(items), len(variant.labels)
-        log_masses = np.full((n, k), np.nan)
-        usage = [Usage() for _ in range(n)]
-        self._failures = {}
-        self._http.begin()
-        if n:
-            server = self._server_or_detect()
-            plan = self._plan(server, variant)
-            first = self._unchecked
-            early = range(min(n, PROBE_ITEMS)) if first else range(0)
-            try:
-                if early:
-                    self._ask(server, plan, items, early, log_masses, usage)
-                    self._check(server, items, early, log_masses)
-                    self._unchecked = False
-                self._ask(server, plan, items, range(len(early), n), log_masses, usage)
-            except AnnotatorError as exc:
-                exc.tokens = (
-                    sum(u.computed for u in usage),
-                    sum(u.cached for u in usage),
-                    sum(u.output for u in usage),
-                )
-                raise
-            if self._failures:
-                reason = next(iter(self._failures.values()))
-                log.warning("%d of %d items got no answer: %s", len(self._failures), n, reason)
-        probs, off = class_probs(log_masses)
-        return ClassProbs(
-            probs,
-            off,
-            np.array([u.computed for u in usage], dtype=np.int64),
-            np.array([u.cached for u in usage], dtype=np.int64),
-            np.array([u.output for u in usage], dtype=np.int64),
-            dict(self._failures),
-        )
+        questions = [_Question(item) for item in items]
+        asking = self._asked(variant, iter([questions]))
+        try:
+            while True:
+                next(asking)
+        except StopIteration as end:
+            reason: str | None = end.value
+        except AnnotatorError as exc:
+            exc.tokens = _tokens(questions)
+            raise
+        if reason is not None:  # what was answered is kept; the next call will raise
+            if all(q.log_masses is None for q in questions):
+                raise AnnotatorError(reason, tokens=_tokens(questions))
+            for question in questions:
+                if question.log_masses is None:
+                    question.problem = question.problem or reason
+        if problems := [q.problem for q in questions if q.problem]:
+            log.warning(
+                "%d of %d items got no answer: %s", len(problems), len(questions), problems[0]
+            )
+        return _class_probs(questions, len(variant.labels))
+
+    def annotate_stream(
+        self, variant: PromptVariant, lots: Lots
+    ) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+        """See ``loop.ports.StreamingAnnotator``."""
+        open_: set[_Question] = set()
+
+        def opened() -> Iterator[Sequence[_Question]]:
+            for lot in lots:
+                questions = [_Question(item) for item in lot]
+                open_.update(questions)
+                yield questions
+
+        asking = self._asked(variant, opened())
+        try:
+            while True:
+                done = next(asking)
+                open_.difference_update(done)
+                yield [q.item for q in done], _class_probs(done, len(variant.labels))
+        except StopIteration as end:
+            if end.value is not None:
+                raise AnnotatorError(end.value, tokens=_tokens(open_)) from None
+        except AnnotatorError as exc:
+            exc.tokens = _tokens(open_)
+            raise
+        finally:
+            asking.close()
 
     def most_tokens(
         self, variant: PromptVariant, items: Sequence[TextItem]
@@ -212,96 +231,152 @@ class OpenAIServerAnnotator:
             most_tokens_of(plan.prompt(self._plain(item.text)), chat=self._chat) + longest
             for item in items
         ]
-        attempts = self._http.max_attempts
+        attempts = self._http.max_attempts + (server.at_once > 1)  # once in a list
         return (
             attempts * prompts * np.array(tokens, dtype=np.int64),
             np.full(len(items), attempts * written, dtype=np.int64),
         )
 
-    def _ask(
-        self,
-        server: Server,
-        plan: Plan,
-        items: Sequence[TextItem],
-        rows: Sequence[int],
-        log_masses: FloatArray,
-        usage: Sequence[Usage],
-    ) -> None:
-        """Fills the rows in, as far as the server goes.
-
-        Raises:
-            AnnotatorError: the server is down, or refuses for good.
-        """
-        todo = list(rows)
-        while todo:
-            # one item alone at first, so that what all prompts share is in the server's cache
-            at_once = 1 if plan.fresh else len(todo)
-            plan.fresh = False
-            now, later = todo[:at_once], todo[at_once:]
-            unasked, reason = self._ask_at_once(server, plan, items, now, log_masses, usage)
-            todo = unasked + later
-            if reason is None:
-                continue
-            if not np.isfinite(log_masses).any():
-                raise AnnotatorError(reason)
-            for row in todo:  # what was answered is kept; the next call will raise
-                self._failures[items[row].id] = reason
-            return
-
-    def _ask_at_once(
-        self,
-        server: Server,
-        plan: Plan,
-        items: Sequence[TextItem],
-        rows: Sequence[int],
-        log_masses: FloatArray,
-        usage: Sequence[Usage],
-    ) -> tuple[list[int], str | None]:
-        """Fills the rows in, until the server refuses or too many items in turn get no answer.
+    def _asked(self, variant: PromptVariant, lots: Iterator[Sequence[_Question]]) -> _Asking:
+        """Questions as they get an answer, or none for a reason of their own.
 
         Returns:
-            The rows that were not asked, and why no more should be; None to go on.
+            Why the others should not be asked; None once all are.
+        Raises:
+            AnnotatorError: the first answers cannot be right.
         """
-        unasked: list[int] = []
+        first = next(lots, ())
+        if not first:
+            return None
+        self._http.begin()
+        server = self._server_or_detect()
+        plan = self._plan(server, variant)
+        reason: str | None = None
+        if self._unchecked:
+            early, first = first[:PROBE_ITEMS], first[PROBE_ITEMS:]
+            asking = self._ask(server, plan, iter([early]))
+            try:
+                while True:
+                    next(asking)
+            except StopIteration as end:
+                reason = end.value
+            if reason is None or any(q.log_masses is not None for q in early):
+                self._check(server, early, len(variant.labels))
+                self._unchecked = False
+            yield [q for q in early if q.done]
+            if reason is not None:
+                return reason
+        return (yield from self._ask(server, plan, itertools.chain([first], lots)))
+
+    def _ask(self, server: Server, plan: Plan, lots: Iterator[Sequence[_Question]]) -> _Asking:
+        """Keeps as many requests under way as may be, until the server refuses.
+
+        A list of questions that gets no answer is asked again one by one, and so are all others
+        where that happens to several lists in turn. Where too many items in turn get no answer, the
+        server is asked about a harmless text, and the others go on if it answers.
+        """
+        waiting: deque[_Question] = deque()
+        alone: deque[_Question] = deque()
+        under_way: dict[Future[list[FloatArray | UnansweredError]], list[_Question]] = {}
+        ended: SimpleQueue[Future[list[FloatArray | UnansweredError]]] = SimpleQueue()
+        more, answered = True, False
         reason: str | None = None
         down = 0  # items in turn that the server, rather than the item, left without an answer
         stop = self._http.stop
         stop.clear()
         with ThreadPoolExecutor(self._concurrency, "annotate") as pool:
-            row_of = {
-                pool.submit(self._ask_one, server, plan, items[row].text, usage[row]): row
-                for row in rows
-            }
             try:
-                for future in as_completed(row_of):
-                    row = row_of[future]
+                while True:
+                    warming = False
+                    while not (warming or reason or stop.is_set()):
+                        free = self._concurrency - len(under_way)
+                        at_once = server.at_once if self._lists_failed < LISTS_IN_VAIN else 1
+                        full = free + AHEAD <= 0
+                        if more and not full and len(waiting) < at_once:
+                            lot = next(lots, None)
+                            more = lot is not None
+                            waiting.extend(lot or ())
+                        # one item alone at first, so that what all prompts share is in the cache
+                        warming = plan.fresh
+                        if full or not (alone or waiting) or (warming and under_way):
+                            break
+                        plan.fresh = False
+                        if alone:
+                            batch = [alone.popleft()]
+                        else:
+                            share = -(-len(waiting) // max(1, free))
+                            size = 1 if warming else min(at_once, share)
+                            batch = [waiting.popleft() for _ in range(size)]
+                        future = pool.submit(self._ask_some, server, plan, batch)
+                        under_way[future] = batch
+                        future.add_done_callback(ended.put)
+                    if not under_way:
+                        if stop.is_set() and reason is None:
+                            stop.clear()
+                            reason, down = self._still_down(server, plan), 0
+                        if reason is not None or not (more or waiting or alone):
+                            break
+                        continue
+                    future = ended.get()
+                    batch = under_way.pop(future)
                     try:
-                        log_masses[row] = future.result()
-                        down = 0
+                        answers = future.result()
                     except StoppedError:
-                        unasked.append(row)
+                        waiting.extendleft(reversed(batch))
                         continue
                     except UnansweredError as exc:
-                        self._failures[items[row].id] = str(exc)
-                        down += exc.down
-                        status = exc.status if isinstance(exc, RejectedError) else 0
-                        moderated = status == 403 and np.isfinite(log_masses).any()
-                        if status in Http.REFUSED and not moderated:
-                            reason = str(exc)
+                        log.info("a list of %d questions got no answer: %s", len(batch), exc)
+                        self._lists_failed += 1
+                        alone.extend(batch)
+                        continue
                     except AnnotatorError as exc:
                         reason = str(exc)
+                        stop.set()
+                        continue
+                    if len(batch) > 1:
+                        self._lists_failed = 0
+                    for question, answer in zip(batch, answers, strict=True):
+                        if not isinstance(answer, UnansweredError):
+                            question.log_masses = answer
+                            answered, down = True, 0
+                            continue
+                        question.problem = str(answer)
+                        down += answer.down
+                        status = answer.status if isinstance(answer, RejectedError) else 0
+                        if status in Http.REFUSED and not (status == 403 and answered):
+                            reason = reason or str(answer)
                     if reason or down >= max(8, 2 * self._concurrency):
                         stop.set()
-                    self._progress(1)
+                    self._progress(len(batch))
+                    yield batch
             except BaseException:  # an interrupt must not wait for pauses
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        stopped = stop.is_set()
-        stop.clear()
-        if down and not reason and (stopped or not np.isfinite(log_masses[list(rows)]).any()):
-            reason = self._still_down(server, plan)
-        return sorted(unasked), reason
+            finally:
+                stop.clear()
+            if reason is None and down and not answered:
+                reason = self._still_down(server, plan)
+        return reason
+
+    def _ask_some(
+        self, server: Server, plan: Plan, questions: Sequence[_Question]
+    ) -> list[FloatArray | UnansweredError]:
+        """(k,) log-masses of each question, or why it got none.
+
+        Raises:
+            UnansweredError: several questions should be asked one by one.
+        """
+        if len(questions) > 1:
+            texts = [self._plain(question.item.text) for question in questions]
+            return server.ask_all(plan, texts, [question.usage for question in questions])
+        [question] = questions
+        try:
+            return [self._ask_one(server, plan, question.item.text, question.usage)]
+        except StoppedError:
+            raise
+        except UnansweredError as exc:
+            return [exc]
 
     def _ask_one(self, server: Server, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses; a text that is too long for the model's context loses its middle."""
@@ -357,34 +432,64 @@ class OpenAIServerAnnotator:
             log.info("%s answers by %s", self._http.shown, self._server.means)
         return self._server
 
-    def _check(
-        self,
-        server: Server,
-        items: Sequence[TextItem],
-        rows: Sequence[int],
-        log_masses: FloatArray,
-    ) -> None:
+    def _check(self, server: Server, questions: Sequence[_Question], k: int) -> None:
         """Refuses first answers that cannot be used for ranking.
 
         Raises:
             AnnotatorError: too many items without all classes, almost no probability on labels,
                 or probabilities so coarse that items tie.
         """
-        short = [
-            self._failures[items[row].id]
-            for row in rows
-            if self._failures.get(items[row].id, "").startswith(TopK.SHORT)
-        ]
-        if len(short) > len(rows) / 10:
-            raise AnnotatorError(f"{short[0]} This holds for {len(short)} of {len(rows)} items.")
+        short = [q.problem for q in questions if q.problem.startswith(TopK.SHORT)]
+        if len(short) > len(questions) / 10:
+            many = f"{len(short)} of {len(questions)} items"
+            raise AnnotatorError(f"{short[0]} This holds for {many}.")
         check_answers(
-            [items[row].text for row in rows],
-            log_masses[list(rows)],
+            [q.item.text for q in questions],
+            _log_masses(questions, k),
             model=f"{self._model} at {self._http.shown}",
             chat=self._chat,
             # lists of likeliest tokens are coarse where a bound stands for a missing label
             fine=server.exact,
         )
+
+
+@dataclass(eq=False)
+class _Question:
+    """An item, what it took so far, and its (k,) log-masses or why it has none."""
+
+    item: TextItem
+    usage: Usage = field(default_factory=Usage)
+    log_masses: FloatArray | None = None
+    problem: str = ""
+
+    @property
+    def done(self) -> bool:
+        return self.log_masses is not None or bool(self.problem)
+
+
+_Asking = Generator[list[_Question], None, str | None]
+
+
+def _tokens(questions: Iterable[_Question]) -> tuple[int, int, int]:
+    """Tokens computed, out of a cache, and written."""
+    used = [question.usage for question in questions]
+    return sum(u.computed for u in used), sum(u.cached for u in used), sum(u.output for u in used)
+
+
+def _log_masses(questions: Sequence[_Question], k: int) -> FloatArray:
+    """(n, k), rows of NaN for questions without an answer."""
+    nothing = np.full(k, np.nan)
+    rows = [nothing if q.log_masses is None else q.log_masses for q in questions]
+    return np.array(rows).reshape(-1, k)
+
+
+def _class_probs(questions: Sequence[_Question], k: int) -> ClassProbs:
+    """A row for each question, of NaN where it got no answer."""
+    failures = {q.item.id: q.problem for q in questions if q.problem}
+    probs, off = class_probs(_log_masses(questions, k))
+    used = np.array([(q.usage.computed, q.usage.cached, q.usage.output) for q in questions])
+    computed, cached, output = used.reshape(-1, 3).astype(np.int64).T
+    return ClassProbs(probs, off, computed, cached, output, failures)
 
 
 def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:

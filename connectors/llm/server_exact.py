@@ -13,7 +13,7 @@ import numpy as np
 from connectors.llm.label_trie import LabelTrie
 from connectors.llm.prompt_text import answer_tokens
 from connectors.llm.server_http import GarbledError, Http, UnansweredError, Usage, count_of
-from connectors.llm.server_ways import Plan, choices_of, log_prob_of
+from connectors.llm.server_ways import LIST, OneByOne, Plan, choices_of, log_prob_of
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray
 
@@ -73,6 +73,7 @@ class Vllm(Tokens):
 
     exact: bool = True
     means: str = "log-probabilities of exactly the labels' tokens (vLLM)"
+    at_once: int = LIST
 
     def tokens(self, text: str, *, bare: bool = False) -> list[int]:
         """Asks ``/tokenize``."""
@@ -86,41 +87,65 @@ class Vllm(Tokens):
 
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses, node by node of the trie."""
+        log_masses: FloatArray = self._log_masses(plan, [text], usage, None)[0]
+        return log_masses
+
+    def ask_all(
+        self, plan: Plan, texts: Sequence[str], usage: Sequence[Usage]
+    ) -> list[FloatArray | UnansweredError]:
+        """See ``connectors.llm.server_ways.Server``."""
+        used = Usage()
+        try:
+            return [*self._log_masses(plan, texts, used, 1)]
+        finally:
+            used.share_out(usage, [len(plan.prompt(text).encode()) for text in texts])
+
+    def _log_masses(
+        self, plan: Plan, texts: Sequence[str], usage: Usage, attempts: int | None
+    ) -> FloatArray:
+        """(n, k) log-masses: the root of the trie for all texts, then its other nodes."""
         trie = plan.known_trie
-        prompt: str | list[int] = plan.prompt(text)
-        if self.chat:
-            body = {"model": self.model, "messages": plan.messages(text)}
-            prompt = self.http.post("/tokenize", body, token_list)
         root, *rest = trie.nodes
-        answered, tokens = self._log_probs([prompt], root.asked, usage)
-        answers = [answered[0]]
+        prompts: list[str | list[int]] = [plan.prompt(text) for text in texts]
+        if self.chat:
+            bodies = [{"model": self.model, "messages": plan.messages(text)} for text in texts]
+            prompts = [self.http.post("/tokenize", body, token_list) for body in bodies]
+        answered, tokens = self._log_probs(prompts, root.asked, usage, attempts, tokens=bool(rest))
+        answers = [_column(answered, root.asked)]
         if rest:
-            if isinstance(prompt, str):
-                prompt = tokens or self.tokens(prompt)
-            wanted = tuple(sorted({token for node in rest for token in node.asked}))
-            paths = [[*prompt, *node.path] for node in rest]
-            answered, _ = self._log_probs(paths, wanted, usage)
-            answers += answered
-        return trie.log_masses(
-            [
-                np.array([answer[token] for token in node.asked])
-                for node, answer in zip(trie.nodes, answers, strict=True)
+            begun = [
+                (given or self.tokens(prompt)) if isinstance(prompt, str) else prompt
+                for prompt, given in zip(prompts, tokens, strict=True)
             ]
-        )
+            wanted = tuple(sorted({token for node in rest for token in node.asked}))
+            paths: list[str | list[int]] = [[*ids, *node.path] for node in rest for ids in begun]
+            answered, _ = self._log_probs(paths, wanted, usage, attempts)
+            n = len(texts)
+            answers += [
+                _column(answered[i * n : (i + 1) * n], node.asked) for i, node in enumerate(rest)
+            ]
+        return trie.log_masses(answers)
 
     def _log_probs(
-        self, prompts: Sequence[str | list[int]], ids: Sequence[int], usage: Usage
-    ) -> tuple[list[dict[int, float]], list[int] | None]:
+        self,
+        prompts: Sequence[str | list[int]],
+        ids: Sequence[int],
+        usage: Usage,
+        attempts: int | None = None,
+        *,
+        tokens: bool = False,
+    ) -> tuple[list[dict[int, float]], list[list[int] | None]]:
         """For each prompt the log-probability of each id as the next token.
 
-        Also the tokens of the first prompt, where the server gives them.
+        Also the tokens of each prompt, where they are wanted and the server gives them.
         """
         log_probs: list[dict[int, float]] = [{} for _ in prompts]
-        tokens: list[int] | None = None
+        prompt_tokens: list[list[int] | None] = [None for _ in prompts]
 
-        def read(answer: Mapping[str, Any]) -> tuple[list[dict[int, float]], object]:
+        def read(answer: Mapping[str, Any]) -> tuple[list[dict[int, float]], list[object]]:
             choices = choices_of(answer, len(prompts))
-            return [_by_token_id(c, part) for c in choices], choices[0].get("prompt_token_ids")
+            given = [choice.get("prompt_token_ids") for choice in choices]
+            return [_by_token_id(choice, part) for choice in choices], given
 
         for start in range(0, len(ids), ASKED_AT_ONCE):
             part = list(ids[start : start + ASKED_AT_ONCE])
@@ -132,18 +157,25 @@ class Vllm(Tokens):
                 "logprobs": 1,
                 "logprob_token_ids": part,
                 "return_tokens_as_token_ids": True,
-                "return_token_ids": True,
+                "return_token_ids": tokens,
             }
-            values, given = self.http.post("/v1/completions", body, read, usage, len(prompts))
-            for known, new in zip(log_probs, values, strict=True):
-                known.update(new)
-            if isinstance(given, list) and all(isinstance(token, int) for token in given):
-                tokens = given
-        return log_probs, tokens
+            values, given = self.http.post(
+                "/v1/completions", body, read, usage, len(prompts), attempts
+            )
+            for row, (new, its_tokens) in enumerate(zip(values, given, strict=True)):
+                log_probs[row].update(new)
+                if isinstance(its_tokens, list) and all(isinstance(t, int) for t in its_tokens):
+                    prompt_tokens[row] = its_tokens
+        return log_probs, prompt_tokens
+
+
+def _column(answers: Sequence[Mapping[int, float]], tokens: Sequence[int]) -> FloatArray:
+    """(n, tokens) log-probabilities."""
+    return np.array([[answer[token] for token in tokens] for answer in answers])
 
 
 @dataclass
-class LlamaCpp(Tokens):
+class LlamaCpp(Tokens, OneByOne):
     """llama.cpp: its native list of likeliest tokens, and a second look at those not in it."""
 
     exact: bool = True

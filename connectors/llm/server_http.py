@@ -11,11 +11,13 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+import numpy as np
 
 from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
@@ -55,6 +57,14 @@ class Usage:
         """Tokens that were not in a cache."""
         return max(0, self.prompt - self.cached) + self.output
 
+    def share_out(self, shares: Sequence[Usage], weights: Sequence[int]) -> None:
+        """Adds to each of several usages its share of this one, whole tokens that sum to it."""
+        ends = np.cumsum(weights) / sum(weights)
+        for name in ("prompt", "cached", "output"):
+            tokens = np.diff(np.rint(ends * getattr(self, name)), prepend=0)
+            for share, count in zip(shares, tokens, strict=True):
+                setattr(share, name, getattr(share, name) + int(count))
+
 
 class GarbledError(Exception):
     """An answer that cannot be used; another attempt may do better."""
@@ -87,6 +97,55 @@ class RejectedError(UnansweredError):
         super().__init__(reason)
         self.status = status
         self.option = option
+
+
+class Room:
+    """How many requests may be under way at once: fewer while the server is overrun.
+
+    Half as many where it says so or is silent for too long, and one more again for as many answers
+    as there are requests under way.
+
+    Source: Chiu & Jain 1989, additive increase and multiplicative decrease.
+
+    Args:
+        most: never more than these.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._now = float(most)
+        self.under_way = 0
+        self._halved_at = -math.inf
+        self._changed = threading.Condition()
+
+    @property
+    def allowed(self) -> int:
+        """As many may be under way now."""
+        return int(self._now)
+
+    @contextmanager
+    def taken(self, stop: threading.Event) -> Iterator[None]:
+        """Room for one request, once there is some, or once everybody stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.under_way < self.allowed or stop.is_set())
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.under_way -= 1
+                self._changed.notify_all()
+
+    def well(self) -> None:
+        """A request was answered."""
+        with self._changed:
+            self._now = min(self._most, self._now + 1 / self._now)
+
+    def overrun(self, begun_at: float) -> None:
+        """A request was too much; those that were begun before the last halving do not count."""
+        with self._changed:
+            if begun_at > self._halved_at:
+                self._now, self._halved_at = max(1.0, self._now / 2), time.monotonic()
 
 
 class Http:
@@ -141,6 +200,7 @@ class Http:
 
         self._new_client = client
         self._open_client()
+        self._room = Room(concurrency)
         self._lock = threading.Lock()
         self._wait_until = 0.0
         self._last_success = time.monotonic()
@@ -214,7 +274,7 @@ class Http:
             refusable: raise where the key is refused.
         """
         try:
-            return self._call(method, path, body, read, None, 1)
+            return self._call(method, path, body, read, None, 1, self.max_attempts)
         except RejectedError as exc:
             if refusable and exc.status in (401, 402, 403):
                 raise
@@ -231,14 +291,17 @@ class Http:
         read: Callable[[Mapping[str, Any]], T],
         usage: Usage | None = None,
         prompts: int = 1,
+        attempts: int | None = None,
     ) -> T:
         """What ``read`` makes of the answer.
 
+        Args:
+            attempts: other than ``max_attempts``.
         Raises:
             RejectedError: the server refuses this request and would refuse it again.
             UnansweredError: no usable answer after the last attempt.
         """
-        return self._call("POST", path, body, read, usage, prompts)
+        return self._call("POST", path, body, read, usage, prompts, attempts or self.max_attempts)
 
     def _call(
         self,
@@ -248,6 +311,7 @@ class Http:
         read: Callable[[Mapping[str, Any]], T],
         usage: Usage | None,
         prompts: int,
+        most_attempts: int,
     ) -> T:
         own = path.startswith("/v1/")
         url = self._interface + path.removeprefix("/v1") if own else self._root + path
@@ -258,9 +322,12 @@ class Http:
             wait_s: float | None = None
             down = True
             try:
-                self._pause(0.0)
-                response = self._client.request(method, url, json=body)
+                with self._room.taken(self.stop):
+                    self._pause(0.0)
+                    began = time.monotonic()
+                    response = self._client.request(method, url, json=body)
             except httpx.TimeoutException:
+                self._room.overrun(began)
                 problem = f"did not answer within {self._timeout_s:g} s"
             except httpx.HTTPError as exc:
                 problem = f"cannot be reached ({self._redacted(str(exc)) or type(exc).__name__})"
@@ -273,9 +340,12 @@ class Http:
                         problem, down = f"answered with garbage: {exc}", False
                     else:
                         self._last_success = time.monotonic()
+                        self._room.well()
                         return result
                 elif status in (408, 409, 425, 429) or status >= 500:
                     problem = f"answered {status}{self._message(response)}"
+                    if status in (429, 503):
+                        self._room.overrun(began)
                     if status == 501 or "insufficient_quota" in response.text:
                         raise RejectedError(
                             402 if status == 429 else 501, f"{self.shown} {problem}."
@@ -291,7 +361,7 @@ class Http:
                         attempt -= 1  # told to wait is not failed
                 else:
                     raise RejectedError(status, self._refusal(response), _option_of(response))
-            if attempt >= self.max_attempts:
+            if attempt >= most_attempts:
                 raise UnansweredError(f"{self.shown} {problem}.", down=down)
             if wait_s is not None:
                 with self._lock:  # for all threads: the limit is the server's, not the request's

@@ -22,7 +22,14 @@ from connectors.llm.server_http import (
     UnansweredError,
     Usage,
 )
-from connectors.llm.server_ways import TOO_LONG, Plan, choices_of, log_prob_of
+from connectors.llm.server_ways import (
+    LIST,
+    TOO_LONG,
+    OneByOne,
+    Plan,
+    choices_of,
+    log_prob_of,
+)
 from loop.ports import FloatArray
 
 log = logging.getLogger(__name__)
@@ -60,17 +67,19 @@ class Completions:
 
     def ask(
         self,
-        prompt: str | list[dict[str, str]],
+        prompt: str | list[str] | list[dict[str, str]],
         options: Mapping[str, Any],
         read: Callable[[Mapping[str, Any]], T],
         usage: Usage,
+        attempts: int | None = None,
     ) -> T:
-        """What ``read`` makes of the answer to a prompt, or to a chat's messages.
+        """What ``read`` makes of the answer to a prompt, to several, or to a chat's messages.
 
         Raises:
             UnansweredError: as ``Http.post``.
         """
-        chat = not isinstance(prompt, str)
+        chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
+        prompts = len(prompt) if isinstance(prompt, list) and not chat else 1
         path = "/v1/chat/completions" if chat else "/v1/completions"
         asked = {"model": self.model, "messages" if chat else "prompt": prompt}
         while True:
@@ -78,7 +87,7 @@ class Completions:
             if "max_tokens" in self._refused:
                 sent["max_completion_tokens"] = options["max_tokens"]
             try:
-                return self.http.post(path, asked | sent, read, usage)
+                return self.http.post(path, asked | sent, read, usage, prompts, attempts)
             except RejectedError as exc:
                 refused = _refused_option(exc, sent)
                 if refused is None:
@@ -120,6 +129,11 @@ class TopK:
         """How it answers, in words."""
         return f"its {self.listed} likeliest first tokens"
 
+    @property
+    def at_once(self) -> int:
+        """A list of prompts is taken, a list of chats is not."""
+        return 1 if self.chat else LIST
+
     def trie(self, plan: Plan) -> None:
         """The tokens are not known."""
         if self.votes:
@@ -133,6 +147,33 @@ class TopK:
     def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses from the likeliest first tokens, or by votes where one is missing."""
         top = self.top(plan.messages(text) if self.chat else plan.prompt(text), usage)
+        return self._log_masses(plan, text, top, usage)
+
+    def ask_all(
+        self, plan: Plan, texts: Sequence[str], usage: Sequence[Usage]
+    ) -> list[FloatArray | UnansweredError]:
+        """See ``connectors.llm.server_ways.Server``."""
+        prompts = [plan.prompt(text) for text in texts]
+
+        def read(answer: Mapping[str, Any]) -> list[list[tuple[str, float]]]:
+            return [_top_of_completion(choice) for choice in choices_of(answer, len(prompts))]
+
+        used = Usage()
+        try:
+            tops = self.completions.ask(prompts, self._options, read, used, 1)
+        finally:
+            used.share_out(usage, [len(prompt.encode()) for prompt in prompts])
+        answers: list[FloatArray | UnansweredError] = []
+        for text, top, own in zip(texts, tops, usage, strict=True):
+            try:
+                answers.append(self._log_masses(plan, text, self._texts_of(top), own))
+            except UnansweredError as exc:
+                answers.append(exc)
+        return answers
+
+    def _log_masses(
+        self, plan: Plan, text: str, top: list[tuple[str, float]], usage: Usage
+    ) -> FloatArray:
         masses, missing = first_token_masses(top, plan.answers)
         if missing is None:
             with np.errstate(divide="ignore"):
@@ -154,13 +195,17 @@ class TopK:
         Raises:
             GarbledError, UnansweredError: there are none, or nobody knows their texts.
         """
-        options: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
-        if isinstance(prompt, str):
-            options |= {"logprobs": self.listed}
-            top = self.completions.ask(prompt, options, _top_of_completion, usage)
-        else:
-            options |= {"logprobs": True, "top_logprobs": self.listed}
-            top = self.completions.ask(prompt, options, _top_of_chat, usage)
+        read = _first_top_of_completion if isinstance(prompt, str) else _top_of_chat
+        return self._texts_of(self.completions.ask(prompt, self._options, read, usage))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        one = {"max_tokens": 1, "temperature": 0}
+        if self.chat:
+            return one | {"logprobs": True, "top_logprobs": self.listed}
+        return one | {"logprobs": self.listed}
+
+    def _texts_of(self, top: list[tuple[str, float]]) -> list[tuple[str, float]]:
         return [(self._text_of(token), log_prob) for token, log_prob in top]
 
     def _text_of(self, token: str) -> str:
@@ -180,7 +225,7 @@ class TopK:
 
 
 @dataclass
-class Votes:
+class Votes(OneByOne):
     """Any server at all: sampled answers, counted."""
 
     http: Http
@@ -370,8 +415,12 @@ def _begun(piece: str, answers: Sequence[str]) -> tuple[list[int], bool]:
     return begun, not after or (as_written and len(said) >= FIRST_TOKEN_CHARS)
 
 
-def _top_of_completion(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-    listed = _log_probs_of(choices_of(answer, 1)[0])["top_logprobs"][0]
+def _first_top_of_completion(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return _top_of_completion(choices_of(answer, 1)[0])
+
+
+def _top_of_completion(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
+    listed = _log_probs_of(choice)["top_logprobs"][0]
     return _sorted((token, log_prob_of(value)) for token, value in listed.items())
 
 

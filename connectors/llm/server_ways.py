@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from connectors.llm.label_trie import LabelTrie
-from connectors.llm.server_http import GarbledError, Usage
+from connectors.llm.server_http import GarbledError, UnansweredError, Usage
 from loop.ports import FloatArray
 from loop.prompt import PromptVariant
 
+LIST = 16  # prompts in one request, where a server takes several
 TOO_LONG = re.compile(r"context|too long|too large|n_ctx", re.IGNORECASE)  # how servers say so
 
 
@@ -29,6 +32,10 @@ class Plan:
     trie: LabelTrie | None = None
     fresh: bool = True
 
+    @cached_property
+    def _prefix(self) -> str:
+        return self.variant.prefix
+
     @property
     def known_trie(self) -> LabelTrie:
         """The trie, which must be there."""
@@ -38,7 +45,7 @@ class Plan:
 
     def prompt(self, text: str) -> str:
         """The whole prompt."""
-        return self.variant.prefix + self.variant.suffix(text)
+        return self._prefix + self.variant.suffix(text)
 
     def messages(self, text: str) -> list[dict[str, str]]:
         """The prompt as a chat's only message; the template ends it, so no space does."""
@@ -58,6 +65,11 @@ class Server(Protocol):
         """How it answers, in words."""
         ...
 
+    @property
+    def at_once(self) -> int:
+        """How many texts ``ask_all`` may be asked about."""
+        ...
+
     def trie(self, plan: Plan) -> LabelTrie | None:
         """The answers' tokens, where the server tells."""
         ...
@@ -73,6 +85,32 @@ class Server(Protocol):
             UnansweredError: this item gets none.
         """
         ...
+
+    def ask_all(
+        self, plan: Plan, texts: Sequence[str], usage: Sequence[Usage]
+    ) -> list[FloatArray | UnansweredError]:
+        """Likewise of several texts in one request, which is not repeated; why one has none.
+
+        Raises:
+            UnansweredError: all of them should be asked one by one.
+        """
+        ...
+
+
+class OneByOne(ABC):
+    """A way that takes one text in a request."""
+
+    at_once = 1
+
+    @abstractmethod
+    def ask(self, plan: Plan, text: str, usage: Usage) -> FloatArray:
+        """See ``Server``."""
+
+    def ask_all(
+        self, plan: Plan, texts: Sequence[str], usage: Sequence[Usage]
+    ) -> list[FloatArray | UnansweredError]:
+        """See ``Server``."""
+        return [self.ask(plan, text, used) for text, used in zip(texts, usage, strict=True)]
 
 
 # reading answers: whatever is not as it must be is garbled

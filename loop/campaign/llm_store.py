@@ -253,6 +253,10 @@ class LlmStore(ABC):
             session.flush()
             return row.id
 
+    def lower_calls(self, session: Session, calls_id: int | None, usd: float) -> None:
+        """Some answers are stored, the others may cost so much; in the caller's transaction."""
+        session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(usd=usd))
+
     def forget_calls(self, session: Session, calls_id: int | None) -> None:
         """Their answers are stored with what they cost, in the caller's transaction."""
         if calls_id is None:

@@ -1,8 +1,8 @@
 """Asks the LLM: takes the votes that are missing, keeps the accounts, stops where money ends.
 
-Votes are stored chunk by chunk and found again by text and prompt hash, so an interrupted
-annotation continues where it stopped. What cannot be answered is stored too, with the
-reason and what it cost.
+Votes are stored block by block, while further answers are under way, and found again by text and
+prompt hash, so an interrupted annotation continues where it stopped. What cannot be answered is
+stored too, with the reason and what it cost.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,16 @@ from loop.errors import AnnotatorError
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
-from loop.money import LlmPurse, Reserved
+from loop.money import LlmPurse
 from loop.ports import (
     Annotator,
     ClassProbs,
     FloatArray,
     IntArray,
+    Lots,
     News,
     Progress,
+    StreamingAnnotator,
     TextItem,
     no_news,
 )
@@ -38,7 +40,8 @@ from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256  # items per commit: a kill loses at most one chunk of answers
+CHUNK = 256  # items that an annotator is handed at once
+STORED_AFTER_S = 2.0  # answers that came are kept back no longer, nor are more than half a chunk
 LONG_S = 60.0  # from here on people are told how long the LLM will take
 RETRY = "goldloop annotate --retry"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
@@ -204,7 +207,7 @@ class _Clerk:
         self.have[variant_hash] = have
         return np.asarray(have[rows], dtype=np.bool_)
 
-    def _tell_pace(self, asked: int, seconds: float) -> None:
+    def tell_pace(self, asked: int, seconds: float) -> None:
         """How long the rest will take, at the pace of the first block; once, and if it is long."""
         rest, self.to_come = self.to_come - asked, 0
         if rest * seconds >= LONG_S:
@@ -220,7 +223,7 @@ class _Clerk:
         """Asks one variant where its vote is missing; the ids of items that got no answer.
 
         Raises:
-            AnnotatorError: not one item of a whole chunk got an answer, or the cap is reached.
+            AnnotatorError: not one item of a first lot got an answer, or the cap is reached.
         """
         rows = np.array([item.row for item in items], dtype=np.int64)
         missing = [items[i] for i in np.flatnonzero(~self._voted(variant.hash, rows))]
@@ -229,16 +232,13 @@ class _Clerk:
         in_vain: list[str] = []
         own = without_item(variant, self.name)
         shown = [item for item in missing if item.id in own]
-        missing = [item for item in missing if item.id not in own] + shown
-        at, alone = 0, len(missing) - len(shown)
-        while at < len(missing):
-            asked, wanted = variant, missing[at : min(at + CHUNK, alone)]
-            if at >= alone:
-                asked, wanted = own[missing[at].id], missing[at : at + 1]
-            done, failed = self._ask_chunk(asked, variant.hash, wanted, must=not answered_before)
-            answered_before = True
-            in_vain += failed
-            at += done
+        todo = [item for item in missing if item.id not in own]
+        asked = [(variant, todo), *((own[item.id], [item]) for item in shown)]
+        for wording, items_so in asked:
+            if items_so:
+                asking = _Asking(self, wording, variant.hash, items_so, must=not answered_before)
+                in_vain += asking.run()
+                answered_before = True
         self.unanswered += len(in_vain)
         return in_vain
 
@@ -253,12 +253,19 @@ class _Clerk:
         for variant in variants:
             if variant.hash in stored:
                 continue
-            reserved = self.purse.reserve(variant, texts, least=len(texts))
-            answer, seconds = self._timed(variant, texts, reserved)
+            self.purse.reserve(variant, texts, least=len(texts))
+            started = time.perf_counter()
+            try:
+                answer = self.annotator.annotate(variant, texts)
+            except AnnotatorError as exc:
+                self.purse.book_loss(self.purse.prices.usd_of_failure(exc))
+                raise
+            self.check(variant, texts, answer)
+            seconds = (time.perf_counter() - started) / len(texts)
             usd = self.purse.prices.usd(answer)
             good = _usable(answer.probs).tolist()
             if not all(good):
-                self.purse.book_loss(reserved, float(usd.sum()))
+                self.purse.book_loss(float(usd.sum()))
                 raise AnnotatorError(
                     f"The annotator {self.revision} gave no usable answer to the text"
                     f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
@@ -282,45 +289,44 @@ class _Clerk:
             ]
             with self.store.transaction() as session:
                 self.store.insert(session, ContentFree, rows)
-                self.purse.book(session, reserved, float(usd.sum()))
+                self.purse.book(session, [text.id for text in texts], float(usd.sum()))
 
-    def _ask_chunk(
-        self, asked: PromptVariant, variant_hash: str, wanted: Sequence[ItemKey], *, must: bool
-    ) -> tuple[int, list[str]]:
-        """Asks as many as the money allows, and stores.
+    def keep(
+        self,
+        variant_hash: str,
+        rows: IntArray,
+        block: Sequence[tuple[Sequence[TextItem], ClassProbs]],
+        seconds: float,
+    ) -> list[tuple[str, str]]:
+        """Stores answers to a variant and what they cost; the items without one, and why.
 
         Args:
-            asked: the variant as it is asked.
-            variant_hash: of the variant that the votes count for.
-            must: raise if not one item is answered.
-        Returns:
-            How many of the items were asked, the first ones, and the ids of those that got no
-            answer.
+            rows: (n,) of the block's items, in its order.
+            seconds: that each item took.
         """
-        told = self.store.text_items([item.id for item in wanted])
-        texts = [told[item.id] for item in wanted]
-        reserved = self.purse.reserve(asked, texts)
-        chunk = wanted[: reserved.count]
-        answer, seconds = self._timed(asked, texts[: reserved.count], reserved)
-        usd = self.purse.prices.usd(answer)
-        good = _usable(answer.probs)
+        item_ids = [item.id for items, _ in block for item in items]
+        probs = np.concatenate([answer.probs for _, answer in block])
+        off_label_mass = np.concatenate([answer.off_label_mass for _, answer in block])
+        tokens = np.concatenate([answer.tokens for _, answer in block])
+        usd = np.concatenate([self.purse.prices.usd(answer) for _, answer in block])
+        problems = {item: why for _, answer in block for item, why in answer.problems.items()}
+        good = _usable(probs)
         failures = [
             {
-                "item_id": item.id,
+                "item_id": item_ids[i],
                 "variant_hash": variant_hash,
                 "annotator": self.revision,
-                "reason": answer.problems.get(item.id, "it gave no usable probabilities"),
-                "tokens": int(answer.tokens[i]),
+                "reason": problems.get(item_ids[i], "it gave no usable probabilities"),
+                "tokens": int(tokens[i]),
                 "usd": float(usd[i]),
                 "seconds": seconds,
                 "created_at": now(),
             }
-            for i, item in enumerate(chunk)
-            if not good[i]
+            for i in np.flatnonzero(~good)
         ]
-        if answer.states is not None and variant_hash == self.states_of:
-            self._keep_states([item.id for item in chunk], answer.states)
-        rows = np.array([item.row for item in chunk], dtype=np.int64)
+        for items, answer in block:
+            if answer.states is not None and variant_hash == self.states_of:
+                self._keep_states([item.id for item in items], answer.states)
         with self.store.transaction() as session:
             self.store.add_votes(
                 session,
@@ -328,24 +334,18 @@ class _Clerk:
                 self.revision,
                 variant_hash,
                 rows=rows[good],
-                probs=answer.probs[good],
-                off_label_mass=answer.off_label_mass[good],
-                tokens=int(answer.tokens[good].sum()),
+                probs=probs[good],
+                off_label_mass=off_label_mass[good],
+                tokens=int(tokens[good].sum()),
                 usd=float(usd[good].sum()),
                 seconds=seconds * int(good.sum()),
             )
             self.store.insert(session, Unanswered, failures)
-            self.purse.book(session, reserved, float(usd.sum()))
-        if must and not good.any():
-            raise AnnotatorError(
-                f"The annotator {self.revision} gave no usable answer to any of {len(chunk)}"
-                f" items ({str(failures[0]['reason']).rstrip('.')}); look at its model, columns and"
-                " label names, then run the command again."
-            )
-        self._tell_pace(len(chunk), seconds)
+            self.purse.book(session, item_ids, float(usd.sum()))
+        self.tell_pace(len(item_ids), seconds)
         self.have[variant_hash][rows[good]] = True
-        self.progress(len(chunk))
-        return len(chunk), [chunk[i].id for i in np.flatnonzero(~good)]
+        self.progress(len(item_ids))
+        return [(str(row["item_id"]), str(row["reason"])) for row in failures]
 
     def _keep_states(self, item_ids: Sequence[str], states: NDArray[np.float16]) -> None:
         """Before the votes are committed, so that no vote is without its state."""
@@ -358,17 +358,12 @@ class _Clerk:
                 exc.strerror or exc,
             )
 
-    def _timed(
-        self, variant: PromptVariant, items: Sequence[TextItem], reserved: Reserved
-    ) -> tuple[ClassProbs, float]:
-        """The answer, checked for its shape, and the seconds that each item took."""
-        started = time.perf_counter()
-        try:
-            answer = self.annotator.annotate(variant, items)
-        except AnnotatorError as exc:
-            self.purse.book_loss(reserved, self.purse.prices.usd_of_failure(exc))
-            raise
-        seconds = (time.perf_counter() - started) / len(items)
+    def check(self, variant: PromptVariant, items: Sequence[TextItem], answer: ClassProbs) -> None:
+        """Refuses an answer of another shape than was asked for.
+
+        Raises:
+            AnnotatorError: its shape.
+        """
         n, k = len(items), len(variant.labels)
         if not isinstance(answer, ClassProbs):
             raise AnnotatorError(
@@ -385,7 +380,125 @@ class _Clerk:
                 f"The annotator {self.revision} gave states of shape {answer.states.shape}"
                 f" for {n} items; it must be ({n}, d)."
             )
-        return answer, seconds
+
+
+class _Asking:
+    """One wording of a prompt is asked of many items.
+
+    Args:
+        clerk: stores the answers and keeps the accounts.
+        asked: the variant as it is asked.
+        variant_hash: of the variant that the votes count for.
+        must: raise if not one item of the first lot is answered.
+    """
+
+    def __init__(
+        self,
+        clerk: _Clerk,
+        asked: PromptVariant,
+        variant_hash: str,
+        items: Sequence[ItemKey],
+        *,
+        must: bool,
+    ) -> None:
+        self._clerk, self._asked, self._variant_hash = clerk, asked, variant_hash
+        self._items = items
+        self._must = must
+        self._rows: dict[str, int] = {}
+        """Of the items that were handed over and are not stored."""
+        self._under_way = 0
+        """Items that were handed over and are not back."""
+        self._block: list[tuple[Sequence[TextItem], ClassProbs]] = []
+        """Answers that came and are not stored."""
+        self._waiting = 0
+        """Items of the block."""
+        self._stored = 0
+        self._failures: list[tuple[str, str]] = []
+        self._started = time.perf_counter()
+        self._stored_at = time.monotonic()
+
+    def run(self) -> list[str]:
+        """Asks all; the ids of items that got no answer.
+
+        Raises:
+            AnnotatorError: not one item of the first lot got an answer, the cap is reached, or the
+                annotator is down.
+        """
+        clerk = self._clerk
+        try:
+            for items, answer in self._answers():
+                clerk.check(self._asked, items, answer)
+                self._under_way -= len(items)
+                self._block.append((items, answer))
+                self._waiting += len(items)
+                late = time.monotonic() - self._stored_at > STORED_AFTER_S
+                if late or not self._under_way or self._waiting >= max(1, CHUNK // 2):
+                    self._store()
+        except BaseException:  # what came is paid; what is under way stays committed
+            self._store()
+            raise
+        self._raise_if_all_failed()
+        return [item_id for item_id, _ in self._failures]
+
+    def _answers(self) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+        purse = self._clerk.purse
+        try:
+            yield from answers_of(self._clerk.annotator, self._asked, self._lots())
+        except AnnotatorError as exc:
+            self._store()
+            purse.book_loss(purse.prices.usd_of_failure(exc))
+            raise
+
+    def _lots(self) -> Lots:
+        """As many items at a time as the money allows, see ``loop.ports.Lots``."""
+        clerk, at = self._clerk, 0
+        while at < len(self._items):
+            if not self._under_way:
+                self._raise_if_all_failed()
+            elif self._must and at and self._stored == len(self._failures):
+                yield []  # nobody knows yet whether the annotator answers at all
+                continue
+            lot = self._items[at : at + CHUNK]
+            told = clerk.store.text_items([item.id for item in lot])
+            texts = [told[item.id] for item in lot]
+            count = clerk.purse.reserve(self._asked, texts, least=0 if self._under_way else 1)
+            self._rows.update((item.id, item.row) for item in lot[:count])
+            at += count
+            self._under_way += count
+            yield texts[:count]
+
+    def _store(self) -> None:
+        if not self._waiting:
+            return
+        block, count = self._block, self._waiting
+        ended = time.perf_counter()
+        seconds, self._started = (ended - self._started) / count, ended
+        self._block, self._waiting = [], 0
+        rows = [self._rows.pop(item.id) for items, _ in block for item in items]
+        at = np.array(rows, dtype=np.int64)
+        self._failures += self._clerk.keep(self._variant_hash, at, block, seconds)
+        self._stored += count
+        self._stored_at = time.monotonic()
+
+    def _raise_if_all_failed(self) -> None:
+        if not self._must or not self._stored or self._stored > len(self._failures):
+            return
+        raise AnnotatorError(
+            f"The annotator {self._clerk.revision} gave no usable answer to any of {self._stored}"
+            f" items ({self._failures[0][1].rstrip('.')}); look at its model, columns and label"
+            " names, then run the command again."
+        )
+
+
+def answers_of(
+    annotator: Annotator, variant: PromptVariant, lots: Lots
+) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+    """Items and their answers as they come: one by one from who streams them, else lot by lot."""
+    if isinstance(annotator, StreamingAnnotator):
+        yield from annotator.annotate_stream(variant, lots)
+    else:
+        for lot in lots:
+            yield lot, annotator.annotate(variant, lot)
 
 
 def _usable(probs: FloatArray) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ lie beside the campaign's own, under a revision of their own, and decide nothing
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from loop.campaign.context import Context
 from loop.campaign.tables import RIVAL_MARK, VALIDATION, ItemKey
 from loop.chance import stream
 from loop.errors import ConfigError
-from loop.llm.ask import take_votes
+from loop.llm.ask import answers_of, take_votes
 from loop.llm.prompts import freeze_variants
 from loop.llm.votes import read_votes
-from loop.ports import Annotator, ClassProbs, IntArray, TextItem
+from loop.ports import Annotator, ClassProbs, IntArray, Lots, TextItem
 from loop.prompt import PromptVariant
 from strategies.compare import Compared, compare
 
@@ -55,6 +55,12 @@ class Renamed:
     def annotate(self, variant: PromptVariant, items: Sequence[TextItem]) -> ClassProbs:
         """As the annotator itself."""
         return self._annotator.annotate(variant, items)
+
+    def annotate_stream(
+        self, variant: PromptVariant, lots: Lots
+    ) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+        """As the annotator itself."""
+        yield from answers_of(self._annotator, variant, lots)
 
     def most_tokens(
         self, variant: PromptVariant, items: Sequence[TextItem]

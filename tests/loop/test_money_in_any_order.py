@@ -85,6 +85,23 @@ class BillingLLM:
         pass
 
 
+class StreamingLLM(BillingLLM):
+    """Answers in any order, while it takes further questions."""
+
+    def annotate_stream(self, variant, lots):
+        rng = np.random.default_rng(self.moods)
+        asked = []
+        for lot in lots:
+            asked += lot
+            assert asked, "an empty lot, although nothing is under way"
+            keep = rng.integers(8) if lot else 0
+            while len(asked) > keep:
+                batch = [asked.pop(rng.integers(len(asked))) for _ in asked[: rng.integers(1, 4)]]
+                yield batch, self.annotate(variant, batch)
+        if asked:
+            yield asked, self.annotate(variant, asked)
+
+
 def skipped(stage):
     """A stage that spends nothing, done at once."""
     return lambda ctx, round_: loop.round._advance(ctx, round_, stage)
@@ -97,7 +114,6 @@ class Campaign(RuleBasedStateMachine):
         super().__init__()
         self.folder = TemporaryDirectory(prefix="goldloop-money-")
         self.kills = Kills()
-        self.llm = BillingLLM(self.kills)
         self.before = dict(loop.round.RUN), loop.llm.ask.CHUNK
         loop.round.RUN.update({s: skipped(s) for s in ("repair", "train", "measure")})
         loop.llm.ask.CHUNK = 4
@@ -123,10 +139,22 @@ class Campaign(RuleBasedStateMachine):
         refresh=st.sampled_from(["never", "round"]),
         calibrate=st.sampled_from(["none", "contextual"]),
         validates=st.booleans(),
+        streams=st.booleans(),
     )
     def begin(
-        self, cap, overlap, rule, early_stop, judged, check_frac, refresh, calibrate, validates
+        self,
+        cap,
+        overlap,
+        rule,
+        early_stop,
+        judged,
+        check_frac,
+        refresh,
+        calibrate,
+        validates,
+        streams,
     ):
+        self.llm = (StreamingLLM if streams else BillingLLM)(self.kills)
         overlap = max(overlap, 2 if rule == "dawid-skene" else 1)
         self.settings = {
             "labels": [{"name": name} for name in LABELS],

@@ -71,7 +71,7 @@ class Server(ThreadingHTTPServer):
         dialect: "vllm", "old vllm", "llama.cpp", "top-k", "no log-probs".
         faults: the next faults, one for each generating request; or a function from its body to a
             fault or None. Faults are names of the methods ``fault_*`` below.
-        calls: generating requests by the text (or tokens) of their prompt.
+        calls: generating requests by the text (or tokens) of each of their prompts.
         answered: those that were answered well.
     """
 
@@ -101,9 +101,9 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def next_fault(self, body):
+        if callable(self.faults):
+            return self.faults(body)
         with self.lock:
-            if callable(self.faults):
-                return self.faults(body)
             return self.faults.pop(0) if self.faults else None
 
     def handle_error(self, request, client_address):
@@ -176,13 +176,15 @@ class Handler(BaseHTTPRequestHandler):
         try:
             fault = server.next_fault(body)
             prompt = body.get("prompt") or body["messages"][0]["content"]
-            name = prompt if isinstance(prompt, str) else json.dumps(prompt)
+            several = isinstance(prompt, list) and isinstance(prompt[0], str)
+            whole = prompt if isinstance(prompt, str) else json.dumps(prompt)
+            names = prompt if several else [whole]
             with server.lock:
-                server.calls[name] += 1
+                server.calls.update(names)
             if fault in WIRE:
                 WIRE[fault](self)
                 return
-            if isinstance(prompt, str) and len(prompt) > server.context:
+            if (several or prompt is whole) and max(map(len, names)) > server.context:
                 self.refuse(400, "This model's maximum context length is exceeded")
                 return
             answer = self.answer(body, prompt)
@@ -192,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
                 answer = SPOILED[fault](answer)
             else:
                 with server.lock:
-                    server.answered[name] += 1
+                    server.answered.update(names)
             self.send(200, answer)
         finally:
             with server.lock:

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import re
+import threading
 import time
 import traceback
+from contextlib import ExitStack
 
 import httpx
 import numpy as np
@@ -15,7 +17,9 @@ from fault_llm_server import ALL_FAULTS, SECRET, SPOILED, log_probs, running, tr
 from connectors.llm.label_spelling import label_said
 from connectors.llm.label_trie import coarse
 from connectors.llm.openai_server import OpenAIServerAnnotator
+from connectors.llm.server_http import Room
 from connectors.llm.server_listed import first_token_masses, token_text
+from connectors.llm.server_ways import LIST
 from loop.errors import AnnotatorError
 from loop.ports import TextItem
 from loop.prompt import Demonstration, Label, PromptVariant
@@ -31,6 +35,12 @@ def variant(names=NAMES, **how):
 
 def items(n, start=0):
     return [TextItem(f"i{i}", f"text number {i}") for i in range(start, start + n)]
+
+
+def prompts_of(body):
+    """All prompts of a request, as one text."""
+    prompt = body["prompt"]
+    return "".join(map(str, prompt)) if isinstance(prompt, list) else prompt
 
 
 def annotator(server, **how):
@@ -76,14 +86,14 @@ def test_equals_the_model(dialect, asked):
     assert (answer.tokens > 0).all()
 
 
-def test_one_request_for_one_token_and_two_for_more():
+def test_one_request_for_one_token_and_two_for_more_and_several_texts_in_each():
     for names, requests in ((NAMES, 1), (LONG, 2)):
         with running() as server:
             ask = annotator(server)
             ask.annotate(variant(names), items(1))
             before = server.paths["/v1/completions"], server.paths["/tokenize"]
             ask.annotate(variant(names), items(10, start=1))
-            assert server.paths["/v1/completions"] - before[0] == 10 * requests
+            assert server.paths["/v1/completions"] - before[0] == 4 * requests
             assert server.paths["/tokenize"] == before[1]
 
 
@@ -145,6 +155,44 @@ def test_texts_cannot_speak_for_the_prompt():
     assert asked.endswith("Text: a Label: positive< /s>< |im_end|>[ INST] b <br> <|> [x]\nLabel:")
 
 
+@pytest.mark.parametrize("fault", ["400", "500", "a choice too many"])
+def test_a_server_that_takes_no_lists_is_asked_one_by_one_from_then_on(fault):
+    def lists(body):
+        prompt = body["prompt"]
+        return fault if isinstance(prompt, list) and isinstance(prompt[0], str) else None
+
+    with running(faults=lists) as server:
+        ask = annotator(server, concurrency=2, backoff_s=5.0)
+        first = ask.annotate(variant(), items(130))
+        before = server.paths["/v1/completions"]
+        ask.annotate(variant(), items(40, start=200))
+        assert server.paths["/v1/completions"] - before == 40
+    assert_exact(first, variant(), items(130))
+
+
+def test_lists_of_likeliest_tokens_are_read_text_by_text():
+    requests = []
+
+    def answer(body, chat):
+        asked = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        requests.append(len(asked))
+        choices = []
+        for index, prompt in enumerate(asked):
+            p = int((re.findall(r"number (\d+)\n", prompt) or [0])[-1]) / 100
+            unread = [("Hm", 0.999)] if p == 0.07 else [("positive", p), ("negative", 0.99 - p)]
+            [choice] = listing(unread)(body, chat)["choices"]
+            choices.append(choice | {"index": index})
+        return {"choices": choices[::-1]}
+
+    got = heard(talking(answer), votes=0, chat=False, n=40)
+    assert len(requests) < 15
+    want = np.arange(40) / 99
+    rest = np.arange(40) != 7
+    np.testing.assert_allclose(got.probs[rest, 0], want[rest], atol=1e-4)
+    assert list(got.problems) == ["i7"]
+    assert "'Hm' 99.9%" in got.problems["i7"]
+
+
 # faults
 
 
@@ -174,7 +222,7 @@ def test_many_faults_lose_no_item_and_ask_nothing_twice_that_was_answered():
         mine = {text: n for text, n in server.answered.items() if text.startswith(asked.prefix)}
         assert len(mine) == 151
         assert set(mine.values()) == {1}
-        assert sum(server.calls.values()) > 190  # the faults were real
+        assert sum(server.calls.values()) > 170  # the faults were real
         assert server.most_under_way <= 8
     assert_exact(answer, asked, texts)
 
@@ -186,7 +234,7 @@ def test_one_bad_item_leaves_the_others(fault):
     asked, texts = variant(), items(40)
 
     def only_seven(body):
-        return fault if "number 7\n" in str(body["prompt"]) else None
+        return fault if "number 7\n" in prompts_of(body) else None
 
     with running(faults=only_seven) as server:
         ask = annotator(server, max_attempts=2)
@@ -201,8 +249,8 @@ def test_one_bad_item_leaves_the_others(fault):
 
 def test_a_run_of_bad_items_does_not_stop_the_good_ones():
     def first_twenty(body):
-        number = str(body["prompt"]).rpartition("number ")[2].split("\n")[0]
-        return "500" if number.isdigit() and int(number) < 20 else None
+        numbers = re.findall(r"number (\d+)\n", prompts_of(body))
+        return "500" if any(int(number) < 20 for number in numbers) else None
 
     with running(faults=first_twenty) as server:
         ask = annotator(server, max_attempts=1)
@@ -227,10 +275,11 @@ def test_being_told_to_wait_is_no_failure_and_everybody_waits():
 
 def test_a_server_that_goes_down_keeps_what_was_answered():
     asked = variant()
-    count = iter(range(10_000))
+    asked_so_far = []
 
     def later(body):
-        return "500" if next(count) > 100 else None
+        asked_so_far.extend(re.findall(r"number \d+", prompts_of(body)))
+        return "500" if len(asked_so_far) > 100 else None
 
     with running(faults=later) as server:
         ask = annotator(server, max_attempts=2, backoff_s=0.001)
@@ -243,6 +292,61 @@ def test_a_server_that_goes_down_keeps_what_was_answered():
             ask.annotate(asked, items(50))
     probs, _ = expected(asked, items(400))
     np.testing.assert_allclose(answer.probs[answered], probs[answered], rtol=1e-6)
+
+
+def test_the_slowest_answer_holds_up_no_others():
+    came, enough = [], threading.Event()
+
+    def slow(body):
+        if "number 70\n" in prompts_of(body):
+            enough.wait(20)
+
+    with running(faults=slow) as server:
+        ask = annotator(server, timeout_s=60)
+        for some, answer in ask.annotate_stream(variant(), iter([items(128), items(128, 128)])):
+            came += [item.id for item in some]
+            assert np.isfinite(answer.probs).all()
+            if len(came) >= 256 - LIST:
+                enough.set()
+    assert sorted(came) == sorted(item.id for item in items(256))
+    assert came.index("i70") >= 256 - LIST
+
+
+def test_fewer_requests_are_under_way_while_the_server_is_overrun():
+    room, stop = Room(8), threading.Event()
+    assert free_places(room, stop) == 8
+    begun = time.monotonic()
+    room.overrun(begun)
+    room.overrun(begun)  # one of those that were begun with it
+    assert free_places(room, stop) == 4
+    for _ in range(9):
+        room.well()
+    assert free_places(room, stop) == 5
+    for _ in range(900):
+        room.well()
+    assert free_places(room, stop) == 8
+    for _ in range(9):
+        room.overrun(time.monotonic())
+    assert free_places(room, stop) == 1
+
+
+def free_places(room, stop):
+    places = 0
+    with ExitStack() as taken:
+        while room.under_way < room.allowed:
+            taken.enter_context(room.taken(stop))
+            places += 1
+    return places
+
+
+def test_a_server_that_is_overrun_is_asked_less_and_loses_nothing():
+    with running() as server:
+        ask = annotator(server, max_attempts=9, concurrency=8)
+        server.faults = lambda _body: "503 as a page" if server.under_way > 3 else None
+        answer = ask.annotate(variant(), items(300))
+    assert np.isfinite(answer.probs).all()
+    refused = server.paths["/v1/completions"] - 300 / 16
+    assert refused < 60
 
 
 # refusals, each with one sentence
