@@ -234,6 +234,8 @@ def test_no_sql_stands_outside_the_store():
     )
     loop = Path(__file__).parents[3] / "loop"
     own = {loop / "campaign" / f"{name}.py" for name in ("store", "llm_store", "database")}
+    # these care for the database as such, whatever its tables mean
+    own |= {loop / "operate" / f"{name}.py" for name in ("backup", "forget", "fsck")}
     outside = [
         f"{path}:{number}"
         for path in sorted(loop.rglob("*.py"))
