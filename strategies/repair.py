@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from strategies.calibrate import prior_from_gold
 from strategies.pool import FloatArray, IntArray, Pool
-from strategies.signals.learned_error import PRIOR_GOLD, class_posterior
+from strategies.signals.learned_error import PRIOR_GOLD, blind_evidence, class_posterior
 from strategies.signals.students import gold_students, out_of_fold_probs
 
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
@@ -129,11 +129,12 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     known = pool.gold >= 0
     if pool.p_gold is None:
         pool = replace(pool, p_gold=gold_students(pool, rng=rng))
-    posterior = class_posterior(pool, rng=rng)
+    evidence = blind_evidence(pool)
+    posterior = class_posterior(pool, rng=rng, evidence=evidence)
     if pool.p_student is not None and pool.embeddings is not None:
         y = np.where(known[:, None], np.eye(pool.k)[pool.gold], posterior)
         again = out_of_fold_probs(pool.embeddings, y, np.ones(pool.n), pool.k, seeds=SEEDS, rng=rng)
-        posterior = class_posterior(replace(pool, p_student=again), rng=rng)
+        posterior = class_posterior(replace(pool, p_student=again), rng=rng, evidence=evidence)
     return np.asarray(trust * posterior + (1.0 - trust) * llm)
 
 

@@ -44,7 +44,7 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     Returns:
         (n,) in [0, 1].
     """
-    evidence = _blind_evidence(pool)
+    evidence = blind_evidence(pool)
     signals = {"label_doubt": label_doubt(pool, rng)}
     if pool.probs.shape[1] > 1:
         signals["votes_against"] = votes_against(pool, rng)
@@ -68,6 +68,7 @@ def class_posterior(
     *,
     rng: np.random.Generator,
     folds: int = 5,
+    evidence: FloatArray | None = None,
 ) -> FloatArray:
     """P(true class | all that is known of an item), learned from the gold labels so far.
 
@@ -83,15 +84,18 @@ def class_posterior(
         pool: uses everything it has; without gold it says what the assumed slopes say.
         rng: deals the gold items into folds.
         folds: models that judge the gold items, so that none sees its own answer.
+        evidence: of ``blind_evidence``, where it is at hand: finding it is costly.
 
     Returns:
         (n, k) rows sum to 1.
     Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
     """
-    return _posterior(pool, _blind_evidence(pool), rng=rng, folds=folds)
+    if evidence is None:
+        evidence = blind_evidence(pool)
+    return _posterior(pool, evidence, rng=rng, folds=folds)
 
 
-def _blind_evidence(pool: Pool) -> FloatArray | None:
+def blind_evidence(pool: Pool) -> FloatArray | None:
     """What the neighbours' LLM labels say, or None without embeddings.
 
     Without gold: else an item's gold would reach its own posterior through its neighbours.
@@ -110,7 +114,7 @@ def _posterior(
     rng: np.random.Generator,
     folds: int = 5,
 ) -> FloatArray:
-    """``class_posterior`` with the neighbours' evidence already at hand: finding it is costly."""
+    """``class_posterior`` with the neighbours' evidence, which a pool without embeddings lacks."""
     experts, assumed = _experts(pool, evidence)
     about: FloatArray = np.zeros((pool.n, 0))
     if pool.embeddings is not None and (pool.gold >= 0).any():

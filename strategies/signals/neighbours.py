@@ -13,6 +13,9 @@ from strategies.pool import FloatArray, IntArray, Pool, clip_unit
 K_NEIGHBOURS = 10
 GOLD_WEIGHT = 3.0  # one gold neighbour speaks as loudly as three that only the LLM labelled
 EXACT_UP_TO = 50_000  # exact search costs n^2; beyond this codes find 99 % of its neighbours
+ALL_CODES_UP_TO = 200_000  # codes cost n^2, too; beyond this only those of the nearest lists
+LISTS_PER_ROOT, LISTS_READ = 4, 64  # of 4 sqrt(n) lists, so many are read for each text
+LIST_SAMPLE, LIST_ROUNDS = 64, 8  # texts a list, and rounds, that its centre is learned from
 PAIRED_FROM = 256  # dimensions from which two share a four-bit code
 SHORTLIST = 4  # of so many times k by their codes, the exact k best are taken
 SAME_TEXT = 0.999  # cosine from which two texts count as the same text
@@ -152,20 +155,27 @@ def unit_rows(embeddings: NDArray[np.float32], name: str) -> NDArray[np.float32]
 
 
 def nearest(
-    vectors: NDArray[np.float32], k: int, *, exact_up_to: int = EXACT_UP_TO
+    vectors: NDArray[np.float32],
+    k: int,
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    all_codes_up_to: int = ALL_CODES_UP_TO,
 ) -> tuple[NDArray[np.float32], IntArray]:
     """The k rows of largest inner product with each row, itself among them.
 
-    Beyond ``exact_up_to`` every vector is compared by its four-bit codes, and a shortlist exactly.
+    Beyond ``exact_up_to`` every vector is compared by its four-bit codes, and a shortlist exactly;
+    beyond ``all_codes_up_to`` only vectors of the lists whose centres are nearest.
 
     Args:
         vectors: (n, d), rows of length 1.
         k: at most n.
         exact_up_to: largest n that is searched exactly.
+        all_codes_up_to: largest n of which all codes are read.
 
     Returns:
         Cosines (n, k) in falling order, and rows (n, k), -1 where fewer were found.
-    Source: Johnson et al. 2019, FAISS; Andre et al. 2015, scanning codes in registers.
+    Source: Johnson et al. 2019, FAISS; Andre et al. 2015, scanning codes in registers; Jegou et
+        al. 2011, inverted lists.
     """
     import faiss
 
@@ -176,7 +186,16 @@ def nearest(
         if d % each:
             vectors = np.pad(vectors, ((0, 0), (0, 1)))  # zeros change no inner product
         wide = vectors.shape[1]
-        coded = faiss.IndexPQFastScan(wide, wide // each, 4, faiss.METRIC_INNER_PRODUCT)
+        code = wide // each, 4, faiss.METRIC_INNER_PRODUCT
+        coded: Any
+        if n > all_codes_up_to:
+            lists = min(round(LISTS_PER_ROOT * n**0.5), n // LIST_SAMPLE)
+            centres = faiss.IndexFlatIP(wide)
+            coded = faiss.IndexIVFPQFastScan(centres, wide, lists, *code)
+            coded.cp.max_points_per_centroid, coded.cp.niter = LIST_SAMPLE, LIST_ROUNDS
+            coded.nprobe = min(LISTS_READ, lists)
+        else:
+            coded = faiss.IndexPQFastScan(wide, *code)
         index = faiss.IndexRefineFlat(coded)
         index.k_factor = SHORTLIST
         index.train(vectors)

@@ -1,8 +1,9 @@
 """What a round costs on a large pool: CPU time and memory of every step, in the store's own hands.
 
-    python tests/bench/bench_scale.py [--texts 10000 100000] [--store URL] [--steps import …]
+    python tests/bench/bench_scale.py [--texts 10000 100000] [--store URL] [--plain]
 
-A campaign of made-up texts with the default signals and soft repair. The LLM, the embeddings, the
+A campaign of made-up texts with the default signals and soft repair; ``--plain`` takes entropy and
+no repair instead, so that nothing but the loop itself takes long. The LLM, the embeddings, the
 people and the student are looked up rather than computed, so that what is measured is the loop:
 five prompts, five classes, embeddings and votes as in ``bench_scoring``. Every step runs in a
 process of its own; its memory is that process's peak, Python and the libraries included. The CPU
@@ -176,7 +177,7 @@ def _number(text: str) -> int:
     return int(text.rsplit(" ", 1)[1])
 
 
-def campaign(folder: Path, n: int, url: str) -> Context:
+def campaign(folder: Path, n: int, url: str, *, plain: bool) -> Context:
     """A campaign of n pool texts and 1,000 test texts."""
     world = World(folder)
 
@@ -201,6 +202,7 @@ def campaign(folder: Path, n: int, url: str) -> Context:
             "budget": {"labels": 3000},
             "rounds": {"batch_size": 1000},
             "student": {"references": ["llm_only"]},
+            "strategy": {"signals": ["entropy_calibrated"], "repair": "keep"} if plain else {},
         }
     )
     config._folder = folder
@@ -249,9 +251,9 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
         yield
 
 
-def one_step(step: str, folder: Path, n: int, url: str) -> dict[str, float]:
+def one_step(step: str, folder: Path, n: int, url: str, *, plain: bool = False) -> dict[str, float]:
     """Runs a step; its CPU seconds, those of the strategies in it, seconds, and the peak in MB."""
-    ctx = campaign(folder, n, url)
+    ctx = campaign(folder, n, url, plain=plain)
     work: dict[str, Callable[[], object]] = {
         "import": lambda: next_round.open_campaign(ctx),
         "status": lambda: campaign_status(ctx.config, ctx.store),
@@ -294,12 +296,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--texts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--store", help="PostgreSQL URL of an empty database; default SQLite")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
+    parser.add_argument("--plain", action="store_true", help="entropy as the signal, no repair")
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.folder:
-        (step,), (n,) = given.steps, given.texts
-        print(json.dumps(one_step(step, given.folder, n, given.store)))
+        (n,) = given.texts
+        print(json.dumps(one_step(given.step, given.folder, n, given.store, plain=given.plain)))
         return
     for n in given.texts:
         with tempfile.TemporaryDirectory() as name:
@@ -310,9 +313,9 @@ def main() -> None:
             print("| step | CPU-s | of that strategies | ours, CPU-s per 10,000 | s | peak, MB |")
             print("|---|---|---|---|---|---|", flush=True)
             total = {"cpu": 0.0, "strategies": 0.0, "seconds": 0.0, "peak": 0.0}
-            for step in given.steps:
-                command = [sys.executable, __file__, "--steps", step, "--texts", str(n)]
-                command += ["--folder", name, "--store", url]
+            for step in STEPS:
+                command = [sys.executable, __file__, "--step", step, "--texts", str(n)]
+                command += ["--folder", name, "--store", url, *["--plain"] * given.plain]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
                 used = json.loads(out.splitlines()[-1])
                 print(_row(step, used, n), flush=True)

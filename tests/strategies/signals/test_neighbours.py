@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
+from strategies.signals import neighbours
 from strategies.signals.neighbours import knn_disagreement, nearest, same_embedding, unit_rows
 
 RNG = np.random.default_rng(0)
@@ -101,6 +102,21 @@ def test_search_by_codes_finds_nearly_all_that_exact_search_finds(d):
     np.testing.assert_array_equal(exact[:, 0], np.arange(1500))
     np.testing.assert_array_equal(approximate[:, 0], np.arange(1500))
     np.testing.assert_allclose(close[:, 0], cosines[:, 0], atol=1e-5)  # cosines stay exact
+
+
+def test_search_in_the_nearest_lists_finds_most_of_what_exact_search_finds(monkeypatch):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 32))[rng.integers(40, size=3000)] + rng.normal(size=(3000, 32))
+    units = unit_rows((vectors * np.arange(1, 33) ** -0.4).astype(np.float32), "test")
+    _, exact = nearest(units, 10)
+    hits = []
+    for lists in (1, 12, 46):
+        monkeypatch.setattr(neighbours, "LISTS_READ", lists)
+        _, rows = nearest(units, 10, exact_up_to=100, all_codes_up_to=200)
+        np.testing.assert_array_equal(rows[:, 0], np.arange(3000))
+        found = [len(np.intersect1d(a, b)) for a, b in zip(exact, rows, strict=True)]
+        hits.append(np.mean(found) / 10)
+    assert hits[0] < 0.8 < 0.95 < hits[1] < hits[2]
 
 
 def test_equal_rows_share_a_group_whatever_their_order():
