@@ -12,8 +12,9 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -115,12 +116,13 @@ class Database:
         self,
         session: Session,
         table: type[SQLModel],
-        rows: Sequence[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]],
         chunk: int = 5_000,
     ) -> None:
         """Inserts many rows at the speed of the driver, in the caller's transaction."""
-        for start in range(0, len(rows), chunk):
-            session.execute(insert(table), [dict(row) for row in rows[start : start + chunk]])
+        left = iter(rows)
+        while part := [dict(row) for row in islice(left, chunk)]:
+            session.execute(insert(table), part)
 
 
 def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> Engine:

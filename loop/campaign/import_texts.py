@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import Item
+from loop.campaign.tables import Item, SplitText
 from loop.chance import unit_hash
 from loop.errors import ConfigError, DataError, LoopError, suggestion
 from loop.ports import SourceText, bare_words, item_id, normalise
@@ -135,13 +135,13 @@ def import_new_texts(
     return lines
 
 
-def near_twins_line(items: Sequence[Item]) -> str:
+def near_twins_line(items: Sequence[SplitText]) -> str:
     """How many test texts stand among the others in nearly the same words; empty for none.
 
     Nearly the same are texts that differ in case, punctuation, marks, addresses and names of users
     alone, such as a post and the post that passes it on.
     """
-    others: dict[str, Item] = {}
+    others: dict[str, SplitText] = {}
     for item in items:
         if item.split != "test" and (key := bare_words(item.text)):
             others.setdefault(key, item)
@@ -162,7 +162,7 @@ def near_twins_line(items: Sequence[Item]) -> str:
     )
 
 
-def twins_in_pool(items: Sequence[Item]) -> int:
+def twins_in_pool(items: Sequence[SplitText]) -> int:
     """How many texts of the pool say nearly the same as another one of the pool, see above."""
     said = Counter(bare_words(item.text) for item in items if item.split == "pool")
     return sum(n - 1 for words, n in said.items() if words)
@@ -180,7 +180,7 @@ def check_fit(config: Config, store: Store) -> None:
         DataError: too few texts.
         ConfigError: a key of the file asks for more than the texts give.
     """
-    items = store.items(config.campaign.name)
+    items = store.keys(config.campaign.name)
     splits = [item.split for item in items]
     without_gold = sum(item.split == "pool" and not item.known_label for item in items)
     _check_fit(config, {split: splits.count(split) for split in SPLITS}, without_gold)
@@ -188,8 +188,8 @@ def check_fit(config: Config, store: Store) -> None:
 
 def _item_rows(
     name: str, rows: Sequence[SourceText], splits: Sequence[str], *, first_row: int
-) -> list[dict[str, object]]:
-    return [
+) -> Iterator[dict[str, object]]:
+    return (
         {
             "id": item_id(name, row.text),
             "campaign": name,
@@ -200,7 +200,7 @@ def _item_rows(
             "meta": dict(row.meta),
         }
         for number, (row, split) in enumerate(zip(rows, splits, strict=True))
-    ]
+    )
 
 
 def _check_fit(config: Config, counts: Mapping[str, int], without_gold: int) -> None:

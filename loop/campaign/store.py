@@ -33,6 +33,7 @@ from loop.campaign.tables import (
     Score,
     ScoreBlock,
     Scores,
+    SplitText,
     TrainingBlock,
     TrainingLabel,
     TrainingLabels,
@@ -168,6 +169,13 @@ class Store(Database, LlmStore):
             if splits:
                 query = query.where(col(Item.split).in_(splits))
             return list(session.exec(query.order_by(col(Item.row))).all())
+
+    def split_texts(self, campaign: str) -> list[SplitText]:
+        """What every text says and its split, in source order."""
+        query = select_rows(Item.split, Item.text)  # type: ignore[call-overload]
+        query = query.where(col(Item.campaign) == campaign).order_by(col(Item.row))
+        with self.transaction() as session:
+            return [SplitText(*row) for row in session.connection().execute(query)]
 
     def keys(self, campaign: str, *splits: str) -> list[ItemKey]:
         """Which texts there are in the given splits (all if none), in source order."""

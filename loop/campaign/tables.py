@@ -145,6 +145,13 @@ class ItemKey(NamedTuple):
     known_label: str | None
 
 
+class SplitText(NamedTuple):
+    """What a text says, and which split it is in."""
+
+    split: str
+    text: str
+
+
 class Variant(SQLModel, table=True):
     """A frozen prompt variant: what the LLM is shown from one round until others follow."""
 
