@@ -562,8 +562,8 @@ class TrackingSection(Section):
             str,
             BeforeValidator(
                 NoSecret(
-                    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or WANDB_API_KEY,"
-                    " in the environment"
+                    "put the whole address into the environment variable MLFLOW_TRACKING_URI, or"
+                    " the secret alone into MLFLOW_TRACKING_PASSWORD or WANDB_API_KEY"
                 )
             ),
         ]

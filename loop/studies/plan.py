@@ -295,7 +295,9 @@ def plan_lines(plan: Plan) -> list[str]:
             f"As planned: {rounds} more {word} with {rest:,} labels: {_effort(plan, rest)}."
         )
     else:
-        lines.append("As planned: no further round, because its rounds or its labels are used up.")
+        lines.append(
+            "As planned: no further round, because the campaign's rounds or labels are used."
+        )
     for goal in plan.goals:
         lines.append(_goal_line(plan, goal, rest))
     if not plan.goals:
@@ -324,13 +326,12 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
             )
         return f"{wanted}{at}: reached."
     if not math.isfinite(labels.value):
-        least = f"more than {MOST_TIMES:g} times the labels bought so far"
-        if math.isfinite(labels.low):
-            least = f"at least {_rounded(labels.low)} more labels"
-        return (
-            f"{wanted}{at}: not in sight; at the present rate it takes {least}. A better prompt or"
-            " another LLM may help more."
-        )
+        least = f"at the present rate it takes more than {MOST_TIMES:g} times the labels so far"
+        if labels.low < 1:
+            least = "the rounds so far cannot tell how many labels it takes, or whether any suffice"
+        elif math.isfinite(labels.low):
+            least = f"at the present rate it takes at least {_rounded(labels.low)} more labels"
+        return f"{wanted}{at}: not in sight; {least}. A better prompt or another LLM may help more."
     enough = "The campaign as planned may suffice."
     if labels.value > rest:
         enough = (

@@ -63,6 +63,8 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     assert perhaps.endswith("reached, but not surely: the interval begins at 70.0.")
     never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
     assert "not in sight; at the present rate it takes at least 400 more labels" in told(never)[1]
+    open_ = Goal("p_uc=0.9", now, Metric(math.inf, 0.0, math.inf))
+    assert "in sight; the rounds so far cannot tell how many labels it takes" in told(open_)[1]
     assert "not known yet" in told(Goal("p_uc=0.9", None, None, "needs two rounds; 0 so far"))[1]
     wrong = told(Goal("remaining-error=0.05", Metric(0.25, 0.2, 0.3), Metric(10, 5, 20)))[1]
     assert wrong.startswith("At most 5 % wrong labels (now 25.0): about 10 (5 to 20) more labels")
