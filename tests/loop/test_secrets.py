@@ -63,6 +63,7 @@ def test_every_key_that_may_hold_an_address_is_guarded():
         ("label_studio", "url"),
         ("store", "url"),
         ("store", "folder"),
+        ("tracking", "uri"),
     }
     assert VARIABLES
 
@@ -120,7 +121,7 @@ def test_a_secret_in_an_address_is_refused_and_shown_nowhere(run, tmp_path, path
         code, out, err = run("status")
         assert code == 1, value
         assert f"{path[0]}.{path[1]}: the address holds" in err
-        assert re.search(r"PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN", err)
+        assert re.search(r"PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN|WANDB_API_KEY", err)
         assert SECRET not in out + err
     for command in COMMANDS:
         if command[0] == "--debug":
