@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ from connectors.llm.prompt_text import answers_of, most_tokens_of, one_line, wit
 from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
 from connectors.llm.server_listed import Completions, TopK, Votes
-from connectors.llm.server_ways import TOO_LONG, Plan, Server
+from connectors.llm.server_ways import LIST, TOO_LONG, Plan, Server
 from loop.errors import AnnotatorError, suggestion
 from loop.ports import (
     AnnotatorSetup,
@@ -53,6 +54,8 @@ log = logging.getLogger(__name__)
 
 FORM = "server-2"  # how labels are scored; raise the number when answers change
 AHEAD = 2  # requests that wait for a free thread while answers are being stored
+FIRST_LIST, SHORTEST_LIST = 4, 2  # texts in a list, see _fit_list
+LIST_S = 8.0  # so long may a list take: a slow server must not run into timeout_s
 LISTS_IN_VAIN = 3  # lists without an answer in turn, after which questions are asked one by one
 SHORTEST_TEXT = 64  # a text is halved down to this to fit into the model's context
 
@@ -137,6 +140,7 @@ class OpenAIServerAnnotator:
         self._server: Server | None = None
         self._plans: dict[str, Plan] = {}
         self._unchecked = True
+        self._list = FIRST_LIST  # texts in one request, where the server takes lists
         self._lists_failed = 0  # in turn
 
     @property
@@ -290,7 +294,8 @@ class OpenAIServerAnnotator:
                     warming = False
                     while not (warming or reason or stop.is_set()):
                         free = self._concurrency - len(under_way)
-                        at_once = server.at_once if self._lists_failed < LISTS_IN_VAIN else 1
+                        lists = self._lists_failed < LISTS_IN_VAIN
+                        at_once = min(server.at_once, self._list) if lists else 1
                         full = free + AHEAD <= 0
                         if more and not full and len(waiting) < at_once:
                             lot = next(lots, None)
@@ -327,6 +332,7 @@ class OpenAIServerAnnotator:
                     except UnansweredError as exc:
                         log.info("a list of %d questions got no answer: %s", len(batch), exc)
                         self._lists_failed += 1
+                        self._list = max(SHORTEST_LIST, len(batch) // 2)
                         alone.extend(batch)
                         continue
                     except AnnotatorError as exc:
@@ -369,7 +375,10 @@ class OpenAIServerAnnotator:
         """
         if len(questions) > 1:
             texts = [self._plain(question.item.text) for question in questions]
-            return server.ask_all(plan, texts, [question.usage for question in questions])
+            began = time.monotonic()
+            answers = server.ask_all(plan, texts, [question.usage for question in questions])
+            self._fit_list(len(questions), time.monotonic() - began)
+            return answers
         [question] = questions
         try:
             return [self._ask_one(server, plan, question.item.text, question.usage)]
@@ -377,6 +386,13 @@ class OpenAIServerAnnotator:
             raise
         except UnansweredError as exc:
             return [exc]
+
+    def _fit_list(self, texts: int, seconds: float) -> None:
+        """Longer lists where one was answered quickly, shorter ones where it took long."""
+        if seconds > LIST_S:
+            self._list = max(SHORTEST_LIST, texts // 2)
+        elif seconds < LIST_S / 4 and texts >= self._list:
+            self._list = min(LIST, 2 * texts)
 
     def _ask_one(self, server: Server, plan: Plan, text: str, usage: Usage) -> FloatArray:
         """(k,) log-masses; a text that is too long for the model's context loses its middle."""

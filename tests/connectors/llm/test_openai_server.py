@@ -170,6 +170,26 @@ def test_a_server_that_takes_no_lists_is_asked_one_by_one_from_then_on(fault):
     assert_exact(first, variant(), items(130))
 
 
+def test_lists_are_as_long_as_the_server_answers_in_good_time(monkeypatch):
+    lengths = []
+
+    def slow(body):
+        if isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str):
+            lengths.append(len(body["prompt"]))
+            time.sleep(0.02 * len(body["prompt"]))
+
+    with running(faults=slow) as server:
+        ask = annotator(server, concurrency=1)
+        ask.annotate(variant(), items(120))
+        assert lengths[0] == 4
+        assert max(lengths) == LIST
+        monkeypatch.setattr("connectors.llm.openai_server.LIST_S", 0.1)
+        lengths.clear()
+        answer = ask.annotate(variant(), items(80, start=200))
+    assert max(lengths[3:]) < LIST  # three were under way or waiting
+    assert_exact(answer, variant(), items(80, start=200))
+
+
 def test_lists_of_likeliest_tokens_are_read_text_by_text():
     requests = []
 
