@@ -104,9 +104,13 @@ def test_floors_are_counted_right(tmp_path, files, back, chain):
     assert len(import_floors.longest_chain(graph)) == chain
 
 
-def test_help_needs_no_heavy_library():
+def test_help_and_the_student_s_name_need_no_heavy_library(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 32}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     code = (
         "import sys; import goldloop, loop.cli.__main__, strategies, connectors;"
+        "from loop.student.encoder_student import EncoderStudent;"
+        f"EncoderStudent({str(tmp_path)!r}).revision;"
         "heavy = {'torch', 'transformers', 'faiss', 'sklearn', 'pandas', 'label_studio_sdk',"
         " 'sqlmodel', 'matplotlib', 'pyarrow'} & set(sys.modules);"
         "sys.exit(', '.join(heavy) or 0)"

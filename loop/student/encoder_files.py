@@ -1,7 +1,7 @@
 """Pretrained encoders: found, loaded, saved.
 
-Models come from safetensors only, and
-no code that ships with a model is run.
+Models come from safetensors only, and no code that ships with a model is run. Finding one imports
+neither torch nor transformers, which take seconds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from safetensors import SafetensorError
 
 from loop.errors import StudentError
@@ -94,6 +92,7 @@ def fingerprint(folder: Path) -> str:
 def quiet() -> Iterator[None]:
     """Mutes transformers and its progress bars: a new head on an old encoder is no news."""
     import huggingface_hub.utils
+    import transformers
 
     logging: Any = transformers.utils.logging
     hub: Any = huggingface_hub.utils
@@ -134,6 +133,8 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         StudentError: it cannot be loaded, or cannot pad.
     """
+    import transformers
+
     with _load_errors(folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -148,6 +149,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_config(folder: Path) -> Any:
     """The encoder's configuration."""
+    import transformers
+
     with _load_errors(folder):
         return transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -172,6 +175,9 @@ def load_classifier(
             head that was saved.
         attention: "eager" or "sdpa"; None leaves the choice to transformers.
     """
+    import torch
+    import transformers
+
     options: dict[str, Any] = {}
     if labels is not None:
         options = {
@@ -199,6 +205,8 @@ def load_classifier(
 
 def _draw_head(model: Any) -> None:
     """New weights for all linear layers outside the encoder, even where an old head would fit."""
+    import torch
+
     inside = {id(module) for module in model.base_model.modules()}
     std = float(getattr(model.config, "initializer_range", 0.02))
     for module in model.modules():
@@ -210,6 +218,9 @@ def _draw_head(model: Any) -> None:
 
 def load_encoder(folder: Path) -> Any:
     """The encoder without a head, float32."""
+    import torch
+    import transformers
+
     with _load_errors(folder):
         return transformers.AutoModel.from_pretrained(
             folder,
@@ -222,6 +233,8 @@ def load_encoder(folder: Path) -> Any:
 
 def is_out_of_memory(exc: BaseException) -> bool:
     """Whether torch ran out of memory, on a GPU or the CPU."""
+    import torch
+
     said = str(exc)
     return isinstance(exc, torch.OutOfMemoryError) or (
         isinstance(exc, RuntimeError) and ("out of memory" in said or "can't allocate" in said)
