@@ -30,6 +30,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     insert,
+    make_url,
     select,
     text,
 )
@@ -203,8 +204,6 @@ def _portable(value: Any, kind: str) -> Any:
 
 def _files(config: Config, campaign_file: Path, *, models: bool, caches: bool) -> Iterator[Path]:
     """The results in the campaign's folder, without links, databases, secrets and half files."""
-    from sqlalchemy import make_url
-
     out = config.out
     if not out.is_dir():
         return
@@ -315,16 +314,21 @@ def _restored_source(config: Config, archive: Archive, path: Path, *, trusted: b
         DataError: it says so.
     """
     source, folder = Path(config.source).resolve(), config.folder.resolve()
-    inside = config.out.resolve().is_relative_to(folder)
-    if SOURCE in archive.members and not source.is_relative_to(folder):
-        inside = inside and trusted
-        source = folder / source.name
-    if not trusted and not inside:
+    database = database_file(make_url(config.store_url))
+    beside = not source.is_relative_to(folder)
+    places = [config.out.resolve(), folder if database is None else database]
+    if not trusted and (
+        database is None
+        or (beside and SOURCE in archive.members)
+        or not all(place.is_relative_to(folder) for place in places)
+    ):
         raise DataError(
-            f"The campaign file in {path} names places outside of its folder. Write a campaign"
-            " file of your own with other places, and name it as --file."
+            f"The campaign file in {path} names a server, or places outside of its folder. See"
+            f" whether they are right: `unzip -p {path} {CAMPAIGN_FILE} > goldloop.toml` writes it"
+            " here, and a campaign file that is there is used. Nothing was restored."
         )
-    return source if SOURCE in archive.members and not source.exists() else None
+    lacking = SOURCE in archive.members and not source.exists()
+    return source if lacking and not config.texts.source.startswith("hf:") else None
 
 
 def _unpack(archive: Archive, name: str, target: Path) -> None:

@@ -185,6 +185,13 @@ def link(name):
     return info
 
 
+ELSEWHERE = {
+    "a folder elsewhere": 'store.folder = "../elsewhere"\n',
+    "a database elsewhere": 'store.url = "sqlite:///../elsewhere.db"\n',
+    "a server": 'store.url = "postgresql+psycopg://goldloop@evil.example/d"\n',
+}
+
+
 def hostile(kind, archive, tmp_path):
     """An archive that is broken, or made to do harm."""
     out = tmp_path / "bad.zip"
@@ -229,8 +236,8 @@ def hostile(kind, archive, tmp_path):
         rewritten(archive, out, more)
     elif kind == "a newer schema":
         rewritten(archive, out, lambda _, about: about.update(schema="9999"))
-    elif kind == "places elsewhere":
-        evil = CAMPAIGN + 'store.folder = "../elsewhere"\n'
+    elif kind in ELSEWHERE:
+        evil = CAMPAIGN + ELSEWHERE[kind]
         rewritten(archive, out, lambda m, _: m.update({"files/campaign.toml": evil.encode()}))
     return out
 
@@ -254,7 +261,7 @@ KINDS = (
     "a row of nobody",
     "another table",
     "a newer schema",
-    "places elsewhere",
+    *ELSEWHERE,
 )
 
 
