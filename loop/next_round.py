@@ -97,7 +97,9 @@ def _why_finished(config: Config, store: Store) -> tuple[str, str] | None:
     if len(done) < len(rounds):
         return None
     if sum(r.number != VALIDATION for r in done) >= config.rounds.rounds:
-        also = "" if labels_left(config, store) else " and budget.labels"
+        also = (
+            "" if labels_left(config, store) >= config.rounds.batch_size else " and budget.labels"
+        )
         return (
             f"all {config.rounds.rounds} rounds are done (rounds.rounds)",
             f"raise rounds.rounds{also}",

@@ -46,6 +46,8 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
     rounds = [r for r in store.rounds(config.campaign.name) if r.number != VALIDATION]
     done = sum(r.stage == "done" for r in rounds)
     answers = [a for a in store.annotations(config.campaign.name) if a.label]
+    n = len({a.annotator for a in answers})
+    persons = f"{n} {'person' if n == 1 else 'people'}"
     parts = [
         _front_matter(config, len(records)),
         f"# {escape(config.campaign.name)}",
@@ -53,7 +55,7 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
         f" {escape(config.campaign.task)}",
         f"An LLM labelled every text: {escape(llm_in_words(config))}. In {done} finished rounds"
         f" goldloop asked {people} about the labels that were probably wrong and about texts drawn"
-        f" at random: {len(answers):,} answers of {len({a.annotator for a in answers})} of them.",
+        f" at random: {len(answers):,} answers by {persons}.",
         "## Labels\n\n" + _labels(config),
         "## Where the labels come from\n\n" + _sources(config, records),
         "## How good they are\n\n" + _quality(config, store),

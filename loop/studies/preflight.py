@@ -6,6 +6,7 @@ Later stages refuse what is wrong as well, but by then it has cost something.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -194,6 +195,14 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
         yield (
             f'student.checkpoint = "best" needs {MIN_DEV} known labels in split dev; there are'
             f" {known['dev'].total()}, so the last epoch is kept."
+        )
+    used = config.people.check_frac or {"random", "all_gold"} & set(config.student.references)
+    if (n := known["pool"].total()) and config.raters.kind == "people" and not used:
+        labels = "texts to label have a known label" if n > 1 else "text to label has a known label"
+        yield (
+            f"{n:,} {labels} already, and people may be asked about them all the same. `goldloop"
+            f" import-labels {shlex.quote(config.texts.source)} --label-column"
+            f" {shlex.quote(str(config.texts.gold_column))}` takes these labels as gold."
         )
     lower = Counter(name.casefold() for name in config.label_names)
     for name in config.label_names:

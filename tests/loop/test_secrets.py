@@ -121,9 +121,8 @@ def test_a_secret_in_an_address_is_refused_and_shown_nowhere(run, tmp_path, path
         code, out, err = run("status")
         assert code == 1, value
         assert f"{path[0]}.{path[1]}: the address holds" in err
-        assert re.search(
-            r"PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN|WANDB_API_KEY", err
-        )
+        variables = "PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN|WANDB_API_KEY"
+        assert re.search(variables, err)
         assert SECRET not in out + err
     for command in COMMANDS:
         if command[0] == "--debug":

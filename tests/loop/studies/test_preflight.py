@@ -116,6 +116,12 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     assert rare.startswith("Label 'bad' is that of ")
     assert "of 1 known labels in all" in rare or "of the 80 known test texts" in rare
     assert looked_at(tmp_path, texts(400)).warnings == ()
+    alone = {"seeds": 2, "references": ["llm_only"]}
+    (bought_again,) = looked_at(tmp_path, texts(400), student=alone).warnings
+    assert bought_again.startswith("320 texts to label have a known label already")
+    assert "`goldloop import-labels x.csv --label-column g`" in bought_again
+    checks = looked_at(tmp_path, texts(400), student=alone, people={"check_frac": 0.1})
+    assert checks.warnings == ()
 
 
 def test_money_that_does_not_reach_is_warned_of(tmp_path):
