@@ -53,8 +53,9 @@ WHOLE = replace(
     ),
     methods=Methods("A pool of 900 texts [1]. " * 20, ("Efron, B. (1979).",)),
 )
+K = 100  # labels of the largest page; the time that axe takes grows faster than their number
 NAMES = tuple(
-    f"label {i} " + ("שלום" if i % 3 else "antidisestablishmentarianism") for i in range(250)
+    f"label {i} " + ("שלום" if i % 3 else "antidisestablishmentarianism") for i in range(K)
 )
 MANY = replace(
     EMPTY,
@@ -67,16 +68,16 @@ MANY = replace(
             10,
             per_class=tuple(ClassRow(name, Metric(0.5), n=3) for name in NAMES),
             confusion=tuple(
-                tuple(0.003 if i == j else 0.001 * ((i + j) % 97 == 0) for j in range(250))
-                for i in range(250)
+                tuple(0.003 if i == j else 0.001 * ((i + j) % 97 == 0) for j in range(K))
+                for i in range(K)
             ),
         ),
     ),
     llm=LlmQuality(
         accuracy=Metric(0.7, 0.6, 0.8),
-        recall=(None,) * 250,
-        precision=(None,) * 250,
-        class_share=(Metric(0.004),) * 250,
+        recall=(None,) * K,
+        precision=(None,) * K,
+        class_share=(Metric(1 / K),) * K,
     ),
 )
 WIDE_AT_390 = """
