@@ -42,7 +42,7 @@ def open_campaign(ctx: Context) -> None:
         count = import_texts(ctx.config, ctx.store, ctx.parts.texts())
         ctx.read_again()
         ctx.say(f"Imported {count} texts.")
-        if line := near_twins_line(ctx.store.split_texts(ctx.name)):
+        if line := near_twins_line(ctx.store.stored_texts(ctx.name)):
             ctx.say(line)
     claim_folder(ctx)
     check_changes(ctx)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import Item, SplitText
+from loop.campaign.tables import Item, StoredText
 from loop.chance import unit_hash
 from loop.errors import ConfigError, DataError, LoopError, suggestion
 from loop.ports import SourceText, bare_words, item_id, normalise
@@ -70,7 +70,7 @@ def import_new_texts(
     """
     name = config.campaign.name
     source = config.texts.source
-    stored = {item.id: item for item in store.items(name)}
+    stored = {item.id: item for item in store.stored_texts(name)}
     # by text, as ids of texts that came in long ago may be of another normal form
     ids = {item_id(name, item.text): i for i, item in stored.items()}
     given = {ids.get(key := item_id(name, row.text), key): row for row in rows}
@@ -135,13 +135,13 @@ def import_new_texts(
     return lines
 
 
-def near_twins_line(items: Sequence[SplitText]) -> str:
+def near_twins_line(items: Sequence[StoredText]) -> str:
     """How many test texts stand among the others in nearly the same words; empty for none.
 
     Nearly the same are texts that differ in case, punctuation, marks, addresses and names of users
     alone, such as a post and the post that passes it on.
     """
-    others: dict[str, SplitText] = {}
+    others: dict[str, StoredText] = {}
     for item in items:
         if item.split != "test" and (key := bare_words(item.text)):
             others.setdefault(key, item)
@@ -162,7 +162,7 @@ def near_twins_line(items: Sequence[SplitText]) -> str:
     )
 
 
-def twins_in_pool(items: Sequence[SplitText]) -> int:
+def twins_in_pool(items: Sequence[StoredText]) -> int:
     """How many texts of the pool say nearly the same as another one of the pool, see above."""
     said = Counter(bare_words(item.text) for item in items if item.split == "pool")
     return sum(n - 1 for words, n in said.items() if words)
@@ -260,7 +260,9 @@ def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
     return named
 
 
-def _check_splits(config: Config, stored: dict[str, Item], there: dict[str, SourceText]) -> None:
+def _check_splits(
+    config: Config, stored: dict[str, StoredText], there: dict[str, SourceText]
+) -> None:
     """Refuses to move a text that is in to another split."""
     if not config.texts.split_column:
         return
@@ -283,7 +285,7 @@ def _check_splits(config: Config, stored: dict[str, Item], there: dict[str, Sour
 
 
 def _new_splits(
-    config: Config, stored: dict[str, Item], new: Sequence[SourceText], seed: int
+    config: Config, stored: dict[str, StoredText], new: Sequence[SourceText], seed: int
 ) -> list[str]:
     """Splits of texts that come later; those that are drawn depend on each text alone."""
     if config.texts.split_column:

@@ -33,7 +33,7 @@ from loop.campaign.tables import (
     Score,
     ScoreBlock,
     Scores,
-    SplitText,
+    StoredText,
     TrainingBlock,
     TrainingLabel,
     TrainingLabels,
@@ -170,12 +170,15 @@ class Store(Database, LlmStore):
                 query = query.where(col(Item.split).in_(splits))
             return list(session.exec(query.order_by(col(Item.row))).all())
 
-    def split_texts(self, campaign: str) -> list[SplitText]:
-        """What every text says and its split, in source order."""
-        query = select_rows(Item.split, Item.text)  # type: ignore[call-overload]
-        query = query.where(col(Item.campaign) == campaign).order_by(col(Item.row))
+    def stored_texts(self, campaign: str, *splits: str) -> list[StoredText]:
+        """The texts of the given splits (all if none), in source order."""
+        columns: Any = (getattr(Item, name) for name in StoredText._fields)
+        query = select_rows(*columns).where(col(Item.campaign) == campaign)
+        if splits:
+            query = query.where(col(Item.split).in_(splits))
         with self.transaction() as session:
-            return [SplitText(*row) for row in session.connection().execute(query)]
+            rows = session.connection().execute(query.order_by(col(Item.row)))
+            return [StoredText(*row) for row in rows]
 
     def keys(self, campaign: str, *splits: str) -> list[ItemKey]:
         """Which texts there are in the given splits (all if none), in source order."""

@@ -145,11 +145,15 @@ class ItemKey(NamedTuple):
     known_label: str | None
 
 
-class SplitText(NamedTuple):
-    """What a text says, and which split it is in."""
+class StoredText(NamedTuple):
+    """All that the store knows of a text; an ``Item`` to read, at a fraction of its price."""
 
-    split: str
+    id: str
     text: str
+    split: str
+    known_label: str | None
+    row: int
+    meta: dict[str, Any]
 
 
 class Variant(SQLModel, table=True):

@@ -390,7 +390,7 @@ def build_raters(config: Config, store: Store) -> Raters:
     from connectors.label_studio.reviewer import address
     from connectors.label_studio.simulated_people import RecordedRaters
 
-    items = store.items(config.campaign.name, "pool")
+    items = store.stored_texts(config.campaign.name, "pool")
     column = config.raters.ratings_column
     ratings = {
         item.id: list(item.meta.get(column) or ()) if column else [str(item.known_label)]

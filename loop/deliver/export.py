@@ -9,7 +9,7 @@ import numpy as np
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
-from loop.campaign.tables import Item, round_id
+from loop.campaign.tables import StoredText, round_id
 from loop.errors import StageError
 
 LABEL_COLUMNS: dict[str, type] = {
@@ -36,7 +36,7 @@ def labels_by_text(config: Config, store: Store) -> dict[str, dict[str, Any]]:
     """
     records = {record["id"]: record for record in final_labels(config, store)}
     labels = {}
-    for item in store.items(config.campaign.name):
+    for item in store.keys(config.campaign.name):
         record: dict[str, Any] = {"split": item.split}
         if item.id in records:
             record = records[item.id] | record
@@ -76,7 +76,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
         mended = {int(learned.rows[i]): (best[i], most[i]) for i in repaired}
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
-    for item in store.items(name, "pool"):
+    for item in store.stored_texts(name, "pool"):
         if item.row not in place:  # it has come since, and has no label yet
             continue
         i = place[item.row]
@@ -114,7 +114,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     return records
 
 
-def _source_columns(item: Item, own: Collection[str]) -> dict[str, Any]:
+def _source_columns(item: StoredText, own: Collection[str]) -> dict[str, Any]:
     """The other columns of the source, none of them under a name that is taken."""
     columns = {}
     for name, value in item.meta.items():

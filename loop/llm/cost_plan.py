@@ -81,7 +81,7 @@ def plan_annotation(
         ConfigError: shots are asked for and no example with a label is at hand.
     """
     name = config.campaign.name
-    items = store.items(name, "pool")
+    items = store.stored_texts(name, "pool")
     variants = _coming_variants(config, store, annotator)
     rows, hashes = np.array([i.row for i in items]), {v.hash for v in variants}
     stored = sum(

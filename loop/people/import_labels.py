@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loop.campaign.context import Context
-from loop.campaign.tables import IMPORTED, Gold, Item
+from loop.campaign.tables import IMPORTED, Gold, StoredText
 from loop.ports import GivenLabel, item_id, normalise
 
 ROUND = 0
@@ -99,7 +99,7 @@ def import_labels(ctx: Context, source: str, tool: str, answers: Sequence[GivenL
         tool: which tool wrote it, in words.
         answers: one by one.
     """
-    items = {item.id: item for item in ctx.store.items(ctx.name)}
+    items = {item.id: item for item in ctx.store.stored_texts(ctx.name)}
     by_text = {item_id(ctx.name, item.text): item for item in items.values()}
     result = Import(source, tool)
     by_item: dict[str, list[GivenLabel]] = defaultdict(list)
@@ -138,7 +138,9 @@ def import_labels(ctx: Context, source: str, tool: str, answers: Sequence[GivenL
     return result
 
 
-def _item_of(answer: GivenLabel, campaign: str, by_text: dict[str, Item]) -> Item | None:
+def _item_of(
+    answer: GivenLabel, campaign: str, by_text: dict[str, StoredText]
+) -> StoredText | None:
     for text in answer.texts:
         if (item := by_text.get(item_id(campaign, text))) is not None:
             return item
@@ -151,7 +153,7 @@ def _note(counts: Counter[str], result: Import, reason: str, row: int) -> None:
     result.examples.setdefault(reason, row)
 
 
-def _decision(item: Item, given: Sequence[GivenLabel]) -> tuple[str, str, float]:
+def _decision(item: StoredText, given: Sequence[GivenLabel]) -> tuple[str, str, float]:
     """Why no label is taken, or empty; the label; and the share of the people who gave it."""
     if item.split != "pool":
         kind = {"test": "test text", "dev": "text of the prompt's examples"}.get(

@@ -92,7 +92,7 @@ def preflight(
         with closing(Store("sqlite:///:memory:")) as store:
             store.open_campaign(config.campaign.name, config.label_names)
             import_texts(config, store, rows)
-            items = store.split_texts(config.campaign.name)
+            items = store.stored_texts(config.campaign.name)
             told, twins = [*filter(None, [near_twins_line(items)])], twins_in_pool(items)
             try:
                 plan = plan_annotation(config, store, annotator)

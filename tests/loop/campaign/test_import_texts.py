@@ -107,7 +107,7 @@ def test_near_twins_across_the_split_are_counted(store):
     given[0].text, given[1].text = "!!!", "TEXTE\u0301"
     source = config(texts={"source": "x", "gold_column": "g", "split_column": "s"})
     import_texts(source, store, given)
-    line = near_twins_line(store.split_texts("c"))
+    line = near_twins_line(store.stored_texts("c"))
     assert line.startswith("3 test texts stand among the other texts in nearly the same words")
     assert "'Text 3!' beside 'text 3'" in line
-    assert near_twins_line([i for i in store.split_texts("c") if i.split == "test"]) == ""
+    assert near_twins_line([i for i in store.stored_texts("c") if i.split == "test"]) == ""
