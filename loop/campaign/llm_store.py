@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import delete, func, update
+from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
 from loop.campaign.tables import (
@@ -141,16 +142,13 @@ class LlmStore(ABC):
                 count = func.count() if count is None else count
                 return select(count, *sums).select_from(table)
 
-            ours = Item.campaign == campaign
             votes, failed, empty = (
                 session.exec(query).one()
                 for query in (
                     totals(VoteBlock, func.sum(VoteBlock.votes)).where(
                         VoteBlock.campaign == campaign
                     ),
-                    totals(Unanswered)
-                    .join(Item, col(Unanswered.item_id) == col(Item.id))
-                    .where(ours),
+                    totals(Unanswered).where(of_campaign(Unanswered.item_id, campaign)),
                     totals(ContentFree).where(ContentFree.campaign == campaign),
                 )
             )
@@ -202,7 +200,8 @@ class LlmStore(ABC):
             query = (
                 select(Unanswered, Item.row)
                 .join(Item, col(Unanswered.item_id) == col(Item.id))
-                .where(Item.campaign == campaign, Unanswered.annotator == annotator)
+                .where(of_campaign(Unanswered.item_id, campaign))
+                .where(Unanswered.annotator == annotator)
                 .order_by(col(Unanswered.id))
             )
             misses = session.exec(query).all()
@@ -271,6 +270,15 @@ class LlmStore(ABC):
             elif calls_id is not None:
                 values = {"usd": usd, "ended_at": now()}
                 session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(**values))
+
+
+def of_campaign(item_id: Any, campaign: str) -> Any:
+    """Whether a row is about a text of the campaign.
+
+    A join would let the database go through all texts rather than through the few rows.
+    """
+    item = aliased(Item)
+    return select(item.id).where(item.id == item_id, item.campaign == campaign).exists()
 
 
 def _votes_of(campaign: str, annotator: str) -> Any:

@@ -17,7 +17,7 @@ from sqlalchemy import select as select_rows
 from sqlmodel import Session, col, select
 
 from loop.campaign.database import Database
-from loop.campaign.llm_store import LlmStore
+from loop.campaign.llm_store import LlmStore, of_campaign
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
     Annotation,
@@ -421,7 +421,7 @@ class Store(Database, LlmStore):
     ) -> list[Review]:
         """The outbox, by round and rank; what is changed of it in ``session`` is stored with it."""
         with self.within(session) as session:
-            query = select(Review).join(Item).where(Item.campaign == campaign)
+            query = select(Review).where(of_campaign(Review.item_id, campaign))
             if round_id is not None:
                 query = query.where(Review.round_id == round_id)
             query = query.order_by(col(Review.round_id), col(Review.rank))
@@ -430,8 +430,8 @@ class Store(Database, LlmStore):
     def review_count(self, campaign: str) -> int:
         """How many texts were ever chosen to be sent."""
         with self.transaction() as session:
-            query = select(func.count()).select_from(Review).join(Item)
-            return int(session.exec(query.where(Item.campaign == campaign)).one())
+            query = select(func.count()).select_from(Review)
+            return int(session.exec(query.where(of_campaign(Review.item_id, campaign))).one())
 
     def settled_count(self, campaign: str) -> int:
         """How many texts were chosen to be sent, or have gold."""
@@ -439,9 +439,8 @@ class Store(Database, LlmStore):
             query = (
                 select(func.count())
                 .select_from(Gold)
-                .join(Item, col(Gold.item_id) == col(Item.id))
                 .outerjoin(Review, col(Gold.item_id) == col(Review.item_id))
-                .where(Item.campaign == campaign, col(Review.item_id).is_(None))
+                .where(of_campaign(Gold.item_id, campaign), col(Review.item_id).is_(None))
             )
             unasked = int(session.exec(query).one())
         return unasked + self.review_count(campaign)
@@ -455,7 +454,7 @@ class Store(Database, LlmStore):
     ) -> list[HiddenCheck]:
         """Hidden checks, by round and rank."""
         with self.within(session) as session:
-            query = select(HiddenCheck).join(Item).where(Item.campaign == campaign)
+            query = select(HiddenCheck).where(of_campaign(HiddenCheck.item_id, campaign))
             if round_id is not None:
                 query = query.where(HiddenCheck.round_id == round_id)
             return list(
@@ -560,7 +559,7 @@ class Store(Database, LlmStore):
     def gold(self, campaign: str) -> dict[str, Gold]:
         """Gold labels by item id."""
         with self.transaction() as session:
-            query = select(Gold).join(Item).where(Item.campaign == campaign)
+            query = select(Gold).where(of_campaign(Gold.item_id, campaign))
             return {g.item_id: g for g in session.exec(query).all()}
 
     def put_gold(self, session: Session, gold: Gold) -> None:

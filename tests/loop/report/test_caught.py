@@ -2,11 +2,18 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from loop.report.caught import FROM_RANDOM, MAX_CHARS, SHOWN, caught_errors
 
 CONFIG = SimpleNamespace(campaign=SimpleNamespace(name="c"))
+
+
+def signals_of(scores):
+    """Signal -> its values, of those that have it."""
+    names = {name for score in scores for name in score.signals}
+    return {n: np.array([s.signals[n] for s in scores if n in s.signals]) for n in names}
 
 
 def campaign(rounds):
@@ -25,7 +32,8 @@ def campaign(rounds):
     store = SimpleNamespace(
         gold=lambda _: gold,
         reviews=lambda _, number: reviews[number],
-        scores=lambda number: scores[number],
+        scores=lambda number, ids: {item: scores[number][item] for item in ids},
+        all_scores=lambda number: SimpleNamespace(signals=signals_of(scores[number].values())),
         texts=lambda ids: {item: texts[item] for item in ids},
     )
     return store, [SimpleNamespace(id=n, number=n) for n in scores]
