@@ -210,8 +210,8 @@ def test_only_one_file_writes_and_renames():
     own = re.compile(r"\.partial\b|\.part\"|O_EXCL|O_CREAT|os\.replace")
     for room in ("loop", "connectors"):
         for path in (ROOT / room).rglob("*.py"):
-            # SQLite writes the copies that loop/campaign/database.py keeps.
-            if path.name in ("files.py", "lock.py", "database.py"):
+            # SQLite writes the copies that database.py keeps; fsck.py looks for what is left over.
+            if path.name in ("files.py", "lock.py", "database.py", "fsck.py"):
                 continue
             lines = [
                 line
