@@ -316,7 +316,7 @@ def close_early(ctx: Context, round_: Round) -> None:
 
 def adjudicate(ctx: Context, round_: Round) -> bool:
     """Turns all current answers of the campaign into gold, corrections of old ones included."""
-    reviewed = {r.item_id for r in ctx.store.reviews(ctx.name)}
+    reviewed = {r.item_id: r.outcome for r in ctx.store.reviews(ctx.name)}
     known = known_checks(ctx)
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for annotation in ctx.store.annotations(ctx.name):
@@ -332,7 +332,8 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
     )
     with ctx.store.transaction() as session:
         for item_id, decision in decisions.items():
-            ctx.store.set_outcome(session, item_id, decision.how)
+            if item_id in reviewed and reviewed[item_id] != decision.how:
+                ctx.store.set_outcome(session, item_id, decision.how)
             old = gold.get(item_id)
             if decision.label is None:
                 if old is not None and old.how == IMPORTED:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, update
+from sqlalchemy import bindparam, delete, func, update
 from sqlalchemy import select as select_rows
 from sqlmodel import Session, col, select
 
@@ -471,16 +471,19 @@ class Store(Database, LlmStore):
             asked: how many people each was given to.
             assisted: ids of those whose page helps.
         """
-        helped, sent_at = set(assisted), now()
-        for item_id, task_id in task_ids.items():
-            values = {
-                "task_id": task_id,
-                "sent_at": sent_at,
-                "asked": asked,
-                "assisted": item_id in helped,
-            }
-            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == item_id).values(**values))
-            session.exec(update(Review).where(col(Review.item_id) == item_id).values(**values))
+        helped = set(assisted)
+        rows = [{"of": i, "task": task, "help": i in helped} for i, task in task_ids.items()]
+        if not rows:
+            return
+        values = {
+            "task_id": bindparam("task"),
+            "sent_at": now(),
+            "asked": asked,
+            "assisted": bindparam("help"),
+        }
+        for table, key in ((HiddenCheck, HiddenCheck.id), (Review, Review.item_id)):
+            statement = update(table).where(col(key) == bindparam("of")).values(**values)
+            session.connection().execute(statement, rows)
 
     def set_asked(self, wanted: Mapping[str, int]) -> None:
         """Remembers how many people were asked about each item, by its id."""
