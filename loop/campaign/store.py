@@ -433,17 +433,13 @@ class Store(Database, LlmStore):
             query = select(func.count()).select_from(Review)
             return int(session.exec(query.where(of_campaign(Review.item_id, campaign))).one())
 
-    def settled_count(self, campaign: str) -> int:
-        """How many texts were chosen to be sent, or have gold."""
+    def has_open_texts(self, campaign: str) -> bool:
+        """Whether a text of the pool was neither chosen to be sent nor has gold."""
+        asked = select(Review.item_id).where(Review.item_id == Item.id).exists()
+        known = select(Gold.item_id).where(Gold.item_id == Item.id).exists()
+        query = select(Item.id).where(Item.campaign == campaign, Item.split == "pool")
         with self.transaction() as session:
-            query = (
-                select(func.count())
-                .select_from(Gold)
-                .outerjoin(Review, col(Gold.item_id) == col(Review.item_id))
-                .where(of_campaign(Gold.item_id, campaign), col(Review.item_id).is_(None))
-            )
-            unasked = int(session.exec(query).one())
-        return unasked + self.review_count(campaign)
+            return session.exec(query.where(~asked, ~known).limit(1)).first() is not None
 
     def reviews_by_item(self, campaign: str, round_id: int | None = None) -> dict[str, Review]:
         """The outbox by item id."""

@@ -11,7 +11,7 @@ from sqlmodel import SQLModel
 from loop.campaign import database
 from loop.campaign import store as store_module
 from loop.campaign.store import Store
-from loop.campaign.tables import Item, Round
+from loop.campaign.tables import Gold, Item, Review, Round
 from loop.errors import StageError, StoreError
 from loop.round import run_round
 
@@ -165,6 +165,24 @@ def test_prompts_frozen_before_annotators_could_share_them_stay(tmp_path):
     (kept,) = new.variants("c", "llm")
     assert (kept.hash, kept.prefix, kept.from_round) == ("h", "p", 0)
     new.close()
+
+
+def test_texts_are_open_until_they_are_chosen_or_have_gold(store):
+    with store.transaction() as session:
+        store.insert(session, Item, [item(1), item(2), item(3, split="test")])
+        round_ = Round(campaign="c", number=1, stage="push", seed=0, config={}, versions={})
+        store.add_round(session, round_)
+    assert store.has_open_texts("c")
+    assert not store.has_open_texts("another")
+    chosen = {"item_id": "i1", "round_id": round_.id, "reason": "audit", "rank": 0}
+    chosen |= {"suspicion": 0.0, "inclusion_prob": 1.0, "audit_prob": 1.0}
+    with store.transaction() as session:
+        store.insert(session, Review, [chosen])
+    assert (store.review_count("c"), store.has_open_texts("c")) == (1, True)
+    gold = Gold(item_id="i2", label="a", how="imported", confidence=1.0, round_number=0)
+    with store.transaction() as session:
+        store.put_gold(session, gold)
+    assert not store.has_open_texts("c")
 
 
 def kept_in(store):
