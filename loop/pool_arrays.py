@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
-from loop.campaign.tables import Item, ItemKey, Review, Round
+from loop.campaign.tables import Item, ItemKey, Review, Round, damaged, round_id
 from loop.chance import stream
 from loop.errors import ConfigError
 from loop.files import replacing
@@ -193,6 +193,18 @@ def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> Non
             f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign"
             f" continues without; they are computed again when they are needed next."
         )
+
+
+def suspicion_of(ctx: Context, round_: Round, items: Sequence[ItemKey]) -> FloatArray:
+    """(n,) suspicion that a round has stored for each of the pool's n texts.
+
+    Raises:
+        StoreError: the scores are damaged, or not those of these texts.
+    """
+    scores = ctx.store.all_scores(round_id(round_))
+    if scores.rows.tolist() != [item.row for item in items]:
+        raise damaged(f"the scores of round {round_.number} are not those of its texts")
+    return scores.suspicion
 
 
 def suspicion_by(name: str, pool: Pool, rng: np.random.Generator) -> FloatArray:

@@ -57,7 +57,14 @@ from loop.people.review_tasks import (
     why_sent,
     with_checks,
 )
-from loop.pool_arrays import audited, gold_classes, item_embeddings, pool_arrays, suspicion_by
+from loop.pool_arrays import (
+    audited,
+    gold_classes,
+    item_embeddings,
+    pool_arrays,
+    suspicion_by,
+    suspicion_of,
+)
 from loop.ports import FloatArray, ReviewTask
 from loop.training_sets import (
     arms_of,
@@ -189,7 +196,7 @@ def select(ctx: Context, round_: Round) -> bool:
     """Picks the batch and writes it to the outbox."""
     sent = {r.item_id for r in ctx.store.reviews(ctx.name)} | set(ctx.store.gold(ctx.name))
     keys = ctx.keys("pool")
-    suspicion = ctx.store.all_scores(round_id(round_)).suspicion
+    suspicion = suspicion_of(ctx, round_, keys)
     candidates = np.array([i for i, key in enumerate(keys) if key.id not in sent], dtype=np.int64)
     validates = round_.number == VALIDATION
     size = round_.config["validate_size"] if validates else ctx.config.rounds.batch_size
@@ -449,7 +456,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     reviews = ctx.store.reviews_by_item(ctx.name)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
-    suspicion = ctx.store.all_scores(round_id(round_)).suspicion
+    suspicion = suspicion_of(ctx, round_, before.items)
     gold = gold_classes(ctx, before.items)
     pi = before.pool.inclusion_prob
     metrics = replace(

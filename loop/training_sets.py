@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import VALIDATION, Item, ItemKey, Round, Run, round_id
+from loop.campaign.tables import VALIDATION, Item, ItemKey, Round, Run, damaged, round_id
 from loop.chance import unit_hash
 from loop.errors import StudentError
 from loop.llm.votes import read_votes, widened
@@ -87,9 +87,15 @@ def random_control(ctx: Context, items: Sequence[ItemKey]) -> dict[int, str]:
 
 
 def loop_labels(ctx: Context, round_: Round) -> LabelSet:
-    """What the loop's own students learn in a round: gold, and repaired labels elsewhere."""
+    """What the loop's own students learn in a round: gold, and repaired labels elsewhere.
+
+    Raises:
+        StoreError: they are damaged.
+    """
     learned = ctx.store.all_training_labels(round_id(round_))
     id_of = {key.row: key.id for key in ctx.keys("pool")}
+    if not id_of.keys() >= set(learned.rows.tolist()):
+        raise damaged(f"training labels of round {round_.number} belong to no text of the pool")
     ids = [id_of[row] for row in learned.rows.tolist()]
     order = sorted(range(len(ids)), key=ids.__getitem__)
     y = widened(learned.probs, len(ctx.config.labels))

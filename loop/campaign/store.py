@@ -309,7 +309,11 @@ class Store(Database, LlmStore):
         )
 
     def scores(self, round_id: int, item_ids: Collection[str] | None = None) -> dict[str, Score]:
-        """Scores of a round by item id; of all its items, or of the few named."""
+        """Scores of a round by item id; of all its items, or of the few named.
+
+        Raises:
+            StoreError: they are damaged.
+        """
         with self.transaction() as session:
             query = (
                 select(Round.campaign, CampaignRow.labels)
@@ -319,6 +323,8 @@ class Store(Database, LlmStore):
             campaign, labels = session.exec(query).one()
         keys = self.keys(campaign) if item_ids is None else self.keys_of(item_ids)
         scores = self.all_scores(round_id)
+        if scores.llm.max(initial=-1) >= len(labels):
+            raise damaged(f"the scores of round {round_id} name labels that there are not")
         place = {row: i for i, row in enumerate(scores.rows.tolist())}
         chosen = [(key.id, place[key.row]) for key in keys if key.row in place]
         return {
@@ -362,6 +368,8 @@ class Store(Database, LlmStore):
             equal = n == len(b.weight) == len(b.source)
             if not equal or numbers < max(n, 1) or numbers % n:
                 raise damaged(f"the training labels of round {round_id} are of different lengths")
+            if b.source.min() < 0 or b.source.max() >= len(b.sources):
+                raise damaged(f"training labels of round {round_id} come from nowhere")
         source = [np.array(b.sources, dtype=np.str_)[b.source] for b in blocks]
         return TrainingLabels(
             _joined([b.rows for b in blocks], np.int64),
@@ -373,11 +381,17 @@ class Store(Database, LlmStore):
         )
 
     def training_labels(self, round_id: int) -> list[TrainingLabel]:
-        """Training labels of a round, by item id."""
+        """Training labels of a round, by item id.
+
+        Raises:
+            StoreError: they are damaged.
+        """
         labels = self.all_training_labels(round_id)
         with self.transaction() as session:
             campaign = session.exec(select(Round.campaign).where(Round.id == round_id)).one()
         ids = {key.row: key.id for key in self.keys(campaign)}
+        if not ids.keys() >= set(labels.rows.tolist()):
+            raise damaged(f"training labels of round {round_id} belong to no text")
         return sorted(
             TrainingLabel(ids[row], probs, weight, source)
             for row, probs, weight, source in zip(

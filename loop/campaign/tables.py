@@ -90,7 +90,7 @@ class ArrayColumn(TypeDecorator[NDArray[Any]]):
         """From the database."""
         if value is None:
             return None
-        if len(value) % np.dtype(self.dtype).itemsize:
+        if not isinstance(value, bytes) or len(value) % np.dtype(self.dtype).itemsize:
             raise damaged(f"{len(value)} bytes are no whole number of {self.dtype} values")
         return np.frombuffer(value, dtype=self.dtype)
 

@@ -16,17 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round, round_id
+from loop.campaign.tables import Item, Round
 from loop.errors import StageError, StudentError
 from loop.files import write_whole
-from loop.llm.votes import read_votes, widened
+from loop.llm.votes import read_votes
 from loop.measure.collapsed import measured_rounds
 from loop.measure.held_out import Truth, evaluation_items, truth_of
 from loop.pool_arrays import item_embeddings
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenStudent
 from loop.student.nothing_learned import NothingLearned, answers_told, checked
-from loop.training_sets import LabelSet, advice
+from loop.training_sets import LabelSet, advice, loop_labels
 
 StudentKind = Literal["encoder", "frozen"]
 
@@ -174,11 +174,11 @@ def _frozen(ctx: Context, *groups: Sequence[Item]) -> FrozenStudent:
 def merged_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
     """(n, k) labels and (n,) weights that the round's own students learn."""
     ctx, k = runs.ctx, len(runs.ctx.config.labels)
-    learned = ctx.store.all_training_labels(round_id(runs.round_))
+    learned = loop_labels(ctx, runs.round_)
     y, weight = np.full((len(runs.pool), k), 1.0 / k), np.zeros(len(runs.pool))
-    place = {item.row: i for i, item in enumerate(runs.pool)}
-    at = [place[row] for row in learned.rows.tolist()]
-    y[at], weight[at] = widened(learned.probs, k), learned.weight
+    place = {item.id: i for i, item in enumerate(runs.pool)}
+    at = [place[item_id] for item_id in learned.ids]
+    y[at], weight[at] = learned.y, learned.weight
     return y, weight
 
 

@@ -9,7 +9,9 @@ from operated import at_work
 
 from loop.errors import StoreError
 from loop.operate.fsck import check_campaign
+from loop.pool_arrays import suspicion_of
 from loop.round import run_stage
+from loop.training_sets import loop_labels
 
 
 def findings(ctx, *, offline=False):
@@ -180,3 +182,25 @@ def test_a_damaged_block_is_one_sentence(campaign, ctx, table, column, left):
         read[table]()
     if table == "vote_block":
         assert [f for f in findings(ctx, offline=True) if "damaged" in f.what]
+
+
+@pytest.mark.parametrize(
+    ("change", "reads"),
+    [
+        (("update score_block set rows = zeroblob(length(rows))",), "suspicion"),
+        (("update score_block set llm = ?", (np.full(48, 9, "<i4").tobytes(),)), "scores"),
+        (("update score_block set llm = 'no bytes'",), "scores"),
+        (("update training_block set rows = zeroblob(length(rows))",), "labels"),
+        (("update training_block set sources = '[]'",), "labels"),
+    ],
+)
+def test_blocks_that_do_not_fit_the_texts_are_one_sentence(campaign, ctx, change, reads):
+    first = ctx.store.rounds("c")[0]
+    edit(campaign, ("update item set row = row + 1000",), change)
+    read = {
+        "suspicion": lambda: suspicion_of(ctx, first, ctx.keys("pool")),
+        "scores": lambda: ctx.store.scores(first.id),
+        "labels": lambda: loop_labels(ctx, first),
+    }
+    with pytest.raises(StoreError, match=r"damaged.*restore"):
+        read[reads]()
