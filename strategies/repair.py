@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from strategies.calibrate import prior_from_gold
 from strategies.pool import FloatArray, IntArray, Pool
 from strategies.signals.learned_error import PRIOR_GOLD, blind_evidence, class_posterior
-from strategies.signals.students import gold_students, out_of_fold_probs
+from strategies.signals.students import gold_students, out_of_fold_probs, views_of
 
 Mode = Literal["keep", "soft", "weight", "drop", "relabel"]
 MODES = ("keep", "soft", "weight", "drop", "relabel")
@@ -110,7 +110,7 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     gold, of the embeddings and of the LLM's states: gold itself decides by their slopes, and by
     that of the LLM's label, how much of the LLM is kept, from all of it to nothing. Students that
     learn from the first posterior then take the place of those that learned from the LLM's labels,
-    and the second posterior is the answer.
+    such students of the LLM's states are one more opinion, and the second posterior is the answer.
 
     Args:
         pool: uses everything it has.
@@ -133,8 +133,16 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     posterior = class_posterior(pool, rng=rng, evidence=evidence)
     if pool.p_student is not None and pool.embeddings is not None:
         y = np.where(known[:, None], np.eye(pool.k)[pool.gold], posterior)
-        again = out_of_fold_probs(pool.embeddings, y, np.ones(pool.n), pool.k, seeds=SEEDS, rng=rng)
-        posterior = class_posterior(replace(pool, p_student=again), rng=rng, evidence=evidence)
+        again, *also = (
+            out_of_fold_probs(view, y, np.ones(pool.n), pool.k, seeds=SEEDS, rng=rng)
+            for view in views_of(pool)
+        )
+        posterior = class_posterior(
+            replace(pool, p_student=again),
+            rng=rng,
+            evidence=evidence,
+            also=np.stack([said.mean(axis=0) for said in also]) if also else None,
+        )
     return np.asarray(trust * posterior + (1.0 - trust) * llm)
 
 

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def peers() -> dict[str, Policy]:
-    """The policies of those packages that are installed; ``breaking-ties`` is always there."""
-    policies = {"breaking-ties": Policy(ranker=breaking_ties)}
+    """The policies of those packages that are installed, and two rules that need none."""
+    policies = {
+        "breaking-ties": Policy(ranker=breaking_ties),
+        "active-label-cleaning": Policy(ranker=active_label_cleaning),
+    }
     if importlib.util.find_spec("cleanlab"):
         policies["cleanlab"] = Policy(ranker=cleanlab_issues)
         policies["cleanlab-quality"] = Policy(ranker=cleanlab_quality)
@@ -40,6 +43,20 @@ def breaking_ties(pool: Pool, candidates: IntArray, n: int, rng: np.random.Gener
     """
     top = np.sort(_student(pool)[candidates], axis=1)
     return _first(top[:, -1] - top[:, -2], candidates, n, rng)
+
+
+def active_label_cleaning(
+    pool: Pool, candidates: IntArray, n: int, rng: np.random.Generator
+) -> IntArray:
+    """The n candidates whose label the student doubts most, less where it is unsure itself.
+
+    Source: Bernhardt et al. 2022, active label cleaning: the label's cross-entropy minus the
+        entropy of the student's answer.
+    """
+    said = np.maximum(_student(pool)[candidates], 1e-12)
+    log = np.log(said)
+    doubt = -log[np.arange(len(candidates)), pool.y_llm[candidates]] + (said * log).sum(axis=1)
+    return _first(-doubt, candidates, n, rng)
 
 
 def cleanlab_issues(pool: Pool, candidates: IntArray, n: int, rng: np.random.Generator) -> IntArray:

@@ -69,6 +69,7 @@ def class_posterior(
     rng: np.random.Generator,
     folds: int = 5,
     evidence: FloatArray | None = None,
+    also: FloatArray | None = None,
 ) -> FloatArray:
     """P(true class | all that is known of an item), learned from the gold labels so far.
 
@@ -85,6 +86,7 @@ def class_posterior(
         rng: deals the gold items into folds.
         folds: models that judge the gold items, so that none sees its own answer.
         evidence: of ``blind_evidence``, where it is at hand: finding it is costly.
+        also: (v, n, k) further opinions, **out-of-fold**.
 
     Returns:
         (n, k) rows sum to 1.
@@ -92,7 +94,7 @@ def class_posterior(
     """
     if evidence is None:
         evidence = blind_evidence(pool)
-    return _posterior(pool, evidence, rng=rng, folds=folds)
+    return _posterior(pool, evidence, rng=rng, folds=folds, also=also)
 
 
 def blind_evidence(pool: Pool) -> FloatArray | None:
@@ -113,9 +115,10 @@ def _posterior(
     *,
     rng: np.random.Generator,
     folds: int = 5,
+    also: FloatArray | None = None,
 ) -> FloatArray:
     """``class_posterior`` with the neighbours' evidence, which a pool without embeddings lacks."""
-    experts, assumed = _experts(pool, evidence)
+    experts, assumed = _experts(pool, evidence, also)
     about: FloatArray = np.zeros((pool.n, 0))
     if pool.embeddings is not None and (pool.gold >= 0).any():
         about = leading_components(pool.embeddings, RESIDUAL_COMPONENTS)
@@ -152,7 +155,9 @@ class _Seen:
         return _Seen(self.experts[rows], self.y_llm[rows], self.about[rows])
 
 
-def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, FloatArray]:
+def _experts(
+    pool: Pool, evidence: FloatArray | None, also: FloatArray | None
+) -> tuple[FloatArray, FloatArray]:
     """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
     calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
     held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
@@ -164,9 +169,10 @@ def _experts(pool: Pool, evidence: FloatArray | None) -> tuple[FloatArray, Float
         smoothed = evidence + 1.0 / pool.k
         held.append(np.log(smoothed / smoothed.sum(axis=1, keepdims=True)))
         slopes.append(0.2)
-    for said in () if pool.p_gold is None else pool.p_gold:
-        held.append(np.log(np.maximum(said, 1e-3)))
-        slopes.append(0.2)
+    for opinions in (pool.p_gold, also):
+        for said in () if opinions is None else opinions:
+            held.append(np.log(np.maximum(said, 1e-3)))
+            slopes.append(0.2)
     return np.stack(held, axis=2), np.array(slopes)
 
 

@@ -95,17 +95,22 @@ def gold_students(pool: Pool, *, rng: np.random.Generator) -> FloatArray | None:
     known = pool.gold >= 0
     if known.sum() < GOLD_STUDENT_FROM:
         return None
+    y, weight = np.where(known, pool.gold, pool.y_llm), known.astype(np.float64)
+    said = [
+        out_of_fold_probs(view, y, weight, pool.k, seeds=GOLD_SEEDS, rng=rng).mean(axis=0)
+        for view in views_of(pool)
+    ]
+    return np.stack(said) if said else None
+
+
+def views_of(pool: Pool) -> list[NDArray[np.float32] | NDArray[np.float16]]:
+    """What students can read a text by: its embedding, and the LLM's states if there are any."""
     views: list[NDArray[np.float32] | NDArray[np.float16]] = []
     if pool.embeddings is not None:
         views.append(pool.embeddings)
     if pool.states is not None:
         views.append(_without_gaps(pool.states))
-    y, weight = np.where(known, pool.gold, pool.y_llm), known.astype(np.float64)
-    said = [
-        out_of_fold_probs(view, y, weight, pool.k, seeds=GOLD_SEEDS, rng=rng).mean(axis=0)
-        for view in views
-    ]
-    return np.stack(said) if said else None
+    return views
 
 
 def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16]:

@@ -32,6 +32,7 @@ import bench_data
 import numpy as np
 from rich.console import Console
 
+from loop.bench.data_sets import BenchData
 from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
 from loop.bench.peers import peers
 from loop.bench.policies import POLICIES
@@ -74,6 +75,17 @@ def data_folder(given: str | None) -> Path | None:
         if folder and Path(folder).is_dir():
             return Path(folder)
     return None
+
+
+def few_test_texts(data: BenchData, count: int) -> BenchData:
+    """The data set with at most ``count`` test texts, always the same."""
+    drawn = np.random.default_rng(2).permutation(len(data.test_gold))[:count]
+    return replace(
+        data,
+        test_embeddings=data.test_embeddings[drawn],
+        test_gold=data.test_gold[drawn],
+        test_texts=[data.test_texts[i] for i in drawn],
+    )
 
 
 def main() -> None:
@@ -124,13 +136,7 @@ def main() -> None:
             print(f"{source.name}: no texts or no LLM labels, left out", file=sys.stderr)
             continue
         if args.test:
-            drawn = np.random.default_rng(2).permutation(len(data.test_gold))[: args.test]
-            data = replace(
-                data,
-                test_embeddings=data.test_embeddings[drawn],
-                test_gold=data.test_gold[drawn],
-                test_texts=[data.test_texts[i] for i in drawn],
-            )
+            data = few_test_texts(data, args.test)
         settings: dict[str, Any] = {
             "budgets": [float(b) for b in args.budgets.split(",")],
             "rounds": args.rounds,

@@ -8,7 +8,7 @@ import pytest
 from strategies.pool import Pool
 from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
 from strategies.signals.learned_error import class_posterior
-from strategies.signals.students import out_of_fold_probs
+from strategies.signals.students import gold_students, out_of_fold_probs
 
 
 def confused_pool(seed=0, n=1200, gold=250, shares=(0.45, 0.45, 0.1)):
@@ -216,6 +216,24 @@ def test_what_only_the_llms_states_show_is_repaired_by_gold():
     without = right(None)
     assert right(shown) > without + 0.05
     assert right(noise) > without - 0.02  # states that know nothing do next to no harm
+
+
+def test_the_llms_states_teach_from_mended_labels_too_not_from_gold_alone():
+    gains = []
+    for seed in range(3):
+        pool, truth, _ = confused_pool(seed, gold=20)
+        rng = np.random.default_rng(3)
+        pool = replace(pool, embeddings=rng.normal(size=pool.embeddings.shape).astype(np.float32))
+        shown = 0.8 * rng.normal(size=(3, 24))[truth] + rng.normal(size=(pool.n, 24))
+        seeing = replace(pool, states=shown.astype(np.float16))
+        of_gold = replace(pool, p_gold=gold_students(seeing, rng=np.random.default_rng(0)))
+        both, gold_alone = (
+            corrected_posterior(p, rng=np.random.default_rng(0))[pool.gold < 0].argmax(axis=1)
+            == truth[pool.gold < 0]
+            for p in (seeing, of_gold)
+        )
+        gains.append(both.mean() - gold_alone.mean())
+    assert np.mean(gains) > 0.02
 
 
 def test_an_items_own_gold_never_enters_its_posterior():

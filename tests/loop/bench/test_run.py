@@ -27,6 +27,7 @@ from loop.bench.tables import (
 from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.errors import DataError
 from loop.student.frozen_student import fit_heads
+from strategies.pool import Pool
 
 EVERY = {**POLICIES, **peers()}
 
@@ -143,6 +144,20 @@ def test_repair_recovers_more_than_replacing_labels():
     f1 = {e["strategy"]: e["macro_f1"]["mean"] for e in result.summary}
     assert f1["llm_only"] < f1["random"] < f1["goldloop"]
     assert f1["goldloop"] > f1["llm_only"] + 0.5 * (f1["all_gold"] - f1["llm_only"])
+
+
+def test_active_label_cleaning_asks_about_doubted_labels_before_unclear_texts():
+    said = np.array([[0.5, 0.5], [0.05, 0.95], [0.9, 0.1], [0.7, 0.3]])
+    pool = Pool(
+        probs=np.full((4, 1, 2), 0.5),
+        y_llm=np.zeros(4, dtype=np.int64),
+        gold=np.full(4, -1),
+        p_student=said[None],
+    )
+    chosen = peers()["active-label-cleaning"].ranker(
+        pool, np.array([0, 1, 2]), 2, np.random.default_rng(0)
+    )
+    assert chosen.tolist() == [1, 0]
 
 
 def test_what_the_data_lack_is_left_out():
