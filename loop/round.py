@@ -363,11 +363,25 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
 
 def repair(ctx: Context, round_: Round) -> bool:
     """Decides what the students learn: gold where there is some, repaired LLM labels elsewhere."""
+    labels = mended_labels(ctx, round_)
+    with ctx.store.transaction() as session:
+        ctx.store.put_training_labels(session, round_id(round_), labels)
+        return _advance(ctx, round_, "repair", session, mode=ctx.config.strategy.repair)
+
+
+def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
+    """What the loop's own students learn: gold up to this round, mended LLM labels elsewhere.
+
+    Args:
+        round_: its seed decides the folds and students that mend; a copy with another seed says
+            what the same gold would have made of the labels by other draws.
+    """
     mode = ctx.config.strategy.repair
     kept_out = held_out(ctx)
+    later = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number > round_.number}
     needs = () if mode == "keep" else ("student_disagreement",)
     # What measures accuracy may not reach the students by way of repair either.
-    arrays = pool_arrays(ctx, round_, needs, hidden=kept_out)
+    arrays = pool_arrays(ctx, round_, needs, hidden=kept_out | later)
     repaired = repair_labels(
         arrays.pool,
         mode,
@@ -377,10 +391,7 @@ def repair(ctx: Context, round_: Round) -> bool:
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), repaired.weight, 0.0)
     weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
     rows = np.array([item.row for item in arrays.items])
-    labels = TrainingLabels(rows, repaired.y, weight, np.asarray(repaired.source, dtype=np.str_))
-    with ctx.store.transaction() as session:
-        ctx.store.put_training_labels(session, round_id(round_), labels)
-        return _advance(ctx, round_, "repair", session, mode=mode)
+    return TrainingLabels(rows, repaired.y, weight, np.asarray(repaired.source, dtype=np.str_))
 
 
 def train(ctx: Context, round_: Round) -> bool:

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import VALIDATION, Item, ItemKey, Round, Run, damaged, round_id
+from loop.campaign.tables import (
+    VALIDATION,
+    Item,
+    ItemKey,
+    Round,
+    Run,
+    TrainingLabels,
+    damaged,
+    round_id,
+)
 from loop.chance import unit_hash
 from loop.errors import StudentError
 from loop.llm.votes import read_votes, widened
@@ -86,13 +95,16 @@ def random_control(ctx: Context, items: Sequence[ItemKey]) -> dict[int, str]:
     return {i: la for i, la in zip(order, labels, strict=True) if la is not None}
 
 
-def loop_labels(ctx: Context, round_: Round) -> LabelSet:
+def loop_labels(ctx: Context, round_: Round, made: TrainingLabels | None = None) -> LabelSet:
     """What the loop's own students learn in a round: gold, and repaired labels elsewhere.
+
+    Args:
+        made: these instead of those that the round has kept.
 
     Raises:
         StoreError: they are damaged.
     """
-    learned = ctx.store.all_training_labels(round_id(round_))
+    learned = made or ctx.store.all_training_labels(round_id(round_))
     id_of = {key.row: key.id for key in ctx.keys("pool")}
     if not id_of.keys() >= set(learned.rows.tolist()):
         raise damaged(f"training labels of round {round_.number} belong to no text of the pool")

@@ -27,17 +27,18 @@ def variance(
     file: File = CAMPAIGN,
     student: Student = "encoder",
     bases: Annotated[
-        int, typer.Option(min=3, help="Starting points; five students each (frozen: four).")
+        int, typer.Option(min=3, help="Starting points; seven students each (frozen: six).")
     ] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Say where the last round's instability comes from: first weights, order, or the texts."""
+    """Say where instability comes from: first weights, order, mending of labels, or the texts."""
     from loop.report.collect import write_outputs
+    from loop.round import mended_labels
     from loop.studies.side_runs import side_runs, write_result
     from loop.studies.variance import measure_variance
 
     with at_work(file, "variance") as ctx:
-        result = measure_variance(side_runs(ctx, _student_kind(student)), bases)
+        result = measure_variance(side_runs(ctx, _student_kind(student)), bases, mended_labels)
         path = write_result(ctx, "variance", result.to_json())
         write_outputs(ctx.config, ctx.store)
     typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)

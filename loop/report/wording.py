@@ -23,11 +23,13 @@ SENT_AS = {
 RANDOM_PARTS = {
     "init": "first weights of the head",
     "order": "order of the texts, and dropout",
+    "mending": "folds and students that mend the LLM's labels",
     "sample": "which texts were drawn, with their labels",
 }
 """What a seed draws, and what is drawn before it."""
 PARTS_TOGETHER = {
     "seed": "first weights and order together: what each round's seeds differ in",
+    "repetition": "first weights, order and mending together: the round again, from the same gold",
     "all": "everything",
 }
 

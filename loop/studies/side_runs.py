@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, Round
+from loop.campaign.tables import Item, Round, TrainingLabels
 from loop.errors import StageError, StudentError
 from loop.files import write_whole
 from loop.llm.votes import read_votes
@@ -171,10 +171,16 @@ def _frozen(ctx: Context, *groups: Sequence[Item]) -> FrozenStudent:
     return FrozenStudent(lambda texts: np.stack([vectors[t] for t in texts]), ctx.student.revision)
 
 
-def merged_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
-    """(n, k) labels and (n,) weights that the round's own students learn."""
+def merged_labels(
+    runs: SideRuns, made: TrainingLabels | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """(n, k) labels and (n,) weights that the round's own students learn.
+
+    Args:
+        made: other labels than those that the round has kept.
+    """
     ctx, k = runs.ctx, len(runs.ctx.config.labels)
-    learned = loop_labels(ctx, runs.round_)
+    learned = loop_labels(ctx, runs.round_, made)
     y, weight = np.full((len(runs.pool), k), 1.0 / k), np.zeros(len(runs.pool))
     place = {item.id: i for i, item in enumerate(runs.pool)}
     at = [place[item_id] for item_id in learned.ids]

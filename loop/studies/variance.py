@@ -1,9 +1,10 @@
 """Which of its random parts a student's instability comes from.
 
 From several bases, one part is drawn again while all else stays: the head's first weights; the
-order of the texts and dropout; the texts themselves, with their labels (bootstrap). The share
-of labels that this changes, divided by the share that changes when everything is drawn again, is
-the part's total-effect index: the shares may sum to more than 1, because parts act together.
+order of the texts and dropout; the folds and students that mend the LLM's labels, from the same
+gold; the texts themselves, with their labels (bootstrap). The share of labels that this changes,
+divided by the share that changes when everything is drawn again, is the part's total-effect index:
+the shares may sum to more than 1, because parts act together.
 
 Source: Jansen 1999, Analysis of variance designs for model output (the pairs that differ in one
 part); Sobol 2001 (total effects).
@@ -17,7 +18,9 @@ from itertools import combinations, permutations
 
 import numpy as np
 
+from loop.campaign.context import Context
 from loop.campaign.metrics import ONE_CLASS, Json, Metric, as_json
+from loop.campaign.tables import Round, TrainingLabels
 from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
@@ -40,6 +43,8 @@ FROZEN = (
 )
 BOOTSTRAP = 1000
 MIN_BASES = 3
+Mend = Callable[[Context, Round], TrainingLabels]
+OTHER_SEEDS = 10_000  # from here on, seeds of what is drawn again
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,15 @@ class Variance:
         return as_json(self)
 
 
-def measure_variance(runs: SideRuns, bases: int) -> Variance:
-    """Trains five students a base (three where they are frozen) and takes their changes apart.
+def measure_variance(runs: SideRuns, bases: int, mend: Mend) -> Variance:
+    """Trains seven students a base (six where they are frozen) and takes their changes apart.
+
+    Where no label is mended, two fewer.
 
     Args:
         runs: of the round whose labels are learned.
         bases: at least ``MIN_BASES``; intervals narrow with it.
+        mend: what a round's students learn, by the round's seed.
     Raises:
         ValueError: too few bases.
         StudentError: training failed.
@@ -95,9 +103,19 @@ def measure_variance(runs: SideRuns, bases: int) -> Variance:
     if bases < MIN_BASES:
         raise ValueError(f"intervals need {MIN_BASES} bases or more, not {bases}")
     y, weight = merged_labels(runs)
-    parts = tuple(RANDOM_PARTS) if runs.kind == "encoder" else ("init", "sample")
+    mends = runs.ctx.config.strategy.repair != "keep"
+    parts = [
+        name
+        for name in RANDOM_PARTS
+        if (name != "order" or runs.kind == "encoder") and (name != "mending" or mends)
+    ]
     draws = _draws(runs.round_.seed, bases, np.flatnonzero(weight > 0), parts)
     predictions = runs.train(f"{len(draws)} students", y, weight, draws)
+    for j in range(bases if mends else 0):
+        seed = OTHER_SEEDS + runs.round_.seed + j
+        again = merged_labels(runs, mend(runs.ctx, _with_seed(runs.round_, seed)))
+        what = f"2 students of labels mended again, {j + 1} of {bases}"
+        predictions |= runs.train(what, *again, _mended_draws(draws, j))
     rng = stream("variance", runs.round_.seed, runs.round_.number)
     taken = take_apart(predictions, bases, parts, runs.truth, len(runs.ctx.config.labels), rng=rng)
     told = taken[1] + FROZEN if runs.kind == "frozen" else taken[1]
@@ -109,7 +127,7 @@ def measure_variance(runs: SideRuns, bases: int) -> Variance:
 def _draws(seed: int, bases: int, used: IntArray, parts: Sequence[str]) -> dict[str, Draws]:
     draws = {}
     for j in range(bases):
-        own, other = seed + j, seed + 10_000 + j
+        own, other = seed + j, seed + OTHER_SEEDS + j
         draw = [stream("variance draws", seed, j, then=[i]) for i in range(2)]
         resampled = [np.asarray(rng.choice(used, len(used)), np.int64) for rng in draw]
         draws[f"base-{j}"] = Draws(own, own)
@@ -121,20 +139,35 @@ def _draws(seed: int, bases: int, used: IntArray, parts: Sequence[str]) -> dict[
     return draws
 
 
+def _mended_draws(draws: Mapping[str, Draws], j: int) -> dict[str, Draws]:
+    """What the students of a base's labels draw that were mended again: nothing new."""
+    return {f"mending-{j}": draws[f"base-{j}"], f"all-{j}": draws[f"sample-{j}-1"]}
+
+
+def _with_seed(round_: Round, seed: int) -> Round:
+    return Round(**round_.model_dump() | {"seed": seed})
+
+
 def _pairs(bases: Sequence[int], parts: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
     """Runs that differ in a part alone, by part."""
     pairs = {
         "init": [(f"base-{j}", f"init-{j}") for j in bases],
         "order": [(f"base-{j}", f"order-{j}") for j in bases],
+        "mending": [(f"base-{j}", f"mending-{j}") for j in bases],
         "sample": [(f"sample-{j}-0", f"sample-{j}-1") for j in bases],
         "seed": [(f"base-{i}", f"base-{j}") for i, j in combinations(bases, 2)],
-        "all": [(f"sample-{i}-0", f"sample-{j}-1") for i, j in permutations(bases, 2)],
+        "repetition": [(f"mending-{i}", f"mending-{j}") for i, j in combinations(bases, 2)],
+        "all": [
+            (f"sample-{i}-0", f"all-{j}" if "mending" in parts else f"sample-{j}-1")
+            for i, j in permutations(bases, 2)
+        ],
     }
     return {name: pairs[name] for name in (*parts, *_together(parts))}
 
 
 def _together(parts: Sequence[str]) -> list[str]:
-    return [name for name in PARTS_TOGETHER if name == "all" or "order" in parts]
+    needs = {"seed": "order", "repetition": "mending"}
+    return [name for name in PARTS_TOGETHER if name not in needs or needs[name] in parts]
 
 
 def take_apart(
@@ -272,6 +305,7 @@ def _deviations(
 ADVICE = {
     "init": "averaging seeds steadies such students, more labels may not",
     "order": "averaging seeds steadies such students, more labels may not",
+    "mending": "more gold steadies the labels that such students learn, averaging seeds does not",
     "sample": "more or better labels steady such students, averaging seeds does not",
 }
 

@@ -9,6 +9,7 @@ import pytest
 from campaigns import LABELS, make, texts
 
 from loop.campaign.metrics import as_json
+from loop.campaign.tables import Round
 from loop.errors import LoopError, StageError
 from loop.measure.held_out import evaluation_items, truth_of
 from loop.measure.stability import paired_difference
@@ -17,7 +18,8 @@ from loop.people.gold import people_alpha
 from loop.report.collect import campaign_view
 from loop.report.rounds_json import rounds_json
 from loop.report.status import campaign_status, status_lines
-from loop.round import run_round, run_stage
+from loop.report.wording import RANDOM_PARTS
+from loop.round import mended_labels, run_round, run_stage
 from loop.serve.progress import campaign_progress
 from loop.studies.plateau import measure_plateau
 from loop.studies.side_runs import side_runs, write_result
@@ -112,12 +114,24 @@ def test_side_runs_go_on_where_they_broke_off(finished):
 
     runs.student.fit = watched
     with pytest.raises(BrokenOffError):
-        measure_variance(runs, 3)
-    first = json.dumps(measure_variance(runs, 3).to_json())
-    assert sorted(trained) == list(range(12)), "each run is trained once"
-    assert json.dumps(measure_variance(runs, 3).to_json()) == first
-    assert len(trained) == 12
+        measure_variance(runs, 3, mended_labels)
+    first = json.dumps(measure_variance(runs, 3, mended_labels).to_json())
+    once = [*range(12), *3 * [0, 1]]  # then two of each base, of labels mended again
+    assert sorted(trained) == sorted(once), "each run is trained once"
+    assert json.dumps(measure_variance(runs, 3, mended_labels).to_json()) == first
+    assert len(trained) == len(once)
     assert not [r for r in finished.store.runs("c") if r.seed > 10], "the store holds no side run"
+
+
+def test_labels_can_be_mended_again_from_the_same_gold(finished):
+    for round_ in finished.store.rounds("c"):
+        kept = finished.store.all_training_labels(round_.id)
+        again = mended_labels(finished, round_)  # gold of later rounds has come since
+        np.testing.assert_array_equal(again.probs, kept.probs)
+        np.testing.assert_array_equal(again.weight, kept.weight)
+    other = mended_labels(finished, Round(**round_.model_dump() | {"seed": 99}))
+    assert (other.source == "gold").tolist() == (kept.source == "gold").tolist()
+    assert np.abs(other.probs - kept.probs).max() > 0.01
 
 
 def test_both_results_stand_in_the_report_and_its_json(finished):
@@ -125,7 +139,7 @@ def test_both_results_stand_in_the_report_and_its_json(finished):
     from loop.report.rounds_json import rounds_json
 
     runs = side_runs(finished, "frozen")
-    write_result(finished, "variance", measure_variance(runs, 3).to_json())
+    write_result(finished, "variance", measure_variance(runs, 3, mended_labels).to_json())
     curves = measure_plateau(runs, sizes=3, seeds=2)
     write_result(finished, "plateau", curves.to_json())
     view = campaign_view(finished.config, finished.store)
@@ -133,6 +147,7 @@ def test_both_results_stand_in_the_report_and_its_json(finished):
     assert [c.name for c in view.plateau.curves] == ["LLM labels", "merged labels", "gold labels"]
     page = render(view)
     assert "Where the instability comes from" in page
+    assert RANDOM_PARTS["mending"].replace("'", "&#39;") in page
     assert "Would more LLM labels help?" in page
     json.dumps(rounds_json(view), allow_nan=False)
     path = finished.config.out / "variance.json"

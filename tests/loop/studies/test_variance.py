@@ -10,7 +10,7 @@ import pytest
 from loop.measure.held_out import Truth
 from loop.report.collect import instability
 from loop.report.wording import RANDOM_PARTS, SAME_EVERYWHERE
-from loop.studies.variance import Variance, _draws, _pairs, take_apart
+from loop.studies.variance import Variance, _draws, _mended_draws, _pairs, take_apart
 
 N, K = 400, 3
 
@@ -28,9 +28,11 @@ def planted(flips, bases, seed=0, n=N):
     for j in range(bases):
         base = moved(moved(y, "init"), "order")
         found[f"base-{j}"] = base
-        found[f"init-{j}"], found[f"order-{j}"] = moved(base, "init"), moved(base, "order")
+        for part in ("init", "order", "mending"):
+            found[f"{part}-{j}"] = moved(base, part)
         for i in range(2):
             found[f"sample-{j}-{i}"] = moved(base, "sample")
+        found[f"all-{j}"] = moved(found[f"sample-{j}-1"], "mending")
     return found, Truth(y, np.ones(n, bool), np.ones(n), "test")
 
 
@@ -48,12 +50,12 @@ def test_the_planted_cause_is_named(cause):
     assert parts[cause].alpha.value < min(parts[p].alpha.value for p in RANDOM_PARTS if p != cause)
     assert parts["all"].share.value == 1
     seeds_help = "averaging seeds steadies" in told
-    assert seeds_help == (cause != "sample")
+    assert seeds_help == (cause in ("init", "order"))
 
 
 def test_equal_causes_cannot_be_told_apart():
     # two samples differ twice: each from its base
-    _, told = apart({"init": 0.15, "order": 0.15, "sample": 0.078})
+    _, told = apart({"init": 0.15, "order": 0.15, "mending": 0.15, "sample": 0.078})
     assert told.startswith("4 bases are too few to tell")
 
 
@@ -86,7 +88,7 @@ def test_students_that_answer_one_class_are_no_stability(tmp_path):
 
 
 def test_values_by_hand():
-    found, truth = planted({"init": 0.2, "order": 0.1, "sample": 0.3}, 3)
+    found, truth = planted({"init": 0.2, "order": 0.1, "mending": 0.1, "sample": 0.3}, 3)
     parts, _ = take_apart(found, 3, tuple(RANDOM_PARTS), truth, K, rng=np.random.default_rng(0))
     init = np.mean([(found[f"base-{j}"] != found[f"init-{j}"]).mean() for j in range(3)])
     assert parts["init"].churn.value == pytest.approx(init)
@@ -106,7 +108,8 @@ def test_intervals_of_churn_cover_what_was_planted():
     """A part moves a share of the texts, (K - 1) / K of them to another class."""
     covered = 0
     for seed in range(40):
-        parts, _ = apart({"init": 0.15, "order": 0.1, "sample": 0.2}, seed=seed)
+        flips = {"init": 0.15, "order": 0.1, "mending": 0.1, "sample": 0.2}
+        parts, _ = apart(flips, seed=seed)
         covered += parts["init"].churn.low <= 0.15 * (K - 1) / K <= parts["init"].churn.high
     assert covered / 40 >= 0.85
 
@@ -130,15 +133,19 @@ def test_without_gold_only_agreement_is_told():
 def test_each_pair_differs_in_its_own_part_alone():
     used = np.arange(5, 60)
     draws = _draws(3, 4, used, tuple(RANDOM_PARTS))
+    for j in range(4):
+        draws |= _mended_draws(draws, j)
     same = {"init": ("order", "rows"), "order": ("init", "rows"), "sample": ("init", "order")}
+    same |= {"mending": ("init", "order", "rows")}
     for part, pairs in _pairs(range(4), tuple(RANDOM_PARTS)).items():
         for a, b in pairs:
             for field in same.get(part, ()):
                 assert np.array_equal(getattr(draws[a], field), getattr(draws[b], field))
-            assert any(
+            drawn_again = [
                 not np.array_equal(getattr(draws[a], f), getattr(draws[b], f))
                 for f in ("init", "order", "rows")
-            )
+            ]
+            assert any(drawn_again) == (part != "mending")  # whose labels differ, nothing else
     for draw in draws.values():
         assert draw.rows is None or set(draw.rows) <= set(used)
     json.dumps(list(draws))
