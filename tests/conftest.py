@@ -66,11 +66,15 @@ def _loopback_only(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", connect)
 
 
-@pytest.fixture(autouse=True)
-def _no_plots(request, monkeypatch):
-    """Plots cost a second a round and have tests of their own, and real campaigns draw them."""
-    if "report" not in request.path.parts and request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+@pytest.fixture(scope="module", autouse=True)
+def _no_plots(request):
+    """Plots cost a third of a round, and the report's own tests draw them."""
+    from campaigns import no_plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "report" not in request.path.parts:
+            no_plots(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="session")

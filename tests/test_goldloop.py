@@ -65,7 +65,6 @@ def folder(tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr("loop.cli.build.build_parts", parts)
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
     monkeypatch.chdir(tmp_path)
     write(tmp_path)
     return tmp_path

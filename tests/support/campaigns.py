@@ -11,9 +11,16 @@ from loop.campaign.config import Config
 from loop.campaign.context import Context, Parts
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, VoteBlock
+from loop.report import plots
 
 LABELS = ("bad", "good")
 WORDS = {"bad": "awful poor weak sad", "good": "great fine strong happy"}
+
+
+def no_plots(replace=setattr):
+    """Leaves the plots out of every report; a MonkeyPatch's ``setattr`` takes that back."""
+    for name in ("course_plot", "_reliability"):
+        replace(plots, name, lambda *_: "")
 
 
 def texts(n=120, wrong=0.3):

@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 
 import psycopg
-from campaigns import make_small, stored_votes
+from campaigns import make_small, no_plots, stored_votes
 from fakes import FileReviewer
 from sqlalchemy import Engine, event
 from sqlmodel import select
 
-import loop.report.plots
 from connectors.llm.recorded import RecordedAnnotator
 from loop.campaign.context import Parts
 from loop.campaign.store import Store
@@ -141,7 +140,7 @@ def stored(url):
 
 
 def main(folder, url, seed, kills):
-    loop.report.plots.course_plot = lambda *_: ""
+    no_plots()
     rng = random.Random(seed)
     asked = folder / "asked"
     ended, twice = [], 0

@@ -52,9 +52,9 @@ def run(folder, url, token, campaign_id, die, hurry):
         hurry: first end a round that waits for people, and take back what nobody answered, as
             ``goldloop pull --close --withdraw`` does.
     """
+    from campaigns import no_plots
     from fakes import CentroidStudent
 
-    import loop.report.plots
     from connectors.label_studio import pull as label_studio_pull
     from connectors.label_studio import push as label_studio_push
     from connectors.label_studio import reviewer as label_studio
@@ -68,7 +68,7 @@ def run(folder, url, token, campaign_id, die, hurry):
     from loop.people.answers import withdraw_unanswered
     from loop.round import RUN, close_early, run_round, run_stage
 
-    loop.report.plots.course_plot = lambda *_: ""
+    no_plots()
     label_studio_pull.PAGE_TASKS = 4  # several pages even for few tasks
     label_studio_push.BATCH_TASKS = 3
     config = config_of(folder)

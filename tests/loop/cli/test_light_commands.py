@@ -70,32 +70,30 @@ people = {overlap = 3, rule = "dawid-skene", assist_share = 0.5, assist = "why"}
 def finished(tmp_path_factory):
     """Folder of a campaign of two rounds, in which three people answered every text."""
     folder = tmp_path_factory.mktemp("campaign")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
-        ctx = make(
-            folder,
-            raters=False,
-            people={
-                "overlap": 3,
-                "rule": "dawid-skene",
-                "assist": "why",
-                "assist_share": 0.5,
-            },
-        )
-        open_campaign(ctx)
-        truth = {i.id: i.known_label for i in ctx.store.items("c")}
-        while why_finished(ctx) is None:
-            run_round(ctx)
-            for n, item_id in enumerate(ctx.reviewer.open_items(3)):
-                for who in ("ann", "bob", "cid"):
-                    right = truth[item_id]
-                    wrong = LABELS[1 - LABELS.index(right)]
-                    said = wrong if who == "cid" and n % 4 == 0 else right
-                    ctx.reviewer.answer(item_id, who, said)
-        runs = side_runs(ctx, "frozen")
-        write_result(ctx, "plateau", measure_plateau(runs, sizes=3, seeds=2).to_json())
-        taken_apart = measure_variance(runs, MIN_BASES, mended_labels)
-        write_result(ctx, "variance", taken_apart.to_json())
+    ctx = make(
+        folder,
+        raters=False,
+        people={
+            "overlap": 3,
+            "rule": "dawid-skene",
+            "assist": "why",
+            "assist_share": 0.5,
+        },
+    )
+    open_campaign(ctx)
+    truth = {i.id: i.known_label for i in ctx.store.items("c")}
+    while why_finished(ctx) is None:
+        run_round(ctx)
+        for n, item_id in enumerate(ctx.reviewer.open_items(3)):
+            for who in ("ann", "bob", "cid"):
+                right = truth[item_id]
+                wrong = LABELS[1 - LABELS.index(right)]
+                said = wrong if who == "cid" and n % 4 == 0 else right
+                ctx.reviewer.answer(item_id, who, said)
+    runs = side_runs(ctx, "frozen")
+    write_result(ctx, "plateau", measure_plateau(runs, sizes=3, seeds=2).to_json())
+    taken_apart = measure_variance(runs, MIN_BASES, mended_labels)
+    write_result(ctx, "variance", taken_apart.to_json())
     assert people_alpha(ctx.store.annotations("c"), LABELS, ordinal=False) < 1
     ctx.store.close()
     (folder / "goldloop.toml").write_text(CAMPAIGN, encoding="utf-8")

@@ -145,8 +145,7 @@ def test_foreseen_errors_are_told_in_a_sentence():
     assert quality_lines(RoundMetrics()) == []
 
 
-def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path):
     ctx = make(
         tmp_path,
         rows=texts(n=200, wrong=0.0),
@@ -175,10 +174,7 @@ def test_the_loop_measures_both_each_round_and_stops_by_itself(tmp_path, monkeyp
     assert [r["suspects"] for r in shown if r["arm"] == "loop"] == [as_json(metrics.suspects)]
 
 
-def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+def test_of_a_large_audit_a_part_measures_and_teaches_nothing_and_the_rest_teaches(tmp_path):
     rows = texts(n=300)
     truth = {r.text: r.gold for r in rows}
     for row in rows:

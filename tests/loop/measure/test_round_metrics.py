@@ -29,12 +29,10 @@ from loop.studies.variance import measure_variance
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A campaign of two rounds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
-        ctx = make(tmp_path_factory.mktemp("campaign"))
-        open_campaign(ctx)
-        while why_finished(ctx) is None:
-            run_round(ctx)
+    ctx = make(tmp_path_factory.mktemp("campaign"))
+    open_campaign(ctx)
+    while why_finished(ctx) is None:
+        run_round(ctx)
     return ctx
 
 
@@ -202,15 +200,13 @@ def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
     for row in rows:
         row.gold = None
     ctx = make(tmp_path, rows=rows, raters=False, student={"seeds": 3, "references": ["llm_only"]})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
-        open_campaign(ctx)
-        by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
-        while why_finished(ctx) is None:
-            run_round(ctx)
-            for item_id in ctx.reviewer.open_items(1):
-                ctx.reviewer.answer(item_id, "somebody", by_id[item_id])
-            run_round(ctx)
+    open_campaign(ctx)
+    by_id = {i.id: truth[i.text] for i in ctx.store.items("c")}
+    while why_finished(ctx) is None:
+        run_round(ctx)
+        for item_id in ctx.reviewer.open_items(1):
+            ctx.reviewer.answer(item_id, "somebody", by_id[item_id])
+        run_round(ctx)
     first, last = (r.metrics for r in ctx.store.rounds("c"))
     assert last.accuracy_from == "audit"
     assert last.evaluated > first.evaluated, "audit texts are added from round to round"

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from campaigns import no_plots
 from operated import CAMPAIGN, answer, at_work
 
 from loop.next_round import open_campaign
@@ -14,7 +15,7 @@ def begun(tmp_path_factory):
     """Folder of a campaign whose first round is done, and whose second waits for people."""
     folder = tmp_path_factory.mktemp("begun")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loop.report.plots.course_plot", lambda *_: "")
+        no_plots(patch.setattr)
         ctx = at_work(folder)
         open_campaign(ctx)
         run_round(ctx)

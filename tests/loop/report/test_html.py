@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import campaigns
 import pytest
 from rich.console import Console
 
@@ -170,7 +171,7 @@ def page_of_view() -> str:
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+    campaigns.no_plots(monkeypatch.setattr)
 
 
 class Checker(HTMLParser):

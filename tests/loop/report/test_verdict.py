@@ -5,7 +5,7 @@ from math import nan
 from types import SimpleNamespace
 
 import pytest
-from campaigns import make
+from campaigns import make, no_plots
 
 from loop.campaign.config import Config
 from loop.campaign.metrics import LlmQuality, Metric, NoLlmLabel, RoundMetrics, Share, Stability
@@ -165,7 +165,7 @@ def test_the_goal_is_that_of_the_stopping_rules():
 
 
 def test_page_status_and_json_say_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
+    no_plots(monkeypatch.setattr)
     ctx = make(tmp_path)
     open_campaign(ctx)
     before = campaign_status(ctx.config, ctx.store)["verdict"]

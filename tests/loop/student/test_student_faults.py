@@ -240,7 +240,6 @@ def test_a_campaign_waits_at_training_and_goes_on_once_it_is_mended(
 ):
     folder = shutil.copytree(tiny, tmp_path / "encoder")
     section = {"seeds": 2, "references": [], "epochs": 1, "if_nothing_learned": "go on"}
-    monkeypatch.setattr("loop.report.plots.course_plot", lambda *_: "")
 
     def campaign():
         ctx = make(
