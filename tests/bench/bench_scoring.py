@@ -38,6 +38,7 @@ from strategies.signals.students import out_of_fold_probs
 
 CLASSES, VARIANTS, DIMENSIONS, SEEDS, TOPICS = 5, 5, 384, 5, 2000
 COPIES, GOLD = 0.02, 0.02
+STATES = 576  # dimensions of the LLM's states
 BATCH = 1000
 QUERIES = 1000
 ARRAYS = ("probs", "y_llm", "gold", "embeddings", "p_student", "off_label_mass", "inclusion_prob")
@@ -84,6 +85,13 @@ def pool_of(embeddings: NDArray[np.float32]) -> Pool:
         ordinal=True,
         inclusion_prob=rng.uniform(0.01, 1.0, size=n),
     )
+
+
+def with_states(pool: Pool) -> Pool:
+    """The pool with states as wide as those of the embedded language model."""
+    assert pool.embeddings is not None
+    wide = np.hstack([pool.embeddings, pool.embeddings[:, : STATES - DIMENSIONS]])
+    return replace(pool, states=wide.astype(np.float16))
 
 
 def steps() -> dict[str, Callable[[Pool], Any]]:
@@ -140,6 +148,7 @@ def steps() -> dict[str, Callable[[Pool], Any]]:
         f"selection of {BATCH:,}": select,
         "the same with quotas and spread": quotas,
         "repair (soft)": mend,
+        "repair (soft), with the LLM's states": lambda pool: mend(with_states(pool)),
     }
 
 
