@@ -129,25 +129,17 @@ def ablate(data: BenchData, args: argparse.Namespace) -> dict[str, dict[str, dic
 
 
 def table(differences: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
-    """Markdown: a row a part, macro-F1 / reliable accuracy / alpha_K a data set, then the mean."""
-    sets = list(dict.fromkeys(name for held in differences.values() for name in held))
-    lines = [
-        f"| part | {' | '.join(sets)} | mean over sets |",
-        f"|---|{'---|' * (len(sets) + 1)}",
-    ]
+    """Markdown, a row a part: means over data sets, and on how many a gain or a loss is shown."""
+    lines = ["| part | sets | macro-F1 | reliable acc. | alpha_K |", "|---|---|---|---|---|"]
     for part, held in differences.items():
         cells = []
-        for name in sets:
-            told = [held[name][metric] for metric in SHOWN] if name in held else []
-            cells.append(
-                " / ".join(
-                    f"{100 * d['mean']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})"
-                    for d in told
-                )
-                or "–"
-            )
-        means = [np.mean([100 * held[n][m]["mean"] for n in held]) for m in SHOWN]
-        lines.append(f"| {part} | {' | '.join(cells)} | {' / '.join(f'{v:+.1f}' for v in means)} |")
+        for metric in SHOWN:
+            of_sets = [by_metric[metric] for by_metric in held.values()]
+            means = [100 * d["mean"] for d in of_sets]
+            spread = f" ±{np.std(means, ddof=1) / np.sqrt(len(means)):.1f}" if means[1:] else ""
+            gains, losses = sum(d["low"] > 0 for d in of_sets), sum(d["high"] < 0 for d in of_sets)
+            cells.append(f"{np.mean(means):+.1f}{spread} ({gains} / {losses})")
+        lines.append(f"| {part} | {len(held)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
