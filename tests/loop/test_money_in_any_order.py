@@ -352,7 +352,7 @@ class TestVeryManyOrders(Campaign.TestCase):
 
 
 TestAnyOrder.settings = settings(
-    max_examples=6,
+    max_examples=4,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -40,9 +40,9 @@ def test_it_equals_the_reference_implementation():
     answers = answers[(answers >= 0).any(axis=1)]
     rows, people = np.nonzero(answers >= 0)
     table = pd.DataFrame({"task": rows, "worker": people, "label": answers[rows, people]})
-    theirs = crowdkit.DawidSkene(n_iter=100, tol=1e-12).fit_predict_proba(table)[[0, 1, 2]]
-    ours = dawid_skene(answers, 3, shrink=0.0, max_steps=100).posterior
-    assert np.abs(ours - theirs.to_numpy()).max() < 1e-3
+    theirs = crowdkit.DawidSkene(n_iter=10, tol=1e-12).fit_predict_proba(table)[[0, 1, 2]]
+    ours = dawid_skene(answers, 3, shrink=0.0, max_steps=10).posterior
+    assert np.abs(ours - theirs.to_numpy()).max() < 1e-6
 
 
 def test_few_answers_are_neither_trusted_nor_doubted_too_much():

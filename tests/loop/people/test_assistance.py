@@ -37,10 +37,11 @@ def test_a_planted_effect_is_found():
     assert found["seconds"].shown == pytest.approx(4.0, abs=0.5)
 
 
-def test_intervals_cover_the_truth():
+@pytest.mark.parametrize("repeats", [150, pytest.param(300, marks=pytest.mark.long)])
+def test_intervals_cover_the_truth(repeats):
     rng = np.random.default_rng(1)
     hits = []
-    for _ in range(300):
+    for _ in range(repeats):
         said, help_, llm = given(120, 0.9, 0.8, rng)
         found = {e.what: e for e in effects(said, help_, llm=llm, known={})}
         hits.append(found["agrees_with_llm"].low <= 0.1 <= found["agrees_with_llm"].high)
