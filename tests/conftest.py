@@ -6,6 +6,7 @@ import tempfile
 import uuid
 from collections import Counter
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -45,10 +46,19 @@ def pytest_xdist_make_scheduler(config, log):
     return Groups(config, log)
 
 
+# Groups without a slow test that take longest: at the end one would keep the others waiting.
+LONG = ("test_round", "test_final_model", "test_changes", "test_chaos", "test_database", "test_run")
+
+
 def pytest_collection_modifyitems(items):
-    """The slow groups come first."""
+    """The slow groups come first, then the long ones."""
     slow = Counter(group(i.nodeid) for i in items if i.get_closest_marker("slow"))
-    items.sort(key=lambda item: (-slow[group(item.nodeid)], group(item.nodeid)))
+
+    def place(item):
+        name = group(item.nodeid)
+        return -slow[name], Path(name).stem not in LONG, name
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

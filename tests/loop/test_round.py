@@ -83,22 +83,33 @@ def fingerprint(ctx):
     }
 
 
+ONE_ROUND = {"batch_size": 15, "rounds": 1, "audit_frac": 0.2}
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    ctx = make_small(tmp_path_factory.mktemp("undisturbed"))
-    finish(ctx)
-    return fingerprint(ctx)
+    """Fingerprints of a campaign, by its number of rounds."""
+    found = {}
+    for count in (1, 2):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        ctx = make_small(folder, rounds=ONE_ROUND | {"rounds": count})
+        finish(ctx)
+        found[count] = fingerprint(ctx)
+        ctx.store.close()
+    return found
 
 
 @pytest.mark.parametrize(
-    ("stage", "moment"),
-    [(STAGES[0], "before"), (STAGES[2], "after")]  # what is done before any other stage is stored
-    + [(stage, "in the transaction") for stage in STAGES[:-1]],
+    ("stage", "moment", "count"),
+    # what is done before any other stage is stored
+    [(STAGES[0], "before", 1), (STAGES[2], "after", 2)]
+    + [(stage, "in the transaction", 1) for stage in STAGES[:-1]],
 )
 def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
-    tmp_path, monkeypatch, undisturbed, stage, moment
+    tmp_path, monkeypatch, undisturbed, stage, moment, count
 ):
-    ctx = make_small(tmp_path)
+    rounds = ONE_ROUND | {"rounds": count}
+    ctx = make_small(tmp_path, rounds=rounds)
     advance = Store.advance
     real = RUN[stage]
 
@@ -121,13 +132,13 @@ def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
         with pytest.raises(Killed):
             finish(ctx)
     ctx.store.close()
-    again = make_small(tmp_path)
+    again = make_small(tmp_path, rounds=rounds)
     finish(again)
-    assert fingerprint(again) == undisturbed
+    assert fingerprint(again) == undisturbed[count]
 
 
 def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, undisturbed):
-    ctx = make_small(tmp_path)
+    ctx = make_small(tmp_path, rounds=ONE_ROUND)
     fit = CentroidStudent.fit
 
     class Dying(CentroidStudent):
@@ -142,9 +153,9 @@ def test_killed_between_two_seeds_only_the_missing_ones_are_trained(tmp_path, un
     with pytest.raises(Killed):
         finish(ctx)
     assert [r.seed for r in ctx.store.runs("c")] == [0]
-    again = make_small(tmp_path)
+    again = make_small(tmp_path, rounds=ONE_ROUND)
     finish(again)
-    assert fingerprint(again) == undisturbed
+    assert fingerprint(again) == undisturbed[1]
 
 
 def test_stages_one_by_one_end_where_run_ends(tmp_path, undisturbed):
@@ -153,7 +164,7 @@ def test_stages_one_by_one_end_where_run_ends(tmp_path, undisturbed):
             ctx = make_small(tmp_path)
             run_stage(ctx, stage)
             ctx.store.close()
-    assert fingerprint(make_small(tmp_path)) == undisturbed
+    assert fingerprint(make_small(tmp_path)) == undisturbed[2]
 
 
 def test_a_stage_out_of_turn_says_what_comes_first(tmp_path):

@@ -80,7 +80,7 @@ def make(tmp_path, *, url=None, raters=True, overlap=1, rows=None, **sections):
     return Context(config, store, parts)
 
 
-def make_small(tmp_path, url=None):
+def make_small(tmp_path, url=None, **sections):
     """A campaign of two rounds that costs half as much, for tests that run it many times."""
     student = {"seeds": 2, "references": ["llm_only"]}
-    return make(tmp_path, url=url, rows=texts(80), student=student)
+    return make(tmp_path, url=url, rows=texts(80), student=student, **sections)
