@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.ready-dev
-PYTEST := $(BIN)/pytest -n 2 --no-loadscope-reorder
+# One worker more than the two cores of a small machine: many tests wait for servers and disks.
+PYTEST := $(BIN)/pytest -n 3 --no-loadscope-reorder
 
 # The tests start many Pythons: without this each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
