@@ -1,7 +1,8 @@
-"""What this machine's processor can do."""
+"""What this machine's processors can do."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -13,3 +14,14 @@ def cpu_has_bf16() -> bool:
         return False
     words = set(flags[: 1 << 16].split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity and its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()[:2]
+        allowed = min(allowed or 1, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup here, or no quota ("max")
+        pass
+    return allowed or 1

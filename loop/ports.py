@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,92 @@ News = Callable[[str], None]
 
 def no_news(_line: str) -> None:
     """A News that tells nobody."""
+
+
+Block = TypeVar("Block")
+Result = TypeVar("Result")
+BlockIn = TypeVar("BlockIn", contravariant=True)
+ResultOut = TypeVar("ResultOut", covariant=True)
+
+
+class Job(Protocol[BlockIn, ResultOut]):
+    """What the workers of an executor do; it, its blocks and its results can be pickled.
+
+    A block may be worked on more than once, so that work must be idempotent. No worker sees the
+    store: only the process that asks writes results down.
+    """
+
+    def load(self) -> Callable[[BlockIn, Progress, News], ResultOut]:
+        """Loads what is costly, such as a model, once in each worker; what then answers blocks.
+
+        If that has a method ``close``, it is called before a worker takes up another job.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the workers of a job are given.
+
+    Attributes:
+        workers: the most of them; None = as many as there is room for.
+        cpus: cores of each.
+        gpus: GPUs of each; a share such as 0.5 where two workers use one.
+    """
+
+    workers: int | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class Executor(Protocol):
+    """Where the heavy work is done: in this process, beside it, or on other machines."""
+
+    @property
+    def room(self) -> Resources:
+        """What a worker may have here; a job that uses no GPU asks for none."""
+        ...
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers may be on other machines, which have none of this one's files."""
+        ...
+
+    def map(
+        self,
+        job: Job[Block, Result],
+        blocks: Iterable[Block | None],
+        resources: Resources,
+        *,
+        progress: Progress = no_progress,
+        say: News = no_news,
+    ) -> Generator[tuple[int, Result], None, None]:
+        """Results as they come, in any order, each with its block's number from 0.
+
+        A block is taken when a worker is free for it, and never while a result is kept back. None
+        instead of a block says that the next one depends on results to come. Where a worker dies,
+        its block is given to another one, once. A result may come twice: see ``each_once``.
+
+        Workers stay and keep what they have loaded, as long as the next job is the same object.
+
+        Raises:
+            LoopError: a job failed, a worker died twice over the same block, or no worker can be
+                started.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends the workers, whatever they are doing; the next ``map`` starts new ones."""
+        ...
+
+
+def each_once(results: Iterable[tuple[int, Result]]) -> Iterator[tuple[int, Result]]:
+    """The first result of each block; a further one says the same again."""
+    there: set[int] = set()
+    for number, result in results:
+        if number not in there:
+            there.add(number)
+            yield number, result
 
 
 @dataclass(frozen=True)

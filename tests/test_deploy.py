@@ -1,5 +1,6 @@
 """The files in deploy/: what can be said of them without Docker, which the tests do not have."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import typer
 import yaml
@@ -118,6 +120,58 @@ def test_secrets_come_from_files(tmp_path):
     env["API_KEY_FILE"] = "/nowhere"
     done = subprocess.run(run, env=env, capture_output=True, text=True)
     assert (done.returncode, "make-secrets" in done.stderr) == (1, True)
+
+
+def ray_version(text):
+    """The one version of Ray that a file names, by itself or in an instruction."""
+    (version,) = set(re.findall(r"(?:ray(?:\[\w+\])?==|rayVersion: \")(\d[\d.]*)", text))
+    return version
+
+
+def test_ray_clusters_have_the_ray_that_was_tried():
+    locked = re.search(r"^ray==(\S+)", (ROOT / "requirements-dev.lock").read_text(), re.MULTILINE)
+    for name in ("ray-cluster.yaml", "kuberay.yaml", *FILES):
+        assert ray_version((DEPLOY / name).read_text()) == locked[1], name
+    for name in FILES:
+        assert ["ARG", 'RAY=""'] in instructions(name)
+
+
+def test_kuberay_keeps_the_campaign_with_a_head_that_does_no_heavy_work():
+    claim, cluster = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text(encoding="utf-8"))
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    spec = cluster["spec"]
+    head = spec["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    pods = {"head": head, **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
+    assert set(pods) == {"head", "cpu", "gpu"}
+    for name, group in pods.items():
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsUser"] == 1000, name  # the image's goldloop
+        resources = container["resources"]
+        assert resources["requests"] == resources["limits"], name
+        assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+        assert ("nvidia.com/gpu" in resources["limits"]) == (name == "gpu")
+        mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", ())}
+        volumes = {
+            v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", ())
+        }
+        assert mounts == ({"campaign": "/campaign"} if name == "head" else {})
+        assert set(volumes.values()) == ({claim["metadata"]["name"]} if name == "head" else set())
+        if name != "head":
+            assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_the_ray_cluster_file_is_one_that_ray_takes():
+    text = (DEPLOY / "ray-cluster.yaml").read_text(encoding="utf-8")
+    cluster = yaml.safe_load(text)
+    (source,) = cluster["file_mounts"]
+    assert (DEPLOY / cluster["file_mounts"][source] / "pyproject.toml").is_file()
+    extras = re.search(re.escape(source) + r"\[([\w,]+)\]", text)[1].split(",")
+    assert set(extras) <= set(EXTRAS)
+    schema = pytest.importorskip("ray.autoscaler", reason="Ray is not installed here").__path__[0]
+    rules = json.loads((Path(schema) / "ray-schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(cluster, rules)
 
 
 @pytest.mark.long

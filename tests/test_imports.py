@@ -23,8 +23,8 @@ FLOORS = (
     ("loop.measure",),
     ("loop.pool_arrays", "loop.training_sets"),
     ("loop.llm", "loop.people"),
-    ("loop.money",),
-    ("loop.student", "loop.campaign"),
+    ("loop.money", "loop.student"),
+    ("loop.campaign", "loop.executor"),
     ("loop.ports", "loop.files", "loop.chance"),
     ("loop.errors", "loop.prompt", "loop.addresses", "loop.hardware", "loop", "strategies"),
 )

@@ -125,6 +125,12 @@ kind = "people"               # "gold" and "recorded" simulate people, for resea
                               # pip install 'goldloop[mlflow]'; no text and no secret goes out
 # project = "goldloop"        # MLflow's experiment, W&B's "project" or "team/project"
 # uri = "http://127.0.0.1:5000"        # left out: MLFLOW_TRACKING_URI, WANDB_BASE_URL, as usual
+
+[executor]
+# kind = "ray"                # heavy work on a Ray cluster: pip install 'goldloop[ray]'
+# address = "auto"            # the one of this machine; "local": its own; or HOST:PORT of the head
+# workers = 8                 # at most; left out: as many as there is room for
+# gpus_per_worker = 1.0       # left out: 1 where the cluster has GPUs
 """
 
 

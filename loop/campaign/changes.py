@@ -192,6 +192,10 @@ POLICIES: dict[str, Policy] = {
     "tracking.to": Policy("at once", why="A new tracker gets the earlier rounds, too."),
     "tracking.project": Policy("at once", why="The rounds begin a new run there."),
     "tracking.uri": Policy("at once", why="The rounds begin a new run there."),
+    "executor.kind": _AT_ONCE,
+    "executor.address": _AT_ONCE,
+    "executor.workers": _AT_ONCE,
+    "executor.gpus_per_worker": _AT_ONCE,
 }
 
 SENT_TO_PEOPLE = ("raters.kind", "people.platform")

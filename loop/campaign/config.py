@@ -585,6 +585,15 @@ class TrackingSection(Section):
         return self
 
 
+class ExecutorSection(Section):
+    """Where the heavy work is done: the local LLM, embeddings, students, ``goldloop predict``."""
+
+    kind: Literal["local", "ray"] = "local"
+    address: Annotated[str, StringConstraints(pattern=r"^(auto|local|[^/\s]+:\d{1,5})$")] = "auto"
+    workers: int | None = Field(None, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0.0)
+
+
 class Config(Section):
     """A whole campaign file."""
 
@@ -602,6 +611,7 @@ class Config(Section):
     raters: RatersSection = RatersSection()
     store: StoreSection = StoreSection()
     tracking: TrackingSection = TrackingSection()
+    executor: ExecutorSection = ExecutorSection()
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _lr_why: str = PrivateAttr(default="")

@@ -9,18 +9,32 @@ from functools import cached_property
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ItemKey
-from loop.ports import Annotator, Raters, Reviewer, Show, SourceText, Student, show_nothing
+from loop.ports import (
+    Annotator,
+    Executor,
+    Raters,
+    Reviewer,
+    Show,
+    SourceText,
+    Student,
+    show_nothing,
+)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How to build each part; none is built before it is used."""
+    """How to build each part; none is built before it is used.
+
+    Attributes:
+        executor: that annotator and student share, or None where they have none.
+    """
 
     texts: Callable[[], Sequence[SourceText]]
     annotator: Callable[[], Annotator]
     reviewer: Callable[[], Reviewer]
     student: Callable[[], Student]
     raters: Callable[[], Raters] | None = None
+    executor: Executor | None = None
 
 
 class Context:
@@ -49,9 +63,11 @@ class Context:
         """Number of the round before which the texts' source was last read."""
 
     def close(self) -> None:
-        """Lets go of the LLM's engine or connections, if they were opened."""
+        """Lets go of the LLM's engine or connections, if they were opened, and of workers."""
         if "annotator" in self.__dict__:
             self.annotator.close()
+        if self.parts.executor is not None:
+            self.parts.executor.close()
 
     @property
     def name(self) -> str:

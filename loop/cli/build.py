@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from loop.campaign.context import Context, Parts
     from loop.campaign.extensions import Group
     from loop.campaign.store import Store
+    from loop.executor.ray_actors import RayExecutor
     from loop.operate.doctor import Server
     from loop.ports import (
         Annotator,
         AnnotatorSetup,
+        Executor,
         Raters,
         Reviewer,
         Show,
@@ -79,11 +81,16 @@ def reading(file: Path) -> Iterator[tuple[Config, Store]]:
         yield with_learning_rate(config, store, fetch=False), store
 
 
+SPENDS = ("run", "annotate", "demo", "validate")
+"""Commands that ask the LLM or people, so that what later stages need is looked at first."""
+
+
 @contextmanager
 def at_work(file: Path, command: str) -> Iterator[Context]:
     """The campaign at work, with the writer's lock held."""
     from loop.campaign.config import load
     from loop.campaign.lock import writer
+    from loop.executor.ray_actors import RayExecutor
 
     config = load(file)
     with open_store(config) as store, writer(store, config.campaign.name, command):
@@ -91,6 +98,9 @@ def at_work(file: Path, command: str) -> Iterator[Context]:
             check_labels(config)
         context = build_context(config, store, show=bar, say=say)
         with closing(context):
+            executor = context.parts.executor
+            if command in SPENDS and isinstance(executor, RayExecutor):
+                executor.check_room()
             yield context
 
 
@@ -203,12 +213,29 @@ def build_parts(config: Config, store: Store) -> Parts:
     """How to build each part of a campaign; nothing is built yet."""
     from loop.campaign.context import Parts
 
+    executor = build_executor(config)
     return Parts(
         texts=lambda: load_campaign_texts(config),
-        annotator=lambda: build_annotator(config),
+        annotator=lambda: build_annotator(config, executor),
         reviewer=lambda: build_reviewer(config, store),
-        student=lambda: build_student(config),
+        student=lambda: build_student(config, executor),
         raters=None if config.raters.kind == "people" else lambda: build_raters(config, store),
+        executor=executor,
+    )
+
+
+def build_executor(config: Config) -> RayExecutor | None:
+    """The cluster that the campaign file names, not connected yet; None for this machine."""
+    from loop.executor.ray_actors import RayExecutor
+
+    section = config.executor
+    if section.kind == "local":
+        return None
+    return RayExecutor(
+        section.address,
+        workers=section.workers,
+        gpus_per_worker=section.gpus_per_worker,
+        say=say,
     )
 
 
@@ -258,16 +285,22 @@ def load_campaign_texts(config: Config) -> Sequence[SourceText]:
     return load_texts(**texts_arguments(config), on_note=say)
 
 
-def build_annotator(config: Config) -> Annotator:
+def build_annotator(config: Config, executor: Executor | None = None) -> Annotator:
     """The LLM that the campaign file names.
 
+    Args:
+        executor: whose workers compute a model that would be computed in this process.
     Raises:
         LoopError: it cannot be built.
     """
+    from loop.llm.elsewhere import ELSEWHERE, AnnotatorElsewhere
     from loop.ports import Annotator
 
-    kind = config.annotator.kind
-    return cast(Annotator, _built("annotators", kind, _annotator_setup(config), Annotator))
+    kind, setup = config.annotator.kind, _annotator_setup(config)
+    annotator = cast(Annotator, _built("annotators", kind, setup, Annotator))
+    if executor is None or kind not in ELSEWHERE:
+        return annotator
+    return AnnotatorElsewhere(annotator, kind, setup, executor)
 
 
 def _annotator_setup(config: Config) -> AnnotatorSetup:
@@ -310,12 +343,14 @@ def build_recorded(config: Config) -> RecordedAnnotator:
     return build(_annotator_setup(config))
 
 
-def build_student(config: Config) -> Student:
+def build_student(config: Config, executor: Executor | None = None) -> Student:
     """The student that the campaign file describes."""
-    return build_encoder_student(config.student, config.folder)
+    return build_encoder_student(config.student, config.folder, executor)
 
 
-def build_encoder_student(section: StudentSection, folder: Path) -> Student:
+def build_encoder_student(
+    section: StudentSection, folder: Path, executor: Executor | None = None
+) -> Student:
     """A student; an encoder that is a folder is looked up from ``folder``."""
     from loop.student.encoder_student import EncoderStudent
     from loop.student.learning_rate import EMBEDDED
@@ -340,6 +375,7 @@ def build_encoder_student(section: StudentSection, folder: Path) -> Student:
         long_texts=section.long_texts,
         class_weights=section.class_weights,
         checkpoint=section.checkpoint,
+        executor=executor,
     )
 
 

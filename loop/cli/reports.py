@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loop.cli.build import reading
+from loop.cli.build import build_executor, reading
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, print_next, print_rounds, print_table, say
@@ -180,18 +181,31 @@ def predict(
     """Label a file's texts with the final model, and say how stable each label is."""
     from connectors.texts.stream import TextStream, writing
     from loop.campaign.config import load
-    from loop.deliver.predict import PIECE, Labeller, label_rows, prediction_columns, saved_model
+    from loop.deliver.predict import (
+        PIECE,
+        Labeller,
+        LabellerElsewhere,
+        label_rows,
+        prediction_columns,
+        saved_model,
+    )
 
+    config = load(file) if file.exists() else None
     if model is None:
-        config = load(file) if file.exists() else None
         model = config.out / "final" if config else Path("runs/final")
         saved_model(model, config.label_names if config else None)
     stream = TextStream(source, text_column)
     out = out or source.with_name(f"{stream.stem}.predicted{stream.suffix}")
-    labeller = Labeller(model, fast=fast, device=device)
-    added = prediction_columns(labeller.labels)
-    opened = writing(out, stream, added, labeller.labels)
-    with opened as write, bar("Labelling", stream.rows) as progress:
+    with ExitStack() as stack:
+        labeller: Labeller | LabellerElsewhere
+        if executor := build_executor(config) if config else None:
+            stack.enter_context(closing(executor))
+            labeller = LabellerElsewhere(model, executor, fast=fast, device=device)
+        else:
+            labeller = Labeller(model, fast=fast, device=device)
+        added = prediction_columns(labeller.labels)
+        write = stack.enter_context(writing(out, stream, added, labeller.labels))
+        progress = stack.enter_context(bar("Labelling", stream.rows))
         tally = label_rows(labeller, stream.pieces(PIECE), write, progress)
     for line in [*tally.lines(), *stream.lines()]:
         say(line)

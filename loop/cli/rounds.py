@@ -89,7 +89,8 @@ def validate(
             round_ = run_round(ctx)
         rivals = []
         for name, config in configs:
-            with closing(renamed(config, build_annotator(config))) as annotator:
+            rival = build_annotator(config, ctx.parts.executor)
+            with closing(renamed(config, rival)) as annotator:
                 ask_rival(ctx, config, annotator)
                 rivals.append((name, config, annotator.revision))
         if round_.stage != "done":

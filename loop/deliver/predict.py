@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,17 @@ import numpy as np
 import torch
 
 from loop.errors import StudentError
-from loop.ports import FloatArray, IntArray, Progress, no_progress
+from loop.executor.folders import PackedFolder, new_folder
+from loop.hardware import cores
+from loop.ports import (
+    Executor,
+    FloatArray,
+    IntArray,
+    News,
+    Progress,
+    each_once,
+    no_progress,
+)
 from loop.student.encoder_files import load_tokenizer
 from loop.student.inference import (
     Tokens,
@@ -33,12 +44,13 @@ from loop.student.inference import (
     token_limit,
     tokenise,
 )
-from loop.student.seed_workers import cores
 from loop.student.speedups import first_token_only
 from strategies.calibrate import with_temperature
 
 PIECE = 4096
 """Texts that are read, labelled and written at a time."""
+AHEAD = 64
+"""Pieces that workers elsewhere may be ahead of the one that is written next."""
 LANES = 4  # more threads than this wait for Python's lock; they get several cores each instead
 
 
@@ -66,12 +78,19 @@ class Labeller:
     Args:
         folder: of the model.
         fast: leave the seeds' models alone; then labels have no stability.
+        threads: of the processor, all lanes together; None = all of its cores.
     Raises:
         StudentError: no such folder, not goldloop's, half-written, or device not usable.
     """
 
     def __init__(
-        self, folder: Path, *, fast: bool = False, device: str = "auto", precision: str = "auto"
+        self,
+        folder: Path,
+        *,
+        fast: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
     ) -> None:
         self.folder = folder
         record = saved_model(folder)
@@ -94,8 +113,9 @@ class Labeller:
         self._shortened = False  # needs texts to be tried on
         self._limit = token_limit(self._models[0].config, int(record["max_tokens"]))
         on_cpu = self._device.type == "cpu"
-        self._lanes = min(LANES, cores()) if on_cpu else 1
-        self._threads = max(1, cores() // self._lanes)
+        threads = threads or cores()
+        self._lanes = min(LANES, threads) if on_cpu else 1
+        self._threads = max(1, threads // self._lanes)
 
     def _load(self, folder: Path) -> Any:
         saved_model(folder, self.labels)
@@ -112,6 +132,11 @@ class Labeller:
         y = own.argmax(axis=1)
         agreeing = (probs[1:].argmax(axis=2) == y).sum(axis=0) + self._counted
         return Labelled(own, np.asarray(agreeing / self._seeds, dtype=np.float64))
+
+    def over(self, pieces: Iterable[Sequence[Row]]) -> Iterator[tuple[Sequence[Row], Predictions]]:
+        """Labels rows piece by piece; no more than one piece is held."""
+        for piece in pieces:
+            yield piece, predictions(self, [row.text for row in piece])
 
     def _ask(self, tokens: Tokens) -> FloatArray:
         """(models, n, k) probabilities."""
@@ -179,6 +204,75 @@ def predictions(labeller: Labeller, texts: Sequence[str]) -> Predictions:
     return Predictions(labeller.labels, labels, probs, stability)
 
 
+# on other machines
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTexts:
+    """Labels texts on another machine, a worker with one thread.
+
+    Attributes:
+        model: its files, and those of its seeds unless ``fast``.
+    """
+
+    model: PackedFolder
+    fast: bool
+    device: str
+
+    def load(self) -> Callable[[Sequence[str], Progress, News], Predictions]:
+        """Loads the model, and its seeds' models."""
+        folder = new_folder()
+        self.model.write(folder)
+        labeller = Labeller(folder, fast=self.fast, device=self.device, threads=1)
+        return lambda texts, _progress, _say: predictions(labeller, texts)
+
+
+class LabellerElsewhere:
+    """A saved model that an executor's workers put to use; this process loads none of it.
+
+    Args:
+        folder: of the model.
+        fast: leave the seeds' models alone; then labels have no stability.
+        device: of the workers.
+    Raises:
+        StudentError: as ``Labeller``; what only loading shows, with the first texts.
+    """
+
+    def __init__(
+        self, folder: Path, executor: Executor, *, fast: bool = False, device: str = "auto"
+    ) -> None:
+        record = saved_model(folder)
+        self.folder = folder
+        self.labels: tuple[str, ...] = tuple(record["labels"])
+        self.stable = bool(record.get("seeds")) and not fast
+        """Whether labels come with a stability."""
+        self._executor = executor
+        self._job = LabelTexts(PackedFolder.of(folder, below=not fast), fast, device)
+
+    def over(self, pieces: Iterable[Sequence[Row]]) -> Iterator[tuple[Sequence[Row], Predictions]]:
+        """Labels rows piece by piece, in their order; no more than ``AHEAD`` pieces are held."""
+        held: dict[int, Sequence[Row]] = {}
+        early: dict[int, Predictions] = {}
+        first = 0  # the piece that is handed over next
+
+        def blocks() -> Iterator[Sequence[str] | None]:
+            for number, piece in enumerate(pieces):
+                while number - first >= AHEAD:
+                    yield None
+                held[number] = piece
+                yield [row.text for row in piece]
+
+        room = self._executor.room
+        room = replace(room, gpus=0.0) if self._job.device == "cpu" else room
+        results = self._executor.map(self._job, blocks(), room)
+        with closing(results):
+            for number, said in each_once(results):
+                early[number] = said
+                while first in early:
+                    yield held.pop(first), early.pop(first)
+                    first += 1
+
+
 # a whole file
 
 
@@ -227,7 +321,7 @@ def prediction_columns(labels: Sequence[str]) -> dict[str, type]:
 
 
 def label_rows(
-    labeller: Labeller,
+    labeller: Labeller | LabellerElsewhere,
     pieces: Iterable[Sequence[Row]],
     write: Callable[[Sequence[Mapping[str, Any]]], None],
     progress: Progress = no_progress,
@@ -235,14 +329,13 @@ def label_rows(
     """Labels every row that has a text and writes all rows, those without one with no label.
 
     Args:
-        pieces: rows, some at a time; no more than one piece is held.
+        pieces: rows, some at a time; see ``over`` for how many are held.
         write: takes the rows' columns with ``prediction_columns`` after them.
     """
     tally = Tally(Counter(), 0 if labeller.stable else None)
     started = time.perf_counter()
     names = list(prediction_columns(labeller.labels))
-    for piece in pieces:
-        said = predictions(labeller, [row.text for row in piece])
+    for piece, said in labeller.over(pieces):
         records = []
         for at, (row, label) in enumerate(zip(piece, said.labels, strict=True)):
             cells: list[Any] = [None] * len(names)

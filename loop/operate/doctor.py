@@ -197,6 +197,8 @@ def _extras(config: Config | None) -> Iterator[Line]:
     if config is not None:
         if config.annotator.kind == "vllm":
             needed.add("vllm")
+        if config.executor.kind == "ray":
+            needed.add("ray")
         if make_url(config.store_url).get_backend_name() == "postgresql":
             needed.add("postgres")
         if config.texts.source.startswith("hf:") or config.texts.format == "hf":

@@ -261,15 +261,26 @@ def save_model(
     Raises:
         StudentError: disk full, or not writable.
     """
+    with saving_to(folder) as part:
+        with quiet():
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
+        (part / RECORD).write_text(text + "\n", encoding="utf-8")
+        add(part)
+
+
+@contextmanager
+def saving_to(folder: Path) -> Iterator[Path]:
+    """A folder beside a model's place, which takes it at the end.
+
+    Raises:
+        StudentError: disk full, or not writable.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing_folder(folder) as part:
-            with quiet():
-                model.save_pretrained(part)
-                tokenizer.save_pretrained(part)
-            text = json.dumps(record | {"versions": _versions()}, indent=1, ensure_ascii=False)
-            (part / RECORD).write_text(text + "\n", encoding="utf-8")
-            add(part)
+            yield part
     except (OSError, SafetensorError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
         raise StudentError(

@@ -11,7 +11,8 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,24 +21,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.errors import StudentError
+from loop.executor.folders import PackedFolder, new_folder
+from loop.executor.local import LocalExecutor
+from loop.hardware import cores
 from loop.ports import (
     MIN_DEV,
     Draws,
+    Executor,
     FloatArray,
     News,
     Progress,
+    Resources,
     SeedResult,
     TrainingSet,
+    each_once,
     no_news,
     no_progress,
 )
 from loop.student.learning_rate import fitting_rate
-from loop.student.seed_workers import SeedWorkers, cores
+from loop.student.seed_jobs import Seed, TrainSeeds
 
 if TYPE_CHECKING:
     from loop.student.inference import Tokens
     from loop.student.train_seed import Lesson, Recipe
 
+EMBEDDED_AT_ONCE = 2048  # texts that a worker elsewhere is handed
 CHOICES = {
     "precision": ("auto", "bf16", "fp16", "fp32"),
     "long_texts": ("head_tail", "windows"),
@@ -49,10 +57,11 @@ CHOICES = {
 class EncoderStudent:
     """Full fine-tuning of any encoder that transformers loads for sequence classification.
 
-    On the CPU seeds train side by side in processes of one thread each; on a GPU one after the
-    other in this process. On the CPU the same seed gives the same predictions, bit for bit, however
-    many processes there are; on a GPU attention's gradients are summed in no fixed order, so that
-    two runs of a seed may differ by rounding that training then amplifies.
+    On this machine's CPU seeds train side by side in processes of one thread each; on its GPU one
+    after the other in this process; elsewhere on as many workers as there are. On the CPU the same
+    seed gives the same predictions, bit for bit, however many processes there are; on a GPU
+    attention's gradients are summed in no fixed order, so that two runs of a seed may differ by
+    rounding that training then amplifies.
 
     Args:
         encoder: folder, or name on the Hugging Face hub; safetensors only.
@@ -68,8 +77,11 @@ class EncoderStudent:
         class_weights: "balanced" weighs each class by the inverse of its share of the labels.
         checkpoint: "last" keeps the last epoch, "best" the one with the highest macro-F1 on
             ``TrainingSet.dev``, the later one of equals.
-        workers: training processes; None = one per core on the CPU; 1 = in this process.
+        workers: training processes on this machine; None = one per core on the CPU; 1 = in this
+            process.
         cache_dir: where models from the hub are kept; None = the hub client's own place.
+        executor: where seeds are trained, and, if its workers are on other machines, texts
+            embedded; None = on this machine.
     Raises:
         ValueError: a setting out of its range.
     """
@@ -91,6 +103,7 @@ class EncoderStudent:
         checkpoint: str = "last",
         workers: int | None = None,
         cache_dir: Path | None = None,
+        executor: Executor | None = None,
     ) -> None:
         for name, value, low in (
             ("epochs", epochs, 1),
@@ -127,7 +140,10 @@ class EncoderStudent:
                     f"{name} must be one of {', '.join(allowed)}, got {self._settings[name]!r}"
                 )
         self._told: set[str] = set()
-        self._pool: SeedWorkers | None = None
+        if executor is None:
+            executor = LocalExecutor()
+            weakref.finalize(self, executor.close)
+        self._executor = executor
 
     @cached_property
     def _folder(self) -> Path:
@@ -173,6 +189,8 @@ class EncoderStudent:
         Raises:
             StudentError: the encoder cannot be loaded.
         """
+        if self._executor.elsewhere:
+            return self._embed_elsewhere(texts, progress)
         from loop.student.inference import choose_precision, mean_embeddings
 
         model, tokens = self._embedder, self._tokens(texts)
@@ -215,8 +233,8 @@ class EncoderStudent:
             StudentError: the encoder cannot be loaded, training diverged, or saving failed.
             ValueError: shapes that do not fit.
         """
+        from loop.student.encoder_files import saving_to
         from loop.student.inference import choose_device
-        from loop.student.train_seed import train_seed
 
         def tell(line: str) -> None:
             if line not in self._told:
@@ -226,21 +244,57 @@ class EncoderStudent:
         lesson = self._lesson(train, eval_texts, labels, draws or {}, start or {}, tell)
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds must differ, got {list(seeds)}")
-        on_cpu = choose_device(self._settings["device"]).type == "cpu"
-        workers = self._max_workers or (cores() if on_cpu else 1)
-        if workers == 1:
-            for seed in seeds:
-                on_seed(train_seed(lesson, seed, keep.get(seed), progress, tell))
-            return
-        if self._pool is None:
-            self._pool = SeedWorkers(workers)
-            weakref.finalize(self, self._pool.close)
-        self._pool.train(lesson, seeds, keep, on_seed, progress, tell)
+        if self._executor.elsewhere:
+            blocks = [
+                Seed(
+                    seed,
+                    keep.get(seed),
+                    PackedFolder.of(lesson.start[seed]) if seed in lesson.start else None,
+                )
+                for seed in seeds
+            ]
+            job = TrainSeeds(replace(lesson, start={}), PackedFolder.of(self._folder))
+            resources = self._room()
+        else:
+            blocks = [Seed(seed, keep.get(seed)) for seed in seeds]
+            job = TrainSeeds(lesson)
+            on_cpu = choose_device(self._settings["device"]).type == "cpu"
+            resources = Resources(self._max_workers or (cores() if on_cpu else 1))
+        results = self._executor.map(job, blocks, resources, progress=progress, say=tell)
+        with closing(results):
+            for number, (result, model) in each_once(results):
+                if model is not None:
+                    with saving_to(keep[seeds[number]]) as part:
+                        model.write(part)
+                on_seed(result)
+
+    def _room(self) -> Resources:
+        """What a worker elsewhere is given."""
+        room = self._executor.room
+        return replace(room, gpus=0.0) if self._settings["device"] == "cpu" else room
+
+    def _embed_elsewhere(self, texts: Sequence[str], progress: Progress) -> NDArray[np.float32]:
+        blocks = [
+            texts[at : at + EMBEDDED_AT_ONCE] for at in range(0, len(texts), EMBEDDED_AT_ONCE)
+        ]
+        parts: dict[int, NDArray[np.float32]] = {}
+        results = self._executor.map(self._embed_texts, blocks, self._room(), progress=progress)
+        with closing(results):
+            parts.update(each_once(results))
+        if not parts:
+            from loop.student.encoder_files import load_config
+
+            return np.empty((0, int(load_config(self._folder).hidden_size)), dtype=np.float32)
+        return np.concatenate([parts[number] for number in range(len(blocks))])
+
+    @cached_property
+    def _embed_texts(self) -> EmbedTexts:
+        """Kept, so that workers keep the encoder."""
+        return EmbedTexts(PackedFolder.of(self._folder), self._settings)
 
     def close(self) -> None:
-        """Ends the training processes; the next ``fit`` starts new ones."""
-        if self._pool is not None:
-            self._pool.close()
+        """Ends the workers; the next ``fit`` starts new ones."""
+        self._executor.close()
 
     @property
     def _pad_id(self) -> int:
@@ -346,6 +400,26 @@ class EncoderStudent:
             "pretrained weights."
         )
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class EmbedTexts:
+    """Embeds texts on another machine.
+
+    Attributes:
+        encoder: its files.
+        settings: of the student.
+    """
+
+    encoder: PackedFolder
+    settings: Mapping[str, Any]
+
+    def load(self) -> Callable[[Sequence[str], Progress, News], NDArray[np.float32]]:
+        """Loads the encoder with the first texts."""
+        folder = new_folder()
+        self.encoder.write(folder)
+        student = EncoderStudent(folder, **self.settings)
+        return lambda texts, progress, _say: student.embed(texts, progress)
 
 
 def _tell_absent(y: FloatArray, labels: Sequence[str], say: News) -> None:

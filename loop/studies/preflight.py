@@ -124,6 +124,11 @@ def parts_that_fail(config: Config) -> Iterator[LoopError]:
             'annotator.kind = "vllm" needs vLLM, which is not installed: pip install'
             " 'goldloop[vllm]'."
         )
+    if config.executor.kind == "ray" and find_spec("ray") is None:
+        yield ConfigError(
+            'executor.kind = "ray" needs Ray, which is not installed: pip install'
+            " 'goldloop[ray]'."
+        )
     if section.kind == "local_lm" and _is_path(section.model):
         place = config.folder / section.model
         if not (place / "config.json").is_file():

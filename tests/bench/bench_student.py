@@ -38,8 +38,8 @@ import numpy as np
 from machine import matrix_rate, peak_memory
 
 from connectors.downloads.models import minilm_dir, mpnet_dir
+from loop.hardware import cores
 from loop.measure.stability import measure, paired_difference
-from loop.student.seed_workers import cores
 
 SIDES = ("ours", "trainer", "plain")
 METRICS = ("accuracy", "macro_f1", "alpha_k")

@@ -122,6 +122,10 @@ EDITS = {
     "tracking.to": ["mlflow"],
     "tracking.project": "other",
     "tracking.uri": "http://127.0.0.1:5000",
+    "executor.kind": "ray",
+    "executor.address": "local",
+    "executor.workers": 2,
+    "executor.gpus_per_worker": 0.5,
 }
 
 

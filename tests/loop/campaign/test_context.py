@@ -49,7 +49,7 @@ def test_closing_opens_nothing(tmp_path):
 def test_a_command_closes_its_annotator_even_when_it_fails(tmp_path, monkeypatch):
     (tmp_path / "goldloop.toml").write_text(FILE)
     made = Closing()
-    monkeypatch.setattr(parts, "build_annotator", lambda _config: made)
+    monkeypatch.setattr(parts, "build_annotator", lambda *_: made)
 
     def work(fail):
         with parts.at_work(tmp_path / "goldloop.toml", "test") as ctx:

@@ -282,7 +282,7 @@ class Place:
         self.file = folder / "goldloop.toml"
         self.file.write_bytes(b"")
         self.there = self._files()
-        monkeypatch.setattr("loop.cli.build.build_student", lambda _: CentroidStudent())
+        monkeypatch.setattr("loop.cli.build.build_student", lambda *_: CentroidStudent())
         monkeypatch.setattr(cli, "app", get_command(cli.app))  # built once, not for every file
 
     def _files(self):

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -410,7 +409,7 @@ def test_revision_follows_weights_and_settings_but_not_the_device(tiny, tmp_path
 # processes
 
 
-def every_option(pool, tiny):
+def every_option(executor, tiny):
     """What the options change does not depend on the number of processes either."""
     texts, y = make_texts(40)
     texts = [" ".join([text] * 4) for text in texts]  # longer than a window
@@ -424,8 +423,7 @@ def every_option(pool, tiny):
         "checkpoint": "best",
     }
     alone = fit(tiny_student(tiny, **options), train, texts, seeds=(0, 1))
-    student = tiny_student(tiny, **options, workers=2)
-    student._pool = pool
+    student = tiny_student(tiny, **options, workers=2, executor=executor)
     found = fit(student, train, texts, seeds=(0, 1))
     for seed in (0, 1):
         assert np.array_equal(found[seed].probs, alone[seed].probs)
@@ -437,6 +435,10 @@ def test_processes_equal_sequential_training_and_stay_alive(tiny, tmp_path):
     alone = fit(tiny_student(tiny, epochs=2), train, texts, seeds=(0, 1, 2))
     student = tiny_student(tiny, epochs=2, workers=2)
     steps = []
+
+    def processes():
+        return student._executor._crew.workers
+
     try:
         kept = tmp_path / "kept"
         found = fit(student, train, texts, (0, 1, 2), keep={2: kept}, progress=steps.append)
@@ -445,26 +447,17 @@ def test_processes_equal_sequential_training_and_stay_alive(tiny, tmp_path):
         assert (kept / "goldloop.json").is_file()
         assert found[2].path == kept
         assert sum(steps) == 3 * 2 * 60
-        pids = [w._process.pid for w in student._pool._workers]
+        pids = [w.pid for w in processes()]
         again = fit(student, train, texts, seeds=(1,))
         assert np.array_equal(again[1].probs, alone[1].probs)
-        assert [w._process.pid for w in student._pool._workers] == pids
-        every_option(student._pool, tiny)
-        assert [w._process.pid for w in student._pool._workers] == pids
+        assert [w.pid for w in processes()] == pids
+        every_option(student._executor, tiny)
+        assert [w.pid for w in processes()] == pids
         blocked = tmp_path / "file"
         blocked.write_text("no folder")
         with pytest.raises(StudentError, match="cannot be saved"):
             fit(student, train, texts, seeds=(1,), keep={1: blocked / "model"})
-        assert not student._pool._workers
-        # a process that is killed while it works
-        student._settings["epochs"] = 10_000
-
-        def kill_once(_done):
-            os.kill(student._pool._workers[0]._process.pid, signal.SIGKILL)
-
-        with pytest.raises(StudentError, match=r"ended unexpectedly \(signal 9; it may have run"):
-            fit(student, train, texts, seeds=(0,), progress=kill_once)
-        assert not student._pool._workers
+        assert not processes()
     finally:
         student.close()
 
@@ -479,12 +472,15 @@ def test_workers_leave_when_their_parent_is_killed(tiny, tmp_path):
     code = f"""
 import pickle, sys
 sys.path.insert(0, {str(root)!r})
-from loop.student.seed_workers import SeedWorkers
-pool = SeedWorkers(1)
+from loop.executor.local import LocalExecutor
+from loop.ports import Resources
+from loop.student.seed_jobs import Seed, TrainSeeds
+pool = LocalExecutor()
 def tell(done):
-    print(*[w._process.pid for w in pool._workers], flush=True)
+    print(*[w.pid for w in pool._crew.workers], flush=True)
 with open({str(tmp_path / "lesson")!r}, "rb") as file:
-    pool.train(pickle.load(file), [0], {{}}, print, tell)
+    job = TrainSeeds(pickle.load(file))
+list(pool.map(job, [Seed(0, None)], Resources(2), progress=tell))
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = [int(pid) for pid in parent.stdout.readline().split()]

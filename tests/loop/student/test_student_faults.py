@@ -16,7 +16,6 @@ from tiny_encoder import fit, make_texts, tiny_student, training_set
 
 from loop.errors import StudentError
 from loop.round import RUN, run_round
-from loop.student.seed_workers import SeedWorkers
 
 # memory
 
@@ -62,16 +61,15 @@ def crowded(self, input_ids=None, **rest):
         raise torch.OutOfMemoryError({OOM!r})
     return real(self, input_ids=input_ids, **rest)
 Bert.forward = crowded
-from loop.student.seed_workers import work
+from loop.executor.local import work
 work()
 """
 
 
 def test_what_a_training_process_says_reaches_the_user_once(tiny, monkeypatch):
-    monkeypatch.setattr("loop.student.seed_workers.START", CROWDED)
+    monkeypatch.setattr("loop.executor.local.START", CROWDED)
     texts, y = make_texts(32)
     student, said = tiny_student(tiny, epochs=1, workers=2), []
-    student._pool = SeedWorkers(1)  # one process says it for each seed
     try:
         fit(student, training_set(texts, y), [], seeds=(0, 1), say=said.append)
     finally:
