@@ -42,6 +42,7 @@ from loop.bench.tables import (
     SHOWN,
     BenchResult,
     median_recovered,
+    pooled_recovered,
     reference_table,
     share_table,
     tables,
@@ -199,7 +200,7 @@ def keep_part(path: Path, asked: dict[str, Any], part: BenchResult) -> None:
 
 
 def markdown(result: BenchResult) -> str:
-    """At each budget: wins / ties / losses, mean differences and median recovered shares."""
+    """At each budget: wins / ties / losses, mean differences, recovered shares."""
     ours = result.settings["strategies"][0]
     # Where students of wrong labels agree more than students of gold there is nothing to recover.
     ends = {(e["data"], e["strategy"]): e for e in result.summary if e["strategy"] in REFERENCES}
@@ -216,10 +217,11 @@ def markdown(result: BenchResult) -> str:
         out += [
             f"\n**{budget:.0%} of the pool**\n",
             "| rival | macro-F1 | reliable acc. | alpha_K | p_uc | mean difference F1 / reliable |"
-            " F1 gap recovered | reliable gap recovered |",
-            "|---|---|---|---|---|---|---|---|",
+            " F1 gap recovered | reliable gap recovered | of all F1 gaps | of all reliable gaps |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         shares = {m: median_recovered(result.summary, budget, m) for m in SHOWN}
+        pooled = [pooled_recovered(result.records, budget, m) for m in SHOWN[:2]]
         for name in result.settings["strategies"]:
             held = [c for c in result.comparisons if (c["budget"], c["rival"]) == (budget, name)]
             cells = []
@@ -240,6 +242,9 @@ def markdown(result: BenchResult) -> str:
             for m in ("macro_f1", "reliable_accuracy"):
                 share, sets = shares[m].get(name, (None, 0))
                 cells.append("–" if share is None else f"{100 * share:.0f} % ({sets})")
+            for of_metric in pooled:
+                told = [round(100 * value) for value in of_metric.get(name, ())]
+                cells.append("{} % ({} to {})".format(*told) if told else "–")
             out.append(f"| {name} | " + " | ".join(cells) + " |")
     lost = [
         f"- {c['data']}, {c['budget']:.0%}, {METRICS[c['metric']].title}: {100 * c['mean']:+.1f}"

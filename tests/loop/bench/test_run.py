@@ -18,6 +18,7 @@ from loop.bench.run import run_bench
 from loop.bench.tables import (
     REFERENCES,
     compare,
+    pooled_recovered,
     reference_table,
     share_table,
     summarise,
@@ -166,6 +167,31 @@ def test_what_the_data_lack_is_left_out():
         [data], ["goldloop", "prompt-flips", "off_label_mass"], budgets=(0.1,), repetitions=1
     )
     assert {r["strategy"] for r in result.records} == {*REFERENCES, "goldloop"}
+
+
+def test_gaps_of_all_sets_are_recovered_together():
+    of_sets = {"large": (40.0, 60.0, 80.0), "small": (70.0, 70.0, 71.0)}
+    records = [
+        {
+            "data": data,
+            "strategy": name,
+            "budget": budget,
+            "macro_f1": value + jump * (name == "goldloop"),
+        }
+        for data, of_set in of_sets.items()
+        for name, budget, value in zip(
+            ("llm_only", "goldloop", "all_gold"), (0.0, 0.1, 0.0), of_set, strict=True
+        )
+        for jump in (-1.0, 1.0)
+    ]
+    ((name, (share, low, high)),) = pooled_recovered(records, 0.1, "macro_f1").items()
+    assert (name, share) == ("goldloop", pytest.approx(20 / 41))
+    assert low < share < high < 0.6
+    lacking = [*records, records[0] | {"strategy": "other", "budget": 0.1}]
+    assert list(pooled_recovered(lacking, 0.1, "macro_f1")) == ["goldloop"]
+    no_gap = [r for r in records if r["data"] == "small"]
+    no_gap = [r | {"macro_f1": 50.0} if r["strategy"] == "all_gold" else r for r in no_gap]
+    assert not pooled_recovered(no_gap, 0.1, "macro_f1")
 
 
 def test_a_gap_within_the_noise_has_no_recovered_share():
