@@ -743,6 +743,8 @@ def run_rounds(
                 told = news
             if not wait:
                 return False
+            if ctx.parts.executor is not None:
+                ctx.parts.executor.close()  # a cluster's machines are free while people label
             time.sleep(5)
     return True
 

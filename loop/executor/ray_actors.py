@@ -15,6 +15,7 @@ import queue
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -106,8 +107,9 @@ class RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = self._address == "local"
         if own:
-            # Else Ray says at each start that it asks for a token, which it does.
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            if "ray" not in sys.modules:  # Ray reads it once
+                # Without it Ray asks for its token as well, and says so at each start.
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_worker_niceness", "0")  # 15 where other programs come first
         try:
             import ray

@@ -14,15 +14,21 @@ from campaigns import make, stored_votes, texts
 from jobs import AskWords, Square, Unruly, Words
 from tiny_encoder import LABELS, fit, make_texts, save_encoder, tiny_student, training_set
 
+from connectors.llm.recorded import RecordedAnnotator
+from loop.campaign.config import load
+from loop.cli.build import at_work, build_annotator
+from loop.cli.face import Campaign
 from loop.deliver.final_model import KIND
 from loop.deliver.predict import Labeller, LabellerElsewhere, label_rows
 from loop.errors import ConfigError, MachineError, StudentError, UnforeseenError
 from loop.executor.local import LocalExecutor
 from loop.executor.ray_actors import RayExecutor
-from loop.llm.elsewhere import AnnotatorElsewhere
-from loop.ports import AnnotatorSetup, Resources
+from loop.llm.elsewhere import AnnotatorElsewhere, AskTexts, Question
+from loop.ports import AnnotatorSetup, Resources, TextItem
+from loop.prompt import PromptVariant
 from loop.round import run_round
 from loop.student.encoder_files import load_classifier, load_tokenizer, save_model
+from loop.studies.preflight import parts_that_fail
 
 SUPPORT = Path(__file__).parents[2] / "support"
 NO_RAY = pytest.mark.skipif(
@@ -174,6 +180,28 @@ def test_no_ray_and_no_cluster_are_one_sentence(monkeypatch):
         RayExecutor().check_room()
 
 
+FILE = """\
+campaign = {name = "c", task = "t"}
+labels = [{name = "bad"}, {name = "good"}]
+texts.source = "x.csv"
+annotator = {kind = "recorded", columns = ["llm"]}
+executor = {kind = "ray", address = "127.0.0.1:9"}
+"""
+
+
+def test_a_command_that_spends_looks_for_the_cluster_first(tmp_path, monkeypatch):
+    (tmp_path / "goldloop.toml").write_text(FILE)
+    if importlib.util.find_spec("ray") is not None:
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers there|pip install"):
+        Campaign(tmp_path / "goldloop.toml").run()
+    with at_work(tmp_path / "goldloop.toml", "pull") as ctx:  # needs none
+        assert ctx.store.spent("c").votes == 0
+    monkeypatch.setattr("loop.studies.preflight.find_spec", lambda _name: None)
+    problems = [str(problem) for problem in parts_that_fail(load(tmp_path / "goldloop.toml"))]
+    assert [p for p in problems if "pip install 'goldloop[ray]'" in p]
+
+
 @NO_RAY
 def test_a_cluster_without_room_is_one_sentence(executors):
     ray = executors["ray"]
@@ -208,6 +236,25 @@ def test_doubled_and_disordered_results_do_no_harm(tiny, tmp_path, one_thread):
     assert np.allclose(student.embed(many), tiny_student(tiny).embed(many), atol=1e-6)
     assert student.embed([]).shape == (0, 32)
     assert {name for name, _ in unruly.asked} == {"TrainSeeds", "EmbedTexts"}
+
+
+def test_only_a_model_in_process_is_asked_elsewhere(executor, tmp_path):
+    ctx = make(tmp_path)
+    section = ctx.config.annotator
+    assert isinstance(build_annotator(ctx.config, executor), RecordedAnnotator)
+    section = section.model_copy(update={"kind": "local_lm", "model": str(tmp_path)})
+    (tmp_path / "config.json").write_text("{}")
+    local = ctx.config.model_copy(update={"annotator": section})
+    assert isinstance(build_annotator(local, executor), AnnotatorElsewhere)
+    ctx.store.close()
+    # what workers build by themselves, here the quickest kind that there is
+    setup = AnnotatorSetup(ctx.config.annotator.model_dump(), {}, ctx.config.port_labels)
+    items = [TextItem(str(i), "text", {"llm": label}) for i, label in enumerate(["good", "bad"])]
+    variant = PromptVariant(0, "t", ctx.config.port_labels, ())
+    questions = [Question(variant, items), Question(variant, items, count=True)]
+    answers = dict(executor.map(AskTexts("recorded", setup), questions, TWO))
+    assert answers[0].probs.argmax(axis=1).tolist() == [1, 0]
+    assert [len(counts) for counts in answers[1]] == [2, 2]
 
 
 class Row:
