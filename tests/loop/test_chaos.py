@@ -37,6 +37,7 @@ def undisturbed(tmp_path_factory):
     return json.loads(json.dumps(fingerprint(ctx)))
 
 
+@pytest.mark.timeout(3000)  # a busy machine is no failure
 @pytest.mark.parametrize(
     ("seed", "kills"),
     [(0, 4), *(pytest.param(seed, 6, marks=pytest.mark.long) for seed in range(50))],
