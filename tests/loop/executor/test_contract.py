@@ -288,7 +288,7 @@ def predicted(labeller, pieces):
     return rows, tally.labels, sum(done)
 
 
-def test_predictions_elsewhere_are_those_of_this_machine(final, executors, one_thread, monkeypatch):
+def test_predictions_elsewhere_are_those_of_this_machine(final, one_thread, monkeypatch):
     monkeypatch.setattr("loop.deliver.predict.AHEAD", 3)
     rows = [Row(text) for text in [*make_texts(90)[0], " "]]
     pieces = [rows[at : at + 10] for at in range(0, len(rows), 10)]
@@ -299,8 +299,6 @@ def test_predictions_elsewhere_are_those_of_this_machine(final, executors, one_t
         assert elsewhere.stable is not fast
         assert predicted(elsewhere, pieces) == here
         assert unruly.asked == [("LabelTexts", replace(Unruly.room, gpus=0.0))]
-    if importlib.util.find_spec("ray") is not None:
-        assert predicted(LabellerElsewhere(final, executors["ray"], fast=True), pieces) == here
 
 
 def campaign(folder, tiny, executor, dies_at=None):
@@ -338,8 +336,7 @@ def campaign(folder, tiny, executor, dies_at=None):
         "model": sorted(p.name for p in (ctx.config.out / "models" / "round-1").iterdir()),
     }
     metrics = round_.metrics
-    ctx.close()
-    ctx.store.close()
+    ctx.store.close()  # and not ctx: the executor goes on
     return told, metrics
 
 
@@ -357,3 +354,12 @@ def test_a_campaign_elsewhere_is_the_same_campaign(
     assert others == metrics
     # the worker that died, the one after it, and the second variant
     assert times(tmp_path / "elsewhere", "dies") == (3 if kind == "ray" else 0)
+
+
+@NO_RAY
+def test_predictions_on_ray_are_those_of_this_machine(final, executors, one_thread):
+    """Comes last, because the campaign's workers have loaded the libraries."""
+    rows = [Row(text) for text in make_texts(40)[0]]
+    pieces = [rows[:20], rows[20:]]
+    here = predicted(Labeller(final, device="cpu"), pieces)
+    assert predicted(LabellerElsewhere(final, executors["ray"]), pieces) == here
