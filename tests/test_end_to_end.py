@@ -89,7 +89,7 @@ def server(label_studio, monkeypatch):
 
 
 def make(folder, name):
-    write_demo_texts(folder / "texts.jsonl", pool=24, test=16, dev=10, seed=1)
+    write_demo_texts(folder / "texts.jsonl", pool=40, test=20, dev=12, seed=1)
     (folder / "goldloop.toml").write_text(CAMPAIGN.format(name=name))
 
 
@@ -161,7 +161,7 @@ def check_told(folder):
     finish(folder, "export", "labels.csv")
     with (folder / "labels.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert len(rows) == 24
+    assert len(rows) == 40
     assert Counter(r["source"] for r in rows)["gold"] == gold[1]
     store.close()
 

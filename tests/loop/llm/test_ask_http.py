@@ -119,24 +119,24 @@ def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
 
 @pytest.mark.slow
 def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_paid_twice(tmp_path):
-    write_texts(tmp_path, 240)
+    write_texts(tmp_path, 400)
     rng = np.random.default_rng(0)
-    faults = [str(rng.choice(ALL_FAULTS)) if rng.random() < 0.12 else None for _ in range(2_000)]
+    faults = [str(rng.choice(ALL_FAULTS)) if rng.random() < 0.12 else None for _ in range(3_000)]
     with running("vllm", faults=faults) as server:
         priced = CAMPAIGN.format(url=server.url).replace(
             'model = "tiny"',
             'model = "tiny"\nusd_per_million_tokens = 100.0\nusd_per_million_output_tokens = 500.0',
         )
-        capped = priced + "[budget]\nusd = 1.2\n"
+        capped = priced + "[budget]\nusd = 2.0\n"
         (tmp_path / "goldloop.toml").write_text(capped)
         code, err = finish(annotate(tmp_path))
         assert code == 1
         worst = float(re.findall(r"LLM answer may cost \$([\d.]+), but", err)[0])
-        assert "of budget.usd = 1.20" in err
+        assert "of budget.usd = 2.00" in err
         assert "Traceback" not in err
         first = spent(tmp_path)
-        assert 0 < first.votes < 240
-        assert 1.2 - 1.1 * worst < first.usd <= 1.2
+        assert 0 < first.votes < 400
+        assert 2.0 - 1.1 * worst < first.usd <= 2.0
         asked = server.answered.total()
         code, err = finish(annotate(tmp_path))
         assert code == 1
@@ -145,8 +145,8 @@ def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_p
         code, err = finish(annotate(tmp_path))
         assert code == 0, err
         texts = stored(tmp_path)
-        assert len(texts) == len(set(texts)) == 240
-        assert server.answered.total() < 240 + 20
+        assert len(texts) == len(set(texts)) == 400
+        assert server.answered.total() < 400 + 20
 
 
 def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
