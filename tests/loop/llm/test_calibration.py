@@ -8,10 +8,13 @@ from sqlmodel import select
 from loop.campaign.tables import Event
 from loop.llm.calibration import choose_view, summary
 from loop.llm.votes import LlmVotes
+from loop.report import plots
 from loop.report.collect import campaign_view
 from loop.report.html import render
 from loop.round import run_round
 from strategies.calibrate import batch_calibrate, contextual_calibrate
+
+RELIABILITY_PLOT = plots._reliability  # which most tests leave out
 
 
 def world(n=600, rare=0.1, seed=0):
@@ -179,7 +182,7 @@ def test_a_scaling_that_does_not_help_is_not_used(tmp_path):
     assert "the scaling to gold is not used" in view.reason
 
 
-def test_a_campaign_tells_its_view_in_the_audit_trail_and_the_report(tmp_path):
+def test_a_campaign_tells_its_view_in_the_audit_trail_and_the_report(tmp_path, monkeypatch):
     ctx = make(
         tmp_path,
         rows=texts(200),
@@ -199,6 +202,7 @@ def test_a_campaign_tells_its_view_in_the_audit_trail_and_the_report(tmp_path):
     view = campaign_view(ctx.config, ctx.store)
     assert view.calibration is not None
     assert view.calibration.n == 48
+    monkeypatch.setattr("loop.report.plots._reliability", RELIABILITY_PLOT)
     page = render(view)
     assert "Expected calibration error" in page
     assert "class mix from 24 audit labels" in page
