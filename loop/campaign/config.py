@@ -589,7 +589,13 @@ class ExecutorSection(Section):
     """Where the heavy work is done: the local LLM, embeddings, students, ``goldloop predict``."""
 
     kind: Literal["local", "ray"] = "local"
-    address: Annotated[str, StringConstraints(pattern=r"^(auto|local|[^/\s]+:\d{1,5})$")] = "auto"
+    address: Annotated[
+        str,
+        StringConstraints(pattern=r"^(auto|local|[^/@\s]+:\d{1,5})$"),
+        BeforeValidator(
+            NoSecret("put the cluster's token into the environment variable RAY_AUTH_TOKEN")
+        ),
+    ] = "auto"
     workers: int | None = Field(None, ge=1)
     gpus_per_worker: float | None = Field(None, ge=0.0)
 

@@ -64,6 +64,7 @@ def test_every_key_that_may_hold_an_address_is_guarded():
         ("store", "url"),
         ("store", "folder"),
         ("tracking", "uri"),
+        ("executor", "address"),
     }
     assert VARIABLES
 
@@ -121,7 +122,7 @@ def test_a_secret_in_an_address_is_refused_and_shown_nowhere(run, tmp_path, path
         code, out, err = run("status")
         assert code == 1, value
         assert f"{path[0]}.{path[1]}: the address holds" in err
-        variables = "PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN|WANDB_API_KEY"
+        variables = "PGPASSWORD|LABEL_STUDIO_API_KEY|OPENAI_API_KEY|HF_TOKEN|WANDB_API_KEY|RAY_AUTH"
         assert re.search(variables, err)
         assert SECRET not in out + err
     for command in COMMANDS:
