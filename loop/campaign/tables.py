@@ -91,7 +91,7 @@ class ArrayColumn(TypeDecorator[NDArray[Any]]):
         if value is None:
             return None
         if not isinstance(value, bytes) or len(value) % np.dtype(self.dtype).itemsize:
-            raise damaged(f"{len(value)} bytes are no whole number of {self.dtype} values")
+            raise damaged(f"a block holds no whole number of {self.dtype} values")
         return np.frombuffer(value, dtype=self.dtype)
 
 

@@ -10,7 +10,6 @@ clock starts. On a machine that others use as well the ratios say more than the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -41,7 +40,6 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("bench_executor.json"))
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     encoder = save_encoder(Path(tempfile.mkdtemp()))
@@ -69,15 +67,12 @@ def main() -> None:
                     numbers = first[0].probs if isinstance(first, tuple) else first
                     answers.setdefault(name, []).append(np.asarray(numbers))
         executor.close()
-    table = {}
     for what, by_workers in seconds.items():
         one, two = (sorted(by_workers[n])[len(by_workers[n]) // 2] for n in (1, 2))
-        table[what] = {"one_s": one, "two_s": two, "times_faster": one / two}
         faster = f"{one / two:.2f} times faster"
         print(f"{what:22s} one worker {one:6.2f} s, two {two:6.2f} s, {faster}", flush=True)
     same = all(np.array_equal(a, found[0]) for found in answers.values() for a in found)
     print(f"results equal, digit by digit: {same}")
-    args.out.write_text(json.dumps({"table": table, "same": same}, indent=1) + "\n")
 
 
 def run(executor: Executor, job: Any, blocks: list[Any], workers: int) -> Iterator[Any]:

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from campaigns import make_small
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import StatementError
 from sqlmodel import SQLModel
 
 from loop.campaign import database
 from loop.campaign import store as store_module
 from loop.campaign.store import Store
-from loop.campaign.tables import Gold, Item, Review, Round
+from loop.campaign.tables import ArrayColumn, Gold, Item, Review, Round
 from loop.errors import StageError, StoreError
 from loop.round import run_round
 
@@ -262,3 +263,9 @@ def test_no_sql_stands_outside_the_store():
         if statement.search(line)
     ]
     assert outside == []
+
+
+@pytest.mark.parametrize("stored", [b"1234567", "12345678", 5, 0.5])
+def test_whatever_stands_in_place_of_a_block_is_one_sentence(stored):
+    with pytest.raises(StoreError, match="a block holds no whole number of <f8 values"):
+        ArrayColumn("<f8").process_result_value(stored, sqlite.dialect())
