@@ -299,15 +299,22 @@ class _Handle:
             ready()
 
     def _pass_on(self, words: Iterable[Any], tell: Tell) -> None:
+        kind = ""
         try:
             for word in words:
                 kind, what = self._ray.get(word)
                 tell(kind, pickle.loads(what) if kind == "done" else what)  # noqa: S301  (our actor)
         except self._ray.exceptions.RayActorError as exc:
-            self.alive = False
-            tell("died", f"A Ray worker ended unexpectedly ({_first(exc)}).")
+            reason = _first(exc)
         except Exception as exc:  # what Ray could not carry
             tell("failed", MachineError(f"Ray could not hand work to a worker: {_first(exc)}."))
+            return
+        else:
+            if kind in ("done", "failed"):
+                return
+            reason = "Ray gives no reason"  # a killed actor's words may simply end
+        self.alive = False
+        tell("died", f"A Ray worker ended unexpectedly ({reason}).")
 
     def close(self) -> None:
         """Ends the actor, whatever it is doing."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from loop.deliver.final_model import KIND
 from loop.deliver.predict import Labeller, LabellerElsewhere, label_rows
 from loop.errors import ConfigError, MachineError, StudentError, UnforeseenError
 from loop.executor.local import LocalExecutor
-from loop.executor.ray_actors import RayExecutor
+from loop.executor.ray_actors import RayExecutor, _Handle
 from loop.llm.elsewhere import AnnotatorElsewhere, AskTexts, Question
 from loop.ports import AnnotatorSetup, Resources, TextItem
 from loop.prompt import PromptVariant
@@ -133,6 +135,22 @@ def test_the_block_of_a_dead_worker_is_repeated_once(executor, tmp_path, capfd):
     assert "\n" not in str(caught.value)
     assert times(tmp_path, "asked-2") == 2
     assert capfd.readouterr().out == ""  # stdout is data
+
+
+def test_ray_words_that_simply_end_are_a_death():
+    """So end, now and then, those of an actor that was killed; nobody may wait for more."""
+    ray = SimpleNamespace(get=lambda word: word, exceptions=SimpleNamespace(RayActorError=OSError))
+    streams = iter([[("progress", 2)], [("progress", 2), ("done", pickle.dumps(9))]])
+    method = SimpleNamespace(remote=lambda *_: next(streams))
+    actor = SimpleNamespace(ready=SimpleNamespace(remote=lambda: None), run=method)
+    heard = []
+    for end, what in (("died", "A Ray worker ended unexpectedly"), ("done", "9")):
+        handle = _Handle(ray, actor, lambda: None, lambda *_: None)
+        handle.begin(3, lambda *word: heard.append(word))
+        handle._thread.join()
+        kind, said = heard.pop()
+        assert (kind, str(said)[: len(what)], handle.alive) == (end, what, end == "done")
+        assert heard.pop() == ("progress", 2)
 
 
 def test_a_job_that_raises_is_one_sentence_and_the_next_one_works(executor, tmp_path):
