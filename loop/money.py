@@ -184,6 +184,8 @@ def labels_left(config: Config, store: Store) -> int:
 def texts_that_fit(config: Config, store: Store) -> int:
     """How many more texts may be sent to people, hidden checks going along as they should."""
     labels = labels_left(config, store)
+    if config.budget.usd is None:
+        return labels
     answers = account(config, store).answers_that_fit
     if answers is None:
         return labels

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import delete, exists, func, inspect, update
 from sqlmodel import Session, col, select
 
 from loop.campaign.tables import (
@@ -24,6 +23,9 @@ from loop.campaign.tables import (
     now,
 )
 from loop.ports import FloatArray, IntArray
+
+OTHER_ITEM = inspect(Item).local_table.alias("other_item")
+"""The table of texts beside itself in a query; such an alias costs 1 ms each time it is made."""
 
 BLOCKS_AT_ONCE = 500
 """Blocks of votes that are in memory while all are read."""
@@ -277,8 +279,8 @@ def of_campaign(item_id: Any, campaign: str) -> Any:
 
     A join would let the database go through all texts rather than through the few rows.
     """
-    item = aliased(Item)
-    return select(item.id).where(item.id == item_id, item.campaign == campaign).exists()
+    item = OTHER_ITEM.c
+    return exists().where(item.id == item_id, item.campaign == campaign)
 
 
 def _votes_of(campaign: str, annotator: str) -> Any:
