@@ -1,5 +1,6 @@
 """What every test gets: no network beyond this machine, no model hub, no settings from outside."""
 
+import gc
 import os
 import socket
 import tempfile
@@ -18,6 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A process of tests holds millions of objects that stay, and each collection goes through them.
+gc.set_threshold(50_000, 20, 20)
 
 # A busy machine is no failure.
 settings.register_profile("goldloop", deadline=None, suppress_health_check=[HealthCheck.too_slow])

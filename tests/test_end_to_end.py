@@ -51,11 +51,11 @@ variants = 2
 signals = ["entropy_calibrated", "flip_rate", "knn_disagreement", "student_disagreement"]
 
 [budget]
-labels = 20
+labels = 12
 
 [rounds]
 rounds = 2
-batch_size = 10
+batch_size = 6
 audit_frac = 0.2
 
 [student]
@@ -89,7 +89,7 @@ def server(label_studio, monkeypatch):
 
 
 def make(folder, name):
-    write_demo_texts(folder / "texts.jsonl", pool=40, test=20, dev=12, seed=1)
+    write_demo_texts(folder / "texts.jsonl", pool=24, test=16, dev=8, seed=1)
     (folder / "goldloop.toml").write_text(CAMPAIGN.format(name=name))
 
 
@@ -145,10 +145,10 @@ def check_told(folder):
     """What the commands, the files and the saved model say of a finished campaign."""
     assert "Round 2" in finish(folder, "status")
     status = json.loads(finish(folder, "status", "--json"))
-    assert (status["stage"], status["sent"], status["out"]) == ("done", 20, 0)
+    assert (status["stage"], status["sent"], status["out"]) == ("done", 12, 0)
     store = Store(f"sqlite:///{folder / NAME}.db")
     rounds = store.rounds(NAME)
-    assert [r.metrics.bought for r in rounds] == [10, 20]
+    assert [r.metrics.bought for r in rounds] == [6, 12]
     gold = [r.metrics.gold for r in rounds]
     assert 0 < gold[0] < gold[1]
     model = folder / "runs" / "models" / "round-2"
@@ -161,7 +161,7 @@ def check_told(folder):
     finish(folder, "export", "labels.csv")
     with (folder / "labels.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert len(rows) == 40
+    assert len(rows) == 24
     assert Counter(r["source"] for r in rows)["gold"] == gold[1]
     store.close()
 
@@ -195,7 +195,7 @@ def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path, t
     store = Store(f"sqlite:///{tmp_path / NAME}.db")
     assert store.rounds(NAME)[-1].stage == "push"
     chosen = [r.item_id for r in store.reviews(NAME)]
-    assert len(chosen) == 10
+    assert len(chosen) == 6
     store.close()
     rng = random.Random(0)
     kills, folder = 1, tmp_path
@@ -218,7 +218,7 @@ def test_killed_again_and_again_it_loses_and_doubles_nothing(server, tmp_path, t
     check_whole(server, folder)
     check_whole(server, tmp_path)
     store = Store(f"sqlite:///{tmp_path / NAME}.db")
-    assert [r.item_id for r in store.reviews(NAME)][:10] == chosen
+    assert [r.item_id for r in store.reviews(NAME)][:6] == chosen
     store.close()
     check_told(tmp_path)
 

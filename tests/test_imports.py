@@ -6,6 +6,7 @@ follow them too; see ``import_floors``.
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,21 +41,21 @@ FOR_CONNECTORS = {
     "loop.hardware",
 }
 HEIGHT = {room: len(FLOORS) - row for row, floor in enumerate(FLOORS) for room in floor}
-ARROWS = import_floors.arrows()
+arrows = cache(import_floors.arrows)
 
 
 def of_room(*rooms):
-    return {m: targets for m, targets in ARROWS.items() if import_floors.room_of(m) in rooms}
+    return {m: targets for m, targets in arrows().items() if import_floors.room_of(m) in rooms}
 
 
 def test_every_room_stands_on_a_floor():
-    rooms = {import_floors.room_of(module) for module in ARROWS}
+    rooms = {import_floors.room_of(module) for module in arrows()}
     assert rooms - set(HEIGHT) - {"connectors", "goldloop"} == set()
     assert len(FLOORS) <= MAX_FLOORS
 
 
 def test_rooms_import_only_what_lies_below():
-    for module, targets in ARROWS.items():
+    for module, targets in arrows().items():
         room = import_floors.room_of(module)
         if room in ("loop.cli", "connectors", "goldloop"):
             continue
@@ -75,15 +76,15 @@ def test_strategies_know_nothing_of_ours():
 
 
 def test_only_the_command_line_knows_connectors():
-    for module, targets in ARROWS.items():
+    for module, targets in arrows().items():
         if import_floors.room_of(module) not in ("connectors", "loop.cli"):
             assert not [t for t in targets if t.split(".")[0] == "connectors"], module
 
 
 def test_no_circle_and_no_long_chain():
-    assert import_floors.back_arrows(ARROWS) == []
-    assert len(import_floors.longest_chain(ARROWS)) <= MAX_FLOORS
-    assert len(import_floors.longest_chain(import_floors.between_rooms(ARROWS))) <= MAX_FLOORS
+    assert import_floors.back_arrows(arrows()) == []
+    assert len(import_floors.longest_chain(arrows())) <= MAX_FLOORS
+    assert len(import_floors.longest_chain(import_floors.between_rooms(arrows()))) <= MAX_FLOORS
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from chromium import chromium
+from tiny_encoder import save_encoder
 
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
@@ -57,7 +58,7 @@ batch_size = 8
 audit_frac = 0.0
 
 [student]
-encoder = "minilm"
+encoder = "./encoder"
 seeds = 2
 epochs = 1
 if_nothing_learned = "go on"
@@ -89,6 +90,7 @@ def write_campaign(folder, url, rounds=1):
     text = CAMPAIGN.replace("URL", url).replace("rounds = 1", f"rounds = {rounds}")
     text = text.replace("labels = 8", f"labels = {8 * rounds}")
     (folder / "goldloop.toml").write_text(text, encoding="utf-8")
+    save_encoder(folder / "encoder")
 
 
 def wait_for(find, timeout_s=60):

@@ -14,6 +14,7 @@ from campaigns import stored_votes
 from fault_llm_server import ALL_FAULTS, running
 
 from loop.campaign.store import Store
+from loop.cli import __main__ as cli
 
 CAMPAIGN = """\
 [campaign]
@@ -50,9 +51,9 @@ signals = ["margin"]
 TEXTS = 900
 
 
-def annotate(folder, *options):
+def annotate(folder):
     return subprocess.Popen(
-        [sys.executable, "-m", "loop.cli.__main__", "annotate", *options],
+        [sys.executable, "-m", "loop.cli.__main__", "annotate"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
         stdout=subprocess.DEVNULL,
@@ -78,10 +79,24 @@ def write_texts(folder, n):
     (folder / "t.csv").write_text("text,gold,split\n" + "\n".join(rows) + "\n")
 
 
-def finish(process):
-    """Exit code and what it said."""
-    _, err = process.communicate(timeout=300)
-    return process.returncode, err
+@pytest.fixture
+def finish(tmp_path, monkeypatch, capsys):
+    """Runs ``goldloop annotate`` in this process, which has the imports behind it.
+
+    Gives its exit code and what it said.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["goldloop", "annotate", *options])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exc:
+            code = exc.code
+        return code, capsys.readouterr().err
+
+    return run
 
 
 def spent(folder):
@@ -118,7 +133,9 @@ def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_paid_twice(tmp_path):
+def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_paid_twice(
+    tmp_path, finish
+):
     write_texts(tmp_path, 400)
     rng = np.random.default_rng(0)
     faults = [str(rng.choice(ALL_FAULTS)) if rng.random() < 0.12 else None for _ in range(3_000)]
@@ -129,7 +146,7 @@ def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_p
         )
         capped = priced + "[budget]\nusd = 2.0\n"
         (tmp_path / "goldloop.toml").write_text(capped)
-        code, err = finish(annotate(tmp_path))
+        code, err = finish()
         assert code == 1
         worst = float(re.findall(r"LLM answer may cost \$([\d.]+), but", err)[0])
         assert "of budget.usd = 2.00" in err
@@ -138,18 +155,18 @@ def test_the_cap_stops_in_the_middle_and_through_all_faults_no_text_is_lost_or_p
         assert 0 < first.votes < 400
         assert 2.0 - 1.1 * worst < first.usd <= 2.0
         asked = server.answered.total()
-        code, err = finish(annotate(tmp_path))
+        code, err = finish()
         assert code == 1
         assert server.answered.total() <= asked + 2  # how the server answers, but about no text
         (tmp_path / "goldloop.toml").write_text(priced + "[budget]\nusd = 500.0\n")
-        code, err = finish(annotate(tmp_path))
+        code, err = finish()
         assert code == 0, err
         texts = stored(tmp_path)
         assert len(texts) == len(set(texts)) == 400
         assert server.answered.total() < 400 + 20
 
 
-def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
+def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path, finish):
     write_texts(tmp_path, 320)
 
     def some(body):
@@ -158,7 +175,7 @@ def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
 
     with running("vllm", faults=some) as server:
         (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
-        code, err = finish(annotate(tmp_path))
+        code, err = finish()
         assert code == 0, err
         assert "5 LLM answers to 5 texts are missing (most often:" in err
         assert "cannot read this text" in err
@@ -166,7 +183,7 @@ def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path):
         assert len(stored(tmp_path)) == 315
         before = server.answered.total()
         server.faults = []
-        code, err = finish(annotate(tmp_path, "--retry"))
+        code, err = finish("--retry")
         assert code == 0, err
         assert "Asked again: 5 questions, 5 of them are answered now." in err
         assert "missing" not in err

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from campaigns import make
+from jobs import Unruly
 from tiny_encoder import fit, make_texts, tiny_student, training_set
 
 from loop.errors import StudentError
@@ -42,40 +43,13 @@ def test_memory_running_out_halves_the_pass_says_so_and_keeps_the_batch(tiny, mo
         return real(self, input_ids=input_ids, **rest)
 
     monkeypatch.setattr(BertForSequenceClassification, "forward", crowded)
-    student = tiny_student(tiny, epochs=2)
+    student = tiny_student(tiny, epochs=2, executor=Unruly())  # whose workers all say it
     parts = fit(student, training_set(texts, y), texts, seeds=(0, 1), say=said.append)
     assert max(most) == 4
     np.testing.assert_allclose(parts[0].probs, whole.probs, atol=1e-4)
     assert said == [
         f"Memory does not hold {a} texts in one pass: going on with {b}; a batch still has 16."
         for a, b in ((16, 8), (8, 4))
-    ]
-
-
-CROWDED = f"""
-import torch
-from transformers import BertForSequenceClassification as Bert
-real = Bert.forward
-def crowded(self, input_ids=None, **rest):
-    if self.training and len(input_ids) > 9:
-        raise torch.OutOfMemoryError({OOM!r})
-    return real(self, input_ids=input_ids, **rest)
-Bert.forward = crowded
-from loop.executor.local import work
-work()
-"""
-
-
-def test_what_a_training_process_says_reaches_the_user_once(tiny, monkeypatch):
-    monkeypatch.setattr("loop.executor.local.START", CROWDED)
-    texts, y = make_texts(32)
-    student, said = tiny_student(tiny, epochs=1, workers=2), []
-    try:
-        fit(student, training_set(texts, y), [], seeds=(0, 1), say=said.append)
-    finally:
-        student.close()
-    assert said == [
-        "Memory does not hold 16 texts in one pass: going on with 8; a batch still has 16."
     ]
 
 
