@@ -10,8 +10,8 @@ from loop.campaign.changes import (
     change_lines,
     changes,
     check_changes,
+    check_folder,
     claim_folder,
-    refuse_to_start_again,
     seeds_line,
 )
 from loop.campaign.config import Config
@@ -29,9 +29,11 @@ def open_campaign(ctx: Context) -> None:
 
     Raises:
         ConfigError: the campaign file was edited in a way that the campaign cannot follow.
-        StoreError: the campaign has other labels, or its folder belongs to another campaign.
+        DataError: the campaign was begun with other texts.
+        StoreError: the campaign has other labels, its folder belongs to another campaign, or it is
+            at work in another folder.
     """
-    refuse_to_start_again(ctx)
+    check_folder(ctx)
     if new := ctx.store.open_campaign(ctx.name, ctx.config.label_names):
         ctx.say(
             f"New label{'s' * (len(new) > 1)}: {', '.join(new)}. People can choose"

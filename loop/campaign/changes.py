@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
+from sqlalchemy import make_url
 
 from loop.campaign.config import Config, with_people
 from loop.campaign.context import Context
-from loop.campaign.import_texts import check_fit
-from loop.campaign.tables import Round
-from loop.errors import ConfigError, StoreError
+from loop.campaign.database import database_file
+from loop.campaign.import_texts import check_fit, refuse_other_texts
+from loop.campaign.tables import STAGES, Round
+from loop.errors import ConfigError, DataError, StoreError
 from loop.files import write_whole
 
 When = Literal["at once", "next round", "between rounds", "never"]
@@ -201,6 +204,9 @@ POLICIES: dict[str, Policy] = {
 SENT_TO_PEOPLE = ("raters.kind", "people.platform")
 """Refused only once texts were sent to people; other keys once the LLM has answered."""
 
+OF_WHICH_TEXTS = {key for key, policy in POLICIES.items() if policy is _SOURCE}
+"""Decide which texts the campaign is about."""
+
 
 def campaign_keys(model: type[BaseModel] = Config) -> Iterator[str]:
     """Every key of the campaign file, as ``section.key``."""
@@ -279,6 +285,7 @@ def check_changes(ctx: Context) -> None:
 
     Raises:
         ConfigError: a key was changed that must not be, or not now, or does not go with the texts.
+        DataError: the file names other texts, and people were not asked yet.
         ReviewerError: the new Label Studio does not have the campaign's project.
     """
     last = ctx.store.last_round(ctx.name)
@@ -301,6 +308,8 @@ def check_changes(ctx: Context) -> None:
         ctx.reviewer.open_project(project)
     if last.stage in ("done", "measure"):
         return
+    if changed.keys() & OF_WHICH_TEXTS and STAGES.index(last.stage) <= STAGES.index("push"):
+        refuse_other_texts(ctx.config, ctx.store, ctx.parts.texts())
     now = {
         key: values
         for key, values in changed.items()
@@ -339,7 +348,7 @@ def _redrawn(config: Config, key: str) -> bool:
 def _refuse(ctx: Context, last: Round, key: str, values: tuple[Any, Any], begun: bool) -> None:
     policy, (was, value) = POLICIES[key], values
     if not begun or key in ("campaign.name", "store.url") or _redrawn(ctx.config, key):
-        return  # of those two, `refuse_to_start_again` decides
+        return  # of those two, `check_folder` decides
     what = f"{key} = {_shown(value)} cannot be changed now; the campaign has {_shown(was)}"
     if policy.when == "never":
         raise ConfigError(
@@ -399,54 +408,127 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else text if len(text) <= 80 else f"{text[:77]}…"
 
 
-# beginning again by mistake
+# folder, store and texts of one campaign
 
 MARK = "campaign.json"
 """File in the campaign's folder that says whose folder it is."""
+CLAIM = ("folder", "claimed")
+"""Command and name of the event that says which folder is the campaign's."""
 
 
-def refuse_to_start_again(ctx: Context) -> None:
-    """Refuses a campaign whose folder belongs to another one, before the LLM is paid again.
+def refuse_lost_store(config: Config) -> None:
+    """Refuses a new store in the place of the one that the folder's campaign had.
 
     Raises:
-        StoreError: ``campaign.name``, ``store.url`` or ``store.folder`` was changed.
+        StoreError: that one's file is gone.
     """
-    mark = _mark(ctx)
-    if mark is None:
+    mark, url = _mark(config.out), make_url(config.store_url)
+    file = database_file(url)
+    if mark is None or file is None or file.exists():
         return
-    begun = ctx.store.item_count(ctx.name) > 0
-    if begun and ctx.store.campaign_uid(ctx.name) == mark["uid"]:
-        return
-    folder = ctx.config.out
-    other = f"{folder} belongs to campaign {mark['campaign']!r} in the store {mark['store']}"
+    here = url.set(database=str(file)).render_as_string()
+    if (mark["campaign"], mark["store"]) == (config.campaign.name, here):
+        raise _lost_store(config, here)
+
+
+def check_folder(ctx: Context) -> None:
+    """Looks whether folder, store and texts are of one campaign, before anything is paid again.
+
+    Says so where a campaign that has begun goes on in a folder that held nothing of it.
+
+    Raises:
+        StoreError: folder or store is another campaign's, or the campaign has another folder.
+        DataError: the campaign in the store was begun with other texts.
+    """
+    name, out, mark = ctx.name, ctx.config.out, _mark(ctx.config.out)
+    uid = ctx.store.campaign_uid(name) if ctx.store.item_count(name) else None
     here = ctx.store.engine.url.render_as_string()
-    if begun:
-        raise StoreError(
-            f"{other}, not to campaign {ctx.name!r} in {here}. Two campaigns in one folder"
-            " overwrite each other's models and reports: give each a store.folder of its own."
+    if mark is not None and mark["uid"] != uid:
+        raise _another_campaign(ctx.config, mark, here, begun=uid is not None)
+    if uid is None:
+        return
+    claim = ctx.store.last_event(name, *CLAIM)
+    had = claim.detail if claim is not None else {}
+    same_file = had.get("folder") == str(ctx.config.folder)
+    if not same_file and "out" in had:
+        _refuse_second_folder(ctx, uid, Path(had["out"]))
+    moved = same_file and had["out"] != str(out.resolve())
+    if mark is not None or moved:  # another store.folder is said with the other edits
+        return
+    try:
+        rows = ctx.parts.texts()
+    except DataError:  # it continues with the texts that it has
+        rows = ()
+    refuse_other_texts(ctx.config, ctx.store, rows)
+    if (last := ctx.store.last_round(name)) is not None:
+        ctx.say(
+            f"Campaign {name!r} in {here} has begun (round {last.number}, {last.stage}) and"
+            f" continues in {out}, which held nothing of it: models and caches are made again where"
+            " they are needed. To begin a new campaign instead, stop goldloop and change"
+            " campaign.name."
         )
+
+
+def claim_folder(ctx: Context) -> None:
+    """Marks the campaign's folder as its own, and notes in the store which one that is."""
+    mark = {
+        "campaign": ctx.name,
+        "uid": ctx.store.campaign_uid(ctx.name),
+        "store": ctx.store.engine.url.render_as_string(),
+    }
+    if _mark(ctx.config.out) != mark:
+        write_whole(ctx.config.out / MARK, json.dumps(mark, indent=2) + "\n")
+    claim = {"folder": str(ctx.config.folder), "out": str(ctx.config.out.resolve())}
+    last = ctx.store.last_event(ctx.name, *CLAIM)
+    if last is None or last.detail != claim:
+        with ctx.store.transaction() as session:
+            ctx.store.log(session, ctx.name, *CLAIM, **claim)
+
+
+def _refuse_second_folder(ctx: Context, uid: str, first: Path) -> None:
+    mark, out = _mark(first), ctx.config.out
+    if mark is None or mark["uid"] != uid or (out.exists() and first.samefile(out)):
+        return
     raise StoreError(
-        f"{other}. The campaign file now names campaign {ctx.name!r} in {here}, which has not"
+        f"Campaign {ctx.name!r} is at work in {first}, and {out} would be a second folder of it (a"
+        " copy, a restored backup, or another campaign file with that name): both would ask the LLM"
+        " and people about the same texts. Go on there; or move that folder away and go on here; or"
+        " give this campaign a campaign.name and a store.folder of its own. Nothing was spent."
+    )
+
+
+def _another_campaign(
+    config: Config, mark: Mapping[str, Any], here: str, *, begun: bool
+) -> StoreError:
+    name, folder = config.campaign.name, config.out
+    if not begun and (mark["campaign"], mark["store"]) == (name, here):
+        return _lost_store(config, here)
+    other = f"{folder} belongs to campaign {mark['campaign']!r} in the store {mark['store']}"
+    if begun:
+        return StoreError(
+            f"{other}, not to campaign {name!r} in {here}. Two campaigns in one folder overwrite"
+            " each other's models and reports: give each a store.folder of its own."
+        )
+    return StoreError(
+        f"{other}. The campaign file now names campaign {name!r} in {here}, which has not"
         f" begun: it would start from the beginning and ask the LLM and people again. To go on,"
         f" restore campaign.name and store.url. To start a new campaign, set store.folder to a new"
         f" folder, or move this one away. Nothing was spent."
     )
 
 
-def claim_folder(ctx: Context) -> None:
-    """Marks the campaign's folder as its own."""
-    mark = {
-        "campaign": ctx.name,
-        "uid": ctx.store.campaign_uid(ctx.name),
-        "store": ctx.store.engine.url.render_as_string(),
-    }
-    if _mark(ctx) != mark:
-        write_whole(ctx.config.out / MARK, json.dumps(mark, indent=2) + "\n")
+def _lost_store(config: Config, store: str) -> StoreError:
+    return StoreError(
+        f"{config.out} belongs to campaign {config.campaign.name!r}, which its store {store} does"
+        " not hold any more: it would start from the beginning and ask the LLM and people again. To"
+        " go on, put the store back, or move that folder away and restore a backup with `goldloop"
+        " restore`. To start again, move that folder away. Nothing was spent."
+    )
 
 
-def _mark(ctx: Context) -> dict[str, Any] | None:
+def _mark(folder: Path) -> dict[str, Any] | None:
     try:
-        mark = json.loads((ctx.config.out / MARK).read_text(encoding="utf-8"))
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     sound = isinstance(mark, dict) and {"campaign", "uid", "store"} <= set(mark)

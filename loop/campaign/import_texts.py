@@ -71,19 +71,10 @@ def import_new_texts(
     name = config.campaign.name
     source = config.texts.source
     stored = {item.id: item for item in store.stored_texts(name)}
-    # by text, as ids of texts that came in long ago may be of another normal form
-    ids = {item_id(name, item.text): i for i, item in stored.items()}
-    given = {ids.get(key := item_id(name, row.text), key): row for row in rows}
+    given = _by_id(name, stored, rows)
     there = {i: row for i, row in given.items() if i in stored}
     new = [row for i, row in given.items() if i not in stored]
-    if new and len(there) < SHARED_FRAC * len(stored):
-        raise DataError(
-            f"{source} has {len(new)} texts that the campaign does not know, and only {len(there)}"
-            f" of its {len(stored)} texts: it looks like another set of texts, and every one would"
-            " be paid for. Restore texts.source, texts.text_column, texts.format and"
-            " texts.hf_split; add new texts to the old ones; or begin a new campaign with a"
-            " campaign.name and a store.folder of its own. Nothing was spent."
-        )
+    _refuse_others(config, len(stored), len(there), len(new))
     _check_splits(config, stored, there)
     splits = _new_splits(config, stored, new, seed)
     relabelled = [i for i, row in there.items() if row.gold != stored[i].known_label]
@@ -133,6 +124,40 @@ def import_new_texts(
             f" on."
         )
     return lines
+
+
+def _by_id(
+    name: str, stored: Mapping[str, StoredText], rows: Sequence[SourceText]
+) -> dict[str, SourceText]:
+    """Rows by the ids that their texts have in the campaign, or would get."""
+    # by text, as ids of texts that came in long ago may be of another normal form
+    ids = {item_id(name, item.text): i for i, item in stored.items()}
+    return {ids.get(key := item_id(name, row.text), key): row for row in rows}
+
+
+def refuse_other_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> None:
+    """Refuses a source that is about something else than the campaign in the store.
+
+    Raises:
+        DataError: hardly a text of the campaign is in the source.
+    """
+    name = config.campaign.name
+    stored = {item.id: item for item in store.stored_texts(name)}
+    given = _by_id(name, stored, rows)
+    there = len(given.keys() & stored.keys())
+    _refuse_others(config, len(stored), there, len(given) - there)
+
+
+def _refuse_others(config: Config, stored: int, there: int, new: int) -> None:
+    if new and there < SHARED_FRAC * stored:
+        raise DataError(
+            f"{config.texts.source} has {new} texts that campaign {config.campaign.name!r} in the"
+            f" store does not know, and only {there} of its {stored} texts: it looks like another"
+            " set of texts, and every one would be paid for. Restore texts.source,"
+            " texts.text_column, texts.format and texts.hf_split; add new texts to the old ones; or"
+            " begin a new campaign with a campaign.name and a store.folder of its own. Nothing was"
+            " spent."
+        )
 
 
 def near_twins_line(items: Sequence[StoredText]) -> str:

@@ -1,5 +1,8 @@
 """Small campaigns on quick parts, for tests of the loop itself."""
 
+import shutil
+import sqlite3
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,3 +87,11 @@ def make_small(tmp_path, url=None, **sections):
     """A campaign of two rounds that costs half as much, for tests that run it many times."""
     student = {"seeds": 2, "references": ["llm_only"]}
     return make(tmp_path, url=url, rows=texts(80), student=student, **sections)
+
+
+def copied(folder, to):
+    """A copy of a campaign that does not know the original, beside which it would not run."""
+    shutil.copytree(folder, to)
+    with closing(sqlite3.connect(to / "c.db", isolation_level=None)) as connection:
+        connection.execute("delete from event where command = 'folder'")
+    return to

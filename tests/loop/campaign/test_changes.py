@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from campaigns import LABELS, make, texts
+from campaigns import LABELS, copied, make, texts
 from fakes import CentroidStudent
 
 from loop.campaign.changes import POLICIES, campaign_keys, changes, check_changes, policy_table
@@ -152,12 +152,12 @@ def after_one_round(tmp_path_factory):
 @pytest.fixture
 def begun(after_one_round, tmp_path):
     """A copy of a campaign that has finished its first round."""
-    return shutil.copytree(after_one_round, tmp_path / "campaign")
+    return copied(after_one_round, tmp_path / "campaign")
 
 
 @pytest.fixture(scope="module")
 def scored(after_one_round, tmp_path_factory):
-    folder = shutil.copytree(after_one_round, tmp_path_factory.mktemp("scored") / "campaign")
+    folder = copied(after_one_round, tmp_path_factory.mktemp("scored") / "campaign")
     ctx = build(folder)
     run_stage(ctx, "annotate")
     run_stage(ctx, "score")
@@ -168,7 +168,7 @@ def scored(after_one_round, tmp_path_factory):
 @pytest.fixture
 def in_round_two(scored, tmp_path):
     """A copy of a campaign whose second round is scored."""
-    return shutil.copytree(scored, tmp_path / "campaign")
+    return copied(scored, tmp_path / "campaign")
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +207,8 @@ def test_the_table_in_the_docs_is_up_to_date():
 @pytest.mark.parametrize("key", EDITS)
 def test_an_edit_between_rounds_is_said_or_refused(begun, key):
     ctx = build(begun, **edited(key))
+    if key == "store.folder":  # which the copy's store does not name yet
+        open_campaign(build(begun))
     before = spent(Store(f"sqlite:///{begun / 'c.db'}"))
     refused = POLICIES[key].when == "never" or key == "labels.name"
     if key in ("campaign.name", "store.url"):
@@ -369,6 +371,109 @@ def test_two_campaigns_do_not_share_a_folder(begun):
         open_campaign(build(begun, campaign={"name": "d", "task": "t"}))
 
 
+def test_a_campaign_whose_folder_was_deleted_goes_on_and_says_so(begun):
+    shutil.rmtree(begun / "runs")
+    ctx = build(begun)
+    votes = ctx.store.spent("c").votes
+    others = [row(f"another text {i}") for i in range(200)]
+    with pytest.raises(DataError, match=r"another set of texts.*campaign\.name.*Nothing was spent"):
+        run_round(build(begun, rows=others))
+    ctx.parts = replace(ctx.parts, student=lambda: pytest.fail("paid for"))
+    open_campaign(ctx)
+    (line,) = ctx.said
+    assert "has begun (round 1, done) and continues" in line
+    assert "change campaign.name" in line
+    ctx.store.close()
+    ctx = build(begun)
+    assert run_round(ctx).stage == "done"
+    assert ctx.said == []
+    assert ctx.store.spent("c").votes == votes
+    ctx.store.close()
+
+
+def test_another_set_of_texts_in_mid_round_is_refused_before_people_are_asked(in_round_two):
+    others = [row(f"another text {i}") for i in range(200)]
+    other = {"source": "y.csv", "gold_column": "g"}
+    before = spent(build(in_round_two).store)
+    with pytest.raises(DataError, match=r"another set of texts.*Nothing was spent"):
+        run_round(build(in_round_two, rows=others, texts=other))
+    assert spent(build(in_round_two).store) == before
+    assert run_round(build(in_round_two, texts=other)).stage == "done"  # the same under a new name
+
+
+@pytest.mark.parametrize("stores", ["one store", "a copy of it"])
+@pytest.mark.parametrize("files", ["copied", "others"])
+def test_a_second_folder_of_a_campaign_is_refused_until_the_first_is_gone(
+    begun, tmp_path, stores, files
+):
+    first = build(begun)
+    open_campaign(first)
+    first.store.close()
+    second = shutil.copytree(begun, tmp_path / "second")
+    if files == "others":  # such as those of a restored backup, or of another person's campaign
+        shutil.rmtree(second / "runs")
+    url = f"sqlite:///{(begun if stores == 'one store' else second) / 'c.db'}"
+    before = spent(Store(url))
+    with pytest.raises(StoreError, match=r"at work in .*campaign/runs.*Nothing was spent") as told:
+        run_round(build(second, url=url))
+    assert "\n" not in str(told.value)
+    assert spent(Store(url)) == before
+    link = tmp_path / "link"
+    link.symlink_to(begun)
+    open_campaign(build(link))  # the same folder by another way
+    (begun / "runs").rename(begun / "away")
+    again = build(second, url=url)
+    assert run_round(again).stage == "done"
+    assert [line for line in again.said if "continues in" in line] == again.said
+    assert len(again.said) == (files == "others")
+    again.store.close()
+
+
+def test_a_store_that_is_gone_is_not_begun_anew(begun, tmp_path):
+    from loop.cli.build import open_store
+
+    ctx = build(begun)
+    open_campaign(ctx)
+    ctx.store.close()
+    (begun / "c.db").rename(begun / "kept")
+    with (
+        pytest.raises(StoreError, match=r"does not hold any more.*goldloop restore.*was spent"),
+        open_store(ctx.config),
+    ):
+        pass
+    assert not (begun / "c.db").exists()  # where a backup is restored
+    empty = build(begun)
+    with pytest.raises(StoreError, match=r"does not hold any more"):
+        run_round(empty)
+    empty.store.close()
+    (begun / "kept").replace(begun / "c.db")
+    assert run_round(build(begun)).stage == "done"
+    other = build(begun, url=f"sqlite:///{tmp_path / 'other.db'}")
+    with pytest.raises(StoreError, match=r"belongs to campaign 'c'.*has not begun.*was spent"):
+        run_round(other)
+    (tmp_path / "elsewhere").mkdir()
+    open_campaign(build(tmp_path / "elsewhere", url=f"sqlite:///{tmp_path / 'other.db'}"))
+    with pytest.raises(StoreError, match=r"Two campaigns in one folder"):
+        run_round(other)
+
+
+@pytest.mark.parametrize("files", ["newer", "gone"])
+def test_an_older_backup_comes_to_the_same(in_round_two, tmp_path, files):
+    def outcome(ctx):
+        assert run_round(ctx).stage == "done"
+        gold = {i: g.label for i, g in ctx.store.gold("c").items()}
+        runs = sorted((r.round_id, r.arm, r.seed, r.label_set) for r in ctx.store.runs("c"))
+        ctx.store.close()
+        return gold, runs, ctx.reviewer._load()["tasks"].keys()
+
+    backup = shutil.copy(in_round_two / "c.db", tmp_path)
+    first = outcome(build(in_round_two))
+    shutil.copy(backup, in_round_two)  # Label Studio has tasks and answers that it does not know
+    if files == "gone":
+        shutil.rmtree(in_round_two / "runs")
+    assert outcome(build(in_round_two)) == first
+
+
 # the source
 
 
@@ -409,7 +514,7 @@ def test_the_split_of_a_new_text_depends_on_it_alone(begun, tmp_path):
         return {i.text: i.split for i in ctx.store.items("c") if i.text.startswith("new")}
 
     new = [row(f"new {i}") for i in range(40)]
-    other = shutil.copytree(begun, tmp_path / "other")
+    other = copied(begun, tmp_path / "other")
     all_of_them = splits(begun, new)
     assert len(set(all_of_them.values())) == 2
     some = splits(other, new[::-2])
@@ -443,7 +548,7 @@ def test_known_labels_and_other_columns_follow_the_source(begun):
 def test_another_set_of_texts_is_refused_before_it_costs(begun):
     ctx = build(begun, rows=[row(f"other {i}") for i in range(200)])
     before = spent(ctx.store)
-    with pytest.raises(DataError, match=r"200 texts that the campaign does not know.*another set"):
+    with pytest.raises(DataError, match=r"200 texts that campaign 'c' .* not know.*another set"):
         run_round(ctx)
     assert (spent(ctx.store), ctx.store.item_count("c")) == (before, 120)
     ctx.store.close()

@@ -78,7 +78,7 @@ def finished(tmp_path_factory, encoder):
 @pytest.fixture
 def ctx(finished, encoder, tmp_path):
     folder = tmp_path / "campaign"
-    shutil.copytree(finished, folder)
+    campaigns.copied(finished, folder)
     ctx = open_campaign(folder, encoder, rows())
     yield ctx
     ctx.store.close()
@@ -87,7 +87,7 @@ def ctx(finished, encoder, tmp_path):
 @pytest.fixture(scope="module")
 def modelled(finished, encoder, tmp_path_factory):
     """A campaign with a final model, to look at: how it was made, and the seeds trained for it."""
-    folder = shutil.copytree(finished, tmp_path_factory.mktemp("modelled") / "campaign")
+    folder = campaigns.copied(finished, tmp_path_factory.mktemp("modelled") / "campaign")
     ctx = open_campaign(folder, encoder, rows())
     seeds = trained(ctx)
     made = make_final_model(ctx, ctx.config.out / "final")
@@ -98,7 +98,7 @@ def modelled(finished, encoder, tmp_path_factory):
 @pytest.fixture
 def ctx_with_model(modelled, encoder, tmp_path):
     """A copy of that campaign, to go on with."""
-    ctx = open_campaign(shutil.copytree(modelled.folder, tmp_path / "c"), encoder, rows())
+    ctx = open_campaign(campaigns.copied(modelled.folder, tmp_path / "c"), encoder, rows())
     yield ctx
     ctx.store.close()
 
@@ -182,7 +182,7 @@ def test_only_missing_seeds_are_trained_again_and_nothing_twice(modelled, ctx_wi
 
 
 def test_labels_that_changed_since_are_refused(finished, encoder, tmp_path):
-    shutil.copytree(finished, tmp_path / "campaign")
+    campaigns.copied(finished, tmp_path / "campaign")
     ctx = open_campaign(
         tmp_path / "campaign", encoder, rows(), labels=[{"name": "yes"}, {"name": "no"}]
     )
@@ -192,7 +192,7 @@ def test_labels_that_changed_since_are_refused(finished, encoder, tmp_path):
 
 
 def test_a_label_that_came_after_the_last_round_has_its_column(finished, encoder, tmp_path):
-    shutil.copytree(finished, tmp_path / "campaign")
+    campaigns.copied(finished, tmp_path / "campaign")
     labels = [{"name": name} for name in ("bad", "good", "odd")]
     student = {"seeds": 3, "references": [], "if_nothing_learned": "go on"}
     ctx = open_campaign(tmp_path / "campaign", encoder, rows(), labels=labels, student=student)

@@ -1,9 +1,7 @@
 """What tests of the operator's commands share."""
 
-import shutil
-
 import pytest
-from campaigns import no_plots
+from campaigns import copied, no_plots
 from operated import CAMPAIGN, answer, at_work
 
 from loop.next_round import open_campaign
@@ -38,4 +36,4 @@ def begun(tmp_path_factory):
 @pytest.fixture
 def campaign(begun, tmp_path):
     """A copy of it that may change."""
-    return shutil.copytree(begun, tmp_path / "campaign")
+    return copied(begun, tmp_path / "campaign")

@@ -15,6 +15,7 @@ from loop.campaign.config import load
 from loop.campaign.database import migrate
 from loop.campaign.store import Store
 from loop.errors import DataError, LoopError, StoreError
+from loop.next_round import open_campaign
 from loop.operate.archive import FORM, opening_archive, writing_archive
 from loop.operate.backup import restore_backup, write_backup
 from loop.report.status import campaign_status
@@ -44,7 +45,11 @@ def archive(begun, tmp_path):
     return back_up(begun, tmp_path / "b.zip").path
 
 
-def test_a_restored_campaign_is_the_same(campaign, tmp_path, archive):
+def test_a_restored_campaign_is_the_same(campaign, tmp_path):
+    original = at_work(campaign)
+    open_campaign(original)
+    original.store.close()
+    archive = back_up(campaign, tmp_path / "b.zip").path
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
     folder = tmp_path / "new"
     folder.mkdir()
@@ -57,7 +62,10 @@ def test_a_restored_campaign_is_the_same(campaign, tmp_path, archive):
     assert stat.S_IMODE((folder / "c.db").stat().st_mode) == 0o600
     assert restored.left_out == ()
     shutil.copy(campaign / "studio.json", folder)
-    ctx = at_work(folder)  # and it goes on
+    ctx = at_work(folder)
+    with pytest.raises(StoreError, match="move that folder away and go on here"):
+        run_round(ctx)
+    (campaign / "runs").rename(campaign / "away")
     answer(ctx)
     assert run_round(ctx).stage == "done"
     ctx.store.close()

@@ -2,11 +2,10 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
-from campaigns import make, texts
+from campaigns import copied, make, texts
 from fakes import FakeRaters, FileReviewer
 
 from connectors.llm.recorded import RecordedAnnotator
@@ -64,7 +63,7 @@ def once_validated(tmp_path_factory):
 
 @pytest.fixture
 def validated(once_validated, tmp_path):
-    ctx = campaign(shutil.copytree(once_validated, tmp_path / "validated"))
+    ctx = campaign(copied(once_validated, tmp_path / "validated"))
     yield ctx
     ctx.store.close()
 

@@ -1,11 +1,10 @@
 """Validation: a random sample first, an honest verdict, and a campaign that continues after it."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from campaigns import make, texts
+from campaigns import copied, make, texts
 
 from loop.errors import StageError
 from loop.next_round import why_finished
@@ -79,7 +78,7 @@ def test_good_labels_are_cleared_and_cost_nothing(tmp_path):
 
 
 def test_the_rounds_come_after_it_and_its_gold_counts(sampled, tmp_path):
-    ctx = campaign(shutil.copytree(sampled.config.out.parent, tmp_path / "again"))
+    ctx = campaign(copied(sampled.config.out.parent, tmp_path / "again"))
     assert why_finished(ctx) is None
     while why_finished(ctx) is None:
         run_round(ctx)
