@@ -191,14 +191,19 @@ def _advisory_lock(store: Store, campaign: str, command: str) -> Iterator[Fence]
     """
     key, shared_key = _key("goldloop", campaign), _key("goldloop transaction", campaign)
     name = f"goldloop {command} {os.getpid()}@{socket.gethostname()}"[:63]
-    with store.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    where = store.engine.url.render_as_string()
+    try:
+        opened = store.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except DBAPIError as exc:
+        raise store_failure(exc, where) from exc
+    with opened as connection:
         try:
             connection.execute(NAME, {"name": name})
             if not connection.execute(TAKE, {"key": key}).scalar():
                 raise _busy(campaign, _named(connection.execute(HOLDER, {"key": key}).scalar()))
             pid, start = connection.execute(WHO).one()
         except DBAPIError as exc:
-            raise store_failure(exc, store.engine.url.render_as_string()) from exc
+            raise store_failure(exc, where) from exc
 
         def fence(session: Session) -> None:
             session.connection().execute(SHARE, {"key": shared_key})

@@ -6,6 +6,7 @@ of the processes on PostgreSQL lose their connections instead, as when the serve
 one line of JSON: what the campaign came to, and what happened on the way.
 """
 
+import importlib
 import json
 import os
 import random
@@ -53,11 +54,15 @@ def fingerprint(ctx):
     }
 
 
-class Moments:
-    """Counts the moments of this process, and kills it at the n-th."""
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def __init__(self, n, asked):
-        self.left, self.asked = n, asked
+
+class Moments:
+    """Counts the moments of this process, and kills it at the n-th, or strikes otherwise."""
+
+    def __init__(self, n, asked, strike=die):
+        self.left, self.asked, self.strike = n, asked, strike
         event.listen(Engine, "before_cursor_execute", lambda *_: self.pass_one())
         event.listen(Engine, "commit", lambda _connection: self.pass_one())
         save = FileReviewer._save
@@ -66,7 +71,7 @@ class Moments:
     def pass_one(self):
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.strike()
 
 
 class LoggingAnnotator(RecordedAnnotator):
@@ -92,27 +97,32 @@ def campaign(folder, url):
 
 
 def work(folder, url, n, asked):
-    LoggingAnnotator.moments = moments = Moments(n, asked)
+    LoggingAnnotator.moments = Moments(n, asked)
     finish(campaign(folder, url))
-    return n - moments.left
+
+
+def forked(do):
+    """The id of a process of its own that does something; its exit code says how that ended."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        do()
+        code = 0
+    except LoopError as exc:
+        print(exc, file=sys.stderr)
+        code = LOST if "\n" not in str(exc) else 1
+    except BaseException as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def child(folder, url, n, asked, disturb):
     """Runs the campaign in a process of its own; its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            moments = work(folder, url, n, asked)
-            (folder / "moments").write_text(str(moments))
-            code = 0
-        except LoopError as exc:
-            print(exc, file=sys.stderr)
-            code = LOST
-        except BaseException as exc:
-            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        finally:
-            os._exit(code)
+    pid = forked(lambda: work(folder, url, n, asked))
     disturb()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -139,8 +149,15 @@ def stored(url):
     return known
 
 
+def import_all(*more):
+    """What a campaign imports where it needs it, once for all lives."""
+    for name in ("faiss", "scipy.stats", "loop.report.collect", "loop.report.html", *more):
+        importlib.import_module(name)
+
+
 def main(folder, url, seed, kills):
     no_plots()
+    import_all()
     rng = random.Random(seed)
     asked = folder / "asked"
     ended, twice = [], 0

@@ -175,3 +175,16 @@ def test_a_lost_connection_says_that_the_same_command_goes_on(two_stores):
         store.set_project("c", "lost")
     store.set_project("c", "found again")
     assert store.project_id("c") == "found again"
+
+
+def test_a_server_that_lets_nobody_in_is_one_sentence(two_stores, request):
+    server = request.getfixturevalue("postgres")
+    store = two_stores[0]
+    store.close()
+    server.psql("alter database locks with allow_connections false;")
+    try:
+        with pytest.raises(StoreError, match=r"cannot be used: .*not currently accepting") as told:
+            writer(store, "c", "run").__enter__()
+        assert "\n" not in str(told.value)
+    finally:
+        server.psql("alter database locks with allow_connections true;")
