@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -17,14 +14,13 @@ from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Item, ItemKey, Review, Round, damaged, round_id
 from loop.chance import stream
 from loop.errors import ConfigError
-from loop.files import replacing
 from loop.llm.calibration import View, choose_view
 from loop.llm.states import KeptStates, StateFile, kept_states
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
-from strategies.pool import Pool
-
-Vectors = NDArray[np.float32]
+from loop.student.kept_vectors import item_embeddings, item_neighbours
+from strategies.needs import BY_NEIGHBOURS
+from strategies.pool import Neighbours, Pool, Vectors
 
 
 @dataclass(frozen=True)
@@ -54,11 +50,14 @@ def pool_arrays(
     unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
     needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
-    embeddings: NDArray[np.float32] | None = None
+    embeddings: Vectors | None = None
+    neighbours: Neighbours | None = None
     p_student: FloatArray | None = None
     states = KeptStates(None)
     if needs & {"embeddings", "p_student"}:
         embeddings = item_embeddings(ctx, items)
+    if BY_NEIGHBOURS & set(signals) and embeddings is not None and len(items) > 1:
+        neighbours = item_neighbours(ctx, items, embeddings)
     if "p_student" in needs and embeddings is not None:
         from strategies.signals.students import out_of_fold_probs
 
@@ -86,6 +85,7 @@ def pool_arrays(
         ),
         unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
         states=states.values,
+        neighbours=neighbours,
     )
     if "learned_error" in signals:
         from strategies.signals.students import gold_students
@@ -135,64 +135,6 @@ def llm_states(
         return KeptStates(None)
     file = StateFile.of(ctx.config.out, ctx.annotator.revision, variants[0].hash)
     return kept_states(file, [item.id for item in items], answered)
-
-
-def item_embeddings(ctx: Context, items: Sequence[Item | ItemKey]) -> Vectors:
-    """(n, d) embeddings of n items, kept in one file per encoder.
-
-    Texts that have come since the file was written are added to it. A file that is damaged is
-    computed again, and one that cannot be written is done without; both are said.
-
-    Raises:
-        StudentError: the encoder cannot be loaded.
-    """
-    key = hashlib.sha256(ctx.student.revision.encode()).hexdigest()[:16]
-    path = ctx.config.out / "cache" / f"embeddings-{key}.npz"
-    ids, vectors = _kept(ctx, path)
-    row = {item_id: i for i, item_id in enumerate(ids)}
-    missing = [item for item in items if item.id not in row]
-    if missing:
-        texts = ctx.store.texts([item.id for item in missing])
-        with ctx.show("Embedding the texts", len(missing)) as progress:
-            new = ctx.student.embed([texts[item.id] for item in missing], progress)
-        row |= {item.id: len(ids) + i for i, item in enumerate(missing)}
-        vectors = np.concatenate([vectors, new]) if len(ids) else new
-        _keep(ctx, path, list(row), vectors)
-    return vectors[[row[item.id] for item in items]]
-
-
-def _kept(ctx: Context, path: Path) -> tuple[list[str], Vectors]:
-    """Item ids and their embeddings in the file; nothing where there is no sound one."""
-    nothing: tuple[list[str], Vectors] = ([], np.empty((0, 0), dtype=np.float32))
-    if not path.exists():
-        return nothing
-    try:
-        # a zip file carries a checksum of each array
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            ids, vectors = arrays["ids"].astype(str).tolist(), arrays["embeddings"]
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
-        problem = "it is damaged"
-    else:
-        if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype != np.float32:
-            problem = f"it holds {vectors.dtype} of shape {vectors.shape} for {len(ids)} texts"
-        elif not np.isfinite(vectors).all():
-            problem = "not every number in it is finite"
-        else:
-            return ids, vectors
-    ctx.say(f"The embeddings kept in {path} cannot be used: {problem}. They are computed again.")
-    return nothing
-
-
-def _keep(ctx: Context, path: Path, ids: Sequence[str], vectors: Vectors) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            np.savez(file, ids=np.array(ids, dtype="S"), embeddings=vectors)
-    except OSError as exc:
-        ctx.say(
-            f"The embeddings cannot be kept in {path}: {exc.strerror or exc}. The campaign"
-            f" continues without; they are computed again when they are needed next."
-        )
 
 
 def suspicion_of(ctx: Context, round_: Round, items: Sequence[ItemKey]) -> FloatArray:

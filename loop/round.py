@@ -60,12 +60,12 @@ from loop.people.review_tasks import (
 from loop.pool_arrays import (
     audited,
     gold_classes,
-    item_embeddings,
     pool_arrays,
     suspicion_by,
     suspicion_of,
 )
 from loop.ports import FloatArray, ReviewTask
+from loop.student.kept_vectors import item_embeddings
 from loop.training_sets import (
     arms_of,
     fit_seeds,
@@ -379,7 +379,7 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
     mode = ctx.config.strategy.repair
     kept_out = held_out(ctx)
     later = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number > round_.number}
-    needs = () if mode == "keep" else ("student_disagreement",)
+    needs = () if mode == "keep" else ("student_disagreement", "knn_disagreement")
     # What measures accuracy may not reach the students by way of repair either.
     arrays = pool_arrays(ctx, round_, needs, hidden=kept_out | later)
     repaired = repair_labels(

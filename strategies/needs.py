@@ -26,3 +26,6 @@ NEEDS: dict[str, frozenset[str]] = {
 """What each strategy cannot do without: 'votes' (two or more prompt variants), 'embeddings',
 'p_student', 'off_label_mass', 'ordinal' (ordered classes). ``learned_error`` would run on less,
 but it is with these that it is worth having."""
+
+BY_NEIGHBOURS = frozenset({"knn_disagreement", "knn_label_std", "learned_error"})
+"""Strategies that read ``Pool.neighbours``, which are worth keeping from one to the next."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,41 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Vectors = NDArray[np.float32] | NDArray[np.float16]
+"""Embeddings or states; perhaps mapped from a file, so read them block by block."""
+
+ROWS_AT_ONCE = 4096  # of vectors; so many in float32 fit into the processor's cache
 
 
 def clip_unit(values: FloatArray) -> FloatArray:
     """The values, with those that rounding pushed out of [0, 1] put back on its edge."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float64)
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Rows 0 to n - 1, ``ROWS_AT_ONCE`` at a time."""
+    return (slice(start, min(start + ROWS_AT_ONCE, n)) for start in range(0, n, ROWS_AT_ONCE))
+
+
+def all_finite(vectors: Vectors) -> bool:
+    """Whether every number is finite."""
+    return all(bool(np.isfinite(vectors[block]).all()) for block in blocks(len(vectors)))
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest texts of each text.
+
+    Attributes:
+        group: (n,) group of each text, 0 to u - 1; texts with one embedding are one group.
+        rows: (u, c) int32 groups nearest to each group, itself among them, -1 where fewer were
+            found.
+        cosines: (u, c) float32, in falling order.
+    """
+
+    group: IntArray
+    rows: NDArray[np.int32]
+    cosines: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -25,7 +56,8 @@ class Pool:
         probs: (n, m, k) raw class probabilities of the LLM, rows sum to 1; a vote that was not
             taken is a row of NaN, and the first variant is always there.
         y_llm: (n,) the label that the LLM gives each item.
-        embeddings: (n, d) float32, or None where no strategy in use needs them.
+        embeddings: (n, d) float16 or float32, or None where no strategy in use needs them.
+        neighbours: those of ``find_neighbours``, where they are kept; None looks for them again.
         states: (n, d) float16 hidden states of the LLM, a row of NaN where there is none, or None.
         p_student: (s, n, k) out-of-fold class probabilities of s students, or None.
         p_gold: (v, n, k) out-of-fold class probabilities of v kinds of students that learned from
@@ -42,7 +74,7 @@ class Pool:
     probs: FloatArray
     y_llm: IntArray
     gold: IntArray
-    embeddings: NDArray[np.float32] | None = None
+    embeddings: Vectors | None = None
     p_student: FloatArray | None = None
     off_label_mass: FloatArray | None = None
     class_prior: FloatArray | None = None
@@ -51,6 +83,7 @@ class Pool:
     unsure: BoolArray | None = None
     states: NDArray[np.float16] | None = None
     p_gold: FloatArray | None = None
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         """Refuses arrays that do not fit together; see the attributes for what is allowed."""
@@ -72,8 +105,10 @@ class Pool:
         if self.embeddings is not None:
             if self.embeddings.ndim != 2 or len(self.embeddings) != n:
                 raise ValueError(f"embeddings must be ({n}, d), not {self.embeddings.shape}")
-            if not np.isfinite(self.embeddings).all():
+            if not all_finite(self.embeddings):
                 raise ValueError("embeddings must be finite")
+        if self.neighbours is not None and len(self.neighbours.group) != n:
+            raise ValueError(f"neighbours must be of {n} texts, not {len(self.neighbours.group)}")
         if self.states is not None and (self.states.ndim != 2 or len(self.states) != n):
             raise ValueError(f"states must be ({n}, d), not {self.states.shape}")
         if self.p_student is not None and self.p_student.shape[1:] != (n, k):

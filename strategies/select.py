@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.pool import FloatArray, IntArray
+from strategies.pool import FloatArray, IntArray, Vectors
 
 MOST_COMPARED = 4000  # candidates that are compared with one another, or 10 for each item drawn
 
@@ -42,7 +42,7 @@ def select_batch(
     rng: np.random.Generator,
     y_llm: IntArray | None = None,
     min_class_frac: float = 0.0,
-    embeddings: NDArray[np.float32] | None = None,
+    embeddings: Vectors | None = None,
     same_text: float | None = None,
     about: FloatArray | None = None,
     cover: bool = False,
@@ -258,7 +258,7 @@ def _preferred(
     *,
     y_llm: IntArray | None,
     min_class_frac: float,
-    embeddings: NDArray[np.float32] | None,
+    embeddings: Vectors | None,
     same_text: float | None,
 ) -> IntArray:
     """Places in ``ranked`` of the first n items of the order with quotas and spread.
@@ -281,8 +281,8 @@ def _preferred(
     if same_text is not None:
         if embeddings is None:
             raise ValueError("same_text needs embeddings")
-        length = np.linalg.norm(embeddings[ranked], axis=1, keepdims=True)
-        units = (embeddings[ranked] / np.maximum(length, 1e-12)).astype(np.float32)
+        units = embeddings[ranked].astype(np.float32)
+        units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
     # One queue per class, each in falling suspicion; `head` points at its next item.
     queues = {int(c): np.flatnonzero(classes == c) for c in np.unique(classes)}
     head = dict.fromkeys(queues, 0)

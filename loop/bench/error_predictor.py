@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from strategies.calibrate import inverse_probability
 from strategies.fuse import fuse_ranks, weighted_auroc
 from strategies.logistic import fit_logistic, logistic_probs
-from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
+from strategies.pool import BoolArray, FloatArray, IntArray, Pool, Vectors, clip_unit
 from strategies.signals.consistency import flip_rate, jensen_shannon
 from strategies.signals.learned_error import (
     BASE_ERROR,
@@ -110,7 +109,7 @@ def build_features(
     y_llm: IntArray,
     k: int,
     *,
-    embeddings: NDArray[np.float32] | None = None,
+    embeddings: Vectors | None = None,
     components: int = COMPONENTS,
 ) -> FloatArray:
     """Features of the error predictor: ranked signals, predicted class, what the text is about.

@@ -32,8 +32,8 @@ from loop.measure.held_out import Truth, truth_of
 from loop.measure.metric import one_class
 from loop.measure.stability import Difference, measure, paired_differences, recovered_share
 from loop.people.gold import people_alpha
-from loop.pool_arrays import item_embeddings
 from loop.ports import IntArray
+from loop.student.kept_vectors import item_embeddings
 from loop.training_sets import LabelSet, loop_labels, random_control, seeds_of
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from loop.files import write_whole
 from loop.llm.votes import read_votes
 from loop.measure.collapsed import measured_rounds
 from loop.measure.held_out import Truth, evaluation_items, truth_of
-from loop.pool_arrays import item_embeddings
 from loop.ports import Draws, FloatArray, IntArray, News, SeedResult, Student, TrainingSet
 from loop.student.frozen_student import FrozenStudent
+from loop.student.kept_vectors import item_embeddings
 from loop.student.nothing_learned import NothingLearned, answers_told, checked
 from loop.training_sets import LabelSet, advice, loop_labels
 

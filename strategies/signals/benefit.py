@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from strategies.pool import FloatArray, Pool, clip_unit
-from strategies.signals.neighbours import K_NEIGHBOURS, nearest, unit_rows
+from strategies.signals.neighbours import K_NEIGHBOURS, check_lengths, nearest
 from strategies.signals.uncertainty import entropy
 
 
@@ -34,8 +34,8 @@ def expected_benefit(pool: Pool, rng: np.random.Generator) -> FloatArray:
     k = min(K_NEIGHBOURS, pool.n - 1)
     if k < 1:
         return doubt
-    vectors = unit_rows(pool.embeddings, "expected_benefit")
-    cosines, rows = nearest(vectors, k + 1)
+    check_lengths(pool.embeddings, "expected_benefit")
+    cosines, rows = nearest(pool.embeddings, k + 1)
     others = (rows >= 0) & (rows != np.arange(pool.n)[:, None])
     n_near = np.maximum(others.sum(axis=1), 1)
     near = np.where(others, np.clip(cosines, 0.0, 1.0), 0.0).sum(axis=1) / n_near

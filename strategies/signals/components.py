@@ -2,17 +2,65 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
-from strategies.pool import FloatArray
+import numpy as np
+
+from strategies.pool import FloatArray, IntArray, Vectors, blocks
 
 LEADING = 4  # components whose mean variance sets the scale
 SPREAD_OVER = 16  # components that a random sample is spread over
-ROWS_AT_ONCE = 4096
+SEEN = 100_000  # texts that the directions are learned from, of more
 
 
-def leading_components(embeddings: NDArray[np.float32], count: int) -> FloatArray:
+@dataclass(frozen=True)
+class Directions:
+    """Where embeddings vary most.
+
+    Attributes:
+        mean: (d,) of the embeddings.
+        turn: (d, c) directions, most variance first; the mean variance along the first ``LEADING``
+            is 1.
+    """
+
+    mean: FloatArray
+    turn: FloatArray
+
+    def along(self, embeddings: Vectors) -> FloatArray:
+        """(n, c) components of n embeddings."""
+        out = np.empty((len(embeddings), self.turn.shape[1]))
+        for block in blocks(len(embeddings)):
+            out[block] = (embeddings[block] - self.mean) @ self.turn
+        return out
+
+
+def leading_directions(embeddings: Vectors, count: int) -> Directions:
+    """The directions of the principal components, of ``SEEN`` texts at random where there are more.
+
+    Args:
+        embeddings: (n, d) finite.
+        count: at most this many; fewer where the embeddings have fewer directions.
+    """
+    n, d = embeddings.shape
+    if n < 2:
+        return Directions(np.zeros(d), np.zeros((d, 0)))
+    seen: IntArray | slice = slice(None)
+    if n > SEEN:
+        seen = np.sort(np.random.default_rng(0).choice(n, SEEN, replace=False))
+    sample = embeddings[seen]
+    mean = sample.mean(axis=0, dtype=np.float64)
+    gram = np.zeros((d, d))
+    for block in blocks(len(sample)):  # in float64, without a second copy of all embeddings
+        centred = sample[block] - mean
+        gram += centred.T @ centred
+    variances, directions = np.linalg.eigh(gram / len(sample))
+    keep = np.argsort(-variances)[: min(count, n - 1)]
+    keep = keep[variances[keep] > 1e-9 * max(float(variances.max()), 1e-30)]
+    scale = np.sqrt(variances[keep[:LEADING]].mean()) if len(keep) else 1.0
+    return Directions(mean, directions[:, keep] / scale)
+
+
+def leading_components(embeddings: Vectors, count: int) -> FloatArray:
     """Principal components on one common scale, so that the first ones keep most of the variance.
 
     Args:
@@ -20,21 +68,7 @@ def leading_components(embeddings: NDArray[np.float32], count: int) -> FloatArra
         count: at most this many; fewer where the embeddings have fewer directions.
 
     Returns:
-        (n, c) centred; the mean variance of the first ``LEADING`` columns is 1.
+        (n, c) centred (nearly, where the directions are those of a sample); the mean variance of
+        the first ``LEADING`` columns is 1.
     """
-    n = len(embeddings)
-    if n < 2:
-        return np.zeros((n, 0))
-    mean = embeddings.mean(axis=0, dtype=np.float64)
-    chunks = [slice(start, start + ROWS_AT_ONCE) for start in range(0, n, ROWS_AT_ONCE)]
-    gram = np.zeros((len(mean), len(mean)))
-    for chunk in chunks:  # in float64, without a second copy of all embeddings
-        centred = embeddings[chunk] - mean
-        gram += centred.T @ centred
-    variances, directions = np.linalg.eigh(gram / n)
-    keep = np.argsort(-variances)[: min(count, n - 1)]
-    keep = keep[variances[keep] > 1e-9 * max(float(variances.max()), 1e-30)]
-    if not len(keep):
-        return np.zeros((n, 0))
-    turn = directions[:, keep] / np.sqrt(variances[keep[:LEADING]].mean())
-    return np.vstack([(embeddings[chunk] - mean) @ turn for chunk in chunks])
+    return leading_directions(embeddings, count).along(embeddings)

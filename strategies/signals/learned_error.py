@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from strategies.calibrate import batch_calibrate
 from strategies.fuse import fuse_ranks
-from strategies.pool import FloatArray, IntArray, Pool, clip_unit
-from strategies.signals.components import leading_components
+from strategies.pool import FloatArray, IntArray, Pool, Vectors, blocks, clip_unit
+from strategies.signals.components import Directions, leading_directions
 from strategies.signals.consistency import votes_against
 from strategies.signals.neighbours import disagreement, neighbour_evidence
 from strategies.signals.students import student_disagreement
@@ -119,15 +120,18 @@ def _posterior(
 ) -> FloatArray:
     """``class_posterior`` with the neighbours' evidence, which a pool without embeddings lacks."""
     experts, assumed = _experts(pool, evidence, also)
-    about: FloatArray = np.zeros((pool.n, 0))
+    seen = _Seen(experts, pool.y_llm)
     if pool.embeddings is not None and (pool.gold >= 0).any():
-        about = leading_components(pool.embeddings, RESIDUAL_COMPONENTS)
-    seen = _Seen(experts, pool.y_llm, about)
+        about = leading_directions(pool.embeddings, RESIDUAL_COMPONENTS)
+        seen = _Seen(experts, pool.y_llm, pool.embeddings, about)
     known = np.flatnonzero(pool.gold >= 0)
-    posterior = _opinions(_fit_opinions(seen.rows(known), pool.gold[known], assumed), seen)
+    theta = _fit_opinions(seen.rows(known), pool.gold[known], assumed)
+    posterior = np.empty((pool.n, pool.k))
+    for block in blocks(pool.n):
+        posterior[block] = _opinions(theta, seen.rows(block))
     if not len(known):
         return posterior
-    order = np.lexsort(np.round(experts[known].reshape(len(known), -1), 6).T[::-1])
+    order = np.lexsort(np.round(seen.rows(known).experts.reshape(len(known), -1), 6).T[::-1])
     fold_of = np.empty(len(known), dtype=np.int64)
     fold_of[order] = rng.permutation(np.arange(len(known)) % min(folds, len(known)))
     for fold in range(int(fold_of.max()) + 1):
@@ -138,29 +142,50 @@ def _posterior(
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the posterior is read from.
+class _Read:
+    """What the posterior of some rows is read from.
 
     Attributes:
-        experts: (n, k, e) log opinions.
-        y_llm: (n,).
-        about: (n, r) components of the embeddings.
+        experts: (r, k, e) log opinions.
+        y_llm: (r,).
+        about: (r, c) components of the embeddings.
     """
 
     experts: FloatArray
     y_llm: IntArray
     about: FloatArray
 
-    def rows(self, rows: IntArray) -> _Seen:
-        return _Seen(self.experts[rows], self.y_llm[rows], self.about[rows])
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the posterior is read from, row by row: all at once would take several times the room.
+
+    Attributes:
+        experts: (n, k) log opinions of each of e experts.
+        y_llm: (n,).
+        embeddings: (n, d), or None where what a text is about does not count.
+        about: the components that count.
+    """
+
+    experts: Sequence[FloatArray]
+    y_llm: IntArray
+    embeddings: Vectors | None = None
+    about: Directions | None = None
+
+    def rows(self, rows: IntArray | slice) -> _Read:
+        experts = np.stack([said[rows] for said in self.experts], axis=2)
+        about: FloatArray = np.zeros((len(experts), 0))
+        if self.embeddings is not None and self.about is not None:
+            about = self.about.along(self.embeddings[rows])
+        return _Read(experts, self.y_llm[rows], about)
 
 
 def _experts(
     pool: Pool, evidence: FloatArray | None, also: FloatArray | None
-) -> tuple[FloatArray, FloatArray]:
-    """(n, k, e) log opinions of e experts, and the (e,) slopes that are assumed of them."""
+) -> tuple[list[FloatArray], FloatArray]:
+    """(n, k) log opinions of each of e experts, and the (e,) slopes that are assumed of them."""
     calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
-    held = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
+    held: list[FloatArray] = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
     slopes = [0.3, float(np.log(4.0 * (pool.k - 1)))]
     if pool.p_student is not None:
         held.append(np.log(np.maximum(pool.p_student.mean(axis=0), 1e-3)))
@@ -173,10 +198,10 @@ def _experts(
         for said in () if opinions is None else opinions:
             held.append(np.log(np.maximum(said, 1e-3)))
             slopes.append(0.2)
-    return np.stack(held, axis=2), np.array(slopes)
+    return held, np.array(slopes)
 
 
-def _fit_opinions(seen: _Seen, gold: IntArray, assumed: FloatArray) -> FloatArray:
+def _fit_opinions(seen: _Read, gold: IntArray, assumed: FloatArray) -> FloatArray:
     """Slopes, class biases, confusions and head of most likelihood, held at what is assumed."""
     from scipy.optimize import minimize
 
@@ -203,7 +228,7 @@ def _fit_opinions(seen: _Seen, gold: IntArray, assumed: FloatArray) -> FloatArra
     return np.asarray(fit.x, dtype=np.float64)
 
 
-def _opinions(theta: FloatArray, seen: _Seen) -> FloatArray:
+def _opinions(theta: FloatArray, seen: _Read) -> FloatArray:
     k, e = seen.experts.shape[1:]
     slopes, bias, confusion, head = np.split(theta, np.cumsum([e, k, k * k]))
     logits = seen.experts @ slopes + bias + confusion.reshape(k, k)[seen.y_llm]

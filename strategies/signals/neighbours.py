@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.pool import FloatArray, IntArray, Pool, clip_unit
+from strategies.pool import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Neighbours,
+    Pool,
+    Vectors,
+    blocks,
+    clip_unit,
+)
 
 K_NEIGHBOURS = 10
 GOLD_WEIGHT = 3.0  # one gold neighbour speaks as loudly as three that only the LLM labelled
@@ -16,6 +25,7 @@ EXACT_UP_TO = 50_000  # exact search costs n^2; beyond this codes find 99 % of i
 ALL_CODES_UP_TO = 200_000  # codes cost n^2, too; beyond this only those of the nearest lists
 LISTS_PER_ROOT, LISTS_READ = 4, 64  # of 4 sqrt(n) lists, so many are read for each text
 LIST_SAMPLE, LIST_ROUNDS = 64, 8  # texts a list, and rounds, that its centre is learned from
+CODE_SAMPLE = 4096  # texts that codes are learned from
 PAIRED_FROM = 256  # dimensions from which two share a four-bit code
 SHORTLIST = 4  # of so many times k by their codes, the exact k best are taken
 SAME_TEXT = 0.999  # cosine from which two texts count as the same text
@@ -112,96 +122,161 @@ def unsure_neighbours(pool: Pool, rng: np.random.Generator) -> FloatArray:
     answered = np.flatnonzero((pool.gold >= 0) | unsure)
     if not unsure.any():
         return np.zeros(pool.n)
-    units = unit_rows(pool.embeddings, "unsure_neighbours")
-    index: Any = faiss.IndexFlatIP(units.shape[1])
-    index.add(units[answered])
-    _, nearest_rows = index.search(units, min(K_NEIGHBOURS + 1, len(answered)))
-    near = answered[nearest_rows]
-    other = near != np.arange(pool.n)[:, None]
-    other &= np.cumsum(other, axis=1) <= K_NEIGHBOURS
-    heard = other.sum(axis=1)
-    share = (unsure[near] & other).sum(axis=1) / np.maximum(heard, 1)
-    return np.asarray(share, dtype=np.float64)
+    check_lengths(pool.embeddings, "unsure_neighbours")
+    index: Any = faiss.IndexFlatIP(pool.embeddings.shape[1])
+    index.add(_units(pool.embeddings[answered]))
+    share = np.zeros(pool.n)
+    for block in blocks(pool.n):
+        units = _units(pool.embeddings[block])
+        _, nearest_rows = index.search(units, min(K_NEIGHBOURS + 1, len(answered)))
+        near = answered[nearest_rows]
+        other = near != np.arange(block.start, block.stop)[:, None]
+        other &= np.cumsum(other, axis=1) <= K_NEIGHBOURS
+        heard = other.sum(axis=1)
+        share[block] = (unsure[near] & other).sum(axis=1) / np.maximum(heard, 1)
+    return share
 
 
-def same_embedding(embeddings: NDArray[np.float32] | NDArray[np.float16]) -> IntArray:
+def same_embedding(embeddings: Vectors) -> IntArray:
     """Groups rows that are equal up to rounding: (n,) group of each row, 0 to groups - 1.
 
-    Groups are numbered by content, not by position.
+    Groups are numbered by content, not by position. Rows are told apart by 128 bits of a hash of
+    each number's share of the row's largest, to five digits.
+
+    Source: Carter and Wegman 1979, universal hashing.
     """
-    scale = np.float32(np.abs(embeddings).max() if embeddings.size else 1.0) or np.float32(1.0)
-    rows: list[bytes] = []
-    for start in range(0, len(embeddings), 4096):  # a part fits into the processor's cache
-        part = embeddings[start : start + 4096].astype(np.float32) / scale
-        np.round(part, 5, out=part)
-        part += 0.0  # no negative zero
-        rows += [row.tobytes() for row in part]
-    # A hash table finds equal rows; only the distinct ones are sorted.
-    place = {row: group for group, row in enumerate(sorted(set(rows)))}
-    return np.array([place[row] for row in rows], dtype=np.int64)
+    n, d = embeddings.shape
+    factors = np.random.default_rng(0).integers(0, 2**64, size=(2, d), dtype=np.uint64)
+    factors |= np.uint64(1)
+    hashes = np.empty((2, n), dtype=np.uint64)
+    for block in blocks(n):
+        rows = embeddings[block].astype(np.float32)
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        rows *= np.divide(1e5, largest, out=np.zeros_like(largest), where=largest > 0)
+        whole = np.rint(rows).astype(np.int64).view(np.uint64)
+        for half, factor in zip(hashes, factors, strict=True):
+            half[block] = np.einsum("nd,d->n", whole, factor)  # modulo 2^64
+    order = np.lexsort(hashes)
+    ordered = hashes[:, order]
+    new = np.ones(n, dtype=np.int64)
+    new[1:] = (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)
+    group = np.empty(n, dtype=np.int64)
+    group[order] = np.cumsum(new) - 1
+    return group
 
 
-def unit_rows(embeddings: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def unit_rows(embeddings: Vectors, name: str) -> NDArray[np.float32]:
     """Rows scaled to length 1, so that inner products are cosines.
 
     Raises:
         ValueError: a row has length zero.
     """
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if (length == 0).any():
-        zero = int((length == 0).sum())
+    check_lengths(embeddings, name)
+    return _units(embeddings)
+
+
+def _units(embeddings: Vectors) -> NDArray[np.float32]:
+    rows = embeddings.astype(np.float32)
+    rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    return rows
+
+
+def check_lengths(embeddings: Vectors, name: str) -> None:
+    """Refuses rows that are all zero, which have no cosine with any other.
+
+    Raises:
+        ValueError: a row has length zero.
+    """
+    zero = sum(int((~embeddings[block].any(axis=1)).sum()) for block in blocks(len(embeddings)))
+    if zero:
         raise ValueError(f"{name} needs embeddings, but {zero} rows are all zero")
-    return np.ascontiguousarray(embeddings / length, dtype=np.float32)
 
 
 def nearest(
-    vectors: NDArray[np.float32],
+    vectors: Vectors,
     k: int,
     *,
+    rows: IntArray | None = None,
     exact_up_to: int = EXACT_UP_TO,
     all_codes_up_to: int = ALL_CODES_UP_TO,
-) -> tuple[NDArray[np.float32], IntArray]:
-    """The k rows of largest inner product with each row, itself among them.
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The k rows of largest cosine with each row, itself among them.
 
-    Beyond ``exact_up_to`` every vector is compared by its four-bit codes, and a shortlist exactly;
-    beyond ``all_codes_up_to`` only vectors of the lists whose centres are nearest.
+    Beyond ``exact_up_to`` every vector is compared by its four-bit codes, and a shortlist in
+    float16; beyond ``all_codes_up_to`` only vectors of the lists whose centres are nearest. No copy
+    of all vectors in float32 is made.
 
     Args:
-        vectors: (n, d), rows of length 1.
+        vectors: (n, d), no row all zero.
         k: at most n.
+        rows: the u rows that there are to find, in any order; None for all.
         exact_up_to: largest n that is searched exactly.
         all_codes_up_to: largest n of which all codes are read.
 
     Returns:
-        Cosines (n, k) in falling order, and rows (n, k), -1 where fewer were found.
+        Cosines (u, k) in falling order, and places (u, k) in ``rows``, -1 where fewer were found.
     Source: Johnson et al. 2019, FAISS; Andre et al. 2015, scanning codes in registers; Jegou et
         al. 2011, inverted lists.
     """
     import faiss
 
-    n, d = vectors.shape
-    index: Any = faiss.IndexFlatIP(d)
-    if n > exact_up_to:
-        each = 2 if d >= PAIRED_FROM else 1
-        if d % each:
-            vectors = np.pad(vectors, ((0, 0), (0, 1)))  # zeros change no inner product
-        wide = vectors.shape[1]
+    d = vectors.shape[1]
+    n = len(vectors) if rows is None else len(rows)
+    each = 2 if d >= PAIRED_FROM else 1
+    wide = d if n <= exact_up_to else -(-d // each) * each
+
+    def units(chosen: slice | IntArray) -> NDArray[np.float32]:
+        part = _units(vectors[chosen] if rows is None else vectors[rows[chosen]])
+        if wide > d:  # zeros change no inner product
+            part = np.pad(part, ((0, 0), (0, wide - d)))
+        return part
+
+    index: Any
+    if n <= exact_up_to:
+        index = faiss.IndexFlatIP(d)
+    else:
         code = wide // each, 4, faiss.METRIC_INNER_PRODUCT
+        learned_from = CODE_SAMPLE
         coded: Any
         if n > all_codes_up_to:
             lists = min(round(LISTS_PER_ROOT * n**0.5), n // LIST_SAMPLE)
+            learned_from = max(learned_from, lists * LIST_SAMPLE)
             centres = faiss.IndexFlatIP(wide)
             coded = faiss.IndexIVFPQFastScan(centres, wide, lists, *code)
             coded.cp.max_points_per_centroid, coded.cp.niter = LIST_SAMPLE, LIST_ROUNDS
             coded.nprobe = min(LISTS_READ, lists)
         else:
             coded = faiss.IndexPQFastScan(wide, *code)
-        index = faiss.IndexRefineFlat(coded)
+        half = faiss.ScalarQuantizer.QT_fp16
+        exactly = faiss.IndexScalarQuantizer(wide, half, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexRefine(coded, exactly)
         index.k_factor = SHORTLIST
-        index.train(vectors)
-    index.add(vectors)
-    cosines, rows = index.search(vectors, k)
-    return cosines, rows.astype(np.int64)
+        rng = np.random.default_rng(0)
+        index.train(units(np.sort(rng.choice(n, min(n, learned_from), replace=False))))
+    for block in blocks(n):
+        index.add(units(block))
+    cosines = np.empty((n, k), dtype=np.float32)
+    places = np.empty((n, k), dtype=np.int32)
+    for block in blocks(n):
+        cosines[block], places[block] = index.search(units(block), k)
+    return cosines, places
+
+
+def find_neighbours(embeddings: Vectors, name: str) -> Neighbours:
+    """The neighbours that ``neighbour_evidence`` listens to.
+
+    Args:
+        embeddings: (n, d), n >= 2.
+        name: what needs them.
+
+    Raises:
+        ValueError: an embedding of length zero.
+    """
+    check_lengths(embeddings, name)
+    group = same_embedding(embeddings)
+    _, first = np.unique(group, return_index=True)
+    cosines, rows = nearest(embeddings, min(len(first), K_NEIGHBOURS + SPARE + 1), rows=first)
+    return Neighbours(group, rows, cosines)
 
 
 @dataclass(frozen=True)
@@ -226,25 +301,20 @@ def neighbour_evidence(pool: Pool, name: str) -> FloatArray:
     n, k = pool.n, pool.k
     if n < 2:
         return np.zeros((n, k))
-    units = unit_rows(pool.embeddings, name)
-    groups = _group(pool, same_embedding(units))
+    neighbours = pool.neighbours or find_neighbours(pool.embeddings, name)
+    groups = _group(pool, neighbours.group)
     evidence = _own_group_evidence(pool, groups)
-    _, first = np.unique(groups.of, return_index=True)
-    count = min(len(first), K_NEIGHBOURS + SPARE + 1)
-    units = units[first]  # lets go of the others before the search takes its own copy
-    cosines, neighbours = nearest(units, count)
     speaks_gold = groups.gold.sum(axis=1) > 0
     gold_share = groups.gold / np.maximum(groups.gold.sum(axis=1, keepdims=True), 1.0)
     voice = np.where(speaks_gold[:, None], GOLD_WEIGHT * gold_share, groups.llm)
     # Neighbours of a group are shared by its members; what differs is each member's own label.
-    near, cosine = neighbours[groups.of], cosines[groups.of]
     heard = np.zeros(n)
-    for j in range(count):
-        other = near[:, j]
-        usable = (other >= 0) & (other != groups.of) & (heard < K_NEIGHBOURS)
+    for j in range(neighbours.rows.shape[1]):
+        other = neighbours.rows[groups.of, j]
+        usable: BoolArray = (other >= 0) & (other != groups.of) & (heard < K_NEIGHBOURS)
         says = np.where(usable[:, None], voice[np.maximum(other, 0)], 0.0)
-        echo = usable & (cosine[:, j] > SAME_TEXT) & ~speaks_gold[np.maximum(other, 0)]
-        rows = np.flatnonzero(echo)
+        near = neighbours.cosines[groups.of, j] > SAME_TEXT
+        rows = np.flatnonzero(usable & near & ~speaks_gold[np.maximum(other, 0)])
         says[rows, pool.y_llm[rows]] = 0.0
         evidence += says
         heard += says.sum(axis=1) > 0

@@ -7,12 +7,21 @@ a head that never saw the item's own label, nor that of another item with the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
+from strategies.pool import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Pool,
+    Vectors,
+    all_finite,
+    blocks,
+    clip_unit,
+)
 from strategies.signals.consistency import class_counts, count_entropy
 from strategies.signals.neighbours import same_embedding
 from strategies.threads import one_blas_thread
@@ -29,10 +38,35 @@ TRACE = 1e-6  # no class is ever given exactly zero
 
 
 @dataclass(frozen=True)
-class _Training:
-    """Standardised features (n, d + 1), soft labels (n, k) and weights (n,)."""
+class _Features:
+    """Standardised dimensions and a constant one, made from the embeddings as they are needed.
 
-    features: NDArray[np.float32]
+    Attributes:
+        embeddings: (n, d).
+        mean, scale: (d,) of the dimensions.
+        basis: (d, r) directions that are told apart, or None for all dimensions.
+    """
+
+    embeddings: Vectors
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    basis: NDArray[np.float32] | None = None
+
+    def of(self, rows: IntArray | slice) -> NDArray[np.float32]:
+        """(rows, d + 1) or, with a basis, (rows, r + 1)."""
+        centred = self.embeddings[rows].astype(np.float32)
+        centred -= self.mean
+        centred /= self.scale
+        if self.basis is not None:
+            centred = centred @ self.basis
+        return np.hstack([centred, np.ones((len(centred), 1), dtype=np.float32)])
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Features of n texts, soft labels (n, k) and weights (n,)."""
+
+    features: _Features
     target: FloatArray
     weight: FloatArray
 
@@ -103,9 +137,9 @@ def gold_students(pool: Pool, *, rng: np.random.Generator) -> FloatArray | None:
     return np.stack(said) if said else None
 
 
-def views_of(pool: Pool) -> list[NDArray[np.float32] | NDArray[np.float16]]:
+def views_of(pool: Pool) -> list[Vectors]:
     """What students can read a text by: its embedding, and the LLM's states if there are any."""
-    views: list[NDArray[np.float32] | NDArray[np.float16]] = []
+    views: list[Vectors] = []
     if pool.embeddings is not None:
         views.append(pool.embeddings)
     if pool.states is not None:
@@ -115,11 +149,15 @@ def views_of(pool: Pool) -> list[NDArray[np.float32] | NDArray[np.float16]]:
 
 def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16]:
     """The states, the mean of all where a text has none."""
-    lacking = np.isnan(states).any(axis=1)
+    n, d = states.shape
+    lacking, total = np.zeros(n, dtype=np.bool_), np.zeros(d)
+    for block in blocks(n):
+        lacking[block] = np.isnan(states[block]).any(axis=1)
+        total += states[block][~lacking[block]].sum(axis=0, dtype=np.float64)
     if not lacking.any():
         return states
     filled = states.copy()
-    filled[lacking] = 0.0 if lacking.all() else states[~lacking].mean(axis=0, dtype=np.float64)
+    filled[lacking] = total / max(int((~lacking).sum()), 1)
     return filled
 
 
@@ -133,7 +171,7 @@ class _Sample:
 
 @one_blas_thread
 def out_of_fold_probs(
-    embeddings: NDArray[np.float32] | NDArray[np.float16],
+    embeddings: Vectors,
     y: IntArray | FloatArray,
     weight: FloatArray,
     k: int,
@@ -173,22 +211,27 @@ def out_of_fold_probs(
     n_folds = min(folds, int(group.max()) + 1)
     if n_folds < 2:
         raise ValueError("out_of_fold_probs needs at least two distinct texts")
-    features = _in_span(_standardise(embeddings), np.flatnonzero(weight > 0))
+    features = _in_span(_standardised(embeddings), np.flatnonzero(weight > 0))
     label, data = target.argmax(axis=1), _Training(features, target, weight)
     penalty = _choose_penalty(data, _stratified_folds(label, group, n_folds, rng), rng)
-    samples, judged = [], []
+    samples, fold_of = [], []
     for s in range(seeds):
-        fold_of = _stratified_folds(label, group, n_folds, rng)
+        fold_of.append(_stratified_folds(label, group, n_folds, rng))
         for fold in range(n_folds):
-            rows = _training_rows(data, fold_of != fold, rng)
+            rows = _training_rows(data, fold_of[s] != fold, rng)
             boot = weight[rows] * rng.gamma(BOOTSTRAP_SHAPE, size=len(rows))
             samples.append(_Sample(rows, boot))
-            judged.append((s, np.flatnonzero(fold_of == fold)))
+    heads = _fit_heads(data, samples, [penalty]).reshape(seeds, n_folds, -1, k)
     out = np.empty((seeds, n, k))
-    for (s, held_out), head in zip(judged, _fit_heads(data, samples, [penalty]), strict=True):
-        out[s, held_out] = _softmax(features[held_out] @ head[0])
-    traced: FloatArray = np.maximum(out, TRACE)
-    return np.asarray(traced / traced.sum(axis=2, keepdims=True), dtype=np.float64)
+    for block in blocks(n):
+        seen = features.of(block)
+        for s in range(seeds):
+            for fold in range(n_folds):
+                held_out = np.flatnonzero(fold_of[s][block] == fold)
+                probs = np.maximum(_softmax(seen[held_out] @ heads[s, fold]), TRACE)
+                out[s, block.start + held_out] = probs
+    out /= out.sum(axis=2, keepdims=True)
+    return out
 
 
 def _second_moment(features: NDArray[np.float32], weight: FloatArray) -> NDArray[np.float32]:
@@ -222,7 +265,7 @@ def _fit_side_by_side(
     moves no further is done and leaves the products.
     """
     rows = np.unique(np.concatenate([sample.rows for sample in samples]))
-    features = data.features[rows]
+    features = data.features.of(rows)
     labels = data.target[rows].astype(np.float32)
     n, d, k = len(rows), features.shape[1], labels.shape[1]
     weight = np.zeros((len(samples), n))
@@ -284,8 +327,9 @@ def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator
         judged.append(_training_rows(data, fold_of == fold, rng, may_be_empty=True))
     losses = np.zeros(len(PENALTIES))
     for rows, heads in zip(judged, _fit_heads(data, samples, PENALTIES), strict=True):
+        seen = data.features.of(rows)
         for i, head in enumerate(heads):
-            probs = np.maximum(_softmax(data.features[rows] @ head), TRACE)
+            probs = np.maximum(_softmax(seen @ head), TRACE)
             loss = (data.target[rows] * -np.log(probs)).sum(axis=1)
             losses[i] += float((data.weight[rows] * loss).sum())
     return PENALTIES[int(np.argmin(losses))]
@@ -303,33 +347,32 @@ def _training_rows(
     return rows
 
 
-def _standardise(
-    embeddings: NDArray[np.float32] | NDArray[np.float16],
-) -> NDArray[np.float32]:
-    """(n, d + 1) standardised dimensions and a constant one; one copy, however many texts."""
+def _standardised(embeddings: Vectors) -> _Features:
+    """The features of n embeddings (n, d)."""
     n, d = embeddings.shape
-    out = np.ones((n, d + 1), dtype=np.float32)
-    centred = out[:, :d]
-    centred[:] = embeddings
-    centred -= centred.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = np.sqrt(np.einsum("nd,nd->d", centred, centred, dtype=np.float64) / n)
+    mean, variance = np.zeros(d), np.zeros(d)
+    for block in blocks(n):
+        mean += embeddings[block].sum(axis=0, dtype=np.float64) / n
+    for block in blocks(n):
+        centred = embeddings[block].astype(np.float32) - mean.astype(np.float32)
+        variance += np.einsum("nd,nd->d", centred, centred, dtype=np.float64) / n
+    scale = np.sqrt(variance)
     # Some encoders have constant dimensions: rounding noise must not be blown up to variance 1.
     floor = 1e-3 * float(np.median(scale)) + 1e-12
-    centred /= np.maximum(scale, floor).astype(np.float32)
-    return out
+    held = np.maximum(scale, floor).astype(np.float32)
+    return _Features(embeddings, mean.astype(np.float32), held)
 
 
-def _in_span(features: NDArray[np.float32], rows: IntArray) -> NDArray[np.float32]:
+def _in_span(features: _Features, rows: IntArray) -> _Features:
     """The features in a basis of what the rows span, where that has fewer dimensions.
 
     A head with a penalty on its squares has no part outside the span of the rows that it learns
     from, so that the answer is the same; with a hundred gold labels it comes many times as fast.
     """
-    d = features.shape[1] - 1
-    if len(rows) >= d:
+    if len(rows) >= features.embeddings.shape[1]:
         return features
-    basis, _ = np.linalg.qr(features[rows, :d].T)
-    return np.hstack([features[:, :d] @ basis, features[:, d:]])
+    basis, _ = np.linalg.qr(features.of(rows)[:, :-1].T)
+    return replace(features, basis=basis)
 
 
 def _stratified_folds(
@@ -362,7 +405,7 @@ def _one_hot(y: IntArray | FloatArray, n: int, k: int) -> FloatArray:
 
 
 def _check(
-    embeddings: NDArray[np.float32] | NDArray[np.float16],
+    embeddings: Vectors,
     weight: FloatArray,
     *,
     seeds: int,
@@ -371,7 +414,7 @@ def _check(
     n = len(embeddings)
     if embeddings.ndim != 2 or not n:
         raise ValueError(f"embeddings must be (n, d) with n > 0, not {embeddings.shape}")
-    if not np.isfinite(embeddings).all():
+    if not all_finite(embeddings):
         raise ValueError("embeddings must be finite")
     if weight.shape != (n,) or not (weight >= 0).all():
         raise ValueError(f"weight must be ({n},) and >= 0, not {weight.shape}")

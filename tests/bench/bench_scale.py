@@ -235,7 +235,7 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
     from loop import pool_arrays
     from loop.measure import round_metrics
     from loop.student.frozen_student import FrozenHeads
-    from strategies.signals import students
+    from strategies.signals import neighbours, students
 
     with (
         mock.patch.object(FrozenHeads, "probs", timed(FrozenHeads.probs)),
@@ -245,6 +245,7 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
             gold_students=timed(students.gold_students),
         ),
         mock.patch.multiple(stages, **{name: timed(getattr(stages, name)) for name in TIMED}),
+        mock.patch.object(neighbours, "find_neighbours", timed(neighbours.find_neighbours)),
         mock.patch.object(pool_arrays, "choose_view", timed(pool_arrays.choose_view)),
         mock.patch.object(round_metrics, "_measured", timed(round_metrics._measured)),
     ):

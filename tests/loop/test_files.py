@@ -22,9 +22,9 @@ from loop.files import (
     replacing_text,
     write_whole,
 )
-from loop.pool_arrays import item_embeddings
 from loop.round import run_round
 from loop.serve.tokens import save_state
+from loop.student.kept_vectors import item_embeddings
 from tests.support.campaigns import make
 
 ROOT = Path(__file__).parents[2]

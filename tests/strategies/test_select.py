@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.select import audit_design, select_batch, spread_sample
+from strategies.signals import components
+from strategies.signals.components import leading_components
 
 
 @st.composite
@@ -266,3 +268,16 @@ def test_wrong_input_is_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         select_batch(**(given_ | change))
+
+
+def test_components_of_very_many_texts_are_those_of_a_sample(monkeypatch):
+    rng = np.random.default_rng(0)
+    embeddings = (rng.normal(size=(6000, 12)) * 0.6 ** np.arange(12)).astype(np.float16)
+    whole = leading_components(embeddings, 4)
+    np.testing.assert_allclose(whole.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(whole.var(axis=0).mean(), 1)
+    monkeypatch.setattr(components, "SEEN", 2000)
+    sampled = leading_components(embeddings, 4)
+    assert not np.array_equal(sampled, whole)
+    along = np.abs(np.corrcoef(sampled.T, whole.T)[:4, 4:].diagonal())
+    assert along.min() > 0.99

@@ -115,16 +115,17 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole():
 def test_the_head_agrees_with_a_reference_solver():
     from sklearn.linear_model import LogisticRegression
 
-    from strategies.signals.students import _fit_heads, _Sample, _softmax, _standardise, _Training
+    from strategies.signals.students import _fit_heads, _Sample, _softmax, _standardised, _Training
 
     embeddings, truth, _ = texts()
-    features = _standardise(embeddings)
+    features = _standardised(embeddings)
     data = _Training(features, np.eye(3)[truth], np.ones(300))
     [[head]] = _fit_heads(data, [_Sample(np.arange(300), np.ones(300))], [0.1])
     reference = LogisticRegression(C=1 / (0.1 * 300), tol=1e-8, max_iter=1000)
-    reference.fit(features[:, :-1], truth)
-    expected = reference.predict_proba(features[:, :-1])
-    np.testing.assert_allclose(_softmax(features @ head), expected, atol=0.02)
+    seen = features.of(slice(None))
+    reference.fit(seen[:, :-1], truth)
+    expected = reference.predict_proba(seen[:, :-1])
+    np.testing.assert_allclose(_softmax(seen @ head), expected, atol=0.02)
 
 
 def test_heads_side_by_side_are_those_that_learn_one_by_one(monkeypatch):

@@ -1,0 +1,207 @@
+"""Embeddings of texts and their nearest neighbours, kept beside the store in a file per encoder.
+
+Embeddings are kept in float16 and mapped, not read, into memory: whoever works with them reads them
+block by block. A file is replaced, never changed, so that a mapping stays as it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loop.campaign.context import Context
+from loop.campaign.tables import Item, ItemKey
+from loop.files import replacing
+from strategies.pool import IntArray, Neighbours, Vectors, all_finite, blocks
+
+EMBEDDED_AT_ONCE = 50_000  # texts whose embeddings are in memory in float32
+LARGEST = float(np.finfo(np.float16).max)
+SEARCH = 1  # raise it when another search would find other neighbours
+
+Half = NDArray[np.float16]
+Ids = NDArray[np.bytes_]
+
+
+def item_embeddings(ctx: Context, items: Sequence[Item | ItemKey]) -> Half:
+    """(n, d) embeddings of n items; read only, where they are mapped.
+
+    Texts that have come since the file was written are added to it. A file that is damaged is
+    computed again, and one that cannot be written is done without; both are said.
+
+    Raises:
+        StudentError: the encoder cannot be loaded.
+    """
+    path = _path(ctx, "embeddings")
+    wanted = _ids(items)
+    ids, vectors = _kept_embeddings(ctx, path)
+    missing = wanted[_places(ids, wanted) < 0]
+    if len(missing):
+        new = _embedded(ctx, missing)
+        ids = np.concatenate([ids, missing])
+        vectors = np.concatenate([vectors, new]) if len(vectors) else new
+        if _keep(ctx, path, "embeddings", ids=ids, embeddings=vectors):
+            ids, vectors = _kept_embeddings(ctx, path)
+    place = _places(ids, wanted)
+    first = int(place[0]) if len(place) else 0
+    if np.array_equal(place, np.arange(first, first + len(place))):
+        return vectors[first : first + len(place)]  # no copy
+    return vectors[place]
+
+
+def item_neighbours(
+    ctx: Context, items: Sequence[Item | ItemKey], embeddings: Vectors
+) -> Neighbours:
+    """The neighbours of n > 1 items, kept for as long as the texts stay the same.
+
+    Args:
+        embeddings: (n, d) of the items.
+
+    Raises:
+        ValueError: an embedding of length zero.
+    """
+    from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, find_neighbours
+
+    path = _path(ctx, "neighbours")
+    said = f"{SEARCH} {K_NEIGHBOURS + SPARE} {embeddings.shape}".encode()
+    texts = np.frombuffer(hashlib.sha256(said + _ids(items).tobytes()).digest(), dtype=np.uint8)
+    kept = _kept(ctx, path, "neighbours", ("texts", "group", "rows", "cosines"))
+    if kept and np.array_equal(kept["texts"], texts):
+        group = np.asarray(kept["group"], dtype=np.int64)
+        return Neighbours(group, kept["rows"], kept["cosines"])
+    neighbours = find_neighbours(embeddings, "item_neighbours")
+    _keep(
+        ctx,
+        path,
+        "neighbours",
+        texts=texts,
+        group=neighbours.group.astype(np.int32),
+        rows=neighbours.rows,
+        cosines=neighbours.cosines,
+    )
+    return neighbours
+
+
+def _path(ctx: Context, of_what: str) -> Path:
+    key = hashlib.sha256(ctx.student.revision.encode()).hexdigest()[:16]
+    return ctx.config.out / "cache" / f"{of_what}-{key}.npz"
+
+
+def _ids(items: Sequence[Item | ItemKey]) -> Ids:
+    return np.array([item.id for item in items], dtype="S")
+
+
+def _places(ids: Ids, wanted: Ids) -> IntArray:
+    """(n,) place of each wanted id among the ids, -1 where it is not among them."""
+    n = len(wanted)
+    if np.array_equal(ids[:n], wanted):
+        return np.arange(n)
+    if not len(ids):
+        return np.full(n, -1)
+    order = np.argsort(ids)
+    at = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
+    return np.where(ids[at] == wanted, at, -1)
+
+
+def _embedded(ctx: Context, ids: Ids) -> Half:
+    """(n, d) embeddings of n texts, computed now."""
+    out = np.empty((0, 0), dtype=np.float16)
+    with ctx.show("Embedding the texts", len(ids)) as progress:
+        for start in range(0, len(ids), EMBEDDED_AT_ONCE):
+            chunk = ids[start : start + EMBEDDED_AT_ONCE].astype(str).tolist()
+            texts = ctx.store.texts(chunk)
+            vectors = ctx.student.embed([texts[item_id] for item_id in chunk], progress)
+            if not start:
+                out = np.empty((len(ids), vectors.shape[1]), dtype=np.float16)
+            out[start : start + len(chunk)] = _half(vectors)
+    return out
+
+
+def _half(vectors: NDArray[np.float32]) -> Half:
+    return np.clip(vectors, -LARGEST, LARGEST).astype(np.float16)
+
+
+def _kept_embeddings(ctx: Context, path: Path) -> tuple[Ids, Half]:
+    """Item ids and their embeddings in the file; nothing where there is no sound one."""
+    nothing = np.empty(0, dtype="S1"), np.empty((0, 0), dtype=np.float16)
+    kept = _kept(ctx, path, "embeddings", ("ids", "embeddings"))
+    if not kept:
+        return nothing
+    ids, vectors = np.array(kept["ids"], dtype="S"), kept["embeddings"]
+    if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype not in ("<f2", "<f4"):
+        problem = f"it holds {vectors.dtype} of shape {vectors.shape} for {len(ids)} texts"
+    elif not all_finite(vectors):
+        problem = "not every number in it is finite"
+    elif vectors.dtype == np.float16:
+        return ids, vectors
+    else:  # as earlier versions kept them
+        out = np.empty(vectors.shape, dtype=np.float16)
+        for block in blocks(len(vectors)):
+            out[block] = _half(vectors[block])
+        return ids, out
+    _say_unusable(ctx, path, "embeddings", problem)
+    return nothing
+
+
+def _kept(
+    ctx: Context, path: Path, what: str, names: tuple[str, ...]
+) -> dict[str, NDArray[Any]] | None:
+    """The arrays of a file, mapped; None where there is no sound one."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file:
+            return {name: _mapped(file, name) for name in names}
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        _say_unusable(ctx, path, what, "it is damaged")
+        return None
+
+
+def _mapped(file: IO[bytes], name: str) -> NDArray[Any]:
+    """An array of an .npz file that is not compressed, once its checksum is found right.
+
+    Raises:
+        ValueError, KeyError, EOFError, zipfile.BadZipFile: there is no such array.
+    """
+    form: Any = np.lib.format
+    with zipfile.ZipFile(file) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        with archive.open(info) as member:
+            if form.read_magic(member) != (1, 0):
+                raise ValueError(f"the array {name} is of another version of numpy's format")
+            shape, fortran, dtype = form.read_array_header_1_0(member)
+            head = member.tell()
+            while member.read(1 << 20):  # to the end, where the checksum is compared
+                pass
+    file.seek(info.header_offset)
+    local = file.read(30)
+    lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+    if fortran or dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"the array {name} is not kept as goldloop keeps it")
+    if 0 in shape:
+        return np.empty(shape, dtype=dtype)
+    begins = info.header_offset + len(local) + lengths + head
+    return np.asarray(np.memmap(file, dtype, "r", begins, shape))
+
+
+def _say_unusable(ctx: Context, path: Path, what: str, problem: str) -> None:
+    ctx.say(f"The {what} kept in {path} cannot be used: {problem}. They are computed again.")
+
+
+def _keep(ctx: Context, path: Path, what: str, **arrays: NDArray[Any]) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    except OSError as exc:
+        ctx.say(
+            f"The {what} cannot be kept in {path}: {exc.strerror or exc}. The campaign continues"
+            " without; they are computed again when they are needed next."
+        )
+        return False
+    return True

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+
+from loop.pool_arrays import pool_arrays
+from loop.round import run_round
+from loop.student import kept_vectors
+from loop.student.kept_vectors import item_embeddings, item_neighbours
+from strategies.signals.neighbours import find_neighbours
+from tests.support.campaigns import make
+from tests.support.fakes import CentroidStudent
+
+
+def _files(ctx, of_what):
+    return list((ctx.config.out / "cache").glob(f"{of_what}-*.npz"))
+
+
+def test_embeddings_are_mapped_in_float16_and_files_in_float32_are_read(tmp_path, monkeypatch):
+    ctx = make(tmp_path)
+    run_round(ctx)
+    said = []
+    ctx.say = said.append
+    items = ctx.store.items("c", "pool")
+    right = CentroidStudent().embed([item.text for item in items]).astype(np.float16)
+    mapped = item_embeddings(ctx, items)
+    np.testing.assert_array_equal(mapped, right)
+    assert mapped.dtype == np.float16
+    assert not mapped.flags.writeable  # the file itself, not a copy
+    assert not mapped[3:7].flags.owndata
+    np.testing.assert_array_equal(item_embeddings(ctx, items[::-1]), right[::-1])
+
+    (path,) = _files(ctx, "embeddings")
+    ids = np.array([item.id for item in items], dtype="S")
+    path.unlink()  # it is mapped
+    np.savez(path, ids=ids, embeddings=right.astype(np.float32))
+    np.testing.assert_array_equal(item_embeddings(ctx, items), right)
+    assert not said
+
+    path.unlink()
+    monkeypatch.setattr(kept_vectors, "EMBEDDED_AT_ONCE", 7)
+    np.testing.assert_array_equal(item_embeddings(ctx, items), right)
+    path.unlink()
+    monkeypatch.setattr(ctx.student, "embed", lambda texts, *_: np.full((len(texts), 2), 1e9))
+    assert (item_embeddings(ctx, items) == np.finfo(np.float16).max).all()
+
+
+def test_neighbours_are_looked_for_once_until_there_are_other_texts(tmp_path, monkeypatch):
+    ctx = make(tmp_path)
+    round_ = run_round(ctx)
+    items = ctx.store.items("c", "pool")
+    embeddings = item_embeddings(ctx, items)
+    right = find_neighbours(embeddings, "test")
+    searches, said = [], []
+    ctx.say = said.append
+
+    def counting(*args):
+        searches.append(args)
+        return find_neighbours(*args)
+
+    monkeypatch.setattr("strategies.signals.neighbours.find_neighbours", counting)
+
+    def kept(items=items, embeddings=embeddings):
+        neighbours = item_neighbours(ctx, items, embeddings)
+        return neighbours.group, neighbours.rows, neighbours.cosines
+
+    for a, b in zip(kept(), (right.group, right.rows, right.cosines), strict=True):
+        np.testing.assert_array_equal(a, b)
+    pool_arrays(ctx, round_, ("learned_error",))
+    assert not searches  # the round found them
+    kept(items[1:], embeddings[1:])
+    assert len(searches) == 1
+    kept()
+    (path,) = _files(ctx, "neighbours")
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:-400])
+    kept()
+    assert len(searches) == 3
+    assert "The neighbours kept in" in said[-1]
+    kept()
+    assert len(searches) == 3
