@@ -30,7 +30,10 @@ from loop.ports import (
     no_progress,
 )
 from loop.student.nothing_learned import asked_again
+from strategies.pool import Vectors, blocks
 from strategies.threads import one_blas_thread
+
+LEARNED_FROM = 100_000  # texts that heads learn from, of more: they gain nothing from further ones
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,18 @@ class FrozenHeads:
     @one_blas_thread
     def probs(
         self,
-        train: NDArray[np.float32],
+        train: Vectors,
         y: FloatArray,
         weight: FloatArray,
-        test: NDArray[np.float32],
+        test: Vectors,
         seeds: Sequence[int],
         draws: Mapping[int, Draws] | None = None,
     ) -> FloatArray:
         """Class probabilities of the test rows, by heads of every seed.
+
+        Of more than ``LEARNED_FROM`` rows so many are drawn, the same for every seed and every
+        label set, and each stands for several: its weights differ from seed to seed as little as
+        the mean weight of several rows does.
 
         Args:
             train: (n, d) embeddings.
@@ -76,6 +83,12 @@ class FrozenHeads:
         Raises:
             ValueError: no row has a positive weight.
         """
+        each = 1.0
+        if len(train) > LEARNED_FROM and not draws:
+            each = len(train) / LEARNED_FROM
+            drawn = np.random.default_rng(11).choice(len(train), LEARNED_FROM, replace=False)
+            drawn.sort()
+            train, y, weight = train[drawn], y[drawn], weight[drawn]
         x, shown = standardised(train, test)
         k = y.shape[1]
         counts, start = [], []
@@ -83,7 +96,7 @@ class FrozenHeads:
             rng, apart = np.random.default_rng([11, seed]), (draws or {}).get(seed)
             if apart is None:
                 # Drawn for the whole pool, so that a row's weight is the same in every label set.
-                counts.append(rng.gamma(1.0, size=len(x)))
+                counts.append(rng.gamma(each, size=len(x)) / each)
             else:
                 rng = np.random.default_rng([11, apart.init])
                 rows = np.arange(len(x)) if apart.rows is None else apart.rows
@@ -221,15 +234,20 @@ def fit_heads(
     return heads
 
 
-def standardised(
-    train: NDArray[np.float32], test: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def standardised(train: Vectors, test: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Both with the pool's mean and a common scale, and a constant last column."""
-    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = train.std(axis=0, dtype=np.float64)
+    n, d = train.shape
+    mean, variance = train.mean(axis=0, dtype=np.float64), np.zeros(d)
+    for block in blocks(n):
+        variance += np.square(train[block] - mean).sum(axis=0) / n
+    spread = np.sqrt(variance)
     floor = 1e-3 * float(np.median(spread)) + 1e-12
     scale = np.maximum(spread, floor).astype(np.float32)
-    both = [
-        np.hstack([(v - mean) / scale, np.ones((len(v), 1), np.float32)]) for v in (train, test)
-    ]
-    return np.asarray(both[0], np.float32), np.asarray(both[1], np.float32)
+    both = []
+    for vectors in (train, test):
+        rows = np.ones((len(vectors), d + 1), dtype=np.float32)
+        rows[:, :d] = vectors
+        rows[:, :d] -= mean.astype(np.float32)
+        rows[:, :d] /= scale
+        both.append(rows)
+    return both[0], both[1]

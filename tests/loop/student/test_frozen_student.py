@@ -85,3 +85,22 @@ def test_it_saves_no_model(tmp_path):
 
 def test_the_revision_names_heads_and_encoder():
     assert student().revision == f"{FrozenHeads().revision} on vectors"
+
+
+def test_in_a_large_pool_heads_of_a_sample_differ_as_those_of_the_whole_pool_do(monkeypatch):
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=8000)
+    x = (np.eye(3)[y].repeat(4, axis=1) + 1.5 * rng.normal(size=(8000, 12))).astype(np.float16)
+    pool, test = slice(0, 6000), slice(6000, None)
+
+    def judged():
+        labels, weight = np.eye(3)[y[pool]], np.ones(6000)
+        probs = FrozenHeads().probs(x[pool], labels, weight, x[test], range(20))
+        right = float((probs.argmax(axis=2) == y[test]).mean())
+        return right, float(probs.std(axis=0).mean())
+
+    right, spread = judged()
+    monkeypatch.setattr("loop.student.frozen_student.LEARNED_FROM", 1500)
+    right_of_sample, spread_of_sample = judged()
+    assert right_of_sample == pytest.approx(right, abs=0.015)
+    assert spread_of_sample / spread == pytest.approx(1.0, abs=0.15)  # 2 if each stood for itself
