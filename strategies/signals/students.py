@@ -26,7 +26,8 @@ from strategies.signals.consistency import class_counts, count_entropy
 from strategies.signals.neighbours import same_embedding
 from strategies.threads import one_blas_thread
 
-TRAIN_ROWS = 20_000  # a linear head on a few hundred dimensions gains nothing from more rows
+SEED_ROWS = 25_000  # rows that a seed draws of more: a linear head on a few hundred dimensions
+# gains nothing from further ones
 PENALTIES = (0.01, 0.1, 0.3, 1.0, 3.0)
 PENALTY_FOLDS = 3
 BOOTSTRAP_SHAPE = 4.0  # gamma weights: seeds differ, yet keep 80 % of the sample's strength
@@ -217,11 +218,13 @@ def out_of_fold_probs(
     samples, fold_of = [], []
     for s in range(seeds):
         fold_of.append(_stratified_folds(label, group, n_folds, rng))
+        drawn = _drawn(data, rng)
         for fold in range(n_folds):
-            rows = _training_rows(data, fold_of[s] != fold, rng)
+            rows = _training_rows(drawn, fold_of[s] != fold)
             boot = weight[rows] * rng.gamma(BOOTSTRAP_SHAPE, size=len(rows))
             samples.append(_Sample(rows, boot))
-    heads = _fit_heads(data, samples, [penalty]).reshape(seeds, n_folds, -1, k)
+    heads = _fit_heads(data, samples, [penalty], of_a_seed=n_folds)
+    heads = heads.reshape(seeds, n_folds, -1, k)
     out = np.empty((seeds, n, k))
     for block in blocks(n):
         seen = features.of(block)
@@ -241,17 +244,19 @@ def _second_moment(features: NDArray[np.float32], weight: FloatArray) -> NDArray
 
 
 def _fit_heads(
-    data: _Training, samples: Sequence[_Sample], penalties: Sequence[float]
+    data: _Training, samples: Sequence[_Sample], penalties: Sequence[float], *, of_a_seed: int
 ) -> NDArray[np.float32]:
     """(samples, penalties, d + 1, k) softmax heads, one of each sample at each penalty.
 
     Heads learn side by side, so that a step is two matrix products for all of them, however many
-    folds, seeds and classes there are. Where samples are drawn from very many rows, they have few
-    rows in common and learn one by one.
+    folds, seeds and classes there are. Where rows are drawn from very many, only the ``of_a_seed``
+    consecutive samples of one seed have their rows in common and learn together.
     """
     per_sample = len(penalties) * data.target.shape[1]
     n_rows = int((data.weight > 0).sum())
-    at_once = 1 if n_rows > TRAIN_ROWS else max(1, CELLS // max(n_rows * per_sample, 1))
+    at_once = max(1, CELLS // max(min(n_rows, SEED_ROWS) * per_sample, 1))
+    if n_rows > SEED_ROWS:
+        at_once = min(at_once, of_a_seed)
     parts = [samples[i : i + at_once] for i in range(0, len(samples), at_once)]
     return np.concatenate([_fit_side_by_side(data, part, penalties) for part in parts])
 
@@ -321,12 +326,14 @@ def _steps(moment: NDArray[np.float32], penalties: Sequence[float]) -> NDArray[n
 def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator) -> float:
     """The penalty of least held-out loss, over a few folds: one fold alone is too noisy."""
     samples, judged = [], []
-    for fold in range(min(PENALTY_FOLDS, int(fold_of.max()) + 1)):
-        rows = _training_rows(data, fold_of != fold, rng)
+    folds, drawn = min(PENALTY_FOLDS, int(fold_of.max()) + 1), _drawn(data, rng)
+    for fold in range(folds):
+        rows = _training_rows(drawn, fold_of != fold)
         samples.append(_Sample(rows, data.weight[rows]))
-        judged.append(_training_rows(data, fold_of == fold, rng, may_be_empty=True))
+        judged.append(drawn[fold_of[drawn] == fold])
     losses = np.zeros(len(PENALTIES))
-    for rows, heads in zip(judged, _fit_heads(data, samples, PENALTIES), strict=True):
+    fitted = _fit_heads(data, samples, PENALTIES, of_a_seed=folds)
+    for rows, heads in zip(judged, fitted, strict=True):
         seen = data.features.of(rows)
         for i, head in enumerate(heads):
             probs = np.maximum(_softmax(seen @ head), TRACE)
@@ -335,15 +342,19 @@ def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator
     return PENALTIES[int(np.argmin(losses))]
 
 
-def _training_rows(
-    data: _Training, chosen: BoolArray, rng: np.random.Generator, *, may_be_empty: bool = False
-) -> IntArray:
-    """The chosen rows of positive weight, a sample of them where there are very many."""
-    rows = np.flatnonzero(chosen & (data.weight > 0))
-    if not len(rows) and not may_be_empty:
+def _drawn(data: _Training, rng: np.random.Generator) -> IntArray:
+    """The rows of positive weight in ascending order, ``SEED_ROWS`` of them if there are more."""
+    rows = np.flatnonzero(data.weight > 0)
+    if len(rows) > SEED_ROWS:
+        rows = np.sort(rng.choice(rows, SEED_ROWS, replace=False))
+    return rows
+
+
+def _training_rows(drawn: IntArray, chosen: BoolArray) -> IntArray:
+    """The drawn rows that are chosen, of which there must be one."""
+    rows = drawn[chosen[drawn]]
+    if not len(rows):
         raise ValueError("a training fold has no item of positive weight; give more items weight")
-    if len(rows) > TRAIN_ROWS:
-        rows = np.sort(rng.choice(rows, TRAIN_ROWS, replace=False))
     return rows
 
 

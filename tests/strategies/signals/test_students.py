@@ -120,7 +120,7 @@ def test_the_head_agrees_with_a_reference_solver():
     embeddings, truth, _ = texts()
     features = _standardised(embeddings)
     data = _Training(features, np.eye(3)[truth], np.ones(300))
-    [[head]] = _fit_heads(data, [_Sample(np.arange(300), np.ones(300))], [0.1])
+    [[head]] = _fit_heads(data, [_Sample(np.arange(300), np.ones(300))], [0.1], of_a_seed=1)
     reference = LogisticRegression(C=1 / (0.1 * 300), tol=1e-8, max_iter=1000)
     seen = features.of(slice(None))
     reference.fit(seen[:, :-1], truth)
@@ -155,22 +155,27 @@ def test_heads_side_by_side_are_those_that_learn_one_by_one(monkeypatch):
     assert at_once == [1, 1, 1, *[2] * 7, 1], "no more at once than memory is meant for"
 
 
-def test_drawn_rows_learn_one_by_one(monkeypatch):
+def test_of_very_many_rows_each_seed_draws_its_own_and_its_folds_learn_together(monkeypatch):
     embeddings, truth, _ = texts()
-    at_once = []
+    groups = []
     fit = students._fit_side_by_side
 
     def counting(data, samples, penalties):
-        at_once.append([len(sample.rows) for sample in samples])
+        groups.append([set(sample.rows) for sample in samples])
         return fit(data, samples, penalties)
 
     monkeypatch.setattr(students, "_fit_side_by_side", counting)
-    monkeypatch.setattr(students, "TRAIN_ROWS", 100)
+    monkeypatch.setattr(students, "SEED_ROWS", 100)
     probs = out_of_fold_probs(
-        embeddings, truth, np.ones(300), 3, seeds=1, rng=np.random.default_rng(1)
+        embeddings, truth, np.ones(300), 3, seeds=2, rng=np.random.default_rng(1)
     )
-    assert at_once == [[100]] * (3 + 5)
-    assert (probs[0].argmax(axis=1) == truth).mean() > 0.8
+    assert [len(group) for group in groups] == [3, 5, 5]
+    drawn = [set.union(*group) for group in groups]
+    assert [len(rows) for rows in drawn] == [100, 100, 100]
+    assert drawn[1] != drawn[2]
+    for folds in groups[1:]:  # every row is left out by one fold
+        assert sum(len(rows) for rows in folds) == 4 * 100
+    assert (probs.argmax(axis=2) == truth).mean() > 0.8
 
 
 @pytest.mark.parametrize(
