@@ -229,7 +229,12 @@ def _engine(url: URL, file: Path | None, *, read_only: bool) -> Engine:
             text = json.dumps(value, allow_nan=False)
         return text
 
-    engine = create_engine(url, json_serializer=as_json, hide_parameters=True)
+    def from_json(text: str | bytes) -> Any:
+        return {} if text == "{}" else json.loads(text)  # as millions of texts have it
+
+    engine = create_engine(
+        url, json_serializer=as_json, json_deserializer=from_json, hide_parameters=True
+    )
     if engine.dialect.name != "sqlite":
         return engine.execution_options(postgresql_readonly=True) if read_only else engine
     if file is not None and read_only and (uri := _read_only_uri(file)):
