@@ -55,7 +55,7 @@ def summarise(
             "seconds": float(np.mean([r["seconds"] for r in held])),
         }
         for metric in (*WITH_SPREADS, *SPENT):
-            entry[metric] = _spread([r[metric] for r in held])
+            entry[metric] = spread([r[metric] for r in held])
             over_items = held[0].get("over_items", {}).get(metric)
             if len(held) == 1 and over_items and over_items["value"]["low"] is not None:
                 entry[metric] |= over_items["value"]
@@ -69,7 +69,7 @@ def summarise(
             value = entry[metric]["mean"]
             if strategy in REFERENCES or value is None or llm is None or gold is None:
                 continue
-            over = _spread(
+            over = spread(
                 [
                     None if None in (a[metric], b[metric]) else b[metric] - a[metric]
                     for a, b in zip(*(groups[data, r, 0.0] for r in REFERENCES), strict=True)
@@ -110,8 +110,8 @@ def _share_interval(
     for record in held:
         a, b, mine = llm[record["repetition"]], gold[record["repetition"]], record[metric]
         residuals.append(None if None in (a, b, mine) else mine - a - share * (b - a))
-    spread = _spread(residuals)
-    half = (spread["high"] - spread["low"]) / 2 / abs(gap)
+    over = spread(residuals)
+    half = (over["high"] - over["low"]) / 2 / abs(gap)
     if half <= 0:
         return {"low": None, "high": None}
     return {"low": share - half, "high": share + half}
@@ -159,9 +159,17 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, float | None]:
 
 
 def compare(
-    records: Sequence[Mapping[str, Any]], ours: str, rivals: Sequence[str]
+    records: Sequence[Mapping[str, Any]],
+    ours: str,
+    rivals: Sequence[str],
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> list[dict[str, Any]]:
     """Paired differences, ours minus rival, per data set and budget, with a verdict each.
+
+    Args:
+        records: of ``run_bench``.
+        ours, rivals: names of strategies.
+        metrics: keys of the records.
 
     Returns:
         One entry per data set, budget, rival and metric: mean difference, 95 % interval over
@@ -181,21 +189,21 @@ def compare(
             pairs = [(mine[r], theirs[r]) for r in sorted(set(mine) & set(theirs))]
             if not pairs:
                 continue
-            for metric in METRICS:
-                spread = _spread(
+            for metric in metrics:
+                difference = spread(
                     [
                         None if None in (a[metric], b[metric]) else a[metric] - b[metric]
                         for a, b in pairs
                     ]
                 )
-                if spread["mean"] is None:
+                if difference["mean"] is None:
                     continue
                 over_items = pairs[0][1].get("over_items", {}).get(metric, {}).get("first_minus")
-                known = spread["n"] > 1
+                known = difference["n"] > 1
                 if not known and over_items and over_items["low"] is not None:
-                    spread, known = spread | over_items, True
-                sign = 1.0 if METRICS[metric].higher_is_better else -1.0
-                low, high = sorted((sign * spread["low"], sign * spread["high"]))
+                    difference, known = difference | over_items, True
+                sign = 1.0 if metric in SPENT or METRICS[metric].higher_is_better else -1.0
+                low, high = sorted((sign * difference["low"], sign * difference["high"]))
                 told = known and low < high and not low <= 0 <= high
                 verdict = ("win" if low > 0 else "loss") if told else "tie"
                 out.append(
@@ -205,7 +213,7 @@ def compare(
                         "budget": budget,
                         "rival": rival,
                         "metric": metric,
-                        **spread,
+                        **difference,
                         "verdict": verdict,
                     }
                 )
@@ -217,7 +225,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(held)) if held else None
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean, standard deviation and 95 % t interval of what is known."""
     from scipy.stats import t
 

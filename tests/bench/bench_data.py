@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from connectors.downloads import hutto
 from connectors.downloads.models import minilm_dir
 from connectors.downloads.packages import cache_dir
 from loop.bench.data_sets import BenchData
@@ -36,6 +37,7 @@ class Source:
             labels of the embedded language model, read from ``<labels folder>/<name>.npz``.
         only: column -> value that rows must have.
         confidence: column with the first vote's probability.
+        part: instead of a file, the part of the demo's data (Hutto & Gilbert 2014) that it is.
         pool, test: at most this many rows of either split, drawn with a fixed seed.
     """
 
@@ -46,12 +48,22 @@ class Source:
     only: tuple[tuple[str, str], ...] = ()
     confidence: str | None = None
     ordinal: tuple[str, ...] = ()
+    part: str | None = None
     pool: int = 2500
     test: int = 1500
 
 
-DEMO = Source("demo_tweets", "demo_tweets", "reporting")
+DEMO = Source("demo_tweets", "demo_tweets", "reporting", part="tweets")
 """The demo's tweets with recorded human ratings: needs nothing but the packages."""
+
+FIVE = ("very negative", "negative", "neutral", "positive", "very positive")
+STRONG = 2.0  # mean rating, of -4 to +4, from which a text is very negative or very positive
+HUTTO = tuple(
+    Source(f"hutto_{part}_{k}", f"hutto_{part}", "development", ordinal=order, part=part, test=600)
+    for k, order in ((3, hutto.LABELS), (5, FIVE))
+    for part in hutto.PARTS
+)
+"""The four sets that the demo could take, with three and with five classes; run where named."""
 
 
 def _css(task: str, label: str, role: str = "reporting") -> Source:
@@ -95,6 +107,12 @@ SOURCES = (
 )
 
 
+WRITERS = {
+    "tweets": "the writer of the tweet",
+    "product": "the writer of this sentence about a product",
+    "movie": "the writer of this sentence about a film",
+    "editorial": "the writer of this sentence from an editorial",
+}
 TASKS = {
     "mr_smollm2": "Decide whether the sentence judges the film favourably or not.",
     "babe_smollm2": "Decide whether the news sentence is biased or not.",
@@ -106,6 +124,7 @@ TASKS = {
     "ecommerce": "Decide which department of the shop sells the product.",
     "sst5": "Decide how the sentence judges the film.",
     "demo_tweets": "Decide whether the tweet is negative, neutral or positive.",
+    **{source.name: f"Decide how {WRITERS[str(source.part)]} feels." for source in HUTTO},
 }
 """What the embedded language model is asked, for the sets that have no LLM labels of their own."""
 
@@ -132,8 +151,8 @@ def read_texts(source: Source, data: Path | None) -> Texts | None:
     """The rows of a source, or None where its file is missing."""
     import pandas as pd
 
-    if source is DEMO:
-        frame = _demo_frame()
+    if source.part is not None:
+        frame = _hutto_frame(source.part, five=source.ordinal == FIVE)
     elif data is None or not (data / f"{source.file}.parquet").exists():
         return None
     else:
@@ -167,17 +186,17 @@ def read_texts(source: Source, data: Path | None) -> Texts | None:
     )
 
 
-def _demo_frame() -> Any:
+def _hutto_frame(part: str, *, five: bool) -> Any:
     import pandas as pd
 
-    from connectors.downloads import hutto
-
-    rows = hutto.load("tweets")
+    rows = hutto.load(part)
     frame = pd.DataFrame(
         {
             "id": [row.id for row in rows],
             "text": [row.text for row in rows],
-            "label": [hutto.mean_label(float(np.mean(row.ratings))) for row in rows],
+            "label": [
+                f"very {row.gold}" if five and abs(row.mean) >= STRONG else row.gold for row in rows
+            ],
         }
     )
     is_test = np.random.default_rng(0).permutation(len(frame)) < 0.3 * len(frame)

@@ -24,6 +24,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from loop.bench.tables import (
     REFERENCES,
     SHOWN,
     BenchResult,
+    compare,
     median_recovered,
     pooled_recovered,
     reference_table,
@@ -123,7 +125,8 @@ def main() -> None:
     folder = data_folder(args.data)
     sources = bench_data.SOURCES if folder else (bench_data.DEMO,)
     if args.only:
-        sources = tuple(s for s in sources if s.name in args.only.split(","))
+        named = args.only.split(",")
+        sources = tuple(s for s in (*sources, *bench_data.HUTTO) if s.name in named)
     if args.role:
         sources = tuple(s for s in sources if s.role == args.role)
     learner = student(args)
@@ -246,6 +249,8 @@ def markdown(result: BenchResult) -> str:
                 told = [round(100 * value) for value in of_metric.get(name, ())]
                 cells.append("{} % ({} to {})".format(*told) if told else "–")
             out.append(f"| {name} | " + " | ".join(cells) + " |")
+        out += ["\n**Against the LLM's labels and against gold for the whole pool**\n"]
+        out += against_references(result, budget)
     lost = [
         f"- {c['data']}, {c['budget']:.0%}, {METRICS[c['metric']].title}: {100 * c['mean']:+.1f}"
         f" ({100 * c['low']:+.1f} to {100 * c['high']:+.1f}) against {c['rival']}"
@@ -278,6 +283,41 @@ def markdown(result: BenchResult) -> str:
         ]
         out.append(f"| {data} | " + " | ".join(cells) + " |")
     return "\n".join(out) + "\n"
+
+
+def against_references(result: BenchResult, budget: float) -> list[str]:
+    """Markdown rows: values of LLM labels, ours and gold, and paired differences in points."""
+    ours = result.settings["strategies"][0]
+    pairs = ((ours, "llm_only"), (ours, "all_gold"), ("all_gold", "llm_only"))
+    at = [
+        record | {"budget": budget}
+        for record in result.records
+        if record["budget"] == budget or record["strategy"] in REFERENCES
+    ]
+    differences = {
+        (c["data"], c["metric"], pair): points(c)
+        for pair in pairs
+        for c in compare(at, pair[0], pair[1:])
+    }
+    values = {(e["data"], e["strategy"]): e for e in result.summary if e["budget"] in (0.0, budget)}
+    out = [
+        f"| set | metric | LLM / {ours} / gold | {ours} minus LLM | {ours} minus gold |"
+        " gold minus LLM |",
+        "|---|---|---|---|---|---|",
+    ]
+    for data in dict.fromkeys(record["data"] for record in at):
+        for metric in SHOWN[:3]:
+            means = [values[data, name][metric]["mean"] for name in ("llm_only", ours, "all_gold")]
+            cells = [" / ".join("–" if m is None else f"{100 * m:.1f}" for m in means)]
+            cells += [differences.get((data, metric, pair), "–") for pair in pairs]
+            out.append(f"| {data} | {METRICS[metric].title} | " + " | ".join(cells) + " |")
+    return out
+
+
+def points(difference: Mapping[str, Any]) -> str:
+    """A difference in points, with its interval where several samples give one."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if difference["n"] > 1 else "")
 
 
 def merge(parts: list[BenchResult]) -> BenchResult:

@@ -217,8 +217,11 @@ def test_verdicts_follow_the_paired_interval(better, verdict):
         base = {"data": "d", "role": "", "budget": 0.1, "repetition": i}
         level = rng.random()  # shared by the pair, so that only the difference counts
         noise = 0.02 * rng.normal()
-        records.append(base | {"strategy": "b"} | dict.fromkeys(METRICS, level))
-        records.append(base | {"strategy": "a"} | dict.fromkeys(METRICS, level + better + noise))
+        told = (*METRICS, "label_accuracy")
+        records.append(base | {"strategy": "b"} | dict.fromkeys(told, level))
+        records.append(base | {"strategy": "a"} | dict.fromkeys(told, level + better + noise))
+    (of_labels,) = compare(records, "a", ["b"], ["label_accuracy"])
+    assert (of_labels["metric"], of_labels["verdict"]) == ("label_accuracy", verdict)
     found = {c["metric"]: c for c in compare(records, "a", ["b"])}
     assert found["macro_f1"]["verdict"] == verdict
     swapped = {"win": "loss", "loss": "win", "tie": "tie"}
