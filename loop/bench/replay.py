@@ -28,11 +28,13 @@ class Bought:
         rows: gold labels bought, in the order of buying.
         y: (n, k) training labels.
         weight: (n,) training weights.
+        inclusion_prob: (n,) probability with which each of the rows was drawn, 1 elsewhere.
     """
 
     rows: IntArray
     y: FloatArray
     weight: FloatArray
+    inclusion_prob: FloatArray
 
 
 @dataclass
@@ -63,7 +65,7 @@ def replay(
     Returns:
         Exactly ``budget`` distinct rows, and what the student learns from.
     """
-    from strategies.repair import balanced, repair
+    from strategies.repair import balanced
 
     n = len(data.gold)
     if not 0 < budget <= n:
@@ -100,10 +102,30 @@ def replay(
     elif policy.repair == "keep":
         y, weight = kept, np.ones(n)
     else:
-        pool = _pool(data, gold, pi, replace(policy, signals=("learned_error",)), shared, rng)
-        mended = repair(pool, policy.repair, rng=rng)
-        y, weight = mended.y, mended.weight
-    return Bought(np.concatenate(order), y, weight)
+        y, weight = mended(data, policy, gold, pi, shared, rng)
+    return Bought(np.concatenate(order), y, weight, pi)
+
+
+def mended(
+    data: BenchData,
+    policy: Policy,
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    shared: Shared,
+    rng: np.random.Generator,
+) -> tuple[FloatArray, FloatArray]:
+    """(n, k) labels and (n,) weights after the policy's repair; the rng deals all of its folds.
+
+    Args:
+        gold: (n,) class of what was bought, -1 elsewhere.
+        inclusion_prob: (n,) as in ``Bought``.
+    """
+    from strategies.repair import repair
+
+    policy = replace(policy, signals=("learned_error",))
+    pool = _pool(data, gold, inclusion_prob, policy, shared, rng)
+    repaired = repair(pool, policy.repair, rng=rng)
+    return repaired.y, repaired.weight
 
 
 def _pool(

@@ -78,7 +78,7 @@ def run_bench(
     noise: dict[tuple[str, str], list[float]] = {}
     for data in sets:
         for repetition in range(repetitions):
-            sample = _sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
+            sample = pool_sample(data, repetition, pool_frac=pool_frac, dims=dims, seed=seed)
             rows, reference_noise = _repetition(
                 sample,
                 strategies,
@@ -147,7 +147,7 @@ def _check_settings(
         raise DataError(f"the share of the pool must be in (0, 1], not {pool_frac}")
 
 
-def _sample(
+def pool_sample(
     data: BenchData, repetition: int, *, pool_frac: float, dims: int | None, seed: int
 ) -> BenchData:
     """The pool sample of one repetition, its embeddings reduced."""

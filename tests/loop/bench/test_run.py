@@ -13,7 +13,7 @@ from loop.bench.data_sets import BenchData, data_from_rows
 from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions
 from loop.bench.peers import peers
 from loop.bench.policies import DEFAULT, POLICIES, Policy
-from loop.bench.replay import replay
+from loop.bench.replay import Shared, mended, replay
 from loop.bench.run import run_bench
 from loop.bench.tables import (
     REFERENCES,
@@ -76,6 +76,23 @@ def test_every_policy_buys_its_budget_exactly_and_trains_on_gold(name):
         np.testing.assert_array_equal(bought.y[bought.rows], np.eye(3)[data.gold[bought.rows]])
         assert (bought.weight[bought.rows] == 1).all()
         np.testing.assert_allclose(bought.y.sum(axis=1), 1.0)
+
+
+def test_labels_are_mended_anew_from_the_same_gold():
+    data = planted(n=60, test=30)
+    bought = replay(data, DEFAULT, 20, rounds=2, seed=[1])
+    gold = np.full(60, -1)
+    gold[bought.rows] = data.gold[bought.rows]
+
+    def again(*seed):
+        rng = np.random.default_rng(seed)
+        return mended(data, DEFAULT, gold, bought.inclusion_prob, Shared(), rng)
+
+    np.testing.assert_array_equal(again(1, 2)[0], bought.y)  # as the replay itself did
+    np.testing.assert_array_equal(again(1, 2)[1], bought.weight)
+    y, _ = again(5)
+    assert not np.array_equal(y, bought.y)
+    np.testing.assert_array_equal(y[bought.rows], bought.y[bought.rows])
 
 
 @pytest.mark.parametrize("name", EVERY)
