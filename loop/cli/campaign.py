@@ -34,14 +34,18 @@ MOST_OFFERED = 30
 GOLD_NAMES = ("gold", "label", "labels", "class", "category", "target", "y", "gold_label")
 
 
-@app.command(epilog="Example: goldloop init --source a.csv --gold-column gold --task 'Is it good?'")
+@app.command(epilog="Example: goldloop init a.csv --gold-column gold --task 'Is it good?'")
 def init(
+    texts: Annotated[
+        str | None,
+        typer.Argument(help="CSV, JSONL, Parquet, or hf:NAME; without it, asks."),
+    ] = None,
     file: File = CAMPAIGN,
     name: Annotated[str | None, typer.Option(help="Name of the campaign.")] = None,
     task: Annotated[
         str | None, typer.Option(help="The question that the LLM and people answer.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="CSV, JSONL, Parquet, or hf:NAME.")] = None,
+    source: Annotated[str | None, typer.Option(help="The same as TEXTS.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column with the texts.")] = None,
     gold_column: Annotated[str | None, typer.Option(help="Column with known human labels.")] = None,
     label: Annotated[
@@ -60,11 +64,13 @@ def init(
 
     if file.exists() and not force:
         raise LoopError(f"{file} exists already; give --force to overwrite it.")
+    if texts is not None and source not in (None, texts):
+        raise LoopError(f"{texts} and --source {source} are two sources; give one of them.")
     answers = _Answers(
         file=file,
         name=name,
         task=task,
-        source=source,
+        source=texts if source is None else source,
         text_column=text_column,
         gold_column=gold_column,
         labels=[_name_and_description(line) for line in label or ()],
@@ -150,7 +156,8 @@ class _Answers:
             self._take_labels()
         if len(self.labels) < 2:
             raise LoopError(
-                "A campaign needs two labels or more: --label 'name: description' --label …"
+                "A campaign needs two labels or more: --label 'name: description' --label …, or"
+                " --gold-column with a column whose values are the labels."
             )
 
     def _answer(self, given: str | None, question: str, default: str | None = None) -> str:

@@ -213,6 +213,11 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
     for name in config.label_names:
         if lower[name.casefold()] > 1:
             yield f"Label {name!r} differs from another one in its case alone; people may mix them."
+    if (column := config.texts.gold_column) in config.label_names:
+        yield (
+            f"texts.gold_column = {column!r} is a label's name as well. If the file has no line of"
+            " column names, its first text is lost: put such a line at its top."
+        )
 
 
 def _money(config: Config, plan: Plan | None) -> Iterator[str]:

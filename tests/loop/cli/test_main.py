@@ -98,7 +98,6 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     write_texts(tmp_path, good_rows())
     given = (
         "init",
-        "--source",
         "t.csv",
         "--task",
         "Decide.",
@@ -109,6 +108,9 @@ def test_init_check_and_status_from_flags(run, tmp_path):
         "--label",
         "no",
     )
+    code, _, err = run(*given, "--source", "u.csv")
+    assert code == 1
+    assert "t.csv and --source u.csv are two sources; give one of them." in err
     code, _, err = run(*given)
     assert code == 0, err
     data = tomllib.loads(Path("goldloop.toml").read_text())

@@ -124,6 +124,12 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     assert checks.warnings == ()
 
 
+def test_a_file_that_seems_to_lack_its_line_of_column_names_is_warned_of(tmp_path):
+    lacks = {"texts": {"source": "x.csv", "gold_column": "good"}}
+    (told,) = looked_at(tmp_path, texts(400), **lacks).warnings
+    assert told.startswith("texts.gold_column = 'good' is a label's name as well.")
+
+
 def test_money_that_does_not_reach_is_warned_of(tmp_path):
     cap = {"labels": 30, "usd": 2.0, "usd_per_label": 0.1}
     (told,) = looked_at(tmp_path, texts(400), budget=cap).warnings
