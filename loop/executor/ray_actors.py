@@ -106,10 +106,11 @@ class RayExecutor:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own = self._address == "local"
+        if "ray" not in sys.modules and (own or _has_token()):  # Ray reads it once
+            # Without it a Ray of its own asks for its token as well, and says so at each start; a
+            # cluster that asks for it is shown none.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         if own:
-            if "ray" not in sys.modules:  # Ray reads it once
-                # Without it Ray asks for its token as well, and says so at each start.
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
             os.environ.setdefault("RAY_worker_niceness", "0")  # 15 where other programs come first
         try:
             import ray
@@ -138,7 +139,7 @@ class RayExecutor:
                 self._ours = True
                 self._ray = ray
                 self.close()
-                raise self._no_connection(_first(exc)) from exc
+                raise self._no_connection(_why(exc)) from exc
             self._ours = True
         self._ray = ray
         self._said_by_ray = _into_the_log(ray)
@@ -423,6 +424,22 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _has_token() -> bool:
+    """Whether this machine can show a cluster a token, wherever Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _why(exc: BaseException) -> str:
+    """Why there is no connection; Ray itself keeps to which address there is none."""
+    if "AuthenticationError" in f"{exc!r} {exc.__cause__!r}":
+        return (
+            "it does not take this machine's Ray token: bring the one that `ray get-auth-token`"
+            " shows on the head to ~/.ray/auth_token here, or into RAY_AUTH_TOKEN"
+        )
+    return _first(exc)
 
 
 def _first(exc: BaseException) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import socket
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +198,39 @@ def test_no_ray_and_no_cluster_are_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ConfigError, match=r"pip install 'goldloop\[ray\]'"):
         RayExecutor().check_room()
+
+
+REFUSING = """\
+def is_initialized():
+    return False
+
+def init(**_):
+    import os
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    try:
+        raise RuntimeError("no client: ray.exceptions.AuthenticationError: InvalidAuthToken")
+    except RuntimeError as exc:
+        raise ConnectionError("Failed to connect to Ray cluster at 127.0.0.1") from exc
+
+def shutdown():
+    pass
+"""
+
+
+def test_a_cluster_is_shown_the_token_and_may_refuse_it(tmp_path, monkeypatch):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("t")
+    (tmp_path / "ray.py").write_text(REFUSING)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")  # to be put back
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setitem(sys.modules, "ray", None)  # likewise
+    monkeypatch.delitem(sys.modules, "ray")
+    monkeypatch.syspath_prepend(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"does not take this machine's Ray token.*RAY_AUTH"):
+            RayExecutor(address).connect()
 
 
 FILE = """\
