@@ -18,7 +18,7 @@ from loop.llm.calibration import View, choose_view
 from loop.llm.states import KeptStates, StateFile, kept_states
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
-from loop.student.kept_vectors import item_embeddings, item_neighbours
+from loop.student.kept_vectors import item_embeddings, item_neighbours, item_students
 from strategies.needs import BY_NEIGHBOURS
 from strategies.pool import Neighbours, Pool, Vectors
 
@@ -59,18 +59,11 @@ def pool_arrays(
     if BY_NEIGHBOURS & set(signals) and embeddings is not None and len(items) > 1:
         neighbours = item_neighbours(ctx, items, embeddings)
     if "p_student" in needs and embeddings is not None:
-        from strategies.signals.students import out_of_fold_probs
-
         states = llm_states(ctx, items, votes.answered)
         y: IntArray = np.where(gold >= 0, gold, votes.y_llm)
-        p_student = out_of_fold_probs(
-            embeddings,
-            y,
-            (votes.answered | (gold >= 0)).astype(np.float64),
-            len(ctx.config.labels),
-            seeds=ctx.config.student.seeds,
-            rng=stream("out-of-fold students", round_.seed, round_.number),
-        )
+        taught = (votes.answered | (gold >= 0)).astype(np.float64)
+        purpose = "suspicion" if "learned_error" in signals else "repair"
+        p_student = item_students(ctx, items, embeddings, y, taught, round_, purpose=purpose)
     pool = Pool(
         probs=votes.probs,
         y_llm=votes.y_llm,

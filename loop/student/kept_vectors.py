@@ -1,4 +1,4 @@
-"""Embeddings of texts and their nearest neighbours, kept beside the store in a file per encoder.
+"""Embeddings, nearest neighbours and the last quick students, kept beside the store.
 
 Embeddings are kept in float16 and mapped, not read, into memory: whoever works with them reads them
 block by block. A file is replaced, never changed, so that a mapping stays as it was made.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item, ItemKey
+from loop.campaign.tables import Item, ItemKey, Round
+from loop.chance import stream
 from loop.files import replacing
-from strategies.pool import IntArray, Neighbours, Vectors, all_finite, blocks
+from strategies.pool import FloatArray, IntArray, Neighbours, Vectors, all_finite, blocks
 
 EMBEDDED_AT_ONCE = 50_000  # texts whose embeddings are in memory in float32
 LARGEST = float(np.finfo(np.float16).max)
-SEARCH = 1  # raise it when another search would find other neighbours
+FORM = 1  # raise it when neighbours or students of the same embeddings change
 
+Arrays = dict[str, NDArray[Any]]
 Half = NDArray[np.float16]
 Ids = NDArray[np.bytes_]
 
@@ -67,24 +69,64 @@ def item_neighbours(
     """
     from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, find_neighbours
 
-    path = _path(ctx, "neighbours")
-    said = f"{SEARCH} {K_NEIGHBOURS + SPARE} {embeddings.shape}".encode()
-    texts = np.frombuffer(hashlib.sha256(said + _ids(items).tobytes()).digest(), dtype=np.uint8)
-    kept = _kept(ctx, path, "neighbours", ("texts", "group", "rows", "cosines"))
-    if kept and np.array_equal(kept["texts"], texts):
-        group = np.asarray(kept["group"], dtype=np.int64)
-        return Neighbours(group, kept["rows"], kept["cosines"])
-    neighbours = find_neighbours(embeddings, "item_neighbours")
-    _keep(
-        ctx,
-        path,
-        "neighbours",
-        texts=texts,
-        group=neighbours.group.astype(np.int32),
-        rows=neighbours.rows,
-        cosines=neighbours.cosines,
-    )
-    return neighbours
+    def find() -> Arrays:
+        neighbours = find_neighbours(embeddings, "item_neighbours")
+        group = neighbours.group.astype(np.int32)
+        return {"group": group, "rows": neighbours.rows, "cosines": neighbours.cosines}
+
+    made_of = [_ids(items), np.array([K_NEIGHBOURS + SPARE, *embeddings.shape])]
+    kept = _made_once(ctx, "neighbours", made_of, find)
+    return Neighbours(kept["group"].astype(np.int64), kept["rows"], kept["cosines"])
+
+
+def item_students(
+    ctx: Context,
+    items: Sequence[Item | ItemKey],
+    embeddings: Vectors,
+    y: IntArray,
+    weight: FloatArray,
+    round_: Round,
+    *,
+    purpose: str,
+) -> FloatArray:
+    """(s, n, k) out-of-fold probabilities of a round's s quick students, in single precision.
+
+    The last ones for each purpose are kept: a round that is measured asks again for those that it
+    chose its texts by.
+
+    Args:
+        embeddings, y, weight: as in ``out_of_fold_probs``.
+        round_: decides what is drawn.
+    """
+    from strategies.signals import students
+
+    k, seeds = len(ctx.config.labels), ctx.config.student.seeds
+
+    def train() -> Arrays:
+        rng = stream("out-of-fold students", round_.seed, round_.number)
+        probs = students.out_of_fold_probs(embeddings, y, weight, k, seeds=seeds, rng=rng)
+        return {"probs": probs.astype(np.float32)}
+
+    drawn = np.array([k, seeds, round_.seed, round_.number, *embeddings.shape])
+    kept = _made_once(ctx, f"{purpose}-students", [_ids(items), y, weight, drawn], train)
+    return kept["probs"].astype(np.float64)
+
+
+def _made_once(
+    ctx: Context, what: str, made_of: Sequence[NDArray[Any]], make: Callable[[], Arrays]
+) -> Arrays:
+    """What was made last, if it was made of the same; else it is made, and kept."""
+    path = _path(ctx, what)
+    digest = hashlib.sha256(f"{FORM}".encode())
+    for array in made_of:
+        digest.update(array.tobytes())
+    of = np.frombuffer(digest.digest(), dtype=np.uint8)
+    kept = _kept(ctx, path, what)
+    if kept is not None and np.array_equal(kept.pop("of", np.empty(0)), of):
+        return kept
+    made = make()
+    _keep(ctx, path, what, of=of, **made)
+    return made
 
 
 def _path(ctx: Context, of_what: str) -> Path:
@@ -129,8 +171,11 @@ def _half(vectors: NDArray[np.float32]) -> Half:
 def _kept_embeddings(ctx: Context, path: Path) -> tuple[Ids, Half]:
     """Item ids and their embeddings in the file; nothing where there is no sound one."""
     nothing = np.empty(0, dtype="S1"), np.empty((0, 0), dtype=np.float16)
-    kept = _kept(ctx, path, "embeddings", ("ids", "embeddings"))
-    if not kept:
+    kept = _kept(ctx, path, "embeddings")
+    if kept is None:
+        return nothing
+    if not {"ids", "embeddings"} <= kept.keys():
+        _say_unusable(ctx, path, "embeddings", "it is damaged")
         return nothing
     ids, vectors = np.array(kept["ids"], dtype="S"), kept["embeddings"]
     if vectors.ndim != 2 or len(ids) != len(vectors) or vectors.dtype not in ("<f2", "<f4"):
@@ -148,41 +193,40 @@ def _kept_embeddings(ctx: Context, path: Path) -> tuple[Ids, Half]:
     return nothing
 
 
-def _kept(
-    ctx: Context, path: Path, what: str, names: tuple[str, ...]
-) -> dict[str, NDArray[Any]] | None:
+def _kept(ctx: Context, path: Path, what: str) -> Arrays | None:
     """The arrays of a file, mapped; None where there is no sound one."""
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:
-            return {name: _mapped(file, name) for name in names}
-    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return {
+                info.filename.removesuffix(".npy"): _mapped(file, archive, info)
+                for info in archive.infolist()
+            }
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
         _say_unusable(ctx, path, what, "it is damaged")
         return None
 
 
-def _mapped(file: IO[bytes], name: str) -> NDArray[Any]:
+def _mapped(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     """An array of an .npz file that is not compressed, once its checksum is found right.
 
     Raises:
-        ValueError, KeyError, EOFError, zipfile.BadZipFile: there is no such array.
+        ValueError, EOFError, zipfile.BadZipFile: it is damaged, or not as ``np.savez`` writes it.
     """
     form: Any = np.lib.format
-    with zipfile.ZipFile(file) as archive:
-        info = archive.getinfo(f"{name}.npy")
-        with archive.open(info) as member:
-            if form.read_magic(member) != (1, 0):
-                raise ValueError(f"the array {name} is of another version of numpy's format")
-            shape, fortran, dtype = form.read_array_header_1_0(member)
-            head = member.tell()
-            while member.read(1 << 20):  # to the end, where the checksum is compared
-                pass
+    with archive.open(info) as member:
+        if form.read_magic(member) != (1, 0):
+            raise ValueError(f"{info.filename} is of another version of numpy's format")
+        shape, fortran, dtype = form.read_array_header_1_0(member)
+        head = member.tell()
+        while member.read(1 << 20):  # to the end, where the checksum is compared
+            pass
+    if fortran or dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is not kept as np.savez keeps an array")
     file.seek(info.header_offset)
     local = file.read(30)
     lengths = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-    if fortran or dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"the array {name} is not kept as goldloop keeps it")
     if 0 in shape:
         return np.empty(shape, dtype=dtype)
     begins = info.header_offset + len(local) + lengths + head

@@ -50,8 +50,8 @@ def leading_directions(embeddings: Vectors, count: int) -> Directions:
     sample = embeddings[seen]
     mean = sample.mean(axis=0, dtype=np.float64)
     gram = np.zeros((d, d))
-    for block in blocks(len(sample)):  # in float64, without a second copy of all embeddings
-        centred = sample[block] - mean
+    for block in blocks(len(sample)):  # summed in float64, without a second copy of all embeddings
+        centred = sample[block].astype(np.float32) - mean.astype(np.float32)
         gram += centred.T @ centred
     variances, directions = np.linalg.eigh(gram / len(sample))
     keep = np.argsort(-variances)[: min(count, n - 1)]

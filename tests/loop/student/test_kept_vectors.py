@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from loop.chance import stream
 from loop.pool_arrays import pool_arrays
 from loop.round import run_round
 from loop.student import kept_vectors
-from loop.student.kept_vectors import item_embeddings, item_neighbours
+from loop.student.kept_vectors import item_embeddings, item_neighbours, item_students
+from strategies.signals import students
 from strategies.signals.neighbours import find_neighbours
 from tests.support.campaigns import make
 from tests.support.fakes import CentroidStudent
@@ -79,3 +81,46 @@ def test_neighbours_are_looked_for_once_until_there_are_other_texts(tmp_path, mo
     assert "The neighbours kept in" in said[-1]
     kept()
     assert len(searches) == 3
+
+
+def test_students_of_the_same_labels_are_trained_once(tmp_path, monkeypatch):
+    ctx = make(tmp_path)
+    round_ = run_round(ctx)
+    items = ctx.store.items("c", "pool")
+    embeddings, k = item_embeddings(ctx, items), len(ctx.config.labels)
+    y, weight = np.arange(len(items)) % k, np.ones(len(items))
+    trained = []
+    train = students.out_of_fold_probs
+
+    def counting(*args, **kwargs):
+        trained.append(args)
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(students, "out_of_fold_probs", counting)
+
+    def kept(y=y, round_=round_):
+        return item_students(ctx, items, embeddings, y, weight, round_, purpose="test")
+
+    first = kept()
+    rng = stream("out-of-fold students", round_.seed, round_.number)
+    right = train(embeddings, y, weight, k, seeds=ctx.config.student.seeds, rng=rng)
+    np.testing.assert_allclose(first, right, atol=1e-6)
+    np.testing.assert_array_equal(kept(), first)
+    assert len(trained) == 1
+    for other in ({"y": np.roll(y, 1)}, {"round_": round_.model_copy(update={"seed": 99})}):
+        assert not np.array_equal(kept(**other), first)
+    assert len(trained) == 3
+
+
+def test_a_round_is_measured_by_the_students_that_it_chose_its_texts_by(tmp_path, monkeypatch):
+    trained = []
+    train = students.out_of_fold_probs
+
+    def counting(*args, **kwargs):
+        trained.append(kwargs["seeds"])
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(students, "out_of_fold_probs", counting)
+    ctx = make(tmp_path)
+    run_round(ctx)
+    assert trained.count(ctx.config.student.seeds) == 2, "once for suspicion and once for repair"
