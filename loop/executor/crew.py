@@ -71,7 +71,7 @@ class Crew:
 
     Args:
         start: starts a worker; ``ready`` is to be called, from any thread, once it can be given a
-            block, or ``tell`` with what keeps it from being so.
+            block, or ``tell`` with what keeps it from being so: ``failed`` or ``died``.
         pack: makes a job ready to be sent.
         patience: asked every ``patience_s`` seconds while there is no worker at all; raises a
             LoopError where it is no use to wait on.
@@ -90,6 +90,11 @@ class Crew:
         self._idle: list[Worker] = []
         self._coming: dict[Worker, threading.Event] = {}
         """Set once the worker was ready for its first block."""
+        self._unborn: list[tuple[Worker, str, Any]] = []
+        """Workers that will never be ready, and why."""
+        self._stillborn = 0  # one after the other
+        self._maps: list[queue.SimpleQueue[tuple[Worker | None, str, Any]]] = []
+        """What is said to the maps under way, all of which wait for the same workers."""
         self._lock = threading.Lock()
         self._holds: dict[Worker, weakref.ref[Any]] = {}
         """Which job each has; weakly, because jobs are large."""
@@ -110,9 +115,11 @@ class Crew:
         running: dict[Worker, _Run] = {}
         waiting: list[_Run] = []
         source, more, taken, packed = iter(blocks), True, 0, None
+        self._maps.append(said)
         try:
             while True:
                 self._drop_dead(running)
+                self._drop_unborn()
                 held = False  # the next block depends on results to come
                 while more and not held and len(waiting) < most - len(running):
                     block = next(source, self)
@@ -124,7 +131,7 @@ class Crew:
                         waiting.append(_Run(taken, block))
                         taken += 1
                 while len(waiting) > self._free() and len(self.workers) < most:
-                    self._hire(said)
+                    self._hire()
                 while waiting and self._idle:
                     worker, run = self._idle.pop(), waiting.pop(0)
                     running[worker], run.done = run, 0
@@ -139,10 +146,8 @@ class Crew:
                         raise ValueError("a block depends on results, but none is under way")
                     return
                 speaker, kind, what = self._next_word(said, idle=not running)
-                if speaker is None and kind == "failed":  # it cannot be started
-                    raise what
                 if speaker is None or speaker not in running:
-                    continue  # a worker is ready, or says twice that it died
+                    continue  # a worker is ready, or never will be, or says twice that it died
                 run = running[speaker]
                 if kind == "progress":
                     run.done += what
@@ -175,6 +180,8 @@ class Crew:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._maps.remove(said)
 
     def _next_word(
         self, said: queue.SimpleQueue[tuple[Worker | None, str, Any]], *, idle: bool
@@ -185,24 +192,60 @@ class Crew:
             except queue.Empty:
                 self._patience()
 
-    def _hire(self, said: queue.SimpleQueue[tuple[Worker | None, str, Any]]) -> None:
+    def _hire(self) -> None:
         """Starts a worker; it is idle once it says so, which may be at once or much later."""
         ready, kept = threading.Event(), threading.Event()
+        why: list[tuple[str, Any]] = []
 
         def is_ready() -> None:
             with self._lock:
                 ready.set()
+                self._stillborn = 0
                 if kept.is_set() and worker in self.workers:
                     self._idle.append(worker)
-            said.put((None, "ready", None))
+            self._wake()
 
-        worker = self._start(is_ready, lambda kind, what: said.put((None, kind, what)))
+        def is_not(kind: str, what: Any) -> None:
+            with self._lock:
+                why.append((kind, what))
+                if kept.is_set():
+                    self._unborn.append((worker, kind, what))
+            self._wake()
+
+        worker = self._start(is_ready, is_not)
         with self._lock:
             kept.set()
             self.workers.append(worker)
+            self._unborn += [(worker, kind, what) for kind, what in why]
             if ready.is_set():
                 self._idle.append(worker)
             self._coming[worker] = ready
+
+    def _wake(self) -> None:
+        """Has every map look again; who waits need not be who hired."""
+        for said in list(self._maps):
+            said.put((None, "look", None))
+
+    def _drop_unborn(self) -> None:
+        """Forgets workers that died before they were ready, so that others come in their place.
+
+        Raises:
+            LoopError: none can be started, or each dies.
+        """
+        with self._lock:
+            unborn, self._unborn = self._unborn, []
+        for worker, kind, what in unborn:
+            if worker not in self.workers:
+                continue
+            self._dismiss(worker)
+            if kind == "failed":
+                raise what
+            self._stillborn += 1
+            if self._stillborn >= LIVES:
+                raise MachineError(
+                    f"{what} It happened to {LIVES} workers one after the other while they were"
+                    f" started. Mend the cause, {AGAIN}."
+                )
 
     def _free(self) -> int:
         """Workers that have nothing to do, and those that are being started."""
@@ -228,6 +271,7 @@ class Crew:
         with self._lock:
             workers, self.workers = self.workers, []
             self._idle.clear()
+            self._unborn.clear()
         self._coming.clear()
         self._holds.clear()
         for worker in workers:

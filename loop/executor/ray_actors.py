@@ -294,7 +294,11 @@ class _Handle:
         try:
             self._ray.get(answer)
         except Exception as exc:
-            if not self._closed:
+            gone = self._ray.exceptions.RayActorError
+            if isinstance(exc, gone) and not exc.actor_init_failed:
+                self.alive = False
+                tell("died", f"A Ray worker ended unexpectedly ({_first(exc)}).")
+            elif not self._closed:
                 tell("failed", _not_started(exc))
         else:
             ready()

@@ -25,6 +25,7 @@ from loop.cli.face import Campaign
 from loop.deliver.final_model import KIND
 from loop.deliver.predict import Labeller, LabellerElsewhere, label_rows
 from loop.errors import ConfigError, MachineError, StudentError, UnforeseenError
+from loop.executor.crew import Crew
 from loop.executor.local import LocalExecutor
 from loop.executor.ray_actors import RayExecutor, _Handle
 from loop.llm.elsewhere import AnnotatorElsewhere, AskTexts, Question
@@ -185,6 +186,71 @@ def is_running(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+# workers that are started and never come
+
+
+class Echo:
+    def load(self):
+        return self
+
+
+class Hand:
+    """A worker of this process; it dies over the block "death"."""
+
+    alive = True
+
+    def load(self, job):
+        pass
+
+    def begin(self, block, tell):
+        tell("died", "It died.") if block == "death" else tell("done", block)
+
+    def close(self):
+        self.alive = False
+
+
+def crew_of(*births):
+    """Its workers are told apart by how they come: at once, when they are called, or never."""
+    called, births = [], iter(births)
+
+    def start(ready, tell):
+        how = next(births)
+        if how == "at once":
+            ready()
+        elif how == "dies":
+            tell("died", "It died.")
+        else:
+            called.append((ready, tell))
+        return Hand()
+
+    def impatient():
+        raise TimeoutError("it waits for nobody")
+
+    return Crew(start, Echo.load, impatient, 1.0), called
+
+
+def test_a_worker_that_comes_late_or_never_keeps_no_later_map_waiting():
+    def mapped(crew, *blocks):
+        return dict(crew.map(Echo(), blocks, 2, lambda _: None, lambda _: None))
+
+    for late in ("comes", "dies"):
+        crew, called = crew_of("at once", "called", "at once", "at once")
+        assert mapped(crew, "a", "b") == {0: "a", 1: "b"}  # the first has done both
+        ready, tell = called[0]
+
+        def blocks(ready=ready, tell=tell):
+            yield "death"  # of the one that came
+            ready() if late == "comes" else tell("died", "It died.")  # noqa: B023
+
+        with pytest.raises(MachineError, match="twice over the same block"):
+            list(crew.map(Echo(), blocks(), 2, lambda _: None, lambda _: None))
+        assert mapped(crew, "c") == {0: "c"}
+    crew, _ = crew_of("dies", "at once")
+    assert mapped(crew, "d") == {0: "d"}
+    with pytest.raises(MachineError, match="workers one after the other while they were started"):
+        mapped(crew_of("dies", "dies")[0], "e")
 
 
 # what cannot be had
