@@ -131,13 +131,19 @@ def over_items_intervals(
         first: the strategy that the others are compared with.
 
     Returns:
-        Metric -> 'value', and where they make sense 'share' (of the recovered gap) and
-        'first_minus' (paired difference of the first strategy to this one), each low and high.
+        Metric -> 'value', 'minus' (reference -> paired difference of this strategy to it), and
+        where they make sense 'share' (of the recovered gap) and 'first_minus' (paired difference of
+        the first strategy to this one), each low and high.
     """
     out: dict[str, Any] = {}
     for metric in METRICS:
         mine = drawn[strategy, budget][metric]
-        entry = {"value": _percentiles(mine)}
+        entry: dict[str, Any] = {"value": _percentiles(mine)}
+        entry["minus"] = {
+            reference: _percentiles(mine - drawn[reference, 0.0][metric])
+            for reference in REFERENCES
+            if reference != strategy
+        }
         if strategy not in REFERENCES:
             llm, gold = (drawn[reference, 0.0][metric] for reference in REFERENCES)
             with np.errstate(divide="ignore", invalid="ignore"):

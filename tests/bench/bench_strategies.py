@@ -286,7 +286,10 @@ def markdown(result: BenchResult) -> str:
 
 
 def against_references(result: BenchResult, budget: float) -> list[str]:
-    """Markdown rows: values of LLM labels, ours and gold, and paired differences in points."""
+    """Markdown rows: values of LLM labels, ours and gold, and paired differences in points.
+
+    Intervals are over the samples, or over the test texts where there is one sample.
+    """
     ours = result.settings["strategies"][0]
     pairs = ((ours, "llm_only"), (ours, "all_gold"), ("all_gold", "llm_only"))
     at = [
@@ -294,8 +297,15 @@ def against_references(result: BenchResult, budget: float) -> list[str]:
         for record in result.records
         if record["budget"] == budget or record["strategy"] in REFERENCES
     ]
+    one_sample = {(r["data"], r["strategy"]): r["over_items"] for r in at if "over_items" in r}
+
+    def with_interval(c: dict[str, Any], first: str) -> dict[str, Any]:
+        over_texts = one_sample.get((c["data"], first))
+        ends = over_texts[c["metric"]]["minus"][c["rival"]] if over_texts else c
+        return c if ends["low"] is None else c | ends
+
     differences = {
-        (c["data"], c["metric"], pair): points(c)
+        (c["data"], c["metric"], pair): points(with_interval(c, pair[0]))
         for pair in pairs
         for c in compare(at, pair[0], pair[1:])
     }
@@ -315,9 +325,9 @@ def against_references(result: BenchResult, budget: float) -> list[str]:
 
 
 def points(difference: Mapping[str, Any]) -> str:
-    """A difference in points, with its interval where several samples give one."""
+    """A difference in points, with its interval where there is one."""
     mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-    return f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if difference["n"] > 1 else "")
+    return f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if low < high else "")
 
 
 def merge(parts: list[BenchResult]) -> BenchResult:

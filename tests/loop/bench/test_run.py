@@ -377,6 +377,11 @@ def test_one_repetition_has_intervals_over_the_test_texts():
     (paired,) = [c for c in result.comparisons if c["metric"] == "macro_f1"]
     assert paired["low"] < paired["mean"] < paired["high"]
     assert paired["verdict"] == "win"
+    llm, gold = (r for r in result.records if r["strategy"] in REFERENCES)
+    minus = gold["over_items"]["macro_f1"]["minus"]
+    assert set(minus) == {"llm_only"}
+    ends, gap = minus["llm_only"], gold["macro_f1"] - llm["macro_f1"]
+    assert 0 < ends["low"] < gap < ends["high"]
     assert "over test texts" in result.settings["intervals"]
 
 
