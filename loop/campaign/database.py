@@ -8,6 +8,7 @@ same time wait for each other.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import sqlite3
@@ -48,6 +49,16 @@ SCHEMA_KEY = 0x676F6C64
 """PostgreSQL's advisory lock on the schema."""
 VERSION_TABLE = "alembic_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def _said_otherwise(record: logging.LogRecord) -> bool:
+    """What psycopg ignores of a connection that ended is no news: the error that ended it is."""
+    if record.getMessage().startswith("error ignored"):
+        record.levelno, record.levelname = logging.INFO, "INFO"  # for a log file alone
+    return True
+
+
+logging.getLogger("psycopg").addFilter(_said_otherwise)
 
 
 def database_file(url: URL) -> Path | None:

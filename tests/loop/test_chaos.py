@@ -32,6 +32,7 @@ def chaos(script, folder, *how):
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+    assert "error ignored" not in done.stderr
     return json.loads(done.stdout), done.stderr
 
 

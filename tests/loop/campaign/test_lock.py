@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import stat
@@ -188,3 +189,9 @@ def test_a_server_that_lets_nobody_in_is_one_sentence(two_stores, request):
         assert "\n" not in str(told.value)
     finally:
         server.psql("alter database locks with allow_connections true;")
+
+
+def test_what_psycopg_ignores_is_for_the_log_alone(caplog):
+    logging.getLogger("psycopg").warning("error ignored terminating %s: %s", "a pipeline", "lost")
+    logging.getLogger("psycopg").warning("another %s", "warning")
+    assert [r.levelname for r in caplog.records if r.name == "psycopg"] == ["INFO", "WARNING"]
