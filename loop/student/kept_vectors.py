@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,8 +75,18 @@ def item_neighbours(
         group = neighbours.group.astype(np.int32)
         return {"group": group, "rows": neighbours.rows, "cosines": neighbours.cosines}
 
+    def fits(group: NDArray[Any], rows: NDArray[Any], cosines: NDArray[Any]) -> bool:
+        shapes = (group.shape, rows.ndim, rows.shape) == ((len(items),), 2, cosines.shape)
+        kinds = [array.dtype.str for array in (group, rows, cosines)] == ["<i4", "<i4", "<f4"]
+        return (
+            shapes
+            and kinds
+            and 0 <= int(group.min()) <= int(group.max()) < len(rows)
+            and -1 <= int(rows.min()) <= int(rows.max()) < len(rows)
+        )
+
     made_of = [_ids(items), np.array([K_NEIGHBOURS + SPARE, *embeddings.shape])]
-    kept = _made_once(ctx, "neighbours", made_of, find)
+    kept = _made_once(ctx, "neighbours", made_of, find, fits)
     return Neighbours(kept["group"].astype(np.int64), kept["rows"], kept["cosines"])
 
 
@@ -107,15 +118,27 @@ def item_students(
         probs = students.out_of_fold_probs(embeddings, y, weight, k, seeds=seeds, rng=rng)
         return {"probs": probs.astype(np.float32)}
 
+    def fits(probs: NDArray[Any]) -> bool:
+        right = (probs.shape, probs.dtype.str) == ((seeds, len(items), k), "<f4")
+        return right and bool(np.isfinite(probs).all())
+
     drawn = np.array([k, seeds, round_.seed, round_.number, *embeddings.shape])
-    kept = _made_once(ctx, f"{purpose}-students", [_ids(items), y, weight, drawn], train)
+    kept = _made_once(ctx, f"{purpose}-students", [_ids(items), y, weight, drawn], train, fits)
     return kept["probs"].astype(np.float64)
 
 
 def _made_once(
-    ctx: Context, what: str, made_of: Sequence[NDArray[Any]], make: Callable[[], Arrays]
+    ctx: Context,
+    what: str,
+    made_of: Sequence[NDArray[Any]],
+    make: Callable[[], Arrays],
+    fits: Callable[..., bool],
 ) -> Arrays:
-    """What was made last, if it was made of the same; else it is made, and kept."""
+    """What was made last, if it was made of the same; else it is made, and kept.
+
+    Args:
+        fits: given the arrays by name, whether they can be what they are said to be.
+    """
     path = _path(ctx, what)
     digest = hashlib.sha256(f"{FORM}".encode())
     for array in made_of:
@@ -123,7 +146,10 @@ def _made_once(
     of = np.frombuffer(digest.digest(), dtype=np.uint8)
     kept = _kept(ctx, path, what)
     if kept is not None and np.array_equal(kept.pop("of", np.empty(0)), of):
-        return kept
+        with suppress(TypeError, ValueError):  # other names, or nothing in an array
+            if fits(**kept):
+                return kept
+        _say_unusable(ctx, path, what, "it is damaged")
     made = make()
     _keep(ctx, path, what, of=of, **made)
     return made
@@ -215,6 +241,8 @@ def _mapped(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
         ValueError, EOFError, zipfile.BadZipFile: it is damaged, or not as ``np.savez`` writes it.
     """
     form: Any = np.lib.format
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed")
     with archive.open(info) as member:
         if form.read_magic(member) != (1, 0):
             raise ValueError(f"{info.filename} is of another version of numpy's format")
@@ -222,7 +250,7 @@ def _mapped(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
         head = member.tell()
         while member.read(1 << 20):  # to the end, where the checksum is compared
             pass
-    if fortran or dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
+    if fortran or dtype.hasobject:
         raise ValueError(f"{info.filename} is not kept as np.savez keeps an array")
     file.seek(info.header_offset)
     local = file.read(30)

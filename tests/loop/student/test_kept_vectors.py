@@ -83,6 +83,45 @@ def test_neighbours_are_looked_for_once_until_there_are_other_texts(tmp_path, mo
     assert len(searches) == 3
 
 
+def test_files_that_hold_something_else_are_made_again(tmp_path):
+    """Whoever can write to the folder may also copy the digest of what a file was made of."""
+    ctx = make(tmp_path)
+    round_ = run_round(ctx)
+    items = ctx.store.items("c", "pool")
+    embeddings, k = item_embeddings(ctx, items), len(ctx.config.labels)
+    y, weight = np.arange(len(items)) % k, np.ones(len(items))
+    said = []
+    ctx.say = said.append
+
+    def neighbours():
+        return item_neighbours(ctx, items, embeddings).rows
+
+    def probs():
+        return item_students(ctx, items, embeddings, y, weight, round_, purpose="repair")
+
+    for kept, what, spoil in (
+        (neighbours, "neighbours", lambda a: {"rows": a["rows"] + len(items)}),
+        (neighbours, "neighbours", lambda a: {"group": a["group"].astype(np.float64)}),
+        (neighbours, "neighbours", lambda a: {"group": a["group"][1:]}),
+        (neighbours, "neighbours", lambda a: {"cosines": None}),
+        (probs, "repair-students", lambda a: {"probs": a["probs"] * np.nan}),
+        (probs, "repair-students", lambda a: {"probs": a["probs"][:, :, :1]}),
+        (probs, "repair-students", lambda a: {"more": a["probs"]}),
+    ):
+        right = kept()
+        (path,) = _files(ctx, what)
+        with np.load(path) as file:
+            arrays = dict(file)
+        arrays = {n: a for n, a in (arrays | spoil(arrays)).items() if a is not None}
+        path.unlink()  # it is mapped
+        np.savez(path, **arrays)
+        said.clear()
+        np.testing.assert_array_equal(kept(), right)
+        assert "cannot be used: it is damaged" in said[0]
+    np.savez_compressed(path, **arrays)
+    np.testing.assert_array_equal(kept(), right)
+
+
 def test_students_of_the_same_labels_are_trained_once(tmp_path, monkeypatch):
     ctx = make(tmp_path)
     round_ = run_round(ctx)
