@@ -54,9 +54,7 @@ test-newest:
 	echo '$(TORCH)' >$(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager -c $(VENV)/constraints.txt -e '.[dev,bench]'
 
-# Label Studio, which pip takes minutes for, is installed beside the first tests; its own wait for it.
 test: lint
-	$(BIN)/python -c 'from connectors.label_studio.server import install; install()' >/dev/null 2>&1 &
 	$(PYTEST)
 
 # Chaos runs and sweeps that take longer than a change should wait for.

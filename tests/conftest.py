@@ -28,14 +28,11 @@ settings.register_profile("goldloop", deadline=None, suppress_health_check=[Heal
 settings.load_profile("goldloop")
 
 
-SHARED = "label-studio"
-
-
 def group(nodeid):
     """What one worker runs as a whole: a file, or all files that share a Label Studio."""
     path = nodeid.split("::", 1)[0]
     shared = "connectors/label_studio/" in path or path.endswith("test_end_to_end.py")
-    return SHARED if shared else path
+    return "label-studio" if shared else path
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -58,13 +55,12 @@ LONG = ("test_round", "test_final_model", "test_changes", "test_chaos", "test_da
 
 
 def pytest_collection_modifyitems(items):
-    """The slow groups come first, Label Studio's last of them, then the long ones."""
+    """The slow groups come first, then the long ones."""
     slow = Counter(group(i.nodeid) for i in items if i.get_closest_marker("slow"))
 
     def place(item):
         name = group(item.nodeid)
-        rank = min(slow[name], 1) if name == SHARED else 2 * slow[name]
-        return -rank, Path(name).stem not in LONG, name
+        return -slow[name], Path(name).stem not in LONG, name
 
     items.sort(key=place)
 
