@@ -3,6 +3,7 @@
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,8 @@ from loop.campaign.config import Config
 from loop.campaign.context import Context, Parts
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, VoteBlock
+from loop.llm.elsewhere import AnnotatorElsewhere
+from loop.ports import AnnotatorSetup
 from loop.report import plots
 
 LABELS = ("bad", "good")
@@ -95,3 +98,33 @@ def copied(folder, to):
     with closing(sqlite3.connect(to / "c.db", isolation_level=None)) as connection:
         connection.execute("delete from event where command = 'folder'")
     return to
+
+
+def make_elsewhere(folder, encoder, executor=None, *, rounds=1, seeds=2, dies_at=None):
+    """A campaign whose LLM and student work elsewhere; without an executor, in this process.
+
+    Args:
+        encoder: folder of a tiny encoder.
+        dies_at: the worker that is first asked about this text dies.
+    """
+    from jobs import AskWords, Words
+    from tiny_encoder import tiny_student
+
+    ctx = make(
+        folder,
+        rows=texts(90),
+        annotator={"kind": "local_lm"},
+        prompt={"shots": 0, "variants": 2},
+        rounds={"batch_size": 15, "rounds": rounds, "audit_frac": 0.2},
+        student={"seeds": seeds, "references": [], "epochs": 1, "if_nothing_learned": "go on"},
+    )
+    annotator = Words()
+    if executor is not None:
+        setup = AnnotatorSetup({"model": "words"}, {}, ctx.config.port_labels)
+        annotator = AnnotatorElsewhere(Words(), "local_lm", setup, executor)
+        annotator._job = AskWords(folder, dies_at)
+    student = tiny_student(encoder, epochs=1, executor=executor)
+    ctx.parts = replace(
+        ctx.parts, annotator=lambda: annotator, student=lambda: student, executor=executor
+    )
+    return ctx

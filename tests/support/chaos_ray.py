@@ -12,43 +12,21 @@ import random
 import sys
 import time
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
-from campaigns import make, no_plots, stored_votes, texts
+from campaigns import make_elsewhere, no_plots, stored_votes
 from chaos import Moments, finish, forked
-from jobs import AskWords, Words
-from tiny_encoder import tiny_student
 
 import loop.llm.ask
 from loop.campaign.lock import writer
 from loop.executor.ray_actors import RayExecutor
-from loop.llm.elsewhere import AnnotatorElsewhere
-from loop.ports import AnnotatorSetup
 
 
 def campaign(folder, encoder, executor=None):
-    """Two rounds; with an executor its LLM and its student are elsewhere."""
+    """Two rounds, asked in small lots."""
     loop.llm.ask.CHUNK = 16
-    ctx = make(
-        folder,
-        rows=texts(90),
-        annotator={"kind": "local_lm"},
-        prompt={"shots": 0, "variants": 2},
-        rounds={"batch_size": 15, "rounds": 2, "audit_frac": 0.2},
-        student={"seeds": 3, "references": [], "epochs": 1, "if_nothing_learned": "go on"},
-    )
-    annotator = Words()
-    if executor is not None:
-        setup = AnnotatorSetup({"model": "words"}, {}, ctx.config.port_labels)
-        annotator = AnnotatorElsewhere(Words(), "local_lm", setup, executor)
-        annotator._job = AskWords(folder)
-    student = tiny_student(encoder, epochs=1, executor=executor)
-    ctx.parts = replace(
-        ctx.parts, annotator=lambda: annotator, student=lambda: student, executor=executor
-    )
-    return ctx
+    return make_elsewhere(folder, encoder, executor, rounds=2, seeds=3)
 
 
 def told(ctx):

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from campaigns import make, stored_votes, texts
-from jobs import AskWords, Square, Unruly, Words
+from campaigns import make, make_elsewhere, stored_votes, texts
+from jobs import Square, Unruly
 from tiny_encoder import LABELS, fit, make_texts, save_encoder, tiny_student, training_set
 
 from connectors.llm.recorded import RecordedAnnotator
@@ -423,21 +423,7 @@ def test_predictions_elsewhere_are_those_of_this_machine(final, one_thread, monk
 def campaign(folder, tiny, executor, dies_at=None):
     """One round; with an executor its LLM and its student are elsewhere."""
     folder.mkdir()
-    ctx = make(
-        folder,
-        rows=texts(90),
-        annotator={"kind": "local_lm"},
-        prompt={"shots": 0, "variants": 2},
-        rounds={"batch_size": 15, "rounds": 1, "audit_frac": 0.2},
-        student={"seeds": 2, "references": [], "epochs": 1, "if_nothing_learned": "go on"},
-    )
-    annotator = Words()
-    if executor is not None:
-        setup = AnnotatorSetup({"model": "words"}, {}, ctx.config.port_labels)
-        annotator = AnnotatorElsewhere(Words(), "local_lm", setup, executor)
-        annotator._job = AskWords(folder, dies_at)
-    student = tiny_student(tiny, epochs=1, executor=executor)
-    ctx.parts = replace(ctx.parts, annotator=lambda: annotator, student=lambda: student)
+    ctx = make_elsewhere(folder, tiny, executor, dies_at=dies_at)
     assert run_round(ctx).stage == "done"
     round_ = ctx.store.last_round("c")
     told = {

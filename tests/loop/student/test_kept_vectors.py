@@ -17,6 +17,13 @@ def _files(ctx, of_what):
     return list((ctx.config.out / "cache").glob(f"{of_what}-*.npz"))
 
 
+def _pool(ctx):
+    """The pool's items, their embeddings, the number of classes, labels and weights."""
+    items, k = ctx.store.items("c", "pool"), len(ctx.config.labels)
+    y, weight = np.arange(len(items)) % k, np.ones(len(items))
+    return items, item_embeddings(ctx, items), k, y, weight
+
+
 def test_embeddings_are_mapped_in_float16_and_files_in_float32_are_read(tmp_path, monkeypatch):
     ctx = make(tmp_path)
     run_round(ctx)
@@ -87,9 +94,7 @@ def test_files_that_hold_something_else_are_made_again(tmp_path):
     """Whoever can write to the folder may also copy the digest of what a file was made of."""
     ctx = make(tmp_path)
     round_ = run_round(ctx)
-    items = ctx.store.items("c", "pool")
-    embeddings, k = item_embeddings(ctx, items), len(ctx.config.labels)
-    y, weight = np.arange(len(items)) % k, np.ones(len(items))
+    items, embeddings, _, y, weight = _pool(ctx)
     said = []
     ctx.say = said.append
 
@@ -125,9 +130,7 @@ def test_files_that_hold_something_else_are_made_again(tmp_path):
 def test_students_of_the_same_labels_are_trained_once(tmp_path, monkeypatch):
     ctx = make(tmp_path)
     round_ = run_round(ctx)
-    items = ctx.store.items("c", "pool")
-    embeddings, k = item_embeddings(ctx, items), len(ctx.config.labels)
-    y, weight = np.arange(len(items)) % k, np.ones(len(items))
+    items, embeddings, k, y, weight = _pool(ctx)
     trained = []
     train = students.out_of_fold_probs
 
