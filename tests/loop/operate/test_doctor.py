@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from operated import CAMPAIGN
@@ -14,6 +15,18 @@ from loop.errors import LoopError
 from loop.operate.doctor import Server, examine
 
 KEY = "sk-very-secret-key"
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch):
+    """Gives the free bytes of every disk, whatever this machine has; returns what sets them."""
+
+    def free(n):
+        usage = SimpleNamespace(free=n)
+        monkeypatch.setattr("loop.operate.doctor.shutil.disk_usage", lambda _path: usage)
+
+    free(10**12)
+    return free
 
 
 def told(file, probes=lambda _config: {}, **how):
@@ -42,10 +55,16 @@ def test_a_campaign_in_order_has_no_problem(campaign):
     assert not [line for line in told(campaign / "goldloop.toml") if line.about == "lock"]
 
 
-def test_what_is_wrong_is_named_with_what_to_do(campaign, monkeypatch):
+def test_little_room_is_a_warning_and_too_little_a_problem(campaign, room):
+    for n, level in ((10**8, "problem"), (4 * 10**9, "warning")):
+        room(n)
+        (line,) = problems(told(campaign / "goldloop.toml"))
+        assert (line.about, line.level) == ("disk", level)
+
+
+def test_what_is_wrong_is_named_with_what_to_do(campaign, room):
     (campaign / "c.db").chmod(0o644)
-    usage = type("Usage", (), {"free": 10**8})
-    monkeypatch.setattr("loop.operate.doctor.shutil.disk_usage", lambda _path: usage)
+    room(10**8)
     text = (campaign / "goldloop.toml").read_text() + 'store.folder = "runs"\n'
     (campaign / "goldloop.toml").write_text(text.replace("seeds = 2", 'device = "cuda"'))
 
