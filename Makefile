@@ -1,5 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Each installs what it needs into .venv, in
-# exactly the versions that the lock files name; uv makes that quicker where it is there.
+# exactly the versions that the lock files name.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -22,12 +22,16 @@ define new_venv
 endef
 
 # $(1): a lock file
+# uv, which the lock names too, takes seconds where pip takes minutes. It does not read pip's settings
+# (a mirror, say): where it fails, pip does the work.
 define install
 	$(new_venv)
-	@echo "Installing $$(grep -c '^[a-z].*==' $(1)) packages and torch into $(VENV) (some minutes, once)"
-	if command -v uv >/dev/null; \
-	then uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(1); \
-	else $(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(1); fi
+	@echo "Installing $$(grep -c '^[a-z].*==' $(1)) packages and torch into $(VENV) (once)"
+	sed -n '/^uv==/,/[^\\]$$/p' $(1) >$(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(VENV)/uv.txt
+	UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --no-deps -r $(1) || { \
+	echo "uv did not manage; pip tries, which takes minutes"; \
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r $(1); }
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -35,6 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from uv import find_uv_bin
+
 from connectors.downloads.packages import cache_dir
 from loop.errors import FetchError, ReviewerError
 from loop.files import locked, remove_leftovers, replacing_folder, write_whole
@@ -304,10 +306,9 @@ def install(progress: Say = _silent, show: Show = show_nothing) -> Path:
     python = venv / "bin" / "python"
     if _is_installed(venv):
         return python
-    uv = shutil.which("uv")
     packages = len(re.findall(r"^\w.*==", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
-    progress(f"installing Label Studio {VERSION} (about 800 MB, some minutes, once)")
-    with show("Installing Label Studio", packages if uv else 2 * packages) as advance:
+    progress(f"installing Label Studio {VERSION} (about 800 MB, once)")
+    with show("Installing Label Studio", packages) as advance:
         seen = 0
 
         def look() -> None:
@@ -319,15 +320,23 @@ def install(progress: Say = _silent, show: Show = show_nothing) -> Path:
         with _lock(home(), "install.lock", meanwhile=look):
             if _is_installed(venv):  # by somebody else in the meantime
                 return python
-            if venv.exists():  # an installation was interrupted
-                shutil.rmtree(venv)
-            _run([sys.executable, "-m", "venv", str(venv)], "make a virtual environment")
-            pip = [uv, "pip"] if uv else [str(python), "-m", "pip", "--disable-pip-version-check"]
-            where = ["--python", str(python)] if uv else ["--progress-bar", "off"]
-            checked = ["--require-hashes", "--no-deps", "-r", str(LOCK)]
-            _run([*pip, "install", *where, *checked], f"install label-studio=={VERSION}", look)
+            pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+            try:
+                _fill(venv, [find_uv_bin(), "pip"], ["--python", str(python)], look)
+            except (FetchError, FileNotFoundError) as exc:  # it does not read pip's settings
+                progress(f"uv did not manage, so pip tries, which takes minutes ({exc})")
+                _fill(venv, pip, ["--progress-bar", "off"], look)
             (venv / _VENV_MARKER).write_text(f"{VERSION}\n")
     return python
+
+
+def _fill(venv: Path, pip: list[str], options: list[str], look: Callable[[], None]) -> None:
+    """Makes the environment anew, whatever an interrupted installation left, with its packages."""
+    if venv.exists():
+        shutil.rmtree(venv)
+    _run([sys.executable, "-m", "venv", str(venv)], "make a virtual environment")
+    checked = ["--require-hashes", "--no-deps", "-r", str(LOCK)]
+    _run([*pip, "install", *options, *checked], f"install label-studio=={VERSION}", look)
 
 
 def _is_installed(venv: Path) -> bool:
@@ -335,19 +344,23 @@ def _is_installed(venv: Path) -> bool:
 
 
 def _packages_done(venv: Path) -> int:
-    """Packages that an installation has fetched, as far as its log says so, and unpacked."""
+    """Packages that an installation has unpacked, or fetched as far as its log says so."""
     fetched = 0
     with suppress(OSError):
         fetched = (home() / "install.log").read_text(errors="replace").count("Collecting ")
-    return fetched + len(list(venv.glob("lib/python3*/site-packages/*.dist-info")))
+    return max(fetched, len(list(venv.glob("lib/python3*/site-packages/*.dist-info"))))
 
 
 def _run(command: list[str], doing: str, look: Callable[[], None] = lambda: None) -> None:
     """Runs a step of the installation; ``look`` is called twice a second meanwhile."""
     log = home() / "install.log"
     end = time.monotonic() + INSTALL_TIMEOUT_S
+    env = {"UV_SYSTEM_CERTS": "1", **os.environ}  # uv then trusts what pip trusts
     try:
-        with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
+        with (
+            log.open("w") as out,
+            subprocess.Popen(command, stdout=out, stderr=out, env=env) as process,
+        ):
             while process.poll() is None:
                 if time.monotonic() > end:
                     process.kill()

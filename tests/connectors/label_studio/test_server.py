@@ -50,27 +50,37 @@ def test_interrupted_installation_is_done_again(monkeypatch, tmp_path):
     (venv / "bin").mkdir(parents=True)
     (venv / "bin" / "python").touch()
     (venv / "half").touch()
-    ran = []
+    ran, fails = [], set()
 
     def run(command, doing, look=lambda: None):
-        ran.append(command)
+        ran.append(" ".join(command))
         if "venv" in command:
             assert not venv.exists()
             (venv / "bin").mkdir(parents=True)
             (venv / "bin" / "python").touch()
-        if len(ran) == 2:
+        elif ("uv" if "pip" in command[1] else "pip") in fails:
             raise FetchError(f"Cannot {doing}: No space left")
 
     monkeypatch.setattr(server, "_run", run)
+    fails |= {"uv", "pip"}
     with pytest.raises(FetchError, match=r"Cannot install label-studio==[\d.]+: No space left"):
         server.install()
+    assert not server._is_installed(venv)
+    fails.remove("pip")
     said = []
     python = server.install(said.append)
-    assert len(ran) == 4
-    assert {"--require-hashes", "--no-deps", str(server.LOCK)} <= set(ran[-1])
-    assert len(said) == 1
+    assert len(ran) == 8
+    assert f"{python} -m pip" in ran[-1]
+    assert f"--require-hashes --no-deps -r {server.LOCK}" in ran[-1]
+    assert "pip tries, which takes minutes (Cannot install" in said[1]
     assert server.install(said.append) == python
-    assert len(ran) == 4
+    (venv / server._VENV_MARKER).unlink()
+    fails.clear()
+    assert server.install() == python
+    assert len(ran) == 10
+    assert f"uv pip install --python {python}" in ran[-1]
+    assert f"--require-hashes --no-deps -r {server.LOCK}" in ran[-1]
+    assert len(said) == 2
 
 
 def test_the_lock_names_this_label_studio_with_hashes():
@@ -118,7 +128,7 @@ def test_waits_with_a_bar_while_another_process_installs(monkeypatch, tmp_path):
     other = (tmp_path / "install.lock").open("a")
     fcntl.flock(other, fcntl.LOCK_EX)
     assert server.install(show=show) == venv / "bin" / "python"
-    assert steps == [2, 1, 0]
+    assert steps == [2, 0, 0]
 
 
 def test_settings_of_other_programs_stay_outside(monkeypatch):
