@@ -26,6 +26,7 @@ from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
+from loop.student.epochs import ENOUGH_STEPS, enough_epochs, steps_of
 from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
 from strategies.estimate import share_interval
 
@@ -200,6 +201,15 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
         yield (
             f'student.checkpoint = "best" needs {MIN_DEV} known labels in split dev; there are'
             f" {known['dev'].total()}, so the last epoch is kept."
+        )
+    pool, student = sum(split == "pool" for split in splits), config.student
+    steps = steps_of(pool, student.epochs, student.batch_size)
+    enough = enough_epochs(pool, student.batch_size)
+    if steps < ENOUGH_STEPS and student.epochs < enough:
+        yield (
+            f"A student takes {steps} steps ({pool} texts, {student.epochs}"
+            f" epoch{'s' if student.epochs > 1 else ''}, batches of {student.batch_size}): too few"
+            f" to learn rare labels. Set student.epochs = {enough}."
         )
     used = config.people.check_frac or {"random", "all_gold"} & set(config.student.references)
     if (n := known["pool"].total()) and config.raters.kind == "people" and not used:

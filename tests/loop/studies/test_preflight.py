@@ -10,8 +10,9 @@ from loop.campaign.config import RatersSection
 from loop.studies.preflight import preflight
 
 
-def looked_at(tmp_path, rows=None, raters=None, recorded=None, **sections):
-    ctx = make(tmp_path, **sections)
+def looked_at(tmp_path, rows=None, raters=None, recorded=None, student=None, **sections):
+    known = {"seeds": 3, "references": ["llm_only", "random", "all_gold"], "epochs": 8}
+    ctx = make(tmp_path, student=known | (student or {}), **sections)
     ctx.store.close()
     config = ctx.config
     if raters:
@@ -122,6 +123,17 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     assert "`goldloop import-labels x.csv --label-column g`" in bought_again
     checks = looked_at(tmp_path, texts(400), student=alone, people={"check_frac": 0.1})
     assert checks.warnings == ()
+
+
+def test_students_that_take_few_steps_are_warned_of_with_how_many_epochs_are_enough(tmp_path):
+    (few,) = looked_at(tmp_path, texts(400), student={"epochs": 3}).warnings
+    assert few.startswith("A student takes 60 steps (320 texts, 3 epochs, batches of 16)")
+    assert few.endswith("Set student.epochs = 8.")
+    (one,) = looked_at(tmp_path, texts(1200), student={"epochs": 1}).warnings
+    assert "960 texts, 1 epoch, batches of 16" in one
+    assert looked_at(tmp_path, texts(400), student={"epochs": 3, "batch_size": 4}).warnings == ()
+    # The most epochs are no more than advised, even where they are too few.
+    assert "Set student.epochs" not in "".join(looked_at(tmp_path, student={"epochs": 10}).warnings)
 
 
 def test_a_file_that_seems_to_lack_its_line_of_column_names_is_warned_of(tmp_path):
