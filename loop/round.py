@@ -337,6 +337,7 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
         ctx.config.people.panel,
         known,
     )
+    gold_now: list[Gold] = []
     with ctx.store.transaction() as session:
         for item_id, decision in decisions.items():
             if item_id in reviewed and reviewed[item_id] != decision.how:
@@ -350,14 +351,16 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
                     changed += 1
             elif old is None or (old.label, old.how) != (decision.label, decision.how):
                 changed += 1
-                gold_now = Gold(
-                    item_id=item_id,
-                    label=decision.label,
-                    how=decision.how,
-                    confidence=decision.confidence,
-                    round_number=old.round_number if old else round_.number,
+                gold_now.append(
+                    Gold(
+                        item_id=item_id,
+                        label=decision.label,
+                        how=decision.how,
+                        confidence=decision.confidence,
+                        round_number=old.round_number if old else round_.number,
+                    )
                 )
-                ctx.store.put_gold(session, gold_now)
+        ctx.store.put_gold(session, gold_now)
         return _advance(ctx, round_, "adjudicate", session, changed=changed)
 
 

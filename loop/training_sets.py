@@ -88,7 +88,7 @@ def random_control(ctx: Context, items: Sequence[ItemKey]) -> dict[int, str]:
     order = order[:bought]
     chosen = [items[i] for i in order]
     if ctx.raters is not None:
-        told = ctx.store.text_items([i.id for i in chosen])
+        told = ctx.store.text_items(ctx.name, chosen)
         labels = ctx.raters.labels_of([told[i.id] for i in chosen])
     else:
         labels = [i.known_label for i in chosen]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, exists, func, inspect, update
+from sqlalchemy import delete, exists, func, insert, inspect, update
 from sqlmodel import Session, col, select
 
 from loop.campaign.tables import (
@@ -26,6 +26,8 @@ from loop.ports import FloatArray, IntArray
 
 OTHER_ITEM = inspect(Item).local_table.alias("other_item")
 """The table of texts beside itself in a query; such an alias costs 1 ms each time it is made."""
+
+_NEW_VOTES = insert(VoteBlock)
 
 BLOCKS_AT_ONCE = 500
 """Blocks of votes that are in memory while all are read."""
@@ -85,21 +87,21 @@ class LlmStore(ABC):
         """
         if not len(rows):
             return
-        session.add(
-            VoteBlock(
-                campaign=campaign,
-                annotator=annotator,
-                variant_hash=variant_hash,
-                votes=len(rows),
-                rows=rows,
-                probs=np.ravel(probs),
-                off_label_mass=off_label_mass,
-                tokens=tokens,
-                usd=usd,
-                timed=len(rows) if seconds > 0 else 0,
-                seconds=seconds,
-            )
-        )
+        values = {
+            "campaign": campaign,
+            "annotator": annotator,
+            "variant_hash": variant_hash,
+            "votes": len(rows),
+            "rows": rows,
+            "probs": np.ravel(probs),
+            "off_label_mass": off_label_mass,
+            "tokens": tokens,
+            "usd": usd,
+            "timed": len(rows) if seconds > 0 else 0,
+            "seconds": seconds,
+            "created_at": now(),
+        }
+        session.connection().execute(_NEW_VOTES, values)
 
     def votes(self, campaign: str, annotator: str) -> Iterator[VoteBlock]:
         """The annotator's votes, block by block, in the order in which they came.

@@ -48,6 +48,8 @@ BLOCK = 65_536
 """Texts whose scores or training labels are one row of the database."""
 IDS_AT_ONCE = 500
 """Ids in one query."""
+MOSTLY_WANTED = 2
+"""Texts that lie together are read from the first to the last, where so many times as many."""
 _TEXTS: Any = select_rows(Item.id, Item.text)  # type: ignore[call-overload]
 _TEXT_ITEMS: Any = select_rows(Item.id, Item.text, Item.meta)  # type: ignore[call-overload]
 _KEYS: Any = select_rows(Item.id, Item.row, Item.split, Item.known_label)  # type: ignore[call-overload]
@@ -199,9 +201,20 @@ class Store(Database, LlmStore):
         found = [Item(**row._mapping) for row in self._of(item_ids, select_rows(Item))]
         return sorted(found, key=lambda item: item.row)
 
-    def text_items(self, item_ids: Collection[str]) -> dict[str, TextItem]:
-        """What annotators and raters see of a part of the campaign's items, by id."""
-        return {row[0]: TextItem(*row) for row in self._of(item_ids, _TEXT_ITEMS)}
+    def text_items(self, campaign: str, keys: Sequence[ItemKey]) -> dict[str, TextItem]:
+        """What annotators and raters see of a part of the campaign's texts, by id."""
+        wanted = {key.id for key in keys}
+        rows = [key.row for key in keys]
+        first, last = min(rows, default=0), max(rows, default=-1)
+        if last - first < MOSTLY_WANTED * len(rows):
+            near = _TEXT_ITEMS.where(
+                col(Item.campaign) == campaign, col(Item.row).between(first, last)
+            )
+            with self.transaction() as session:
+                told: Iterable[Any] = session.connection().execute(near).all()
+        else:
+            told = self._of(wanted, _TEXT_ITEMS)
+        return {row[0]: TextItem(*row) for row in told if row[0] in wanted}
 
     def texts(self, item_ids: Collection[str]) -> dict[str, str]:
         """Texts by item id, of a part of the campaign's items."""
@@ -575,9 +588,12 @@ class Store(Database, LlmStore):
             query = select(Gold).where(of_campaign(Gold.item_id, campaign))
             return {g.item_id: g for g in session.exec(query).all()}
 
-    def put_gold(self, session: Session, gold: Gold) -> None:
-        """Keeps a gold label, instead of the one that the item had."""
-        session.merge(gold)
+    def put_gold(self, session: Session, gold: Sequence[Gold]) -> None:
+        """Keeps gold labels, instead of those that the items had."""
+        for start in range(0, len(gold), IDS_AT_ONCE):
+            part = [new.item_id for new in gold[start : start + IDS_AT_ONCE]]
+            session.exec(delete(Gold).where(col(Gold.item_id).in_(part)))
+        session.add_all(gold)
 
     def delete_gold(self, session: Session, gold: Gold) -> None:
         """Forgets a gold label, in the caller's transaction."""

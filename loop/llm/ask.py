@@ -459,7 +459,7 @@ class _Asking:
                 yield []  # nobody knows yet whether the annotator answers at all
                 continue
             lot = self._items[at : at + CHUNK]
-            told = clerk.store.text_items([item.id for item in lot])
+            told = clerk.store.text_items(clerk.name, lot)
             texts = [told[item.id] for item in lot]
             count = clerk.purse.reserve(self._asked, texts, least=0 if self._under_way else 1)
             self._rows.update((item.id, item.row) for item in lot[:count])

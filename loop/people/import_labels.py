@@ -180,11 +180,11 @@ def _store(
     ctx: Context, result: Import, taken: dict[str, tuple[str, float, list[GivenLabel]]]
 ) -> None:
     with ctx.store.transaction() as session:
-        for key, (label, share, _) in taken.items():
-            ctx.store.put_gold(
-                session,
-                Gold(item_id=key, label=label, how=IMPORTED, confidence=share, round_number=ROUND),
-            )
+        gold = [
+            Gold(item_id=key, label=label, how=IMPORTED, confidence=share, round_number=ROUND)
+            for key, (label, share, _) in taken.items()
+        ]
+        ctx.store.put_gold(session, gold)
         ctx.store.log(
             session,
             ctx.name,

@@ -182,8 +182,39 @@ def test_texts_are_open_until_they_are_chosen_or_have_gold(store):
     assert (store.review_count("c"), store.has_open_texts("c")) == (1, True)
     gold = Gold(item_id="i2", label="a", how="imported", confidence=1.0, round_number=0)
     with store.transaction() as session:
-        store.put_gold(session, gold)
+        store.put_gold(session, [gold])
     assert not store.has_open_texts("c")
+
+
+def test_gold_takes_the_place_of_what_an_item_had(store, monkeypatch):
+    monkeypatch.setattr(store_module, "IDS_AT_ONCE", 2)  # more texts than one query names
+
+    def put(**labels):
+        given = {"how": "single", "confidence": 1.0, "round_number": 1}
+        with store.transaction() as session:
+            store.put_gold(
+                session, [Gold(item_id=i, label=la, **given) for i, la in labels.items()]
+            )
+
+    with store.transaction() as session:
+        store.insert(session, Item, [item(number) for number in range(4)])
+    put(i0="a", i1="a", i2="a")
+    put(i1="b", i2="b", i3="b")
+    labels = {item_id: gold.label for item_id, gold in store.gold("c").items()}
+    assert labels == {"i0": "a", "i1": "b", "i2": "b", "i3": "b"}
+
+
+def test_texts_that_lie_together_or_far_apart_are_read_alike(store):
+    with store.transaction() as session:
+        others = [item(9, row=1, split="test"), item(8, row=100)]
+        store.insert(session, Item, [item(0), item(2, text="other"), *others])
+    zero, two, far = store.keys("c", "pool")
+    for keys in ([], [zero, two], [zero, far], [two], [far, two, zero]):
+        told = store.text_items("c", keys)
+        assert {(i.id, i.text, str(i.meta)) for i in told.values()} == {
+            (key.id, "other" if key is two else "t", str({"q": "é\x00"})) for key in keys
+        }
+        assert set(told) == {key.id for key in keys}
 
 
 def kept_in(store):
