@@ -336,13 +336,13 @@ def harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) -> float
         (0, 1]; small where ``after`` spoils more labels than it mends, beyond chance.
     Source: McNemar 1947, exact binomial form.
     """
-    from scipy.stats import binomtest
+    from scipy.special import bdtrc
 
     was, now = before.argmax(axis=1) == gold, after.argmax(axis=1) == gold
     spoilt, mended = int((was & ~now).sum()), int((now & ~was).sum())
     if spoilt + mended == 0:
         return 1.0
-    return float(binomtest(spoilt, spoilt + mended, 0.5, alternative="greater").pvalue)
+    return float(bdtrc(spoilt - 1, spoilt + mended, 0.5))
 
 
 def brier(probs: FloatArray, gold: IntArray) -> FloatArray:
@@ -365,7 +365,7 @@ def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) ->
     Returns:
         [0, 1]; small where ``after`` fits worse beyond chance.
     """
-    from scipy.stats import t
+    from scipy.special import stdtr
 
     worse = brier(after, gold) - brier(before, gold)
     if len(worse) < 2:
@@ -373,7 +373,7 @@ def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) ->
     spread = float(worse.std(ddof=1))
     if spread == 0.0:
         return 0.0 if worse.mean() > 0 else 1.0
-    return float(t.sf(worse.mean() * np.sqrt(len(worse)) / spread, len(worse) - 1))
+    return float(stdtr(len(worse) - 1, -worse.mean() * np.sqrt(len(worse)) / spread))
 
 
 def _softmax(logits: FloatArray) -> FloatArray:

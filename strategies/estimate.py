@@ -40,9 +40,9 @@ def share_interval(value: float, n: float, *, level: float = 0.95) -> tuple[floa
         n: > 0; need not be whole, for items of unequal weight.
     Source: Wilson 1927.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    q = float(norm.ppf(0.5 + level / 2.0))
+    q = float(ndtri(0.5 + level / 2.0))
     shrink = 1.0 + q**2 / n
     centre = (value + q**2 / (2.0 * n)) / shrink
     half = q * float(np.sqrt(value * (1.0 - value) / n + q**2 / (4.0 * n**2))) / shrink
@@ -211,11 +211,11 @@ def rate_ratio(
         The ratio of the two shares, half an item added to every count so that none is 0.
     Source: Walter 1975 (the half), Katz et al. 1978 (interval of the logarithm).
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     ratio = ((hits + 0.5) / (n + 0.5)) / ((other_hits + 0.5) / (other_n + 0.5))
     spread = 1 / (hits + 0.5) - 1 / (n + 0.5) + 1 / (other_hits + 0.5) - 1 / (other_n + 0.5)
-    factor = float(np.exp(norm.ppf(0.5 + level / 2.0) * np.sqrt(spread)))
+    factor = float(np.exp(ndtri(0.5 + level / 2.0) * np.sqrt(spread)))
     return Estimate(ratio, ratio / factor, ratio * factor)
 
 
@@ -354,13 +354,13 @@ def _wilson(value: float, variance: float, per_unit: float, level: float, m: int
     are all but zero (no error among few items) prove no certainty: they are taken to be at least
     what one error among the items would have shown.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if per_unit <= 0:
         return Estimate(value, value, value)
     unseen = 1.0 / (1.0 / per_unit + 2.0)
     size = max(value * (1.0 - value), unseen) / max(variance, unseen * per_unit)
-    q = float(t.ppf(0.5 + level / 2.0, max(m - 1, 1)))
+    q = float(stdtrit(max(m - 1, 1), 0.5 + level / 2.0))
     shrink = 1.0 + q**2 / size
     centre = (value + q**2 / (2.0 * size)) / shrink
     half = q * np.sqrt(value * (1.0 - value) / size + q**2 / (4.0 * size**2)) / shrink
@@ -377,7 +377,7 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
     Near zero the estimate is not normal but a scaled chi-square, so the usual interval fails.
     """
     from scipy.optimize import brentq
-    from scipy.stats import ncx2
+    from scipy.special import chndtr
 
     floor = 0.5 / design.n
     shares = np.maximum(p, floor) / np.maximum(p, floor).sum()
@@ -394,14 +394,14 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
     tail = (1.0 - design.level) / 2.0
 
     def bound(prob: float) -> float:
-        if ncx2.cdf(statistic, df, 1e-9) <= prob:
+        if chndtr(statistic, df, 1e-9) <= prob:
             return 0.0
         # No mix is further from the LLM's than its rarest class alone.
         most = -float(np.log(said.min()))
         top = 2.0 * size * most
-        if top <= 1e-9 or ncx2.cdf(statistic, df, top) > prob:
+        if top <= 1e-9 or chndtr(statistic, df, top) > prob:
             return most
-        ncp = float(brentq(lambda x: ncx2.cdf(statistic, df, x) - prob, 1e-9, top))
+        ncp = float(brentq(lambda x: chndtr(statistic, df, x) - prob, 1e-9, top))
         return ncp / (2.0 * size)
 
     low, high = bound(1.0 - tail), bound(tail)

@@ -28,8 +28,6 @@ def fuse_ranks(
             negative weights, or all weights 0.
     Source: Borda count; Aslam and Montague 2001.
     """
-    from scipy.stats import rankdata
-
     if not suspicions:
         raise ValueError("fuse_ranks needs at least one signal")
     shapes = {name: values.shape for name, values in suspicions.items()}
@@ -42,8 +40,9 @@ def fuse_ranks(
     n = next(iter(shapes.values()))[0]
     fused = np.zeros(n)
     for name, values in suspicions.items():
-        ranks = rankdata(values, method="average")
-        fused += share[name] * ((ranks - 1.0) / (n - 1.0) if n > 1 else np.full(n, 0.5))
+        _, group, tied = np.unique(values, return_inverse=True, return_counts=True)
+        places = (np.cumsum(tied) - 0.5 * (tied + 1.0))[group]  # from 0; ties share their mean
+        fused += share[name] * (places / (n - 1.0) if n > 1 else np.full(n, 0.5))
     return clip_unit(fused)
 
 

@@ -233,7 +233,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean, standard deviation and 95 % t interval of what is known."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     held = np.array([v for v in values if v is not None], dtype=np.float64)
     n = len(held)
@@ -241,7 +241,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
         return {"mean": None, "sd": None, "low": 0.0, "high": 0.0, "n": 0}
     mean = float(held.mean())
     sd = float(held.std(ddof=1)) if n > 1 else 0.0
-    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else 0.0
+    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n) if n > 1 else 0.0
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
 
 

@@ -444,9 +444,9 @@ def _deviation(value: float, n_seeds: int, wanted: bool) -> Metric:
         return Metric(value, note=ONE_SEED if n_seeds < 2 else "")
     if not value:  # seeds that happen to be equally good say nothing of how far others would vary
         return Metric(value)
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
-    low, high = np.sqrt((n_seeds - 1) / chi2.ppf([0.975, 0.025], n_seeds - 1)) * value
+    low, high = np.sqrt((n_seeds - 1) / chdtri(n_seeds - 1, [0.025, 0.975])) * value
     return Metric(value, float(low), float(high))
 
 

@@ -127,14 +127,14 @@ def _effect(
     n, m = len(shown), len(hidden)
     if min(n, m) < MIN_TEXTS:
         return None
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     a, b = np.asarray(shown), np.asarray(hidden)
     va, vb = float(a.var(ddof=1)) / n, float(b.var(ddof=1)) / m
     difference = float(a.mean() - b.mean())
     if va + vb > 0:
         df = (va + vb) ** 2 / (va**2 / (n - 1) + vb**2 / (m - 1))
-        half = float(t.ppf(0.975, df)) * float(np.sqrt(va + vb))
+        half = float(stdtrit(df, 0.975)) * float(np.sqrt(va + vb))
         low, high = difference - half, difference + half
     elif ratio:
         return None  # times that are all the same were not measured

@@ -281,7 +281,7 @@ def _deviations(
     predictions: Mapping[str, IntArray], bases: int, parts: Sequence[str], truth: Truth, k: int
 ) -> dict[tuple[str, str], Metric]:
     """Standard deviations that a part alone causes, with chi-square intervals over the bases."""
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
     known = truth.y >= 0
     value = {}
@@ -297,7 +297,7 @@ def _deviations(
             sd = float(
                 np.sqrt(np.mean([(value[a][key] - value[b][key]) ** 2 for a, b in pairs]) / 2)
             )
-            low, high = np.sqrt(df / chi2.ppf([0.975, 0.025], df)) * sd
+            low, high = np.sqrt(df / chdtri(df, [0.025, 0.975])) * sd
             deviations[name, key] = Metric(sd, float(low), float(high)) if sd else Metric(sd)
     return deviations
 

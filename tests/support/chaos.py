@@ -151,7 +151,8 @@ def stored(url):
 
 def import_all(*more):
     """What a campaign imports where it needs it, once for all lives."""
-    for name in ("faiss", "scipy.stats", "loop.report.collect", "loop.report.html", *more):
+    report = ("loop.report.collect", "loop.report.html")
+    for name in ("faiss", "scipy.optimize", "scipy.special", *report, *more):
         importlib.import_module(name)
 
 
