@@ -15,6 +15,8 @@ from loop.report.contents import LearningCurves, ReportView
 
 _INK, _GRID = "#010101", "#020202"
 _COLOURS = {"loop": "#030303", "random": "#040404", "llm_only": "#050505", "all_gold": "#060606"}
+_LEFT, _BOTTOM, _RIGHT, _TOP = 0.5, 0.42, 0.2, 0.08
+"""Inches around the axes; finding them anew for every drawing takes as long as the drawing."""
 _LINES = {"loop": "-", "random": "--", "llm_only": ":", "all_gold": "-."}
 _MARKERS = {"loop": "o", "random": "s"}
 _VARIABLES = {
@@ -166,7 +168,8 @@ def _svg(draw: Callable[[Any], None], label: str, size: tuple[float, float] = (3
         "grid.color": _GRID,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
+        figure.subplots_adjust(*_margins(*size))
         axes = figure.add_subplot()
         draw(axes)
         axes.grid(axis="y", linewidth=0.8)
@@ -178,6 +181,11 @@ def _svg(draw: Callable[[Any], None], label: str, size: tuple[float, float] = (3
         empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
     return _inline(buffer.getvalue(), label)
+
+
+def _margins(width: float, height: float) -> tuple[float, float, float, float]:
+    """Where the axes begin and end, as shares of the drawing: left, bottom, right, top."""
+    return _LEFT / width, _BOTTOM / height, 1 - _RIGHT / width, 1 - _TOP / height
 
 
 def _draw(axes: Any, arm: str, points: Sequence[tuple[int, Metric]], right: float) -> None:
