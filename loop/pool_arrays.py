@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
-from loop.campaign.tables import Item, ItemKey, Review, Round, damaged, round_id
+from loop.campaign.tables import Gold, Item, ItemKey, Review, Round, damaged, round_id
 from loop.chance import stream
 from loop.errors import ConfigError
 from loop.llm.calibration import View, choose_view
@@ -44,9 +44,23 @@ def pool_arrays(
     """The pool with what the signals need; hidden items appear as if they had no gold."""
     items = ctx.keys("pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
-    gold = gold_classes(ctx, items)
-    view, votes = _view(ctx, round_, items, votes, gold)
-    reviews = ctx.store.reviews_by_item(ctx.name)
+    reviews, people = ctx.store.reviews_by_item(ctx.name), ctx.store.gold(ctx.name)
+    gold = _classes(ctx, items, people)
+    inclusion_prob = np.array(
+        [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
+    )
+    # Only gold of earlier rounds has a say in how this round uses the LLM's answers.
+    numbers = {item: g.round_number for item, g in people.items()}
+    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
+    view = choose_view(
+        ctx.config,
+        votes,
+        np.where(earlier, gold, -1),
+        audited(items, reviews),
+        inclusion_prob,
+        rng=stream("calibration", round_.seed, round_.number),
+    )
+    votes = replace(votes, posterior=view.posterior)
     unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
     gold = np.where([i.id in hidden for i in items], -1, gold)
     needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
@@ -73,9 +87,7 @@ def pool_arrays(
         off_label_mass=votes.off_label_mass,
         class_prior=view.prior,
         ordinal=ctx.config.campaign.ordinal,
-        inclusion_prob=np.array(
-            [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
-        ),
+        inclusion_prob=inclusion_prob,
         unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
         states=states.values,
         neighbours=neighbours,
@@ -90,33 +102,18 @@ def pool_arrays(
 
 def gold_classes(ctx: Context, items: Sequence[ItemKey]) -> IntArray:
     """(n,) class that people gave each item, -1 where they gave none."""
-    labels = ctx.store.gold(ctx.name)
+    return _classes(ctx, items, ctx.store.gold(ctx.name))
+
+
+def _classes(ctx: Context, items: Sequence[ItemKey], people: Mapping[str, Gold]) -> IntArray:
     index = ctx.config.label_index
-    known = [index[labels[i.id].label] if i.id in labels else -1 for i in items]
+    known = [index[people[i.id].label] if i.id in people else -1 for i in items]
     return np.array(known, dtype=np.int64)
 
 
 def audited(items: Sequence[ItemKey], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
     """(n,) whether each item was drawn at random, to measure the LLM."""
     return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
-
-
-def _view(
-    ctx: Context, round_: Round, items: Sequence[ItemKey], votes: LlmVotes, gold: IntArray
-) -> tuple[View, LlmVotes]:
-    """The LLM's answers as this round uses them; only gold of earlier rounds has a say in it."""
-    reviews = ctx.store.reviews_by_item(ctx.name)
-    numbers = {item: g.round_number for item, g in ctx.store.gold(ctx.name).items()}
-    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
-    view = choose_view(
-        ctx.config,
-        votes,
-        np.where(earlier, gold, -1),
-        audited(items, reviews),
-        np.array([reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]),
-        rng=stream("calibration", round_.seed, round_.number),
-    )
-    return view, replace(votes, posterior=view.posterior)
 
 
 def llm_states(

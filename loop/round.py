@@ -19,7 +19,7 @@ import numpy as np
 from sqlmodel import Session
 
 from loop.campaign.context import Context
-from loop.campaign.metrics import ONCE, Calibration, RoundMetrics
+from loop.campaign.metrics import ONCE, RoundMetrics
 from loop.campaign.tables import (
     IMPORTED,
     STAGES,
@@ -443,9 +443,7 @@ def measure(ctx: Context, round_: Round) -> bool:
     """Computes the round's metrics and writes rounds.json and report.html."""
     from loop.report.collect import write_outputs
 
-    metrics = measure_round(ctx, round_, evaluation_items(ctx))
-    metrics = replace(metrics, calibration=_calibration(ctx, round_))
-    metrics = _with_gold(ctx, round_, metrics)
+    metrics = _with_gold(ctx, round_, measure_round(ctx, round_, evaluation_items(ctx)))
     with ctx.store.transaction() as session:
         ctx.store.set_metrics(session, round_, metrics)
         spent = account(ctx.config, ctx.store, session).spent_usd
@@ -454,20 +452,13 @@ def measure(ctx: Context, round_: Round) -> bool:
     return True
 
 
-def _calibration(ctx: Context, round_: Round) -> Calibration:
-    """How well the LLM's confidence fits what the audit found, raw and as used."""
-    arrays = pool_arrays(ctx, round_, ())
-    reviews = ctx.store.reviews_by_item(ctx.name)
-    return summary(arrays.view, arrays.votes, arrays.pool.gold, audited(arrays.items, reviews))
-
-
 def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:
     """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
     strategy = ctx.config.strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
-    mine = ctx.store.reviews_by_item(ctx.name, round_id(round_)).keys()
-    before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
     reviews = ctx.store.reviews_by_item(ctx.name)
+    mine = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}
+    before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
     of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
     suspicion = suspicion_of(ctx, round_, before.items)
@@ -475,6 +466,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     pi = before.pool.inclusion_prob
     metrics = replace(
         metrics,
+        calibration=summary(before.view, before.votes, gold, audited(before.items, reviews)),
         label_quality=quality_metrics(
             ctx.config,
             before.pool.y_llm,
