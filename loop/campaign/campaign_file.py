@@ -78,8 +78,8 @@ audit_frac = 0.5              # share drawn at random: keeps estimates honest, t
 
 [student]
 encoder = "roberta-base"      # hub name, folder, or embedded: "minilm", "mpnet" (406 MB)
-epochs = {epochs:<19}# more for few texts: 150 steps or so teach rare labels too
-batch_size = 16
+epochs = {epochs:<19}# few texts need more, and smaller batches: rare labels
+batch_size = {student_batch:<15}# are learned in about 150 steps
 # lr = 2e-5                   # left out: what fits the encoder (1e-4 for minilm)
 weight_decay = 0.01
 warmup_frac = 0.05
@@ -148,14 +148,14 @@ def render(
     gold_column: str | None,
     labels: Sequence[tuple[str, str]],
     budget: int = 300,
-    epochs: int = 3,
+    steps: tuple[int, int] = (16, 3),
 ) -> str:
     """The file's text; every value is escaped.
 
     Args:
         labels: names and descriptions.
         budget: texts that may be sent to people, in three rounds.
-        epochs: of a student.
+        steps: batch size and epochs of a student.
     """
     tables = "".join(
         f"[[labels]]\nname = {quoted(label)}\ndescription = {quoted(description)}\n\n"
@@ -174,7 +174,8 @@ def render(
         source=quoted(source),
         text_column=quoted(text_column),
         gold=gold,
-        epochs=epochs,
+        student_batch=steps[0],
+        epochs=steps[1],
         labels=tables,
         budget=budget,
         batch=budget // 3,

@@ -19,7 +19,7 @@ from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import say
 from loop.errors import LoopError, Stopped, suggestion
-from loop.student.epochs import USUAL, enough_epochs
+from loop.student.steps import USUAL_BATCH, USUAL_EPOCHS, fitting_steps
 
 if TYPE_CHECKING:
     from connectors.texts.read import Column
@@ -86,7 +86,7 @@ def init(
         gold_column=answers.gold_column or None,
         labels=answers.labels,
         budget=answers.budget,
-        epochs=answers.epochs,
+        steps=answers.steps,
     )
     read(text, file)
     write_whole(file, text, mode=SHARED)
@@ -100,7 +100,7 @@ class _Answers:
 
     Attributes:
         budget: texts that may be sent to people.
-        epochs: of a student, more where there are few texts.
+        steps: batch size and epochs of a student.
     """
 
     file: Path
@@ -111,7 +111,7 @@ class _Answers:
     gold_column: str | None
     labels: list[tuple[str, str]]
     budget: int = BUDGET
-    epochs: int = USUAL
+    steps: tuple[int, int] = (USUAL_BATCH, USUAL_EPOCHS)
     columns: dict[str, Column] = field(default_factory=dict)
     asks: bool = field(default_factory=lambda: sys.stdin.isatty())
 
@@ -186,7 +186,7 @@ class _Answers:
         rows, columns = columns_of(str(beside / Path(str(self.source)).expanduser()))
         self.columns = {column.name: column for column in columns}
         self.budget = max(3, min(BUDGET, rows // 4))
-        self.epochs = enough_epochs(round(0.8 * rows))  # the rest is held out
+        self.steps = fitting_steps(round(0.8 * rows))  # the rest is held out
         say(f"{self.source}: {rows:,} rows, {len(columns)} columns.")
         for column in columns[:SHOWN]:
             say(f"  {column.name}: {_holds(column, rows)}")

@@ -26,8 +26,8 @@ from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
-from loop.student.epochs import ENOUGH_STEPS, enough_epochs, steps_of
 from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
+from loop.student.steps import ENOUGH_STEPS, fitting_steps, steps_of
 from strategies.estimate import share_interval
 
 FEW_KNOWN = 50
@@ -203,13 +203,13 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
             f" {known['dev'].total()}, so the last epoch is kept."
         )
     pool, student = sum(split == "pool" for split in splits), config.student
-    steps = steps_of(pool, student.epochs, student.batch_size)
-    enough = enough_epochs(pool, student.batch_size)
-    if steps < ENOUGH_STEPS and student.epochs < enough:
+    batch_size, epochs = fitting_steps(pool)
+    steps = steps_of(pool, student.batch_size, student.epochs)
+    if steps < min(ENOUGH_STEPS, steps_of(pool, batch_size, epochs)):
         yield (
-            f"A student takes {steps} steps ({pool} texts, {student.epochs}"
-            f" epoch{'s' if student.epochs > 1 else ''}, batches of {student.batch_size}): too few"
-            f" to learn rare labels. Set student.epochs = {enough}."
+            f"A student takes {steps} step{'s' if steps > 1 else ''} ({pool} texts, epochs ="
+            f" {student.epochs}, batch_size = {student.batch_size}): too few to learn rare labels."
+            f" Set student.batch_size = {batch_size} and student.epochs = {epochs}."
         )
     used = config.people.check_frac or {"random", "all_gold"} & set(config.student.references)
     if (n := known["pool"].total()) and config.raters.kind == "people" and not used:

@@ -2,7 +2,8 @@
 
     python tests/bench/bench_options.py --data babe_llm.parquet --llm-column llm_gpt_3_5__0shot
     python tests/bench/bench_options.py --data toxic.parquet --only class_weights
-    python tests/bench/bench_options.py --data manifestos.parquet --only epochs --max-tokens 64
+    python tests/bench/bench_options.py --data manifestos.parquet --only epochs batch_size \
+        --max-tokens 64
     python tests/bench/bench_options.py --data imdb.parquet --llm-column llm_llama2_70b \
         --only long_texts --max-tokens 128
     python tests/bench/bench_options.py --data babe_llm.parquet --only learning_rate \
@@ -38,6 +39,7 @@ OPTIONS = {
     "class_weights": "balanced",
     "long_texts": "windows",
     "epochs": 9,
+    "batch_size": 8,
 }
 COMPARED = (*OPTIONS, "warm_start", "learning_rate")
 

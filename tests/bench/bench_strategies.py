@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="minilm", help="hub name, folder, or minilm")
     parser.add_argument("--lr", type=float, default=1e-4, help="of the fine-tuned student")
     parser.add_argument("--epochs", type=int, default=3, help="of the fine-tuned student")
+    parser.add_argument("--batch-size", type=int, default=16, help="of the fine-tuned student")
     parser.add_argument("--max-tokens", type=int, default=128, help="of the fine-tuned student")
     parser.add_argument("--test", type=int, help="at most so many test texts")
     parser.add_argument("--out", required=True)
@@ -182,7 +183,13 @@ def student(args: argparse.Namespace) -> Learner:
     from loop.student.encoder_student import EncoderStudent
 
     encoder = minilm_dir() if args.encoder == "minilm" else args.encoder
-    fine_tuned = EncoderStudent(encoder, lr=args.lr, epochs=args.epochs, max_tokens=args.max_tokens)
+    fine_tuned = EncoderStudent(
+        encoder,
+        lr=args.lr,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        max_tokens=args.max_tokens,
+    )
     return KeptPredictions(EncoderLearner(fine_tuned), Path(args.out) / "predictions")
 
 

@@ -115,7 +115,8 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert code == 0, err
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [la["name"] for la in data["labels"]] == ["yes", "no"]
-    assert data["student"]["epochs"] == 10  # as many as are advised for so few texts
+    # As many steps as are advised for so few texts.
+    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (10, 8)
     code, _, err = run("check")
     assert code == 0, err  # the budget follows the source
     Path("goldloop.toml").write_text(
@@ -135,7 +136,7 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert (code, err.count("column 'llm': yes 100 %, no 0 % of 500 labels")) == (0, 1)
     code, _, err = run(*given[:-4], "--force", "--label", "10:30: morning", "--label", "a:b")
     data = tomllib.loads(Path("goldloop.toml").read_text())
-    assert data["student"]["epochs"] == 6
+    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (3, 8)
     assert [(la["name"], la["description"]) for la in data["labels"]] == [
         ("10:30", "morning"),
         ("a:b", ""),

@@ -125,15 +125,18 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     assert checks.warnings == ()
 
 
-def test_students_that_take_few_steps_are_warned_of_with_how_many_epochs_are_enough(tmp_path):
+def test_students_that_take_few_steps_are_warned_of_with_what_is_enough(tmp_path):
     (few,) = looked_at(tmp_path, texts(400), student={"epochs": 3}).warnings
-    assert few.startswith("A student takes 60 steps (320 texts, 3 epochs, batches of 16)")
-    assert few.endswith("Set student.epochs = 8.")
+    assert few.startswith("A student takes 60 steps (320 texts, epochs = 3, batch_size = 16)")
+    assert few.endswith("Set student.batch_size = 8 and student.epochs = 4.")
     (one,) = looked_at(tmp_path, texts(1200), student={"epochs": 1}).warnings
-    assert "960 texts, 1 epoch, batches of 16" in one
-    assert looked_at(tmp_path, texts(400), student={"epochs": 3, "batch_size": 4}).warnings == ()
-    # The most epochs are no more than advised, even where they are too few.
-    assert "Set student.epochs" not in "".join(looked_at(tmp_path, student={"epochs": 10}).warnings)
+    assert one.endswith("Set student.batch_size = 16 and student.epochs = 3.")
+    for enough in ({"epochs": 4, "batch_size": 8}, {"epochs": 3, "batch_size": 4}):
+        assert looked_at(tmp_path, texts(400), student=enough).warnings == ()
+    # No more is advised than helps, even where it is too little.
+    advised = {"epochs": 10, "batch_size": 8}
+    told = looked_at(tmp_path, rounds={"batch_size": 10}, budget={"labels": 20}, student=advised)
+    assert "student.epochs" not in "".join(told.warnings)
 
 
 def test_a_file_that_seems_to_lack_its_line_of_column_names_is_warned_of(tmp_path):

@@ -1,0 +1,31 @@
+"""How a small pool is trained on, so that a student takes steps enough to learn rare labels."""
+
+from __future__ import annotations
+
+import math
+
+ENOUGH_STEPS = 150
+"""In 57 steps MiniLM learned no rare class, in 150 it did (docs/measurements/student.md)."""
+
+USUAL_BATCH, USUAL_EPOCHS = 16, 3
+"""The recipe of arXiv 2504.15432."""
+
+SMALL_BATCH, MOST_EPOCHS = 8, 10
+
+
+def steps_of(texts: int, batch_size: int, epochs: int) -> int:
+    """Steps that a student takes over so many texts."""
+    return epochs * math.ceil(texts / batch_size)
+
+
+def fitting_steps(texts: int) -> tuple[int, int]:
+    """Batch size and epochs: the usual, or what gives about ``ENOUGH_STEPS``.
+
+    Smaller batches come first, because they cost next to nothing; more epochs after that.
+
+    Source: Mosbach et al. 2021, arXiv 2006.04884, on the instability of few steps.
+    """
+    if steps_of(texts, USUAL_BATCH, USUAL_EPOCHS) >= ENOUGH_STEPS:
+        return USUAL_BATCH, USUAL_EPOCHS
+    wanted = math.ceil(ENOUGH_STEPS / max(1, steps_of(texts, SMALL_BATCH, 1)))
+    return SMALL_BATCH, min(MOST_EPOCHS, max(USUAL_EPOCHS, wanted))
