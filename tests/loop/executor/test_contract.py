@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import signal
 import socket
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +182,36 @@ def test_ctrl_c_ends_the_workers(executor, tmp_path):
     while is_running(pids[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(pids[0])
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    """The parent dies by SIGKILL in the middle of the work; its process is gone soon after."""
+    code = """
+import sys
+from pathlib import Path
+from jobs import Square
+from loop.executor.local import LocalExecutor
+from loop.ports import Resources
+executor = LocalExecutor()
+def say(_line):
+    print(*[w.pid for w in executor._crew.workers], flush=True)
+list(executor.map(Square(Path(sys.argv[1])), [98], Resources(2), say=say))
+"""
+    paths = [str(SUPPORT.parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, env=env
+    ) as parent:
+        (pid,) = map(int, parent.stdout.readline().split())
+        parent.kill()
+    try:
+        deadline = time.monotonic() + 60
+        while is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not is_running(pid)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def is_running(pid):

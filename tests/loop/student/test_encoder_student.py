@@ -5,14 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import resource
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -460,44 +455,6 @@ def test_processes_equal_sequential_training_and_stay_alive(tiny, tmp_path):
         assert not processes()
     finally:
         student.close()
-
-
-def test_workers_leave_when_their_parent_is_killed(tiny, tmp_path):
-    """The parent dies by SIGKILL in the middle of training; its process is gone soon after."""
-    root = Path(__file__).parents[3]
-    student = EncoderStudent(tiny, epochs=100_000, precision="fp32", device="cpu")
-    train = TrainingSet(["good", "awful"], np.eye(2), np.ones(2))
-    lesson = student._lesson(train, [], ["a", "b"], {}, {}, print)
-    (tmp_path / "lesson").write_bytes(pickle.dumps(lesson))
-    code = f"""
-import pickle, sys
-sys.path.insert(0, {str(root)!r})
-from loop.executor.local import LocalExecutor
-from loop.ports import Resources
-from loop.student.seed_jobs import Seed, TrainSeeds
-pool = LocalExecutor()
-def tell(done):
-    print(*[w.pid for w in pool._crew.workers], flush=True)
-with open({str(tmp_path / "lesson")!r}, "rb") as file:
-    job = TrainSeeds(pickle.load(file))
-list(pool.map(job, [Seed(0, None)], Resources(2), progress=tell))
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    left = [
-        pid
-        for pid in pids
-        if Path(f"/proc/{pid}").exists()
-        and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    ]
-    assert len(pids) == 1
-    assert not left
 
 
 # the real encoder
