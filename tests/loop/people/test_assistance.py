@@ -13,17 +13,17 @@ from tests.loop.people.test_gold import answer
 from tests.loop.test_round import finish, make
 
 
-def given(n, agree_shown, agree_hidden, rng):
-    help_, llm, said = {}, {}, []
-    for i in range(n):
-        item = f"i{i}"
+def given(n, agree_shown, agree_hidden, rng, said=()):
+    """Answers to n texts, written into ``said`` where it has as many: a new row costs most."""
+    help_, llm = {}, {}
+    said = said or [answer("ann", "x") for _ in range(n)]
+    for i, one in enumerate(said):
+        item = one.item_id = f"i{i}"
         help_[item] = bool(rng.random() < 0.5)
         llm[item] = "x"
         agrees = rng.random() < (agree_shown if help_[item] else agree_hidden)
-        one = answer("ann", "x" if agrees else "y")
-        one.item_id = item
+        one.label = "x" if agrees else "y"
         one.lead_time_s = float(np.exp(rng.normal(np.log(4.0 if help_[item] else 8.0), 0.5)))
-        said.append(one)
     return said, help_, llm
 
 
@@ -40,9 +40,9 @@ def test_a_planted_effect_is_found():
 @pytest.mark.parametrize("repeats", [150, pytest.param(300, marks=pytest.mark.long)])
 def test_intervals_cover_the_truth(repeats):
     rng = np.random.default_rng(1)
-    hits = []
+    hits, said = [], ()
     for _ in range(repeats):
-        said, help_, llm = given(120, 0.9, 0.8, rng)
+        said, help_, llm = given(120, 0.9, 0.8, rng, said)
         found = {e.what: e for e in effects(said, help_, llm=llm, known={})}
         hits.append(found["agrees_with_llm"].low <= 0.1 <= found["agrees_with_llm"].high)
     assert 0.91 <= np.mean(hits) <= 0.985
