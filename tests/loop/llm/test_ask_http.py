@@ -48,7 +48,7 @@ label = "positive"
 [strategy]
 signals = ["margin"]
 """
-TEXTS = 900
+TEXTS = 600
 
 
 def annotate(folder):
@@ -106,22 +106,21 @@ def spent(folder):
     return found
 
 
-def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path):
+def test_a_killed_annotation_repeats_no_call_that_was_stored(tmp_path, finish):
     write_texts(tmp_path, TEXTS)
     with running("vllm") as server:
         (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
         first = annotate(tmp_path)
         deadline = time.monotonic() + 120
-        while server.answered.total() < 400 and first.poll() is None:
+        while server.answered.total() < 300 and first.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
         kept = stored(tmp_path)
         assert 0 < len(kept) < TEXTS
-        again = annotate(tmp_path)
-        _, err = again.communicate(timeout=300)
-        assert again.returncode == 0, err
+        code, err = finish()
+        assert code == 0, err
         assert sorted(stored(tmp_path)) == sorted(f"text number {i} end" for i in range(TEXTS))
         calls = {
             text: sum(n for prompt, n in server.calls.items() if f"Text: {text}\n" in str(prompt))
