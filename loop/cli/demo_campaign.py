@@ -53,6 +53,7 @@ batch_size = {batch_size}
 [student]
 encoder = "minilm"
 epochs = 3
+batch_size = 8         # as `goldloop init` advises for so few texts
 seeds = 5
 max_tokens = 64
 references = {references}
