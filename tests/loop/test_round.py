@@ -99,15 +99,24 @@ def undisturbed(tmp_path_factory):
     return found
 
 
+SAMPLE = ("push", "pull", "train")  # what people are asked, what they said, what students cost
+
+
 @pytest.mark.parametrize(
     ("stage", "moment", "count"),
     # what is done before any other stage is stored
     [(STAGES[0], "before", 1), (STAGES[2], "after", 2)]
-    + [(stage, "in the transaction", 1) for stage in STAGES[:-1]],
+    + [(stage, "in the transaction", 1) for stage in SAMPLE]
+    + [
+        pytest.param(stage, "in the transaction", 1, marks=pytest.mark.long)
+        for stage in STAGES[:-1]
+        if stage not in SAMPLE
+    ],
 )
 def test_killed_around_any_stage_it_resumes_to_the_same_campaign(
     tmp_path, monkeypatch, undisturbed, stage, moment, count
 ):
+    """A sample of the moments; in the transactions of the other stages it dies in the long run."""
     rounds = ONE_ROUND | {"rounds": count}
     ctx = make_small(tmp_path, rounds=rounds)
     advance = Store.advance
