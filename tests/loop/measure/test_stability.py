@@ -392,7 +392,7 @@ def metrics_in(found):
                 yield field.name, metric
 
 
-@pytest.mark.parametrize("n", [2, 5, 60])
+@pytest.mark.parametrize("n", [2, pytest.param(5, marks=pytest.mark.long), 60])
 @pytest.mark.parametrize("s", [2, 5])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(

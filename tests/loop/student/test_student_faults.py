@@ -201,15 +201,16 @@ def break_memory(folder, patch):
     ("broken", "message"),
     [
         (break_weights, "cannot be loaded"),
-        (break_loss, "Training diverged"),
         (break_disk, "No space left on device"),
-        (break_memory, "its optimiser"),
-        (remove, r"does not exist; check student\.encoder"),
+        pytest.param(break_loss, "Training diverged", marks=pytest.mark.long),
+        pytest.param(break_memory, "its optimiser", marks=pytest.mark.long),
+        pytest.param(remove, r"does not exist; check student\.encoder", marks=pytest.mark.long),
     ],
 )
 def test_a_campaign_waits_at_training_and_goes_on_once_it_is_mended(
     tiny, tmp_path, monkeypatch, broken, message
 ):
+    """Before the first seed is trained and when it is saved; other faults in the long run."""
     folder = shutil.copytree(tiny, tmp_path / "encoder")
     section = {"seeds": 2, "references": [], "epochs": 1, "if_nothing_learned": "go on"}
 
