@@ -29,7 +29,14 @@ def blocks(n: int) -> Iterator[slice]:
 
 def all_finite(vectors: Vectors) -> bool:
     """Whether every number is finite."""
-    return all(bool(np.isfinite(vectors[block]).all()) for block in blocks(len(vectors)))
+
+    def finite(part: Vectors) -> bool:
+        if part.dtype != np.float16:
+            return bool(np.isfinite(part).all())
+        # An exponent of ones is infinite or no number; ``isfinite`` takes six times as long.
+        return int((part.view(np.uint16) & 0x7FFF).max(initial=0)) < 0x7C00
+
+    return all(finite(vectors[block]) for block in blocks(len(vectors)))
 
 
 @dataclass(frozen=True)

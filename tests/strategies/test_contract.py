@@ -9,7 +9,7 @@ import pytest
 
 from strategies import STRATEGIES
 from strategies.needs import NEEDS
-from strategies.pool import Pool
+from strategies.pool import Pool, all_finite
 
 N, M, K, D = 150, 3, 4, 12
 NAMES = sorted(STRATEGIES)
@@ -141,3 +141,15 @@ def test_a_pool_without_gold_and_optional_arrays_is_scored(name):
         inclusion_prob=None,
     )
     assert np.isfinite(score(name, lean)).all()
+
+
+def test_every_number_in_half_precision_is_known_to_be_finite_or_not():
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = np.isfinite(every)
+    assert [all_finite(every[i : i + 1]) for i in range(2**16)] == finite.tolist()
+    vectors = np.resize(every[finite], (9000, 7))  # more rows than one block
+    assert all_finite(vectors)
+    for bad in (np.nan, -np.inf):
+        vectors[8999, 6] = bad
+        assert not all_finite(vectors)
+        assert all_finite(vectors[:, :6])
