@@ -569,9 +569,10 @@ class Store(Database, LlmStore):
             for id_, annotation_id, updated_at, task_id, at in session.execute(query).all()
         ]
 
-    def add_answers(self, session: Session, answers: Sequence[Annotation]) -> None:
-        """Appends states of answers, in the caller's transaction."""
-        session.add_all(answers)
+    def add_answers(self, session: Session, answers: Iterable[Mapping[str, Any]]) -> None:
+        """Appends states of answers, by column, in the caller's transaction."""
+        at = now()
+        self.insert(session, Annotation, ({**answer, "fetched_at": at} for answer in answers))
 
     def supersede(self, session: Session, ids: Sequence[int], at: datetime | None) -> None:
         """Says since when states of answers no longer count, or with None that they do again."""

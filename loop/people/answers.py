@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC
+from typing import Any
 
 from sqlmodel import Session
 
@@ -72,7 +73,7 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
         by_task[old.task_id][old.annotation_id, old.updated_at] = old
     labels = set(ctx.config.label_names)
     forgotten = Forgotten.of(ctx.store, session, ctx.name)
-    new: list[Annotation] = []
+    new: list[dict[str, Any]] = []
     gone: list[int] = []
     again: list[int] = []
     for task in tasks:
@@ -81,16 +82,17 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
         for answer in task.annotations:
             row = _annotation_row(ctx, answer, labels)
             _forget_again(row, forgotten)
-            key = (row.annotation_id, row.updated_at)
-            if task_of.get(key, row.task_id) != row.task_id:  # another task's answer has its number
-                row.annotation_id = f"{row.annotation_id} of task {row.task_id}"
-                row.label, row.problem = None, row.problem or "no number of its own"
-                key = (row.annotation_id, row.updated_at)
+            key = (row["annotation_id"], row["updated_at"])
+            if task_of.get(key, row["task_id"]) != row["task_id"]:
+                # Another task's answer has its number.
+                row["annotation_id"] = f"{row['annotation_id']} of task {row['task_id']}"
+                row |= {"label": None, "problem": row["problem"] or "no number of its own"}
+                key = (row["annotation_id"], row["updated_at"])
             if key in current:
                 continue
             current.add(key)
             if key not in known:
-                task_of[key] = row.task_id
+                task_of[key] = row["task_id"]
                 new.append(row)
             elif known[key].superseded:
                 again.append(known[key].id)
@@ -101,35 +103,35 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
     session.flush()
 
 
-def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> Annotation:
+def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> dict[str, Any]:
+    """The columns of an ``Annotation``, a slow thing to make of answers that are known already."""
     known = a.label is None or a.label in labels
     problem = a.problem if known else unknown_label(a.label)
-    return Annotation(
-        campaign=ctx.name,
-        annotation_id=_storable(a.annotation_id),
-        updated_at=_storable(a.updated_at),
-        task_id=a.task_id,
-        item_id=a.item_id,
-        annotator=_storable(a.annotator),
-        label=a.label if known else None,
-        skipped=a.skipped,
-        note=_storable(a.note),
-        lead_time_s=a.lead_time_s,
-        problem=None if problem is None else _storable(problem),
-        raw=a.raw,
-    )
+    return {
+        "campaign": ctx.name,
+        "annotation_id": _storable(a.annotation_id),
+        "updated_at": _storable(a.updated_at),
+        "task_id": a.task_id,
+        "item_id": a.item_id,
+        "annotator": _storable(a.annotator),
+        "label": a.label if known else None,
+        "skipped": a.skipped,
+        "note": _storable(a.note),
+        "lead_time_s": a.lead_time_s,
+        "problem": None if problem is None else _storable(problem),
+        "raw": a.raw,
+    }
 
 
-def _forget_again(row: Annotation, forgotten: Forgotten) -> None:
+def _forget_again(row: dict[str, Any], forgotten: Forgotten) -> None:
     """Puts the pseudonym of a person who was forgotten in place of their name."""
-    person = row.annotator
+    person = row["annotator"]
     if (pseudonym := forgotten.pseudonym(person)) is None:
         return
-    row.annotator = pseudonym
-    row.annotation_id = without_name(row.annotation_id, (person,), pseudonym)
-    row.note = without_name(row.note, (person,), pseudonym)
-    row.problem = without_name(row.problem, (person,), pseudonym)
-    row.raw = without_name(row.raw, (person,), pseudonym, own=True)
+    for column in ("annotation_id", "note", "problem"):
+        row[column] = without_name(row[column], (person,), pseudonym)
+    row["raw"] = without_name(row["raw"], (person,), pseudonym, own=True)
+    row["annotator"] = pseudonym
 
 
 def _storable(text: str) -> str:
