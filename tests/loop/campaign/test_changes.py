@@ -129,6 +129,9 @@ EDITS = {
 }
 
 
+LONG = pytest.mark.long  # a case between two that every run tries
+
+
 def build(folder, rows=None, **sections):
     raters = sections.pop("raters", None)
     ctx = make(folder, rows=rows, **(BASE | sections))
@@ -312,9 +315,11 @@ def test_a_file_from_before_a_key_existed_has_its_default():
     [
         ({"student": {"seeds": 5, "references": ["llm_only"]}}, [0, 1, 2, 3, 4], 3),
         ({"student": {"seeds": 2, "references": ["llm_only"]}}, [0, 1], 2),
-        ({"rounds": BASE["rounds"] | {"seed": 1}}, [1, 2, 3], 2),
         ({"rounds": BASE["rounds"] | {"seed": 2}}, [2, 3, 4], 1),
-        ({"rounds": BASE["rounds"] | {"seed": 9}}, [9, 10, 11], 0),
+        *(
+            pytest.param({"rounds": BASE["rounds"] | {"seed": seed}}, seeds, common, marks=LONG)
+            for seed, seeds, common in ((1, [1, 2, 3], 2), (9, [9, 10, 11], 0))
+        ),
     ],
 )
 def test_other_seeds_are_said_before_training_and_the_campaign_goes_on(
@@ -401,8 +406,15 @@ def test_another_set_of_texts_in_mid_round_is_refused_before_people_are_asked(in
     assert run_round(build(in_round_two, texts=other)).stage == "done"  # the same under a new name
 
 
-@pytest.mark.parametrize("stores", ["one store", "a copy of it"])
-@pytest.mark.parametrize("files", ["copied", "others"])
+@pytest.mark.parametrize(
+    ("files", "stores"),
+    [
+        ("copied", "one store"),
+        ("others", "a copy of it"),
+        pytest.param("copied", "a copy of it", marks=LONG),
+        pytest.param("others", "one store", marks=LONG),
+    ],
+)
 def test_a_second_folder_of_a_campaign_is_refused_until_the_first_is_gone(
     begun, tmp_path, stores, files
 ):
