@@ -68,7 +68,7 @@ def planted(seed=0, n=300, test=200, k=3, wrong_frac=0.4, told=False):
 @pytest.mark.parametrize("name", EVERY)
 def test_every_policy_buys_its_budget_exactly_and_trains_on_gold(name):
     data = planted(n=60, test=30)
-    for budget, rounds in [(17, 3), (2, 3), (60, 2)]:
+    for budget, rounds in [(17, 2), (1, 2), (60, 2)]:
         bought = replay(data, EVERY[name], budget, rounds=rounds, seed=[1])
         assert len(np.unique(bought.rows)) == budget == len(bought.rows)
         assert bought.rows.min() >= 0
@@ -115,8 +115,13 @@ def test_records_are_complete_and_the_same_under_the_same_seed(tmp_path):
     )
     timeless = [[{**r, "seconds": 0} for r in result.records] for result in (one, two)]
     assert timeless[0] == timeless[1]
-    other = run_bench(data, names, budgets=(0.1, 0.3), repetitions=2, seeds=2, seed=1)
-    assert [r["macro_f1"] for r in other.records] != [r["macro_f1"] for r in one.records]
+    other = run_bench(data, ["random"], budgets=(0.1,), repetitions=2, seeds=2, seed=1)
+    drawn = [
+        [r["macro_f1"] for r in result.records if (r["strategy"], r["budget"]) == ("random", 0.1)]
+        for result in (one, other)
+    ]
+    assert len(drawn[0]) == len(drawn[1]) == 2
+    assert drawn[0] != drawn[1]
     assert len(one.records) == 2 * (2 + 3 * 2)
     for record in one.records:
         share = record["budget"]
