@@ -59,8 +59,8 @@ def test_few_random_students_pass_for_taught_ones():
     """The level is kept: about one in twenty."""
     rng = np.random.default_rng(2)
     y = labels_with(80)
-    passed = sum(nothing_learned(own(rng.permutation(y), y)) is None for _ in range(200))
-    assert passed <= 20
+    passed = sum(nothing_learned(own(rng.permutation(y), y)) is None for _ in range(100))
+    assert passed <= 10
 
 
 @pytest.mark.parametrize("right", [0.62, 0.7, 1.0])
