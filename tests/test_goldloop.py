@@ -223,8 +223,9 @@ def test_predict_says_what_is_wrong(folder, tmp_path_factory):
 
 def test_check_lists_what_is_wrong(folder):
     campaign = Campaign.open()
-    few, known = campaign.check()
+    few, steps, known = campaign.check()
     assert (few.level, "test texts have a known label" in few.message) == ("warning", True)
+    assert "student.epochs" in steps.message
     assert "goldloop import-labels x.csv --label-column g" in known.message
     assert campaign.forecast()[0].startswith("Texts: ")
     (folder / "x.csv").write_text("text,g\nhello,bad\n", encoding="utf-8")
