@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from connectors.texts.values import same_value
+from loop.ports import normalise
 
 _THOUGHTS = (  # how reasoning opens and closes: most models, Magistral, Kimi, gpt-oss
     (r"<(?:think(?:ing)?|thought|reasoning)>", r"</(?:think(?:ing)?|thought|reasoning)>"),
@@ -164,7 +165,7 @@ def _parsed(text: str) -> Any:
 
 def _plain(text: str) -> str:
     """One Unicode form, without characters that nobody sees, spaces alike."""
-    shown = "".join(c for c in text if unicodedata.category(c) != "Cf")
+    shown = "".join(c for c in normalise(text) if unicodedata.category(c) != "Cf")
     return " ".join(unicodedata.normalize("NFKC", shown).split())
 
 

@@ -199,7 +199,7 @@ class RecordedAnnotator:
         """Class probabilities and off-label mass, or None for no answer."""
         meta, column = item.meta, self._columns[position]
         value = meta.get(column)
-        if isinstance(value, str) and value.lstrip().startswith("{"):
+        if isinstance(value, str) and value.strip() not in names and value.lstrip()[:1] == "{":
             with suppress(ValueError, RecursionError):  # label_in reads what else it may be
                 value = json.loads(value)
         if isinstance(value, Mapping) and (masses := _from_mapping(value, names)) is not None:

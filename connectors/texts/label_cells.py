@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from connectors.texts.values import NUMBER, SHOWN, as_text, some_of
+from connectors.texts.values import NUMBER, SHOWN, as_text, number_in, one_spelling, some_of
 from loop.ports import normalise
 
 ABSENT: Any = object()
@@ -110,6 +111,26 @@ def same_letters(text: str, names: Iterable[str]) -> str | None:
     """The one name that differs in nothing but its Unicode form and in characters nobody sees."""
     same = [name for name in names if _letters(name) == _letters(text)]
     return same[0] if len(same) == 1 else None
+
+
+def one_of_each(counts: Mapping[str, int]) -> dict[str, list[str]]:
+    """The labels that the values of a column are, each with its other spellings.
+
+    Spellings of one number or truth value and Unicode forms of one text are one label, which is
+    called as most values spell it; numbers with leading zeros, which may be codes, are as they are.
+
+    Args:
+        counts: value -> how often it is there.
+    """
+    alike: dict[Any, list[str]] = {}
+    usual = {value: value == one_spelling(normalise(value)) for value in counts}
+    for value in sorted(counts, key=lambda v: (-counts[v], not usual[v], len(v), v)):
+        number = None if _CODE.match(value) else number_in(value)
+        alike.setdefault(normalise(value) if number is None else number, []).append(value)
+    return {names[0]: names[1:] for names in alike.values()}
+
+
+_CODE = re.compile(r"[+-]?0\d")
 
 
 def _letters(text: str) -> str:

@@ -18,6 +18,9 @@ MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses hone
 DELIMITERS = ",;\t|"
 COMPARED_ROWS = 30  # of the sample, to tell delimiters apart
 HEADER_SEARCHED = 10  # rows that are looked through for column names below the first row
+_BLANK = (  # white space, marks that nobody sees, and the one that ends files of DOS
+    " \t\r\n\v\f\x1a\x85\xa0\u2000-\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+)
 _SEP_LINE = re.compile(r'\ufeff?"?sep=(.)"?[\r\n]*$', re.IGNORECASE)
 
 
@@ -67,7 +70,7 @@ class Sheet:
         self.header_below: int | None = None
         header: list[str] = []
         for _, cells in self._rows:
-            header = [as_text(cell).strip() for cell in cells]
+            header = [as_text(cell).strip(_BLANK) for cell in cells]
             if any(header):
                 break
         self._guarded = GUARDED in header
@@ -80,7 +83,7 @@ class Sheet:
         if wanted := set(names) - set(self.columns):
             for number, cells in islice(self._rows, HEADER_SEARCHED):
                 self._early.append((number, cells))
-                if self.header_below is None and wanted <= {as_text(c).strip() for c in cells}:
+                if self.header_below is None and wanted <= {as_text(c).strip(_BLANK) for c in cells}:
                     self.header_below = number
 
     def __iter__(self) -> Iterator[Row]:
@@ -118,7 +121,7 @@ class Sheet:
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == ""
+    return cell is None or (isinstance(cell, str) and not cell.strip(_BLANK))
 
 
 def guard_mark(names: Sequence[str]) -> str:

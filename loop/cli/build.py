@@ -113,20 +113,29 @@ def check_labels(config: Config) -> None:
     """Whether people and the LLM can tell the labels apart, before either is asked.
 
     Raises:
-        ReviewerError: two look the same on the labelling page, or one like its own answer "unsure".
+        ReviewerError: two look the same to people, or one like the page's own answer "unsure".
         AnnotatorError: two look the same in a prompt.
     """
     from connectors.label_studio.page import shown_names
     from connectors.llm.prompt_text import one_line
-    from loop.errors import AnnotatorError
+    from loop.errors import AnnotatorError, ReviewerError
+    from loop.ports import normalise
 
     shown_names(config.port_labels)
     lines: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in config.label_names:
         other = lines.setdefault(one_line(name), name)
         if other != name:
             raise AnnotatorError(
                 f"The labels {other!r} and {name!r} look the same to the model; rename one."
+            )
+        other = seen.setdefault(normalise(name), name)
+        if other != name:
+            raise ReviewerError(
+                f"The labels {other!a} and {name!a} look the same to people: they differ"
+                " in their Unicode form or in characters that nobody sees alone. Keep one of them;"
+                " values of the source in the other form are read as it."
             )
 
 

@@ -220,9 +220,16 @@ class _Answers:
 
     def _take_labels(self) -> None:
         """Those of the gold column, if they are wanted; else one by one."""
+        from connectors.texts.label_cells import one_of_each
+
         gold = self.columns.get(self.gold_column or "")
-        names = sorted(gold.counts) if gold is not None else []
+        spellings = one_of_each(gold.counts) if gold is not None else {}
+        names = sorted(spellings)
         if 2 <= len(names) <= MOST_OFFERED:
+            for name, others in spellings.items():
+                if others:
+                    also = ", ".join(map(ascii, others))
+                    say(f"Read as one label, {name!r}: {also}.")
             listed = ", ".join(names)
             question = f"Use the {len(names)} values of {self.gold_column!r} as labels: {listed}?"
             if not self.asks:

@@ -35,6 +35,7 @@ FEW_KNOWN = 50
 FEW_OF_CLASS = 5
 ANSWER_S = 15.0
 """Seconds that a person is taken to need for a text, before anybody has answered."""
+NO_VALUE = ("nan", "<na>", "n/a", "#n/a", "null", "nat")
 TOKENIZERS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -223,6 +224,11 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
     for name in config.label_names:
         if lower[name.casefold()] > 1:
             yield f"Label {name!r} differs from another one in its case alone; people may mix them."
+        if name.lower() in NO_VALUE or name == "None":
+            yield (
+                f"Label {name!r} is what tools write into cells without a value. If it stands for"
+                " texts without a label, empty those cells and take it out of [[labels]]."
+            )
     if (column := config.texts.gold_column) in config.label_names:
         yield (
             f"texts.gold_column = {column!r} is a label's name as well. If the file has no line of"

@@ -254,6 +254,8 @@ DECOMPOSED = unicodedata.normalize("NFD", "Négatif")
                 "ｐｏｓｉｔｉｖｅ",
             )
         ),
+        ("\u2764\ufe0f", ("\u2764", "\U0001f494"), "\u2764"),  # a heart as models write it
+        (' {"b": 1}', ('{"b": 1}', "a"), '{"b": 1}'),
         (DECOMPOSED, ("Négatif", "Positif"), "Négatif"),
         (DECOMPOSED.upper(), ("négatif", "positif"), "négatif"),
         ("STRASSE", ("Straße", "Weg"), "Straße"),

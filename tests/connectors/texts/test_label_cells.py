@@ -3,13 +3,14 @@
 import csv
 import json
 import math
+from collections import Counter
 from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.texts.label_cells import labels_in, lookup, probability_in
+from connectors.texts.label_cells import labels_in, lookup, one_of_each, probability_in
 from connectors.texts.read import find_problems, load_texts, read_texts
 from connectors.texts.write import write_labels
 
@@ -156,6 +157,25 @@ def test_labels_that_people_refused_are_none(tmp_path):
     (tmp_path / "argilla.jsonl").write_text("\n".join(lines))
     table = read_texts(str(tmp_path / "argilla.jsonl"), gold_column="q.responses", labels=BOTH)
     assert [r.gold for r in table.rows] == ["positive", None, "negative"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["1", "1.0", "0", "0.0"], {"1": ["1.0"], "0": ["0.0"]}),
+        (["True", "TRUE", "False", "False"], {"False": [], "TRUE": ["True"]}),
+        (["1.0", "1.0", "1"], {"1.0": ["1"]}),
+        (["true", "1", "no"], {"1": ["true"], "no": []}),
+        (["1e3", "1000"], {"1000": ["1e3"]}),
+        (["a\tb", "a b", "a\u200bb"], {"a b": ["a\tb"], "a\u200bb": []}),
+        (["\u200fa", "a", "e\u0301", "é"], {"a": ["\u200fa"], "é": ["e\u0301"]}),
+        (["007", "7", "-01", "-1"], {"7": [], "007": [], "-01": [], "-1": []}),
+        (["x²", "x2", "Pos", "pos"], {"x²": [], "x2": [], "Pos": [], "pos": []}),
+        (["inf", "Infinity", "nan"], {"inf": [], "Infinity": [], "nan": []}),
+    ],
+)
+def test_spellings_of_one_value_are_one_label(values, labels):
+    assert one_of_each(Counter(values)) == labels
 
 
 def test_dotted_names():

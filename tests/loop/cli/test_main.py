@@ -166,6 +166,7 @@ def test_check_warns_of_class_numbers_for_a_small_model(run, tmp_path):
     ("second", "encoder", "said"),
     [
         ("Unsure / none fits", "minilm", "looks like the page's own answer"),
+        ("ye\u200bs", "minilm", r"'yes' and 'ye\u200bs' look the same to people"),
         ("no", "./nowhere", "Encoder folder ./nowhere does not exist"),
     ],
 )
@@ -213,6 +214,17 @@ def test_init_reads_the_labels_from_the_gold_column(run, tmp_path):
     assert [label["name"] for label in data["labels"]] == ["10:30: morning", "yes"]
     assert data["texts"]["source"] == "../t.csv"  # the file's paths are relative to it
     assert (data["budget"]["labels"], data["rounds"]["batch_size"]) == (10, 3)
+
+
+def test_init_takes_the_spellings_of_one_value_as_one_label(run, tmp_path):
+    values = ["1", "1.0", "0", "0", "café", "cafe\u0301"]
+    write_texts(tmp_path, [(f"text {i}", values[i % 6], "1") for i in range(60)])
+    code, _, err = run("init", "t.csv", "--task", "x", "--gold-column", "gold")
+    assert code == 0, err
+    assert "Read as one label, '1': '1.0'." in err
+    assert r"Read as one label, 'café': 'cafe\u0301'." in err
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert [label["name"] for label in data["labels"]] == ["0", "1", "café"]
 
 
 def test_init_asks_and_keeps_the_answers(run, tmp_path, monkeypatch):

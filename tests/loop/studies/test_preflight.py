@@ -189,3 +189,11 @@ def test_what_will_happen_is_told(tmp_path):
     ]
     assert "780 calls" in line
     assert "$0." in line
+
+
+def test_labels_that_stand_for_no_label_are_warned_of(tmp_path):
+    for name, told in (("nan", True), ("N/A", True), ("None", True), ("none", False)):
+        labels = [{"name": n} for n in ("bad", "good", name)]
+        found = looked_at(tmp_path / name.replace("/", ""), labels=labels)
+        line = f"Label {name!r} is what tools write into cells without a value."
+        assert any(w.startswith(line) for w in found.warnings) == told
