@@ -21,6 +21,7 @@ from connectors.texts.opening import (
     kind_by_mark,
     kind_of,
     look_at,
+    other_archive,
 )
 from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
 from connectors.texts.values import (
@@ -137,7 +138,8 @@ def read_raw(
     if kind not in READ:
         problems.error(
             "unknown_format",
-            f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet,"
+            other_archive(path)
+            or f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet,"
             " excel or hf, or rename the file",
         )
         return None
@@ -150,7 +152,8 @@ def read_raw(
             what = {"excel": "a workbook or archive", "parquet": "a Parquet file"}[marked]
             problems.error(
                 "unreadable",
-                f"is {what} by its first bytes, not text; give it the extension of what it is",
+                f"is {what} by its first bytes, not text; unpack an archive, and give other files"
+                " the extension of what they are",
             )
             return None
         if kind == "parquet":
@@ -264,7 +267,7 @@ def _readable(
             ragged.append((number, row.reason.partition(" ")[0]))
         else:
             yield number, row
-    if ragged:
+    if ragged and sheet.header_below is None:  # else rows above the header are why
         shown = ", ".join(f"{unit} {at}: {n}" for at, n in ragged[:SHOWN])
         problems.error(
             "ragged",

@@ -24,6 +24,7 @@ _PACKERS: tuple[tuple[bytes, Any], ...] = (
     (b"BZh", bz2.open),
     (b"\xfd7zXZ\0", lzma.open),
 )
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".zst", ".lz4", ".br")
 _MARKS = (
     (b"PK\x03\x04", "excel"),
     (b"\xd0\xcf\x11\xe0", "excel"),
@@ -43,6 +44,13 @@ def inner_suffix(path: Path) -> str:
     """The extension in small letters; of ``texts.csv.gz`` it is ``.csv``."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in PACKED else suffix
+
+
+def other_archive(path: Path) -> str:
+    """What to do with an archive that holds files of its own, or is packed in another way."""
+    if path.suffix.lower() in ARCHIVES:
+        return "is an archive; unpack it and name a file in it (.gz, .bz2 and .xz are read packed)"
+    return ""
 
 
 def kind_by_mark(path: Path) -> str:

@@ -11,16 +11,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from connectors.texts.opening import inner_suffix, open_bytes, open_text, sample_of
+from connectors.texts.opening import SAMPLE_BYTES, inner_suffix, open_bytes, open_text, sample_of
 from connectors.texts.values import GUARDED, as_text, unescape_cell
 
 MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
 DELIMITERS = ",;\t|"
 COMPARED_ROWS = 30  # of the sample, to tell delimiters apart
 HEADER_SEARCHED = 10  # rows that are looked through for column names below the first row
-_BLANK = (  # white space, marks that nobody sees, and the one that ends files of DOS
-    " \t\r\n\v\f\x1a\x85\xa0\u2000-\u200f\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
-)
+_BLANK = " \t\r\n\v\f\x85\xa0\u2028\u2029\u202f\u205f\u3000"  # white space
+_BLANK += "\x1a\u2060\ufeff" + "".join(map(chr, range(0x2000, 0x2010)))  # what nobody sees
 _SEP_LINE = re.compile(r'\ufeff?"?sep=(.)"?[\r\n]*$', re.IGNORECASE)
 
 
@@ -83,7 +82,9 @@ class Sheet:
         if wanted := set(names) - set(self.columns):
             for number, cells in islice(self._rows, HEADER_SEARCHED):
                 self._early.append((number, cells))
-                if self.header_below is None and wanted <= {as_text(c).strip(_BLANK) for c in cells}:
+                if self.header_below is None and wanted <= {
+                    as_text(c).strip(_BLANK) for c in cells
+                }:
                     self.header_below = number
 
     def __iter__(self) -> Iterator[Row]:
@@ -160,17 +161,20 @@ class CsvRows:
         self._skipped = lines.index(first) + 1 if declared else 0
         if declared:
             self.delimiter = declared[1]
-        elif inner_suffix(path) == ".tsv":
+        elif inner_suffix(path) == ".tsv" and "\t" in first:
             self.delimiter = "\t"
         else:
             self.delimiter = csv_delimiter(sample, names)
+        self._spaced = spaces_before_quotes(sample, self.delimiter)
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(MAX_FIELD_BYTES)
         with open_text(self._path, errors=self._errors) as handle:
             for _ in range(self._skipped):
                 handle.readline()
-            reader = csv.reader(handle, delimiter=self.delimiter, strict=True)
+            reader = csv.reader(
+                handle, delimiter=self.delimiter, skipinitialspace=self._spaced, strict=True
+            )
             self.line = self._skipped + 1
             for cells in reader:
                 start, self.line = self.line, self._skipped + reader.line_num + 1
@@ -184,9 +188,7 @@ def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
     The one under which the header holds most of the names that are asked for; then the one that
     cuts most rows into as many cells as the header; then into most cells. Ties go to the comma.
     """
-    lines = sample.splitlines(keepends=True)
-    if len(sample) > 1000 and len(lines) > 1:
-        lines.pop()  # cut off in its middle
+    lines = _whole_lines(sample)
 
     def fit(delimiter: str) -> tuple[int, float, int]:
         rows = csv.reader(lines, delimiter=delimiter)
@@ -201,6 +203,33 @@ def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
         return len(set(names) & set(header)), round(alike, 1), len(header)
 
     return max(DELIMITERS, key=fit)
+
+
+def spaces_before_quotes(sample: str, delimiter: str) -> bool:
+    """Whether quoted cells stand behind a space (``a, "b, c"``), which is then no part of them.
+
+    It is so where some cell would else begin with a space and a quote, and reading it this way
+    gives every row as many cells as the header.
+    """
+    if not re.search(rf'{re.escape(delimiter)} +"', sample):
+        return False
+    lines, rows = _whole_lines(sample), []
+    try:
+        as_it_is = list(csv.reader(lines, delimiter=delimiter))
+        for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True):
+            rows.append(row)
+    except csv.Error as exc:
+        if "unexpected end" not in str(exc) or len(sample) < SAMPLE_BYTES // 4:
+            return False  # else the sample may end in a quoted cell
+    quoted = any(cell.lstrip(" ")[:1] == '"' != cell[:1] for row in as_it_is for cell in row)
+    return quoted and all(len(row) == len(rows[0]) for row in rows if row)
+
+
+def _whole_lines(sample: str) -> list[str]:
+    lines = sample.splitlines(keepends=True)
+    if len(sample) > 1000 and len(lines) > 1:
+        lines.pop()  # cut off in its middle
+    return lines
 
 
 def workbook_rows(path: Path) -> tuple[Iterator[tuple[int, list[Any]]], list[str]]:

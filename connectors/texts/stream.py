@@ -25,6 +25,7 @@ from connectors.texts.opening import (
     kind_of,
     look_at,
     open_text,
+    other_archive,
 )
 from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
 from connectors.texts.values import (
@@ -307,6 +308,8 @@ def _kind(path: Path) -> str:
         raise DataError(f"{path} does not exist{f';{hint}' if hint else '.'}")
     kind = "txt" if inner_suffix(path) in TEXT_SUFFIXES else kind_of(path)
     if not kind:
+        if told := other_archive(path):
+            raise DataError(f"{path} {told}.")
         raise DataError(
             f"Cannot tell the format of {path} from its extension {path.suffix.lower()!r}; rename"
             " it to .csv, .tsv, .jsonl, .parquet, .xlsx or .txt."

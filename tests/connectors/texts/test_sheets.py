@@ -26,6 +26,9 @@ DIALECTS = {
     "delimiters at the ends": "text;gold;\na, b;no;\nc;yes;;;\n",
     "delimiter at the header's end alone": "text;gold;\na, b;no\nc;yes\n",
     "old Macintosh": "text;gold\ra, b;no\rc;yes\r",
+    "quotes behind spaces": 'text, gold\n"a, b", "no"\nc, "yes"\n',
+    "marks in the header": "\ufeff\ufefftext;\u200bgold\u00a0\na, b;no\nc;yes\n",
+    "white space and the end of a DOS file": "text;gold; \na, b;no;\u3000\nc;yes\n\x1a",
     "spaces in the header": '" text ";gold \na, b;no\nc;yes\n',
 }
 
@@ -39,6 +42,24 @@ def test_every_dialect_reads_the_same(tmp_path, name):
     assert [r.text for p in stream.pieces(9) for r in p if r.text] == ["a, b", "c"]
 
 
+def test_a_space_before_a_quote_is_part_of_the_text_where_quoting_does_not_explain_it(tmp_path):
+    for cell in (' "Hello" she said', ' "a', '" ""a"""', "' \"a\"'"):
+        source = put(tmp_path, f"gold,text,n\nno,{cell},1\nyes,c,2\n")
+        text = load_texts(source)[0].text
+        assert '"' in text
+    source = put(tmp_path, 'gold,text\nno, "a, b"\nyes, "c" d\n')  # neither way is right
+    assert any(p.level == "error" for p in find_problems(source))
+    long = "".join(f'no, "{"x" * 90}\n{i}"\n' for i in range(1000))  # the sample ends in a cell
+    assert len(load_texts(put(tmp_path, f"gold,text\n{long}"))) == 1000
+
+
+def test_a_tsv_file_with_commas_is_read_as_what_it_is(tmp_path):
+    source = put(tmp_path, "text,gold\na,no\nb,yes\n", "t.tsv")
+    assert [r.text for r in load_texts(source, gold_column="gold")] == ["a", "b"]
+    source = put(tmp_path, "text,n\tgold\na\tno\nb\tyes\n", "t.tsv")
+    assert load_texts(source, text_column="text,n")[0].text == "a"
+
+
 def test_delimiters_are_told_by_names_then_by_even_rows():
     assert csv_delimiter("text,a;b;c;d\nx,1\n", ["text"]) == ","
     assert csv_delimiter("one, two;gold\na, b, c;1\nd, e;2\n") == ";"
@@ -49,6 +70,8 @@ def test_rows_of_empty_cells_are_left_out_and_counted(tmp_path):
     source = put(tmp_path, "text,gold\na,no\n,\nb,yes\n,,,\n")
     problems = find_problems(source, gold_column="gold")
     assert [(p.level, p.kind, p.rows) for p in problems] == [("note", "blank_row", (3, 5))]
+    seen = put(tmp_path, "text,gold\na,no\n ,\u00a0\nb,yes\n ,\u3000,\t,\n", "seen.csv")
+    assert [p.rows for p in find_problems(seen, gold_column="gold")] == [(3, 5)]
     stream = TextStream(tmp_path / "t.csv")  # rows of a prediction stay in their place
     assert [r.text for p in stream.pieces(9) for r in p] == ["a", "", "b", ""]
 
@@ -64,6 +87,8 @@ def test_names_of_several_lines_stay_in_one_line_of_the_message(tmp_path):
 def test_a_title_above_the_header_is_told(tmp_path):
     source = put(tmp_path, "Reviews 2024;;\n;;\ntext;gold;n\na;no;1\nb;yes;2\n")
     first, second = find_problems(source, gold_column="gold")[:2]
+    found = find_problems(put(tmp_path, "# 2024\ntext,gold\na,no\nb,yes\n", "b.csv"))
+    assert [p.kind for p in found] == ["missing_column"]  # and not that the rows are uneven
     assert (first.kind, second.kind) == ("missing_column", "missing_column")
     assert "row 3 looks like the header: remove the rows above it" in first.message
 
