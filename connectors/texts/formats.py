@@ -139,8 +139,8 @@ def read_raw(
         problems.error(
             "unknown_format",
             other_archive(path)
-            or f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl, parquet,"
-            " excel or hf, or rename the file",
+            or f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl,"
+            " parquet, excel or hf, or rename the file",
         )
         return None
     try:
@@ -325,7 +325,8 @@ def _read_json(path: Path, names: Collection[str], problems: Problems) -> Raw:
         if not_objects:
             problems.error(
                 "not_json",
-                f"holds {counted(len(not_objects), rows.unit)} that are not JSON objects"
+                f"holds {counted(len(not_objects), rows.unit)} that"
+                f" {'is no JSON object' if len(not_objects) == 1 else 'are not JSON objects'}"
                 f' ({some_of(rows.unit, not_objects)}); write objects such as {{"text": "…"}}',
                 not_objects,
             )

@@ -12,10 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from connectors.texts.label_cells import ABSENT, lookup
 from connectors.texts.opening import open_text
 from connectors.texts.sheets import Row, Unreadable
 
-_SPACE = " \t\r\n\ufeff"
+_SPACE = " \t\r\n\ufeff\x1e"  # the last one stands before each value in JSON text sequences
 _SEPARATORS = _SPACE + ","
 
 
@@ -94,15 +95,16 @@ class JsonRows:
                     yield number, _object(value)
                 return
             values = _values(text)
-            first, second = next(values, None), next(values, None)
-            if second is None and isinstance(first, dict):
+            first, second = next(values, ABSENT), next(values, ABSENT)
+            if second is ABSENT and isinstance(first, dict):
                 for record in self._inside(first):
                     number += 1
                     yield number, _object(record)
                 return
             for value in (first, second, *values):
-                number += 1
-                yield number, _object(value)
+                if value is not ABSENT:
+                    number += 1
+                    yield number, _object(value)
         except json.JSONDecodeError as exc:
             yield exc.lineno, Unreadable("broken_json", f"line {exc.lineno}: {exc.msg}")
         except (ValueError, RecursionError) as exc:
@@ -120,20 +122,42 @@ class JsonRows:
             if all(isinstance(row, list) and len(row) == len(columns) for row in data):
                 return [dict(zip(map(str, columns), row, strict=True)) for row in data]
         tables = [k for k, v in whole.items() if isinstance(v, list) and v and _objects(v)]
+        asked = [
+            k for k in tables if any(lookup(whole[k][0], n) is not ABSENT for n in self._names)
+        ]
+        tables = asked if len(asked) == 1 else tables
         if len(tables) == 1 or "data" in tables:
             key = "data" if "data" in tables else tables[0]
             self.shape = f"a list under {key!r}"
             return list(whole[key])
+        if len(tables) > 1:
+            self.shape = (
+                f"several lists ({', '.join(tables)}), of which none is read: write one list, with"
+                " a column for what they are called"
+            )
         if len(values) > 1 and all(isinstance(v, list) and not _objects(v) for v in values):
             if len({len(v) for v in values}) == 1:
                 self.shape = "one list a column"
                 return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
         elif len(values) > 1 and all(isinstance(v, dict) for v in values):
+            if self._rows_inside(whole):
+                self.shape = "one object a row"
+                return values
             keys = list(values[0])
             if keys and all(list(v) == keys for v in values):
                 self.shape = "one object a column"
                 return [{name: column[k] for name, column in whole.items()} for k in keys]
         return [dict(whole)]
+
+    def _rows_inside(self, whole: Mapping[str, dict[str, Any]]) -> bool:
+        """Whether the objects inside of one are rows, and not columns: there are more of these.
+
+        What is asked for decides, where it is there.
+        """
+        inside = dict.fromkeys(key for row in whole.values() for key in row)
+        if any(name in whole or name in inside for name in self._names):
+            return not any(name in whole for name in self._names)
+        return 0 < len(inside) < len(whole)
 
 
 def _objects(values: list[Any]) -> bool:

@@ -15,7 +15,10 @@ from loop.ports import normalise
 
 ABSENT: Any = object()
 """What ``lookup`` gives where a record has no such column."""
+HANDED_IN = "submitted"  # Argilla's status of an answer
+_NOT_HANDED_IN = ("draft", "discarded", "pending")
 ANSWER = "answer"  # Prodigy's column of "accept", "reject" and "ignore"
+STATE = "status"  # Argilla's, of a whole record, until version 1
 _BETWEEN_LABELS = "#|;,/\n"
 _CHOSEN = 0.5  # of spaCy's cats, where 1.0 is yes and 0.0 no
 
@@ -55,10 +58,12 @@ def labels_in(value: Any, names: Sequence[str] = ()) -> list[str]:
     if isinstance(value, Mapping):
         if "choices" in value:
             return labels_in(value["choices"], names)
-        for key in ("label", "value", "name"):
-            if key in value and not isinstance(value[key], bool | int | float):
+        numbers = all(isinstance(v, bool | int | float | None) for v in value.values())
+        shares = numbers and (not names or any(str(name) in names for name in value))
+        for key in () if shares else ("label", "value", "name"):
+            if key in value:
                 return labels_in(value[key], names)
-        if value and all(isinstance(v, bool | int | float | None) for v in value.values()):
+        if value and numbers:
             return [str(name) for name, v in value.items() if v is not None and v >= _CHOSEN]
         raise ValueError("an object that holds no label")
     if isinstance(value, bytes | set):
@@ -94,17 +99,37 @@ def gold_status(column: str | None) -> str:
     return f"{column}.status"
 
 
-def confirmed(record: Mapping[str, Any], column: str, value: Any) -> tuple[Any, str]:
-    """What people confirmed of a value, and why the rest does not count, or empty."""
+def confirmed(
+    record: Mapping[str, Any], column: str, value: Any, names: Sequence[str] = ()
+) -> tuple[Any, str]:
+    """What people confirmed of a value, see :func:`called`, and why the rest does not count."""
     answer = record.get(ANSWER)
     if column != ANSWER and isinstance(answer, str) and answer in ("reject", "ignore"):
         return None, f"{ANSWER} = {answer!r}"
+    state = record.get(STATE)
+    if column != STATE and "annotation_agent" in record and state in ("Discarded", "Default"):
+        return None, f"{STATE} = {state!r}"
+    value = called(record, column, value, names)
+    answers = [value] if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    if any(isinstance(a, Mapping) and a.get(STATE) in _NOT_HANDED_IN for a in answers):
+        kept = [a for a in answers if not isinstance(a, Mapping) or a.get(STATE) == HANDED_IN]
+        return kept, "not submitted"
     status = record.get(gold_status(column))
     if isinstance(status, list) and isinstance(value, list) and len(status) == len(value):
-        kept = [v for v, s in zip(value, status, strict=True) if s == "submitted"]
+        kept = [v for v, s in zip(value, status, strict=True) if s == HANDED_IN]
         if len(kept) < len(value):
             return kept, "not submitted"
     return value, ""
+
+
+def called(record: Mapping[str, Any], column: str, value: Any, names: Sequence[str]) -> Any:
+    """Prodigy's numbers of chosen options as what these are called, where that is a label."""
+    options = record.get("options")
+    if column != "accept" or not isinstance(options, list) or not isinstance(value, list):
+        return value
+    texts = {str(o.get("id")): o.get("text") for o in options if isinstance(o, Mapping)}
+    read = {id_: text for id_, text in texts.items() if id_ not in names and text in names}
+    return [read.get(str(chosen), chosen) for chosen in value]
 
 
 def same_letters(text: str, names: Iterable[str]) -> str | None:

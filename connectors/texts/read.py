@@ -17,6 +17,7 @@ from connectors.texts.label_cells import (
     ABSENT,
     ANSWER,
     SCALES,
+    STATE,
     Scale,
     confirmed,
     gold_status,
@@ -148,7 +149,8 @@ def read_texts(
         **{role: name for role, name in given.items() if name},
         **{f"meta {c}": c for c in chosen},
     }
-    asked = {*roles.values(), *confidences, gold_status(gold_column), ANSWER}
+    beside = (gold_status(gold_column), ANSWER, STATE, "annotation_agent")
+    asked = {*roles.values(), *confidences, *beside}
     roots = {name.partition(".")[0] for name in asked}
 
     def wanted(name: str, plain: bool, /) -> bool:
@@ -361,7 +363,7 @@ class _Reading:
     def _gold(self, record: Mapping[str, Any], number: int) -> str | None:
         value = self._value(self.gold_column, record)
         if self.gold_column and value is not None:
-            value, why = confirmed(record, self.gold_column, value)
+            value, why = confirmed(record, self.gold_column, value, self.labels or ())
             if why:
                 self.refused[why] += 1
         if isinstance(value, str) and value in self._exact:

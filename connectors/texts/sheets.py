@@ -82,9 +82,8 @@ class Sheet:
         if wanted := set(names) - set(self.columns):
             for number, cells in islice(self._rows, HEADER_SEARCHED):
                 self._early.append((number, cells))
-                if self.header_below is None and wanted <= {
-                    as_text(c).strip(_BLANK) for c in cells
-                }:
+                there = {as_text(cell).strip(_BLANK) for cell in cells}
+                if self.header_below is None and wanted <= there:
                     self.header_below = number
 
     def __iter__(self) -> Iterator[Row]:

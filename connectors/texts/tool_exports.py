@@ -13,14 +13,16 @@ from typing import Any
 
 from connectors.llm.label_spelling import label_in
 from connectors.texts.formats import Problems, Wanted, read_raw
-from connectors.texts.label_cells import ABSENT, confirmed, labels_in, lookup
+from connectors.texts.label_cells import ABSENT, HANDED_IN, called, confirmed, labels_in, lookup
 from connectors.texts.values import NESTED, as_text, clean_text, listed
 from loop.errors import DataError
 from loop.ports import GivenLabel
 
 _USUAL = ("label", "labels", "accept", "cats", "annotation", "gold")
-_NO_ANSWER = ("predict", "suggest", "llm", "model", "score")
+_NO_ANSWER = ("pred", "suggest", "llm", "model", "score", "gpt", "machine")
 _PEOPLE = ("annotator", "_annotator_id", "_session_id", "annotation_agent", "user", "username")
+_WHO = ("user_id", "user")
+_ANSWERS = {"annotations", "completions"}  # Label Studio's name, and the one until version 1
 _TIMES = ("updated_at", "_timestamp", "created_at")
 _UNSURE = "unsure / none fits"
 _GUESSED_FROM = 200  # rows
@@ -76,11 +78,20 @@ def answers_of(
 ) -> ToolExport:
     """People's answers in the records of an export, see :func:`read_export`."""
     _, first = records[0]
-    if "annotations" in first and isinstance(first.get("data"), Mapping):
+    if isinstance(first.get("data"), Mapping) and any(_ANSWERS & r.keys() for _, r in records):
         tool = "Label Studio"
-        answers = _of_label_studio(records, labels, text_column, label_column)
-    elif isinstance(first.get("responses"), Mapping):
+        tags = [label_column] if label_column else _tags(records, labels)
+        if len(tags) > 1:
+            tool += f", whose tags {listed(tags)} all hold labels: name one with --label-column"
+        answers = _of_label_studio(records, labels, text_column, label_column, tags)
+    elif any(isinstance(record.get("responses"), Mapping) for _, record in records):
         tool = "Argilla"
+        questions = _questions(records, labels)
+        if label_column is None and len(questions) > 1:
+            raise DataError(
+                f"{source} has several questions with labels: {listed(questions)}. Name the one"
+                " with people's answers with --label-column."
+            )
         answers = _of_argilla(records, labels, text_column, label_column)
     else:
         column = label_column or _label_column(records, labels, source, text_column)
@@ -159,15 +170,11 @@ def _of_label_studio(
     labels: Sequence[str],
     text_column: str | None,
     tag: str | None,
+    tags: Sequence[str],
 ) -> Iterator[GivenLabel]:
     for row, task in records:
         texts = _texts(task, text_column)
-        annotations = task.get("annotations")
-        given = (
-            [a for a in annotations if isinstance(a, Mapping)]
-            if isinstance(annotations, list)
-            else []
-        )
+        given = _annotations(task)
         if not given:
             drafts = isinstance(task.get("drafts"), list) and task["drafts"]
             yield GivenLabel(
@@ -176,18 +183,52 @@ def _of_label_studio(
         for annotation in given:
             label, why = None, "skipped"
             if not annotation.get("was_cancelled"):
-                label, why = _read(_choices(annotation.get("result"), tag), labels)
+                result = annotation.get("result")
+                asked = _tags_in([annotation]) if tag is None else {}
+                if sum(bool(_choices(result, name)) for name in asked) < 2:
+                    label, why = _read(_choices(result, tag), labels)
+                elif len(tags) == 1:
+                    label, why = _read(_choices(result, tags[0]), labels)
+                else:
+                    why = "several labels"
             person = _person(annotation.get("completed_by"))
             at = as_text(_first(annotation, _TIMES))
             yield GivenLabel(texts, row, person, label, why, at)
 
 
-def _choices(result: Any, tag: str | None) -> list[Any]:
+def _annotations(task: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A task's answers."""
+    given = [task[name] for name in _ANSWERS if isinstance(task.get(name), list)]
+    return [one for part in given for one in part if isinstance(one, Mapping)]
+
+
+def _tags(records: Sequence[tuple[int, Mapping[str, Any]]], labels: Sequence[str]) -> list[str]:
+    """The tags in which some of the first tasks have one of the labels."""
+    given = [a for _, task in records[:_GUESSED_FROM] for a in _annotations(task)]
+    return [name for name, parts in _tags_in(given).items() if _some_label(_choices(parts), labels)]
+
+
+def _tags_in(annotations: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Tag -> its parts of the results."""
+    parts: dict[str, list[Any]] = {}
+    for given in annotations:
+        result = given.get("result")
+        for part in result if isinstance(result, list) else []:
+            if isinstance(part, Mapping):
+                parts.setdefault(str(part.get("from_name")), []).append(part)
+    return parts
+
+
+def _some_label(values: Iterable[Any], labels: Sequence[str]) -> bool:
+    return any(label_in(as_text(v), labels) for v in values if not isinstance(v, NESTED))
+
+
+def _choices(result: Any, tag: str | None = None) -> list[Any]:
     """What was chosen in a result, or in one tag of it."""
     chosen: list[Any] = []
     for part in result if isinstance(result, list) else []:
         value = part.get("value") if isinstance(part, Mapping) else None
-        if not isinstance(value, Mapping) or (tag is not None and part.get("from_name") != tag):
+        if not isinstance(value, Mapping) or tag not in (None, str(part.get("from_name"))):
             continue
         for kind in ("choices", "rating", "number"):
             if kind in value:
@@ -220,12 +261,26 @@ def _of_argilla(
         if not given:
             yield GivenLabel(texts, row, "", None, "nobody answered", "")
         for response in given:
-            status = response.get("status", "submitted")
+            status = response.get("status", HANDED_IN)
             label, why = None, f"status {status!r}"
-            if status == "submitted":
+            if status == HANDED_IN:
                 label, why = _read(response.get("value"), labels)
-            person = _person(_first(response, ("user_id", "user")))
+            person = _person(_first(response, _WHO))
             yield GivenLabel(texts, row, person, label, why, "")
+
+
+def _questions(
+    records: Sequence[tuple[int, Mapping[str, Any]]], labels: Sequence[str]
+) -> list[str]:
+    """The questions to which some of the first records have one of the labels."""
+    values: dict[str, list[Any]] = {}
+    for _, record in records[:_GUESSED_FROM]:
+        responses = record.get("responses")
+        for name, given in responses.items() if isinstance(responses, Mapping) else ():
+            for one in given if isinstance(given, list) else []:
+                if isinstance(one, Mapping):
+                    values.setdefault(name, []).append(one.get("value"))
+    return [name for name, given in values.items() if _some_label(given, labels)]
 
 
 # tables
@@ -244,20 +299,24 @@ def _label_column(
     for record in sample:
         for name in names:
             value = record.get(name)
-            if value in (None, "", []) or name == text_column:
+            if value in (None, "", [], {}) or name == text_column:
                 continue
-            label, why = _read(value, labels)
-            filled[name] += why != "empty"
-            read[name] += label is not None or why == "several labels"
+            parts = [_first(one, ("value", "label")) for one in _answers_in(value)]
+            for part in parts or [called(record, name, value, labels)]:
+                label, why = _read(part, labels)
+                filled[name] += why != "empty"
+                read[name] += label is not None or why == "several labels"
     likely = [name for name in names if read[name] and 2 * read[name] >= filled[name]]
     usual = [n for n in likely if n in _USUAL or n.endswith(".responses")]
     ours = usual[:1] or [n for n in likely if not any(w in n.lower() for w in _NO_ANSWER)]
     if len(ours) == 1:
         return ours[0]
     if not ours:
+        machines = f", but for predictions ({listed(likely)})" if likely else ""
         raise DataError(
-            f"{source} has no column whose values are the campaign's labels ({listed(labels)})."
-            f" Columns: {listed(names)}. Name the one with people's answers with --label-column."
+            f"{source} has no column whose values are the campaign's labels ({listed(labels)})"
+            f"{machines}. Columns: {listed(names)}. Name the one with people's answers with"
+            " --label-column."
         )
     raise DataError(
         f"{source} has several columns with labels: {listed(ours)}. Name the one with people's"
@@ -285,10 +344,30 @@ def _of_rows(
                 who = users[i] if isinstance(users, list) and i < len(users) else ""
                 said = statuses[i] if isinstance(statuses, list) and i < len(statuses) else None
                 label, why = None, f"status {said!r}"
-                if said in (None, "submitted"):
+                if said in (None, HANDED_IN):
                     label, why = _read(one, labels)
                 yield GivenLabel(texts, row, _person(who), label, why, at)
             continue
-        kept, why = confirmed(record, column, value)
-        label, problem = (None, why) if why else _read(kept, labels)
+        if several := _answers_in(value):
+            for one in several:
+                label, why = None, f"status {one.get('status')!r}"
+                if one.get("status", HANDED_IN) == HANDED_IN:
+                    label, why = _read(_first(one, ("value", "label")), labels)
+                yield GivenLabel(texts, row, _person(_first(one, _WHO)), label, why, at)
+            continue
+        kept, why = confirmed(record, column, value, labels)
+        label, problem = (None, why) if why and not kept else _read(kept, labels)
         yield GivenLabel(texts, row, _person(_first(record, _PEOPLE)), label, problem, at)
+
+
+def _answers_in(value: Any) -> list[Mapping[str, Any]]:
+    """The answers of a cell that names who gave each (Argilla 1, doccano 1); else none.
+
+    They are a list of objects, or one object of lists.
+    """
+    if isinstance(value, Mapping) and all(isinstance(v, list) for v in value.values()):
+        rows = zip(*value.values(), strict=True) if len({*map(len, value.values())}) == 1 else ()
+        value = [dict(zip(value, row, strict=True)) for row in rows]
+    if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
+        return []
+    return value if all(any(who in one for who in _WHO) for one in value) else []

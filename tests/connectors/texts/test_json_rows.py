@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from connectors.texts.read import find_problems, load_texts, read_texts
+from connectors.texts.read import columns_of, find_problems, load_texts, read_texts
 from connectors.texts.stream import TextStream
 
 ROWS = [{"text": f"text {i}", "gold": "ny"[i % 2], "n": i} for i in range(6)]
@@ -20,6 +20,10 @@ SHAPES = {
     "with a mark": "\ufeff" + "\n".join(LINES),
     "data": json.dumps({"version": "1.0", "data": ROWS}),
     "rows, over lines": json.dumps({"rows": ROWS, "n": 6}, indent=1),
+    "text sequence": "".join(f"\x1e{line}\n" for line in LINES),
+    "rows by number": json.dumps({str(i): r for i, r in enumerate(ROWS)}),
+    "rows by name, over lines": json.dumps({f"id-{i}": r for i, r in enumerate(ROWS)}, indent=1),
+    "beside another list of objects": json.dumps({"features": [{"name": "n"}], "rows": ROWS}),
     "columns of objects": json.dumps(
         {k: {str(i): r[k] for i, r in enumerate(ROWS)} for k in ROWS[0]}
     ),
@@ -58,6 +62,9 @@ def test_one_object_is_one_row_also_where_it_holds_a_list(tmp_path):
         ("\n".join(LINES) + '\n{"text": "a", "text": "b"}', "names 'text' twice"),
         (json.dumps([list(r.values()) for r in ROWS]), "6 rows that are not JSON objects"),
         ("[" * 100_000, "nested too deeply"),
+        ("null", "holds 1 row that is no JSON object (row 1)"),
+        ('"abc"', "holds 1 row that is no JSON object (row 1)"),
+        (json.dumps(ROWS[0], indent=1) + "\nnull", "holds 1 row that is no JSON object (row 2)"),
     ],
 )
 def test_broken_json_is_told_where_it_breaks(tmp_path, content, said):
@@ -65,6 +72,19 @@ def test_broken_json_is_told_where_it_breaks(tmp_path, content, said):
     problems = find_problems(str(tmp_path / "t.json"))
     assert said in next(p.message for p in problems if p.kind == "not_json")
     assert all(p.level == "error" for p in problems if p.kind == "not_json")
+
+
+def test_rows_and_columns_of_objects_are_told_apart_without_names(tmp_path):
+    path = tmp_path / "t.json"
+    for shape in ("rows by number", "columns of objects"):
+        path.write_text(SHAPES[shape])
+        rows, columns = columns_of(str(path))
+        assert (rows, [column.name for column in columns]) == (6, ["text", "gold", "n"])
+    path.write_text(json.dumps({"text": {"0": "a", "1": "b"}, "x": {"0": 1, "1": 2}, "y": {}}))
+    assert "must hold strings" in find_problems(str(path))[0].message  # columns that do not fit
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
+    problems = find_problems(str(path), gold_column="gold")
+    assert "holds its rows in several lists (train, test)" in problems[-1].message
 
 
 def test_keys_inside_of_objects_have_dotted_names(tmp_path):

@@ -114,6 +114,8 @@ def test_what_was_read_in_another_spelling_is_said_and_what_is_none_is_refused(t
         ({"positive": 1.0, "negative": 0.0}, ["positive"]),
         ({"positive": True, "negative": False}, ["positive"]),
         ({"positive": 0, "negative": 0}, []),
+        ({"label": 1, "user": 1}, ["1"]),
+        ({"POSITIVE": 1.0, "NEGATIVE": 0.0}, ["POSITIVE"]),
         ({"positive": 1.0, "negative": 1.0}, ["positive", "negative"]),
         ([{"value": "positive", "status": "submitted"}], ["positive"]),
         (1.0, ["1"]),
@@ -148,6 +150,21 @@ def test_labels_that_people_refused_are_none(tmp_path):
     assert (
         "2 labels that people did not confirm: answer = 'reject' (1)" in table.problems[0].message
     )
+    lines = [
+        json.dumps({"text": f"t{i}", "annotation": BOTH[i % 2], "annotation_agent": "u"} | status)
+        for i, status in enumerate([{"status": "Discarded"}, {"status": "Validated"}, {}])
+    ]
+    (tmp_path / "old.jsonl").write_text("\n".join(lines))
+    table = read_texts(str(tmp_path / "old.jsonl"), gold_column="annotation", labels=BOTH)
+    assert [r.gold for r in table.rows] == [None, "positive", "negative"]
+    asked = [[("positive", "discarded")], [("negative", "submitted"), ("positive", "draft")]]
+    lines = [
+        json.dumps({"text": f"t{i}", "q": [{"value": v, "status": s} for v, s in one]})
+        for i, one in enumerate(asked)
+    ]
+    (tmp_path / "feedback.jsonl").write_text("\n".join(lines))
+    table = read_texts(str(tmp_path / "feedback.jsonl"), gold_column="q", labels=BOTH)
+    assert [r.gold for r in table.rows] == [None, "negative"]
     statuses = [["submitted"], ["discarded"], ["draft", "submitted"]]
     given = [["positive"], ["positive"], ["positive", "negative"]]
     lines = [

@@ -67,6 +67,24 @@ def test_label_studio_tasks(tmp_path):
     assert answers(tmp_path, tags, label_column="mood")[1][0][2] == "positive"
 
 
+def test_label_studio_of_several_tags_and_of_old(tmp_path):
+    both = {"result": choices("positive", tag="a") + choices("positive", tag="b")}
+    tool, found = answers(tmp_path, [task("one", both), task("two", both)])
+    assert "whose tags a, b all hold labels: name one with --label-column" in tool
+    assert [f[2:] for f in found] == [(None, "several labels")] * 2  # a and b may ask other things
+    assert answers(tmp_path, [task("one", both)], label_column="b")[1][0][2] == "positive"
+    topic = {"result": choices("positive", tag="a") + choices("sports", tag="topic")}
+    assert answers(tmp_path, [task("one", topic)])[1][0][2:] == ("positive", "")
+    old = {"data": {"text": "b"}, "completions": [{"result": choices("negative")}]}
+    tool, found = answers(tmp_path, [{"data": {"text": "a"}}, old, task("c", 7) | {"x": 1}])
+    assert tool == "Label Studio"
+    assert [f[2:] for f in found] == [
+        (None, "nobody answered"),
+        ("negative", ""),
+        (None, "nobody answered"),
+    ]
+
+
 ROWS = [
     {"annotation_id": 1, "annotator": 1, "lead_time": 2.5, "text": "a", "mood": "positive"},
     {"annotation_id": 2, "annotator": 2, "lead_time": 2.5, "text": "a", "mood": "negative"},
@@ -144,6 +162,71 @@ def lines(*rows):
             [("positive", ""), (None, "answer = 'reject'")],
         ),
         (
+            "Argilla",  # until version 1
+            lines(
+                {"text": "a", "annotation": "positive", "annotation_agent": "u"}
+                | {"status": "Validated", "prediction": [["negative", 0.9]]},
+                {"text": "b", "annotation": "positive", "annotation_agent": "u"}
+                | {"status": "Discarded"},
+            ),
+            [("positive", ""), (None, "status = 'Discarded'")],
+        ),
+        (
+            "column 'mood'",  # Argilla's feedback of version 1, in two forms
+            lines(
+                {
+                    "text": "a",
+                    "mood": [
+                        {"user_id": "u", "value": "positive", "status": "submitted"},
+                        {"user_id": "v", "value": "negative", "status": "discarded"},
+                    ],
+                },
+                {
+                    "text": "b",
+                    "mood": {
+                        "user_id": ["u", "v"],
+                        "value": ["positive", "negative"],
+                        "status": ["draft", "submitted"],
+                    },
+                },
+            ),
+            [
+                ("positive", ""),
+                (None, "status 'discarded'"),
+                (None, "status 'draft'"),
+                ("negative", ""),
+            ],
+        ),
+        (
+            "column 'annotations'",  # doccano until version 1
+            lines(
+                {
+                    "text": "a",
+                    "annotations": [
+                        {"label": "positive", "user": 1},
+                        {"label": "negative", "user": 2},
+                    ],
+                },
+                {"text": "b", "annotations": [{"label": 3, "user": 1}]},
+            ),
+            [("positive", ""), ("negative", ""), (None, "unknown label '3'")],
+        ),
+        (
+            "Prodigy",  # whose options have numbers
+            lines(
+                *(
+                    {
+                        "text": "a",
+                        "options": [{"id": 0, "text": "negative"}, {"id": "P", "text": "positive"}],
+                        "accept": [chosen],
+                        "answer": "accept",
+                    }
+                    for chosen in (0, "P", 7)
+                )
+            ),
+            [("negative", ""), ("positive", ""), (None, "unknown label '7'")],
+        ),
+        (
             "spaCy",
             lines(
                 {"text": "a", "cats": {"positive": 1.0, "negative": 0.0}},
@@ -190,6 +273,16 @@ def test_tools_that_write_one_record_a_text(tmp_path, tool, content, found):
     assert wrote == tool
     assert [answer[2:] for answer in read] == found
     assert read[0][0] == "a"
+
+
+def test_questions_and_predictions_are_not_taken_for_one_answer(tmp_path):
+    given = {q: [{"value": "positive", "user_id": "u"}] for q in ("spam", "toxic")}
+    record = {"fields": {"text": "a"}, "responses": given}
+    with pytest.raises(DataError, match="several questions with labels: spam, toxic"):
+        answers(tmp_path, [record])
+    assert answers(tmp_path, [record], label_column="toxic")[1] == [("a", "u", "positive", "")]
+    with pytest.raises(DataError, match=r"but for predictions \(pred, gpt4\)"):
+        answers(tmp_path, "text,pred,gpt4\na,positive,negative\n", "t.csv")
 
 
 def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):
