@@ -151,7 +151,8 @@ class Room:
 class Http:
     """Posts, waits and posts again. Safe to use from many threads."""
 
-    REFUSED = frozenset({401, 402, 403, 404})
+    REDIRECTED = frozenset({301, 302, 303, 307, 308})
+    REFUSED = frozenset({401, 402, 403, 404}) | REDIRECTED
 
     def __init__(
         self,
@@ -332,7 +333,7 @@ class Http:
             except httpx.HTTPError as exc:
                 problem = f"cannot be reached ({self._redacted(str(exc)) or type(exc).__name__})"
             else:
-                status = response.status_code
+                status = _status_of(response)
                 if status == 200:
                     try:
                         result = self._read(response, read, usage, prompts)
@@ -403,20 +404,51 @@ class Http:
         """The server's own words in brackets, if it has any."""
         try:
             answer = response.json()
-            error = next(answer[key] for key in ("error", "message", "detail") if key in answer)
+            answer = answer[0] if isinstance(answer, list) else answer  # as Google sends it
+            error = _error_in(answer) or next(
+                answer[key] for key in ("error", "message", "detail") if key in answer
+            )
             said = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError, StopIteration, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
             return ""
         return f" ({one_line(self._redacted(said))[:300].rstrip('.')})"
 
     def _refusal(self, response: httpx.Response) -> str:
-        status = response.status_code
+        status = _status_of(response)
+        if status in self.REDIRECTED:
+            place = self._redacted(response.headers.get("location", "another address"))
+            return (
+                f"{self.shown} sends questions on to {one_line(place)[:200]} ({status}); set"
+                " annotator.base_url to that server's address."
+            )
         if status in (401, 403):  # such answers may quote the key, so they are not quoted
             return (
                 f"{self.shown} refuses access ({status});"
                 f" set the environment variable {self._key_env} to a valid key."
             )
         return f"{self.shown} refused the question: {status}{self._message(response)}."
+
+
+def _status_of(response: httpx.Response) -> int:
+    """The status, also where it stands in an error that is sent as if all were well."""
+    if response.status_code != 200 or b'"error"' not in response.content:
+        return response.status_code
+    try:
+        error = _error_in(response.json())
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 200
+    if not error:
+        return 200
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
+
+
+def _error_in(answer: Any) -> Any:
+    """The error of an answer or of its only choice, if it has one."""
+    choices = answer.get("choices")
+    if isinstance(choices, list) and choices:
+        return choices[0].get("error") if len(choices) == 1 else None
+    return answer.get("error")
 
 
 def _option_of(response: httpx.Response) -> str:

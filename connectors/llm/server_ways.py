@@ -126,6 +126,8 @@ def choices_of(answer: Mapping[str, Any], count: int) -> list[Mapping[str, Any]]
     if not isinstance(choices, list) or len(choices) != count:
         got = len(choices) if isinstance(choices, list) else "no"
         raise GarbledError(f"it gave {got} choices, not {count}")
+    if count == 1:  # some servers do not number the only one
+        return list(choices)
     by_index = {choice["index"]: choice for choice in choices}
     if sorted(by_index) != list(range(count)):
         raise GarbledError(f"its choices are numbered {sorted(by_index)}")

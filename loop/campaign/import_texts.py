@@ -18,6 +18,7 @@ OTHER_NAMES = {
     "training": "train",
     "test": "test",
     "testing": "test",
+    "holdout": "test",
     "pool": "pool",
     "dev": "dev",
     "val": "dev",
@@ -274,11 +275,13 @@ def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
     unknown = Counter(split for split in named if split not in SPLITS)
     if unknown:
         split = next(split for split in named if split in unknown)
+        at = named.index(split)
+        line = getattr(rows[at], "line", 0) or at + 1  # equal texts are one row by now
         other = OTHER_NAMES.get(split.strip().lower())
         meant = f" did you mean {other!r}?" if other else suggestion(split, SPLITS)
         also = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.items())
         raise DataError(
-            f"Row {named.index(split) + 1} of {config.texts.source} has split {split!r};{meant}"
+            f"Row {line} of {config.texts.source} has split {split!r};{meant}"
             f" allowed: pool, train, test, dev. Not known in column {config.texts.split_column!r}:"
             f" {also}."
         )

@@ -653,6 +653,52 @@ def test_an_option_that_a_server_refuses_is_left_out(option, refusal):
         assert heard(server, chat=chat).probs.tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (
+            {"error": {"message": "Pay first", "code": 402}},
+            r"refused the question: 402 \(Pay first",
+        ),
+        ({"error": {"message": "Overloaded", "code": "busy"}}, r"answered 500 \(Overloaded\)"),
+        ({"error": "Out of memory"}, r"answered 500 \(Out of memory\)"),
+        (
+            {"choices": [{"error": {"message": "Upstream", "code": 502}, "message": {}}]},
+            r"answered 502 \(Upstream\)",
+        ),
+    ],
+)
+def test_an_error_that_is_sent_as_if_all_were_well_is_an_error(sent, said):
+    for votes in (0, 3):
+        with pytest.raises(AnnotatorError, match=said):
+            heard(talking(lambda _body, _chat: sent), votes=votes)
+    answer = heard(talking(saying('The "error" is positive', error=None)), names=("positive", "x"))
+    assert answer.probs[0, 0] == 1
+
+
+def test_a_server_that_sends_questions_elsewhere_is_named_with_the_place():
+    place = {"location": "https://x/v1/chat/completions"}
+    moved = httpx.MockTransport(lambda _request: httpx.Response(308, headers=place))
+    with pytest.raises(AnnotatorError, match=r"sends questions on to https://x/v1/chat.*base_url"):
+        heard(moved)
+    refused = [{"error": {"message": "API key not valid"}}]
+    listed = httpx.MockTransport(lambda _request: httpx.Response(400, json=refused))
+    with pytest.raises(AnnotatorError, match=r"400 \(API key not valid\)"):
+        heard(listed, votes=0)
+
+
+def test_the_only_choice_needs_no_number():
+    listed = listing([("positive", 0.8), ("negative", 0.2)])
+
+    def answer(body, chat):
+        (choice,) = listed(body, chat)["choices"]
+        return {"choices": [{k: v for k, v in choice.items() if k != "index"}]}
+
+    for chat in (True, False):
+        probs = heard(talking(answer), votes=0, chat=chat).probs
+        np.testing.assert_allclose(probs, [[0.8, 0.2]])
+
+
 def test_answers_that_come_in_parts_late_or_one_by_one():
     for content in (
         [{"type": "text", "text": "posi"}, {"type": "text", "text": "tive"}],

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from connectors.texts.read import TextRow
 from loop.campaign.config import Config
 from loop.campaign.import_texts import import_new_texts, import_texts, near_twins_line
 from loop.campaign.store import Store
@@ -54,6 +55,9 @@ def test_unknown_split_names_the_row(store):
     source = config(texts={"source": "x", "gold_column": "g", "split_column": "s"})
     with pytest.raises(DataError, match=r"Row 1 of x has split 'tset'; did you mean 'test'"):
         import_texts(source, store, rows(20, split="tset"))
+    some = [*rows(20, split="train"), TextRow("x", split="holdout", line=52)]  # others were copies
+    with pytest.raises(DataError, match=r"Row 52 of x has split 'holdout'; did you mean 'test'"):
+        import_texts(source, store, some)
 
 
 @pytest.mark.parametrize(
