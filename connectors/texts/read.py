@@ -232,7 +232,7 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
     for _, record in raw.records if raw is not None else ():
         rows += 1
         for name, value in record.items():
-            if isinstance(value, NESTED) or not (cell := as_text(value).strip()):
+            if not (cell := _cell_of(value)):
                 continue
             filled[name] += 1
             chars[name] += len(cell)
@@ -246,6 +246,21 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
         Column(name, filled[name], chars[name], dict(few.get(name, {})))
         for name in dict.fromkeys([*(raw.columns if raw is not None else ()), *filled])
     ]
+
+
+def _cell_of(value: Any) -> str:
+    """A value, or the one label that a list or an object holds; empty where it is neither."""
+    if not isinstance(value, NESTED) and (
+        not isinstance(value, str) or value[:1] not in ("[", "{")
+    ):
+        return as_text(value).strip()
+    try:
+        given = {label.strip() for label in labels_in(value)}
+    except ValueError:
+        given = set()
+    if len(given) == 1:
+        return given.pop()
+    return "" if isinstance(value, NESTED) else as_text(value).strip()
 
 
 def find_problems(source: str, **arguments: Any) -> list[Problem]:

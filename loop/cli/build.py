@@ -130,6 +130,8 @@ def check_labels(config: Config) -> None:
             raise AnnotatorError(
                 f"The labels {other!r} and {name!r} look the same to the model; rename one."
             )
+        if not normalise(name):
+            raise ReviewerError(f"The label {name!a} holds nothing that people can see; rename it.")
         other = seen.setdefault(normalise(name), name)
         if other != name:
             raise ReviewerError(

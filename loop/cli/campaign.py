@@ -89,6 +89,9 @@ def init(
         steps=answers.steps,
     )
     read(text, file)
+    for given in label or ():
+        if ":" in given.replace("\uff1a", ":").strip(": ") and not _name_and_description(given)[1]:
+            say(f"Label {given!r} has no description: write ': ', with a space, before one.")
     write_whole(file, text, mode=SHARED)
     here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
     say(f"Wrote {file}. Next: `goldloop check{here}`, then `goldloop run{here}`.")

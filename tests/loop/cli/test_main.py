@@ -167,6 +167,7 @@ def test_check_warns_of_class_numbers_for_a_small_model(run, tmp_path):
     [
         ("Unsure / none fits", "minilm", "looks like the page's own answer"),
         ("ye\u200bs", "minilm", r"'yes' and 'ye\u200bs' look the same to people"),
+        ("\u200b", "minilm", r"The label '\u200b' holds nothing that people can see"),
         ("no", "./nowhere", "Encoder folder ./nowhere does not exist"),
     ],
 )
@@ -225,6 +226,33 @@ def test_init_takes_the_spellings_of_one_value_as_one_label(run, tmp_path):
     assert r"Read as one label, 'café': 'cafe\u0301'." in err
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [label["name"] for label in data["labels"]] == ["0", "1", "café"]
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda name: [name],
+        lambda name: json.dumps([name]),
+        lambda name: {"choices": [name]},
+        lambda name: {"yes": float(name == "yes"), "no": float(name == "no")},
+    ],
+)
+def test_init_takes_labels_out_of_the_lists_and_objects_of_tools(run, tmp_path, cell):
+    rows = [{"text": f"text {i}", "label": cell(["yes", "no"][i % 2])} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    code, _, err = run("init", "t.jsonl", "--task", "x", "--gold-column", "label")
+    assert code == 0, err
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert [label["name"] for label in data["labels"]] == ["no", "yes"]
+
+
+def test_init_says_where_a_description_may_have_been_meant(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    given = ("--label", "yes:it is", "--label", "no：いいえ", "--label", "c: d", "--label", "e:")
+    code, _, err = run("init", "t.csv", "--task", "x", *given)
+    assert code == 0, err
+    for label, told in (("yes:it is", True), ("no：いいえ", True), ("c: d", False), ("e:", False)):
+        assert (f"Label {label!r} has no description" in err) == told
 
 
 def test_init_asks_and_keeps_the_answers(run, tmp_path, monkeypatch):
