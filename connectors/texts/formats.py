@@ -23,7 +23,7 @@ from connectors.texts.opening import (
     look_at,
     other_archive,
 )
-from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
+from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, open_workbook
 from connectors.texts.values import (
     DATASETS_MISSING,
     EXCEL_MISSING,
@@ -225,16 +225,28 @@ def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | N
 
 def _read_workbook(path: Path, names: Collection[str], problems: Problems) -> Raw | None:
     try:
-        rows, sheets = workbook_rows(path)
+        book = open_workbook(path)
     except ImportError:
         problems.listed.append(Problem("error", "missing_extra", EXCEL_MISSING))
         return None
     except ValueError as exc:
         problems.error("unreadable", f"is not a readable workbook: {exc}; save it again as .xlsx")
         return None
-    if len(sheets) > 1:
-        problems.note("sheets", f"has {len(sheets)} sheets; the first one, {sheets[0]!r}, is read")
-    sheet = Sheet(rows, names=names)
+    if len(book.sheets) > 1:
+        problems.note(
+            "sheets",
+            f"has {len(book.sheets)} sheets; the first one, {book.sheets[0]!r}, is read: to read"
+            " another one, move it to the front",
+        )
+    if book.merged:
+        problems.note(
+            "merged_cells",
+            f"has {counted(len(book.merged), 'cell')} merged over several rows"
+            f" ({some_of('row', book.merged)}), of which only the first row has the value; unmerge"
+            " them and fill in the others",
+            book.merged,
+        )
+    sheet = Sheet(book.rows, names=names)
     return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", problems), problems)
 
 

@@ -231,8 +231,23 @@ def _whole_lines(sample: str) -> list[str]:
     return lines
 
 
-def workbook_rows(path: Path) -> tuple[Iterator[tuple[int, list[Any]]], list[str]]:
-    """(row number, cells) of a workbook's first sheet, and the names of all its sheets.
+@dataclass(frozen=True)
+class Workbook:
+    """A workbook's first sheet.
+
+    Attributes:
+        rows: (row number, cells).
+        sheets: names of all sheets.
+        merged: first rows of cells that are merged over several rows; the others are empty.
+    """
+
+    rows: Iterator[tuple[int, list[Any]]]
+    sheets: list[str]
+    merged: list[int]
+
+
+def open_workbook(path: Path) -> Workbook:
+    """Opens a workbook.
 
     Raises:
         ImportError: python-calamine is not installed.
@@ -244,7 +259,10 @@ def workbook_rows(path: Path) -> tuple[Iterator[tuple[int, list[Any]]], list[str
         with open_bytes(path) as file:
             book = calamine.load_workbook(file)
         names = list(book.sheet_names)
-        rows = book.get_sheet_by_index(0).iter_rows() if names else iter(())
+        sheet = book.get_sheet_by_index(0) if names else None
+        rows = sheet.iter_rows() if sheet is not None else iter(())
     except calamine.CalamineError as exc:
         raise ValueError(str(exc) or type(exc).__name__) from exc
-    return ((number, list(cells)) for number, cells in enumerate(rows, start=1)), names
+    numbered = ((number, list(cells)) for number, cells in enumerate(rows, start=1))
+    ranges = getattr(sheet, "merged_cell_ranges", None) or ()
+    return Workbook(numbered, names, [1 + a[0] for a, b in ranges if b[0] > a[0]])

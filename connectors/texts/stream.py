@@ -27,7 +27,7 @@ from connectors.texts.opening import (
     open_text,
     other_archive,
 )
-from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, workbook_rows
+from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, open_workbook
 from connectors.texts.values import (
     EXCEL_MISSING,
     NESTED,
@@ -233,14 +233,15 @@ class TextStream:
 
     def _read_workbook(self, seen: dict[str, None]) -> Iterator[Row]:
         try:
-            rows, sheets = workbook_rows(self.path)
+            book = open_workbook(self.path)
         except ImportError as exc:
             raise DataError(EXCEL_MISSING) from exc
         except ValueError as exc:
             raise DataError(f"{self.path} is not a readable workbook: {exc}.") from exc
-        yield from self._of_sheet(Sheet(rows, names=(self.text_column,), keep_blank=True), seen)
-        if len(sheets) > 1:
-            self._leave_out(f"the sheets besides the first one, {sheets[0]!r}")
+        sheet = Sheet(book.rows, names=(self.text_column,), keep_blank=True)
+        yield from self._of_sheet(sheet, seen)
+        if len(book.sheets) > 1:
+            self._leave_out(f"the sheets besides the first one, {book.sheets[0]!r}")
 
     def _of_sheet(self, sheet: Sheet, seen: dict[str, None]) -> Iterator[Row]:
         if self.text_column in sheet.twice:

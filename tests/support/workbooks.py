@@ -4,8 +4,14 @@ import zipfile
 from xml.sax.saxutils import escape
 
 
-def workbook(path, sheets):
-    """The smallest .xlsx: numbers and texts, no styles; a string is written into its cell."""
+def workbook(path, sheets, merged=()):
+    """The smallest .xlsx: numbers and texts, no styles; a string is written into its cell.
+
+    Args:
+        merged: ranges such as "B2:B4" that are one cell on each sheet.
+    """
+    ranges = "".join(f'<mergeCell ref="{one}"/>' for one in merged)
+    ranges = f'<mergeCells count="{len(merged)}">{ranges}</mergeCells>' if merged else ""
 
     def cell(value):
         if value is None:
@@ -39,7 +45,7 @@ def workbook(path, sheets):
     for i, rows in enumerate(sheets.values(), 1):
         lines = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
         parts[f"xl/worksheets/s{i}.xml"] = (
-            f'<worksheet xmlns="{main}"><sheetData>{lines}</sheetData></worksheet>'
+            f'<worksheet xmlns="{main}"><sheetData>{lines}</sheetData>{ranges}</worksheet>'
         )
     with zipfile.ZipFile(path, "w") as archive:
         for name, part in parts.items():

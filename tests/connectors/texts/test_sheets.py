@@ -160,6 +160,15 @@ def test_a_workbook_is_read_like_a_table(tmp_path):
     assert "is not a readable workbook" in problem.message
 
 
+def test_labels_that_merged_cells_swallow_are_told(tmp_path):
+    pytest.importorskip("python_calamine", reason="the extra 'excel' is not installed")
+    rows = [["text", "gold"], ["a", "no"], ["b", None], ["c", None], ["d", "yes"]]
+    workbook(tmp_path / "t.xlsx", {"S": rows}, merged=["B2:B4", "A5:B5"])
+    (note,) = find_problems(str(tmp_path / "t.xlsx"), gold_column="gold")
+    assert (note.kind, note.rows) == ("merged_cells", (2,))
+    assert "1 cell merged over several rows (row 2), of which only the first row" in note.message
+
+
 def test_without_the_extra_a_workbook_says_what_to_install(tmp_path, monkeypatch):
     import sys
 
