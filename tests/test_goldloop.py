@@ -140,6 +140,10 @@ def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
     assert all(row["goldloop_label"] == row["g"] and row["round"] == "1" for row in gold)
     campaign.export(folder / "all.parquet", all_rows=True)
     assert "have a label" in capsys.readouterr().err
+    (folder / "x.csv").rename(folder / "x.txt")  # which would else be a text a line
+    named = FILE.replace('source = "x.csv"', 'source = "x.txt", format = "csv"')
+    (folder / "goldloop.toml").write_text(named, encoding="utf-8")
+    assert Campaign.open().export(folder / "again.csv", all_rows=True) == written
 
 
 def test_a_rule_ends_this_run_and_not_the_campaign(folder, capsys):

@@ -33,6 +33,7 @@ from connectors.texts.values import (
     NESTED,
     PACKED,
     SUFFIXES,
+    Format,
     as_text,
     clean_text,
     is_formula,
@@ -88,6 +89,9 @@ class Faults:
 class TextStream:
     """A file of texts, looked through once when opened.
 
+    Args:
+        format: what the file is; ``auto`` goes by its name.
+
     Attributes:
         columns: all columns that are carried along, in order.
         left_out: what is not carried along, in words.
@@ -102,10 +106,10 @@ class TextStream:
             or no text at all.
     """
 
-    def __init__(self, path: Path, text_column: str = "text") -> None:
+    def __init__(self, path: Path, text_column: str = "text", format: Format = "auto") -> None:
         self.path = path
         self.text_column = text_column
-        self._kind = _kind(path)
+        self._kind = _kind(path, format)
         self.unit = "row" if self._kind in ("parquet", "excel") else "line"
         self.empty, self.unreadable = Faults(), Faults()
         self.rows = 0
@@ -174,7 +178,8 @@ class TextStream:
     def suffix(self) -> str:
         """Extension of a file that can hold these columns, and more."""
         suffix = inner_suffix(self.path)
-        return {"txt": ".csv", "jsonl": ".jsonl", "excel": ".csv"}.get(self._kind, suffix)
+        known = {"txt": ".csv", "jsonl": ".jsonl", "excel": ".csv"}
+        return known.get(self._kind, suffix if suffix in SUFFIXES else f".{self._kind}")
 
     @property
     def stem(self) -> str:
@@ -300,13 +305,15 @@ def _told(unit: str, number: int, row: Unreadable) -> str:
     return f"{unit} {number}, which is not JSON ({row.reason})"
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, format_: str) -> str:
     if path.is_dir():
         raise DataError(f"{path} is a folder; name a file in it.")
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, near)
         raise DataError(f"{path} does not exist{f';{hint}' if hint else '.'}")
+    if format_ != "auto":
+        return format_
     kind = "txt" if inner_suffix(path) in TEXT_SUFFIXES else kind_of(path)
     if not kind:
         if told := other_archive(path):

@@ -64,6 +64,15 @@ def test_json_lines_and_lists_and_plain_text(tmp_path):
     assert stream.empty.first == [2]
 
 
+@pytest.mark.parametrize("name", ["t.txt", "t.data", "t"])
+def test_a_file_is_what_the_campaign_says_it_is(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("text;n\na;1\nb;2\n")
+    stream = TextStream(path, format="csv")
+    assert [r.text for p in stream.pieces(9) for r in p] == ["a", "b"]
+    assert (stream.columns, stream.suffix) == (("text", "n"), ".csv")
+
+
 def test_faulty_rows_are_reported_and_left_out(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("id,text\n1,a\n2,b,c\n3,  \n4,d\n")
