@@ -15,7 +15,7 @@ import numpy as np
 
 from connectors.llm.label_spelling import label_in
 from connectors.texts.label_cells import SCALES, Scale, probability_in
-from connectors.texts.values import SHOWN
+from connectors.texts.values import SHOWN, as_text
 from loop.errors import AnnotatorError, suggestion
 from loop.ports import AnnotatorSetup, ClassProbs, FloatArray, IntArray, News, TextItem, no_news
 from loop.prompt import Label, PromptVariant
@@ -263,13 +263,13 @@ def _quoted(value: Any) -> str:
 
 
 def _as_name(value: Any) -> str:
-    """1, 1.0, True -> "1", "1", "true": label names are strings, columns need not be."""
+    """1, 1.0, 2.5, True -> "1", "1", "2.5", "true": labels are strings, columns need not be."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
+    if isinstance(value, float | np.floating):
+        return as_text(float(value))
     return str(int(value)) if isinstance(value, int | np.integer) else ""
 
 

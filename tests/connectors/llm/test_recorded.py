@@ -99,6 +99,8 @@ def test_a_number_is_one_label_in_every_spelling() -> None:
         ("0.0", "1.0"): ["1", 1, 1.0, True, "1.0", "TRUE"],
         ("False", "True"): ["true", "TRUE", 1, "1.0", True],
         ("-1", "1"): ["1.0", 1],
+        ("2", "2.5"): [2.5, "2.50", np.float32(2.5)],
+        ("0", "-0.5"): [-0.5, "-.5"],
     }.items():
         labels = tuple(Label(name) for name in names)
         asked = PromptVariant(0, "t", labels, ())
