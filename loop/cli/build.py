@@ -444,17 +444,28 @@ def build_raters(config: Config, store: Store) -> Raters:
 
     items = store.stored_texts(config.campaign.name, "pool")
     column = config.raters.ratings_column
-    ratings = {
-        item.id: list(item.meta.get(column) or ()) if column else [str(item.known_label)]
-        for item in items
-    }
     return RecordedRaters(
         address(config.label_studio.model_dump(), say=say, show=bar)[0],
         _rater_token,
-        ratings=ratings,
+        ratings={
+            item.id: ratings_in(item.meta.get(column) if column else item.known_label, config)
+            for item in items
+        },
         overlap=config.people.most,
         seed=config.rounds.seed,
     )
+
+
+def ratings_in(value: object, config: Config) -> list[str]:
+    """The labels that people once gave a text, out of a list, also of one written as text."""
+    from connectors.llm.label_spelling import label_in
+    from connectors.texts.label_cells import labels_in
+
+    names = config.label_names
+    try:
+        return [label_in(rating, names) or rating for rating in labels_in(value, names)]
+    except ValueError:
+        return []
 
 
 def _rater_token(username: str) -> str:

@@ -374,6 +374,27 @@ def test_a_label_and_its_description_part_at_a_colon_with_a_space(
     assert (label.name, label.description) == (name, description)
 
 
+@pytest.mark.parametrize(
+    ("cell", "ratings"),
+    [
+        (["yes", "no"], ["yes", "no"]),
+        ('["yes", "no"]', ["yes", "no"]),  # as CSV holds a list
+        ("yes|no", ["yes", "no"]),
+        ("Yes", ["yes"]),
+        (["yes", "perhaps"], ["yes", "perhaps"]),
+        (None, []),  # nobody knows: they skip the text
+        ("", []),
+        ({"x": "y"}, []),
+    ],
+)
+def test_ratings_are_read_in_every_form(tmp_path, cell, ratings):
+    from loop.campaign.config import load
+    from loop.cli.build import ratings_in
+
+    write_campaign(tmp_path)
+    assert ratings_in(cell, load(tmp_path / "goldloop.toml")) == ratings
+
+
 def test_labels_of_another_tool_become_gold(run, tmp_path):
     write_texts(tmp_path, good_rows())
     write_campaign(tmp_path)
