@@ -184,22 +184,21 @@ class CsvRows:
 def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
     """Comma, semicolon, tab or bar.
 
-    The one under which the header holds most of the names that are asked for; then the one that
-    cuts most rows into as many cells as the header; then into most cells. Ties go to the comma.
+    The one under which the header holds most of the names that are asked for; then one that cuts
+    the header at all; then the one that cuts most rows into as many cells as the header; then into
+    most cells. Ties go to the comma.
     """
     lines = _whole_lines(sample)
 
-    def fit(delimiter: str) -> tuple[int, float, int]:
+    def fit(delimiter: str) -> tuple[int, bool, float, int]:
         rows = csv.reader(lines, delimiter=delimiter)
         try:
             read = [row for row in islice(rows, COMPARED_ROWS) if any(row)]
         except csv.Error:
-            return 0, 0.0, 0
+            return 0, False, 0.0, 0
         header = [cell.strip() for cell in read[0]] if read else []
-        if len(header) < 2:
-            return len(set(names) & set(header)), 0.0, len(header)
-        alike = sum(len(row) == len(header) for row in read) / len(read)
-        return len(set(names) & set(header)), round(alike, 1), len(header)
+        alike = sum(len(row) == len(header) for row in read) / max(1, len(read))
+        return len(set(names) & set(header)), len(header) > 1, round(alike, 1), len(header)
 
     return max(DELIMITERS, key=fit)
 

@@ -89,6 +89,11 @@ def init(
         steps=answers.steps,
     )
     read(text, file)
+    if rows := [name for name, _ in answers.labels if name in answers.columns]:
+        say(
+            f"{answers.source} has a column that is called like the label {rows[0]!r}. If it has no"
+            " line of column names, its first text is lost: put such a line at its top."
+        )
     for given in label or ():
         if ":" in given.replace("\uff1a", ":").strip(": ") and not _name_and_description(given)[1]:
             say(f"Label {given!r} has no description: write ': ', with a space, before one.")
@@ -179,6 +184,7 @@ class _Answers:
     def _look(self) -> None:
         """Opens a source that is a file; says what its columns hold."""
         from connectors.texts.read import columns_of
+        from connectors.texts.values import counted
 
         if str(self.source).startswith("hf:"):
             return
@@ -190,7 +196,7 @@ class _Answers:
         self.columns = {column.name: column for column in columns}
         self.budget = max(3, min(BUDGET, rows // 4))
         self.steps = fitting_steps(round(0.8 * rows))  # the rest is held out
-        say(f"{self.source}: {rows:,} rows, {len(columns)} columns.")
+        say(f"{self.source}: {counted(rows, 'row')}, {counted(len(columns), 'column')}.")
         for column in columns[:SHOWN]:
             say(f"  {column.name}: {_holds(column, rows)}")
         if len(columns) > SHOWN:
@@ -256,13 +262,15 @@ class _Answers:
 
 def _holds(column: Column, rows: int) -> str:
     """A column's values in a few words."""
+    from connectors.texts.values import counted
+
     if not column.filled:
         return "empty, or lists and objects"
     empty = f", {rows - column.filled:,} empty" if column.filled < rows else ""
     if len(column.counts) in range(1, MOST_OFFERED + 1) and len(column.counts) < column.filled / 2:
         common = sorted(column.counts.items(), key=lambda pair: -pair[1])
         shown = ", ".join(f"{value[:40]} {n:,}" for value, n in common[:6])
-        return f"{len(common)} values: {shown}{', …' if len(common) > 6 else ''}{empty}"
+        return f"{counted(len(common), 'value')}: {shown}{', …' if len(common) > 6 else ''}{empty}"
     return f"about {column.chars / column.filled:,.0f} characters{empty}"
 
 

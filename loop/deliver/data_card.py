@@ -53,8 +53,8 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
         f"# {escape(config.campaign.name)}",
         f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
         f" {escape(config.campaign.task)}",
-        f"An LLM labelled every text: {escape(llm_in_words(config))}. In {done} finished rounds"
-        f" goldloop asked {people} about the labels that were probably wrong and about texts drawn"
+        f"An LLM labelled every text: {escape(llm_in_words(config))}. In {done} finished"
+        f" round{'s' * (done != 1)} goldloop asked {people} about the labels that were probably wrong and about texts drawn"
         f" at random: {len(answers):,} answers by {persons}.",
         "## Labels\n\n" + _labels(config),
         "## Where the labels come from\n\n" + _sources(config, records),

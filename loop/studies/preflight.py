@@ -229,11 +229,20 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
                 f"Label {name!r} is what tools write into cells without a value. If it stands for"
                 " texts without a label, empty those cells and take it out of [[labels]]."
             )
+    if len((text := config.texts.text_column).split()) > 3 and text[-1] not in "?:":
+        yield (
+            f"texts.text_column = {_excerpt(text)} looks like a text. If the file has no line of"
+            " column names, its first text is lost: put such a line at its top."
+        )
     if (column := config.texts.gold_column) in config.label_names:
         yield (
             f"texts.gold_column = {column!r} is a label's name as well. If the file has no line of"
             " column names, its first text is lost: put such a line at its top."
         )
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")
 
 
 def _money(config: Config, plan: Plan | None) -> Iterator[str]:

@@ -64,6 +64,8 @@ def test_delimiters_are_told_by_names_then_by_even_rows():
     assert csv_delimiter("text,a;b;c;d\nx,1\n", ["text"]) == ","
     assert csv_delimiter("one, two;gold\na, b, c;1\nd, e;2\n") == ";"
     assert csv_delimiter("text\nhello; you|there\n") == ","
+    assert csv_delimiter("text\nhello, you\na; b, c\n") in "\t|"  # one column, and no quotes
+    assert csv_delimiter("text;gold\na, b;1\nc, d\ne;f;g;h\n") == ";"
 
 
 def test_rows_of_empty_cells_are_left_out_and_counted(tmp_path):
