@@ -5,12 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import math
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from connectors.texts.values import NUMBER, SHOWN, as_text, number_in, one_spelling, some_of
+from connectors.texts.values import CODE, NUMBER, SHOWN, as_text, number_in, one_spelling, some_of
 from loop.ports import normalise
 
 ABSENT: Any = object()
@@ -150,12 +149,9 @@ def one_of_each(counts: Mapping[str, int]) -> dict[str, list[str]]:
     alike: dict[Any, list[str]] = {}
     usual = {value: value == one_spelling(normalise(value)) for value in counts}
     for value in sorted(counts, key=lambda v: (-counts[v], not usual[v], len(v), v)):
-        number = None if _CODE.match(value) else number_in(value)
+        number = None if CODE.match(value) else number_in(value)
         alike.setdefault(normalise(value) if number is None else number, []).append(value)
     return {names[0]: names[1:] for names in alike.values()}
-
-
-_CODE = re.compile(r"[+-]?0\d")
 
 
 def _letters(text: str) -> str:

@@ -405,7 +405,7 @@ class _Reading:
         """The label of a value: 1, 1.0, "1" and True are one in every format."""
         if spelt not in self._one:
             if self.labels is None:
-                label = one_spelling(spelt)
+                label = one_spelling(normalise(spelt))
             elif spelt in self.labels:
                 label = spelt
             else:

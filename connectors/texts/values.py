@@ -85,10 +85,14 @@ def same_value(text: str, names: Iterable[str]) -> str | None:
     return same[0] if len(same) == 1 else None
 
 
+CODE = re.compile(r"[+-]?0\d")
+"""How codes begin that are no numbers, such as 007: nobody writes numbers with leading zeros."""
+
+
 def one_spelling(text: str) -> str:
-    """Numbers and truth values as ``as_text`` spells them; every other text as it is."""
+    """Numbers and truth values as ``as_text`` spells them; codes and every other text as it is."""
     number = number_in(text)
-    if number is None:
+    if number is None or CODE.match(text.strip()):
         return text
     if not NUMBER.fullmatch(text.strip()):
         return text.strip().lower()

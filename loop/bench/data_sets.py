@@ -129,6 +129,12 @@ def data_from_rows(
     index = {label: i for i, label in enumerate(labels)}
     if any(row.split == "test" for row in known):
         is_test = np.array([row.split == "test" for row in known])
+    elif named := Counter(str(row.split) for row in known if row.split is not None):
+        splits = ", ".join(f"{split!r} ({n})" for split, n in named.most_common(SHOWN))
+        raise DataError(
+            f"{name} has no texts with a gold label in split 'test', but {splits}. Write 'test' for"
+            " those to test on, or leave the split column out: a share is then drawn at random."
+        )
     else:
         is_test = np.random.default_rng(seed).permutation(len(known)) < test_frac * len(known)
     _tell_near_names(labels, say)

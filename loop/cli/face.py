@@ -855,6 +855,7 @@ def bench(
             gold_column=label,
             split_column=split_column,
             meta_columns="plain",
+            named=columns,
         )
         data = data_from_rows(source.stem, rows, columns, model.embed, read_label=label_in, say=say)
     with bar("Replaying", repetitions * (2 + len(strategies) * len(budgets))) as progress:

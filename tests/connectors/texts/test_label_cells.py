@@ -81,6 +81,10 @@ def test_without_known_labels_a_number_has_one_spelling(tmp_path):
         for source in in_every_format(tmp_path, {"text": list("abc"), "gold": values}):
             rows = load_texts(source, gold_column="gold")
             assert [r.gold for r in rows] == ["0", "1", None], source
+    for source in in_every_format(tmp_path, {"text": list("abc"), "gold": ["007", "7", "-01"]}):
+        assert [r.gold for r in load_texts(source, gold_column="gold")] == ["007", "7", "-01"]
+    for source in in_every_format(tmp_path, {"text": list("abc"), "gold": ["é", "e\u0301", "x"]}):
+        assert [r.gold for r in load_texts(source, gold_column="gold")] == ["é", "é", "x"]
 
 
 def test_what_was_read_in_another_spelling_is_said_and_what_is_none_is_refused(tmp_path):

@@ -339,6 +339,9 @@ def test_a_data_set_is_read_from_rows():
         data_from_rows("file", rows[60:61], ["llm"], hashed)
     with pytest.raises(DataError, match="too few"):
         data_from_rows("file", rows[:20], ["other"], hashed)
+    shouted = [Row(r.text, r.gold, "TEST" if r.split else None, llm="a") for r in rows]
+    with pytest.raises(DataError, match=r"no texts with a gold label in split 'test', but 'TEST'"):
+        data_from_rows("file", shouted, ["llm"], hashed)
 
 
 def test_llm_labels_of_a_file_are_counted_where_they_are_no_gold_class():
