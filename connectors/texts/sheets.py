@@ -219,7 +219,11 @@ def spaces_before_quotes(sample: str, delimiter: str) -> bool:
     except csv.Error as exc:
         if "unexpected end" not in str(exc) or len(sample) < SAMPLE_BYTES // 4:
             return False  # else the sample may end in a quoted cell
-    quoted = any(cell.lstrip(" ")[:1] == '"' != cell[:1] for row in as_it_is for cell in row)
+    quoted = any(
+        a != b and a[:1] == " " and a.lstrip(" ")[:1] == '"'
+        for one, other in zip(as_it_is, rows, strict=False)
+        for a, b in zip(one, other, strict=False)
+    )
     return quoted and all(len(row) == len(rows[0]) for row in rows if row)
 
 

@@ -47,6 +47,8 @@ def test_a_space_before_a_quote_is_part_of_the_text_where_quoting_does_not_expla
         source = put(tmp_path, f"gold,text,n\nno,{cell},1\nyes,c,2\n")
         text = load_texts(source)[0].text
         assert '"' in text
+    source = put(tmp_path, 'gold,text\nno, a\n"no"," ""b, ""c"\n')  # quoted as it should be
+    assert [r.text for r in load_texts(source)] == [" a", ' "b, "c']
     source = put(tmp_path, 'gold,text\nno, "a, b"\nyes, "c" d\n')  # neither way is right
     assert any(p.level == "error" for p in find_problems(source))
     long = "".join(f'no, "{"x" * 90}\n{i}"\n' for i in range(1000))  # the sample ends in a cell
