@@ -32,6 +32,7 @@ def lookup(record: Mapping[str, Any], name: str) -> Any:
         return record[name]
     value: Any = record
     for part in name.split(".") if "." in name else ():
+        value = value.as_py() if hasattr(value, "as_py") else value  # it stayed in Arrow's memory
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from connectors.texts.arrow_rows import arrow_column, batch_rows
+from connectors.texts.arrow_rows import ArrowCell, arrow_column, batch_rows
 from connectors.texts.json_rows import JsonRows
 from connectors.texts.label_cells import ABSENT, lookup
 from connectors.texts.opening import (
@@ -215,6 +215,7 @@ class TextStream:
 
     def _text(self, row: Mapping[str, Any]) -> str:
         value = lookup(row, self.text_column)
+        value = value.as_py() if isinstance(value, ArrowCell) else value
         if value is ABSENT or isinstance(value, NESTED):
             return ""
         return clean_text(as_text(value))

@@ -161,6 +161,21 @@ def test_parquet_out_keeps_the_types_of_parquet_in(tmp_path):
     assert lines[1] == {"text": None, "n": None, "l": [], "predicted_label": "=a", "p_a": 0.25}
 
 
+def test_texts_inside_of_objects_and_bytes_that_are_no_texts_in_parquet(tmp_path):
+    path = tmp_path / "t.parquet"
+    columns = {
+        "x": [{"text": "a", "l": ["b"]}],
+        "bytes": pa.array([b"c"], pa.binary()),
+        "category": pa.array(["d"]).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), path)
+    for name, text in (("x.text", "a"), ("x.l.0", "b"), ("category", "d")):
+        assert [r.text for r in rows_of(TextStream(path, name))] == [text]
+    for name in ("x", "bytes"):  # and not what Python shows of them
+        with pytest.raises(DataError, match="holds no text"):
+            TextStream(path, name)
+
+
 def test_json_to_parquet_has_strings_where_types_differ(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a", "x": 1}\n{"text": "b", "x": "y"}\n')
     copy(tmp_path / "x.jsonl", tmp_path / "y.parquet")
