@@ -109,6 +109,8 @@ def confirmed(
     state = record.get(STATE)
     if column != STATE and "annotation_agent" in record and state in ("Discarded", "Default"):
         return None, f"{STATE} = {state!r}"
+    if (machine := _of_a_machine(record, column, value)) is not None:
+        return None, machine
     value = called(record, column, value, names)
     answers = [value] if isinstance(value, Mapping) else value if isinstance(value, list) else []
     if any(isinstance(a, Mapping) and a.get(STATE) in _NOT_HANDED_IN for a in answers):
@@ -120,6 +122,24 @@ def confirmed(
         if len(kept) < len(value):
             return kept, "not submitted"
     return value, ""
+
+
+EXPORTED = ("source", "how", "llm_label")
+"""Columns that goldloop's own exports have beside the label."""
+
+
+BESIDE = ("annotation_agent", STATE, *EXPORTED, *(f"goldloop_{name}" for name in EXPORTED))
+"""Columns of whole records that tell whether a label is a person's."""
+
+
+def _of_a_machine(record: Mapping[str, Any], column: str, value: Any) -> str | None:
+    """Why a label of goldloop's own export is nobody's; one changed since is somebody's."""
+    ours = "goldloop_label" if "goldloop_label" in record else "label"  # if that name was taken
+    source, _, llm = (record.get(f"goldloop_{name}", record.get(name, ABSENT)) for name in EXPORTED)
+    if column != ours or ABSENT in (source, llm):
+        return None
+    theirs = source == "repaired" or (source == "llm" and value == llm)
+    return f"source = {source!r}" if theirs else None
 
 
 def called(record: Mapping[str, Any], column: str, value: Any, names: Sequence[str]) -> Any:

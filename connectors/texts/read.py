@@ -16,8 +16,8 @@ from connectors.texts.formats import KEPT, Problem, Problems, read_raw
 from connectors.texts.label_cells import (
     ABSENT,
     ANSWER,
+    BESIDE,
     SCALES,
-    STATE,
     Scale,
     confirmed,
     gold_status,
@@ -149,12 +149,11 @@ def read_texts(
         **{role: name for role, name in given.items() if name},
         **{f"meta {c}": c for c in chosen},
     }
-    beside = (gold_status(gold_column), ANSWER, STATE, "annotation_agent")
-    asked = {*roles.values(), *confidences, *beside}
+    asked = {*roles.values(), *confidences, gold_status(gold_column), ANSWER}
     roots = {name.partition(".")[0] for name in asked}
 
     def wanted(name: str, plain: bool, /) -> bool:
-        if name in asked or name in roots:
+        if name in asked or name in roots or (plain and name in BESIDE):
             return True
         return meta_columns == "all" or (meta_columns == "plain" and (plain or name in named))
 

@@ -13,7 +13,15 @@ from typing import Any
 
 from connectors.llm.label_spelling import label_in
 from connectors.texts.formats import Problems, Wanted, read_raw
-from connectors.texts.label_cells import ABSENT, HANDED_IN, called, confirmed, labels_in, lookup
+from connectors.texts.label_cells import (
+    ABSENT,
+    EXPORTED,
+    HANDED_IN,
+    called,
+    confirmed,
+    labels_in,
+    lookup,
+)
 from connectors.texts.values import NESTED, as_text, clean_text, listed
 from loop.errors import DataError
 from loop.ports import GivenLabel
@@ -111,6 +119,8 @@ def _tool(record: Mapping[str, Any], column: str) -> str:
         return "spaCy"
     if "Comments" in record:
         return "doccano"
+    if column in ("label", "goldloop_label") and record.keys() >= {*EXPORTED}:
+        return "goldloop"
     return f"column {column!r}"
 
 

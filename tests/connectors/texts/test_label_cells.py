@@ -161,6 +161,13 @@ def test_labels_that_people_refused_are_none(tmp_path):
     (tmp_path / "old.jsonl").write_text("\n".join(lines))
     table = read_texts(str(tmp_path / "old.jsonl"), gold_column="annotation", labels=BOTH)
     assert [r.gold for r in table.rows] == [None, "positive", "negative"]
+    own = {"label": ["positive", "negative"], "source": ["llm", "gold"], "how": ["llm", "single"]}
+    for source in in_every_format(
+        tmp_path, own | {"text": ["a", "b"], "llm_label": ["positive"] * 2}
+    ):
+        for meta in (None, "plain"):
+            table = read_texts(source, gold_column="label", labels=BOTH, meta_columns=meta)
+            assert [r.gold for r in table.rows] == [None, "negative"], source
     asked = [[("positive", "discarded")], [("negative", "submitted"), ("positive", "draft")]]
     lines = [
         json.dumps({"text": f"t{i}", "q": [{"value": v, "status": s} for v, s in one]})

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from connectors.texts.read import read_texts
 from connectors.texts.tool_exports import read_export
 from loop.errors import DataError
 
@@ -283,6 +284,34 @@ def test_questions_and_predictions_are_not_taken_for_one_answer(tmp_path):
     assert answers(tmp_path, [record], label_column="toxic")[1] == [("a", "u", "positive", "")]
     with pytest.raises(DataError, match=r"but for predictions \(pred, gpt4\)"):
         answers(tmp_path, "text,pred,gpt4\na,positive,negative\n", "t.csv")
+
+
+def test_labels_of_a_machine_in_our_own_exports_are_nobodys(tmp_path):
+    header = "text,label,source,how,llm_label\n"
+    rows = (
+        "a,positive,llm,llm,positive\n"
+        "b,negative,llm,llm,positive\n"  # somebody corrected it
+        "c,positive,gold,single,negative\n"
+        "d,positive,repaired,soft,negative\n"
+        "e,positive,known,,\n"
+    )
+    want = [
+        (None, "source = 'llm'"),
+        ("negative", ""),
+        ("positive", ""),
+        (None, "source = 'repaired'"),
+        ("positive", ""),
+    ]
+    tool, found = answers(tmp_path, header + rows, "t.csv")
+    assert (tool, [f[2:] for f in found]) == ("goldloop", want)
+    taken = header.replace("label,source", "goldloop_label,goldloop_source") + rows
+    (tmp_path / "u.csv").write_text(taken.replace("\n", ",negative\n").replace("h,n", "h,l", 1))
+    source = str(tmp_path / "u.csv")
+    table = read_texts(source, gold_column="goldloop_label", labels=BOTH)
+    assert [r.gold for r in table.rows] == [label for label, _ in want]
+    assert "2 labels that people did not confirm: source = 'llm' (1)" in table.problems[0].message
+    plain = "text,label,source\na,positive,llm\n"  # anybody's table
+    assert answers(tmp_path, plain, "t.csv")[1][0][2] == "positive"
 
 
 def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):
