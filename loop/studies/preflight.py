@@ -229,7 +229,7 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
                 f"Label {name!r} is what tools write into cells without a value. If it stands for"
                 " texts without a label, empty those cells and take it out of [[labels]]."
             )
-    if len((text := config.texts.text_column).split()) > 3 and text[-1] not in "?:":
+    if len((text := config.texts.text_column).split()) > 5 and text[-1] not in "?:":
         yield (
             f"texts.text_column = {_excerpt(text)} looks like a text. If the file has no line of"
             " column names, its first text is lost: put such a line at its top."

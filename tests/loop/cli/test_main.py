@@ -247,14 +247,14 @@ def test_init_takes_labels_out_of_the_lists_and_objects_of_tools(run, tmp_path, 
 
 
 def test_a_file_without_a_line_of_column_names_is_told(run, tmp_path):
-    rows = [f'"this was number {i}, really",{["no", "yes"][i % 2]}\n' for i in range(40)]
+    rows = [f'"this was really number {i}, I think",{["no", "yes"][i % 2]}\n' for i in range(40)]
     (tmp_path / "t.csv").write_text("".join(rows))
     code, _, err = run("init", "t.csv", "--task", "x", "--label", "no", "--label", "yes")
     assert code == 0, err
     assert "t.csv has a column that is called like the label 'no'" in err
     Path("goldloop.toml").write_text(Path("goldloop.toml").read_text().replace("= 3 ", "= 0 ", 1))
     err = run("check")[2]
-    assert "texts.text_column = 'this was number 0, really' looks like a text" in err
+    assert "texts.text_column = 'this was really number 0, I think' looks like a text" in err
 
 
 def test_init_says_where_a_description_may_have_been_meant(run, tmp_path):
