@@ -14,7 +14,7 @@ the moment it is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -269,11 +269,10 @@ class LlmPurse:
             self._set_aside(usd)
         return count
 
-    def book(self, session: Session, item_ids: Iterable[str], usd: float) -> None:
+    def book(self, session: Session, item_ids: Collection[str], usd: float) -> None:
         """Their answers are stored, with what they cost, in the same transaction."""
-        stored = set(item_ids)
         for calls_id, costs in list(self._open.items()):
-            here = stored & costs.keys()
+            here = costs.keys() & item_ids
             if not here:
                 continue
             self._set_aside(-sum(costs.pop(item) for item in here))

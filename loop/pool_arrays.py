@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,11 @@ def pool_arrays(
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     reviews, people = ctx.store.reviews_by_item(ctx.name), ctx.store.gold(ctx.name)
     gold = _classes(ctx, items, people)
-    inclusion_prob = np.array(
-        [reviews[i.id].inclusion_prob if i.id in reviews else 1.0 for i in items]
-    )
+    inclusion_prob = by_item(items, {i: r.inclusion_prob for i, r in reviews.items()}, 1.0)
     # Only gold of earlier rounds has a say in how this round uses the LLM's answers.
-    numbers = {item: g.round_number for item, g in people.items()}
-    earlier = np.array([numbers.get(i.id, round_.number) < round_.number for i in items])
+    earlier = by_item(
+        items, {i: g.round_number < round_.number for i, g in people.items()}, default=False
+    )
     view = choose_view(
         ctx.config,
         votes,
@@ -61,8 +60,8 @@ def pool_arrays(
         rng=stream("calibration", round_.seed, round_.number),
     )
     votes = replace(votes, posterior=view.posterior)
-    unsure = {item_id for item_id, review in reviews.items() if review.outcome == "unsure"}
-    gold = np.where([i.id in hidden for i in items], -1, gold)
+    unsure = {i: r.outcome == "unsure" and i not in hidden for i, r in reviews.items()}
+    gold = np.where(by_item(items, dict.fromkeys(hidden, True), default=False), -1, gold)
     needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
     embeddings: Vectors | None = None
     neighbours: Neighbours | None = None
@@ -88,7 +87,7 @@ def pool_arrays(
         class_prior=view.prior,
         ordinal=ctx.config.campaign.ordinal,
         inclusion_prob=inclusion_prob,
-        unsure=np.array([i.id in unsure and i.id not in hidden for i in items]),
+        unsure=by_item(items, unsure, default=False),
         states=states.values,
         neighbours=neighbours,
     )
@@ -107,13 +106,20 @@ def gold_classes(ctx: Context, items: Sequence[ItemKey]) -> IntArray:
 
 def _classes(ctx: Context, items: Sequence[ItemKey], people: Mapping[str, Gold]) -> IntArray:
     index = ctx.config.label_index
-    known = [index[people[i.id].label] if i.id in people else -1 for i in items]
-    return np.array(known, dtype=np.int64)
+    return by_item(items, {i: index[gold.label] for i, gold in people.items()}, -1)
 
 
 def audited(items: Sequence[ItemKey], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:
     """(n,) whether each item was drawn at random, to measure the LLM."""
-    return np.array([i.id in reviews and reviews[i.id].reason == "audit" for i in items])
+    return by_item(items, {i: r.reason == "audit" for i, r in reviews.items()}, default=False)
+
+
+def by_item(items: Sequence[ItemKey], values: Mapping[str, Any], default: Any) -> NDArray[Any]:
+    """(n,) the value of each item by its id; the default of those that have none, mostly many."""
+    out = np.full(len(items), default)
+    rows = [row for row, item in enumerate(items) if item.id in values]
+    out[rows] = [values[items[row].id] for row in rows]
+    return out
 
 
 def llm_states(

@@ -680,6 +680,7 @@ def normalise(text: str) -> str:
 
 
 _PASSED_ON = re.compile(r"https?://\S+|www\.\S+|@\w+|^\s*rt\b", re.IGNORECASE)
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 def bare_words(text: str) -> str:
@@ -689,7 +690,7 @@ def bare_words(text: str) -> str:
     that passes it on are equal.
     """
     plain = unicodedata.normalize("NFKD", _PASSED_ON.sub(" ", normalise(text))).casefold()
-    return "".join(c for c in plain if c.isalnum())
+    return _NO_WORD.sub("", plain)
 
 
 def item_id(campaign: str, text: str) -> str:

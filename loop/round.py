@@ -59,6 +59,7 @@ from loop.people.review_tasks import (
 )
 from loop.pool_arrays import (
     audited,
+    by_item,
     gold_classes,
     pool_arrays,
     suspicion_by,
@@ -392,7 +393,7 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
         rng=stream("repair", round_.seed, round_.number),
     )
     weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), repaired.weight, 0.0)
-    weight = np.where([i.id in kept_out for i in arrays.items], 0.0, weight)
+    weight[by_item(arrays.items, dict.fromkeys(kept_out, True), default=False)] = 0.0
     rows = np.array([item.row for item in arrays.items])
     return TrainingLabels(rows, repaired.y, weight, np.asarray(repaired.source, dtype=np.str_))
 
@@ -460,7 +461,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     mine = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}
     before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
     numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
-    of = [reviews[i.id].round_id if i.id in reviews else None for i in before.items]
+    round_of = by_item(before.items, {i: numbers[r.round_id] for i, r in reviews.items()}, -1)
     suspicion = suspicion_of(ctx, round_, before.items)
     gold = gold_classes(ctx, before.items)
     pi = before.pool.inclusion_prob
@@ -472,7 +473,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
             before.pool.y_llm,
             gold,
             np.ones(len(gold)) if pi is None else pi,
-            np.array([-1 if r is None else numbers[r] for r in of]),
+            round_of,
             suspicion,
             before.votes.answered,
         ),
@@ -490,7 +491,7 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     if learns:
         predictor = predictor_metrics(
             before.pool,
-            np.array([r == round_.id for r in of]) & (gold >= 0) & before.votes.answered,
+            (round_of == round_.number) & (gold >= 0) & before.votes.answered,
             gold,
             rng=stream("foreseen errors", round_.seed, round_.number),
         )

@@ -7,6 +7,7 @@ same time wait for each other.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -66,6 +67,19 @@ def database_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database).resolve()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Many rows are made, and nothing in circles: looking for such would take as long again."""
+    if not gc.isenabled():  # as in another thread that is here, which turns it on again
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Database:
@@ -133,7 +147,7 @@ class Database:
         """Inserts many rows at the speed of the driver, in the caller's transaction."""
         left = iter(rows)
         while part := [dict(row) for row in islice(left, chunk)]:
-            session.execute(insert(table), part)
+            session.connection().execute(insert(table), part)
 
 
 def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> Engine:
@@ -231,20 +245,27 @@ def _make_file(file: Path) -> None:
         return
 
 
+_encoded = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def to_json(value: Any) -> str:
+    """A value as the store keeps it as JSON."""
+    text = _encoded(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
+        text = json.dumps(value, allow_nan=False)
+    return text
+
+
+def from_json(text: str | bytes) -> Any:
+    """A value that the store keeps as JSON."""
+    return {} if text == "{}" else json.loads(text)  # as millions of texts have it
+
+
 def _engine(url: URL, file: Path | None, *, read_only: bool) -> Engine:
-    def as_json(value: Any) -> str:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape
-            text = json.dumps(value, allow_nan=False)
-        return text
-
-    def from_json(text: str | bytes) -> Any:
-        return {} if text == "{}" else json.loads(text)  # as millions of texts have it
-
     engine = create_engine(
-        url, json_serializer=as_json, json_deserializer=from_json, hide_parameters=True
+        url, json_serializer=to_json, json_deserializer=from_json, hide_parameters=True
     )
     if engine.dialect.name != "sqlite":
         return engine.execution_options(postgresql_readonly=True) if read_only else engine

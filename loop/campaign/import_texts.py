@@ -335,11 +335,11 @@ def splits_of(config: Config, rows: Sequence[SourceText]) -> list[str]:
     Raises:
         DataError: an unknown split.
     """
-    ids = [item_id(config.campaign.name, row.text) for row in rows]
 
     def mark(splits: list[str], candidates: list[int], split: str, n: int) -> list[str]:
         """Marks the n candidates with the lowest hash."""
-        by_hash = {i: unit_hash(config.rounds.seed, split, ids[i]) for i in candidates}
+        name, seed = config.campaign.name, config.rounds.seed
+        by_hash = {i: unit_hash(seed, split, item_id(name, rows[i].text)) for i in candidates}
         for i in sorted(candidates, key=by_hash.__getitem__)[:n]:
             splits[i] = split
         return splits

@@ -29,7 +29,7 @@ OTHER_ITEM = inspect(Item).local_table.alias("other_item")
 
 _NEW_VOTES = insert(VoteBlock)
 
-BLOCKS_AT_ONCE = 500
+BLOCKS_AT_ONCE = 64
 """Blocks of votes that are in memory while all are read."""
 
 BoolArray = NDArray[np.bool_]

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import bindparam, delete, func, update
+from sqlalchemy import Text, bindparam, cast, delete, func, update
 from sqlalchemy import select as select_rows
 from sqlmodel import Session, col, select
 
-from loop.campaign.database import Database
+from loop.campaign.database import Database, from_json, uncollected
 from loop.campaign.llm_store import LlmStore, of_campaign
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
@@ -49,9 +49,13 @@ BLOCK = 65_536
 IDS_AT_ONCE = 500
 """Ids in one query."""
 MOSTLY_WANTED = 2
-"""Texts that lie together are read from the first to the last, where so many times as many."""
+"""Where fewer than so many times as many texts lie together as are wanted, all are read."""
 _TEXTS: Any = select_rows(Item.id, Item.text)  # type: ignore[call-overload]
-_TEXT_ITEMS: Any = select_rows(Item.id, Item.text, Item.meta)  # type: ignore[call-overload]
+_META = cast(Item.meta, Text)
+"""As JSON, which ``from_json`` reads at a fraction of what the column's own type takes."""
+_TEXT_ITEMS: Any = select_rows(Item.id, Item.text, _META)  # type: ignore[call-overload]
+_TEXT_COUNT = select_rows(func.count()).select_from(Item)
+_STREAMED = {"yield_per": 5_000}
 _KEYS: Any = select_rows(Item.id, Item.row, Item.split, Item.known_label)  # type: ignore[call-overload]
 
 
@@ -174,17 +178,17 @@ class Store(Database, LlmStore):
 
     def stored_texts(self, campaign: str, *splits: str) -> list[StoredText]:
         """The texts of the given splits (all if none), in source order."""
-        columns: Any = (getattr(Item, name) for name in StoredText._fields)
-        query = select_rows(*columns).where(col(Item.campaign) == campaign)
+        columns: Any = (getattr(Item, name) for name in StoredText._fields[:-1])
+        query = select_rows(*columns, _META).where(col(Item.campaign) == campaign)
         if splits:
             query = query.where(col(Item.split).in_(splits))
-        with self.transaction() as session:
+        with self.transaction() as session, uncollected():
             rows = session.connection().execute(query.order_by(col(Item.row)))
-            return [StoredText(*row) for row in rows]
+            return [StoredText._make((*row[:-1], from_json(row[-1]))) for row in rows]
 
     def keys(self, campaign: str, *splits: str) -> list[ItemKey]:
         """Which texts there are in the given splits (all if none), in source order."""
-        with self.transaction() as session:
+        with self.transaction() as session, uncollected():
             query = _KEYS.where(col(Item.campaign) == campaign)
             if splits:
                 query = query.where(col(Item.split).in_(splits))
@@ -201,32 +205,40 @@ class Store(Database, LlmStore):
         found = [Item(**row._mapping) for row in self._of(item_ids, select_rows(Item))]
         return sorted(found, key=lambda item: item.row)
 
-    def text_items(self, campaign: str, keys: Sequence[ItemKey]) -> dict[str, TextItem]:
+    def text_items(self, campaign: str, keys: Sequence[Item | ItemKey]) -> dict[str, TextItem]:
         """What annotators and raters see of a part of the campaign's texts, by id."""
-        wanted = {key.id for key in keys}
-        rows = [key.row for key in keys]
+        rows, wanted = [key.row for key in keys], {key.id for key in keys}
         first, last = min(rows, default=0), max(rows, default=-1)
-        if last - first < MOSTLY_WANTED * len(rows):
-            near = _TEXT_ITEMS.where(
-                col(Item.campaign) == campaign, col(Item.row).between(first, last)
-            )
-            with self.transaction() as session:
-                told: Iterable[Any] = session.connection().execute(near).all()
-        else:
-            told = self._of(wanted, _TEXT_ITEMS)
-        return {row[0]: TextItem(*row) for row in told if row[0] in wanted}
+        with uncollected():
+            if last - first < MOSTLY_WANTED * len(rows):
+                there = col(Item.campaign) == campaign, col(Item.row).between(first, last)
+                with self.transaction() as session:
+                    near = session.connection().execute(_TEXT_ITEMS.where(*there)).all()
+                told: Iterator[Any] = (row for row in near if row[0] in wanted)
+            else:
+                told = self._of(wanted, _TEXT_ITEMS)
+            return {id_: TextItem(id_, text, from_json(meta)) for id_, text, meta in told}
 
     def texts(self, item_ids: Collection[str]) -> dict[str, str]:
         """Texts by item id, of a part of the campaign's items."""
-        return dict(map(tuple, self._of(item_ids, _TEXTS)))
+        with uncollected():
+            return dict(map(tuple, self._of(item_ids, _TEXTS)))
 
     def _of(self, item_ids: Collection[str], query: Any) -> Iterator[Any]:
+        """What a query for ids, and more, says of these texts, in any order."""
         ids = list(item_ids)
         with self.transaction() as session:
+            connection = session.connection()
+            if len(ids) > IDS_AT_ONCE:
+                texts = connection.execute(_TEXT_COUNT).scalar_one()
+                if texts < MOSTLY_WANTED * len(ids):
+                    wanted = set(ids)
+                    everything = connection.execute(query, execution_options=_STREAMED)
+                    yield from (row for row in everything if row[0] in wanted)
+                    return
             for start in range(0, len(ids), IDS_AT_ONCE):
                 part = ids[start : start + IDS_AT_ONCE]
-                where = col(Item.id).in_(part)
-                yield from session.connection().execute(query.where(where)).all()
+                yield from connection.execute(query.where(col(Item.id).in_(part))).all()
 
     def update_item(
         self, session: Session, item_id: str, known_label: str | None, meta: Mapping[str, Any]

@@ -41,7 +41,9 @@ from loop.prompt import PromptVariant
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # items that an annotator is handed at once
-STORED_AFTER_S = 2.0  # answers that came are kept back no longer, nor are more than half a chunk
+STORED_AFTER_S = 2.0  # answers that came are kept back no longer
+KEPT_BACK = 2048  # nor are more of them; half a chunk of those that are paid for
+READ_AT_ONCE = 2048  # texts that are in memory while many are asked
 LONG_S = 60.0  # from here on people are told how long the LLM will take
 RETRY = "goldloop annotate --retry"
 CONTENT_FREE = ("N/A", "", "[MASK]")  # Zhao et al. 2021
@@ -431,14 +433,22 @@ class _Asking:
                 self._under_way -= len(items)
                 self._block.append((items, answer))
                 self._waiting += len(items)
-                late = time.monotonic() - self._stored_at > STORED_AFTER_S
-                if late or not self._under_way or self._waiting >= max(1, CHUNK // 2):
+                if self._is_due():
                     self._store()
         except BaseException:  # what came is paid; what is under way stays committed
             self._store()
             raise
+        self._store()
         self._raise_if_all_failed()
         return [item_id for item_id, _ in self._failures]
+
+    def _is_due(self) -> bool:
+        """Whether what came is stored now rather than with what comes next."""
+        if time.monotonic() - self._stored_at > STORED_AFTER_S:
+            return True
+        if any(self._clerk.purse.prices) or self._stored == len(self._failures):
+            return not self._under_way or self._waiting >= max(1, CHUNK // 2)
+        return self._waiting >= KEPT_BACK
 
     def _answers(self) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
         purse = self._clerk.purse
@@ -452,6 +462,7 @@ class _Asking:
     def _lots(self) -> Lots:
         """As many items at a time as the money allows, see ``loop.ports.Lots``."""
         clerk, at = self._clerk, 0
+        told: dict[str, TextItem] = {}
         while at < len(self._items):
             if not self._under_way:
                 self._raise_if_all_failed()
@@ -459,7 +470,8 @@ class _Asking:
                 yield []  # nobody knows yet whether the annotator answers at all
                 continue
             lot = self._items[at : at + CHUNK]
-            told = clerk.store.text_items(clerk.name, lot)
+            if lot[-1].id not in told:
+                told = clerk.store.text_items(clerk.name, self._items[at : at + READ_AT_ONCE])
             texts = [told[item.id] for item in lot]
             count = clerk.purse.reserve(self._asked, texts, least=0 if self._under_way else 1)
             self._rows.update((item.id, item.row) for item in lot[:count])

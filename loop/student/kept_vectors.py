@@ -43,10 +43,10 @@ def item_embeddings(ctx: Context, items: Sequence[Item | ItemKey]) -> Half:
     path = _path(ctx, "embeddings")
     wanted = _ids(items)
     ids, vectors = _kept_embeddings(ctx, path)
-    missing = wanted[_places(ids, wanted) < 0]
+    missing = np.flatnonzero(_places(ids, wanted) < 0)
     if len(missing):
-        new = _embedded(ctx, missing)
-        ids = np.concatenate([ids, missing])
+        new = _embedded(ctx, [items[row] for row in missing])
+        ids = np.concatenate([ids, wanted[missing]])
         vectors = np.concatenate([vectors, new]) if len(vectors) else new
         if _keep(ctx, path, "embeddings", ids=ids, embeddings=vectors):
             ids, vectors = _kept_embeddings(ctx, path)
@@ -176,16 +176,16 @@ def _places(ids: Ids, wanted: Ids) -> IntArray:
     return np.where(ids[at] == wanted, at, -1)
 
 
-def _embedded(ctx: Context, ids: Ids) -> Half:
+def _embedded(ctx: Context, items: Sequence[Item | ItemKey]) -> Half:
     """(n, d) embeddings of n texts, computed now."""
     out = np.empty((0, 0), dtype=np.float16)
-    with ctx.show("Embedding the texts", len(ids)) as progress:
-        for start in range(0, len(ids), EMBEDDED_AT_ONCE):
-            chunk = ids[start : start + EMBEDDED_AT_ONCE].astype(str).tolist()
-            texts = ctx.store.texts(chunk)
-            vectors = ctx.student.embed([texts[item_id] for item_id in chunk], progress)
+    with ctx.show("Embedding the texts", len(items)) as progress:
+        for start in range(0, len(items), EMBEDDED_AT_ONCE):
+            chunk = items[start : start + EMBEDDED_AT_ONCE]
+            told = ctx.store.text_items(ctx.name, chunk)
+            vectors = ctx.student.embed([told[item.id].text for item in chunk], progress)
             if not start:
-                out = np.empty((len(ids), vectors.shape[1]), dtype=np.float16)
+                out = np.empty((len(items), vectors.shape[1]), dtype=np.float16)
             out[start : start + len(chunk)] = _half(vectors)
     return out
 

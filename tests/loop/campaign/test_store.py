@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from campaigns import make_small
+from sqlalchemy import event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import StatementError
 from sqlmodel import SQLModel
@@ -215,6 +216,19 @@ def test_texts_that_lie_together_or_far_apart_are_read_alike(store):
             (key.id, "other" if key is two else "t", str({"q": "é\x00"})) for key in keys
         }
         assert set(told) == {key.id for key in keys}
+
+
+def test_most_texts_are_read_in_one_statement_and_few_by_their_ids(store, monkeypatch):
+    monkeypatch.setattr(store_module, "IDS_AT_ONCE", 5)
+    with store.transaction() as session:
+        store.insert(session, Item, [item(n, text=f"text {n}") for n in range(40)])
+    asked = []
+    event.listen(store.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    for n, statements in ((30, 2), (21, 2), (15, 4)):  # one of the two counts the texts
+        asked.clear()
+        told = store.texts([f"i{i}" for i in range(n)])
+        assert told == {f"i{i}": f"text {i}" for i in range(n)}
+        assert len([sql for sql in asked if "FROM item" in sql]) == statements
 
 
 def kept_in(store):

@@ -160,6 +160,21 @@ def test_the_cap_on_money_stops_before_the_next_chunk_and_keeps_what_is_paid(tmp
     assert len(set(llm.asked)) == len(llm.asked) <= 1.5 * len(items)
 
 
+@pytest.mark.parametrize(("usd", "blocks"), [(0.0, 2), (1.0, 8)])
+def test_answers_that_come_quickly_are_stored_together_unless_they_are_paid(
+    tmp_path, monkeypatch, usd, blocks
+):
+    monkeypatch.setattr("loop.llm.ask.CHUNK", 32)
+    monkeypatch.setattr("loop.llm.ask.STORED_AFTER_S", 60.0)
+    annotator = {"kind": "local_lm", "usd_per_million_tokens": usd}
+    prompt = {"shots": 2, "variants": 1, "demonstrations": DEMOS, "calls_per_item": 0}
+    ctx = campaign(tmp_path, DoubtfulLLM(), annotator=annotator, prompt=prompt)
+    _, items = annotate(ctx)
+    assert len(stored(ctx)) == len(items) == 240
+    # the first ones are stored at once: nobody knows yet whether the LLM answers at all
+    assert len(list(ctx.store.votes("c", "doubtful"))) == blocks
+
+
 def test_demonstrations_come_from_the_file(tmp_path):
     ctx = campaign(tmp_path, DoubtfulLLM(), n=60)
     variants = freeze_variants(ctx.config, ctx.store, "doubtful")

@@ -143,6 +143,7 @@ def test_few_missing_states_are_said_and_many_leave_all_out(tmp_path):
 @pytest.mark.parametrize("dies", ["before the states", "after the states", "in the states"])
 def test_killed_anywhere_no_vote_is_without_its_state(tmp_path, monkeypatch, dies):
     monkeypatch.setattr("loop.llm.ask.CHUNK", 32)
+    monkeypatch.setattr("loop.llm.ask.KEPT_BACK", 32)
     ctx = campaign(tmp_path, SeeingLLM(), 160)
     add, seen = StateFile.add, []
 
