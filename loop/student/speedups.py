@@ -116,6 +116,8 @@ def first_token_only(model: Any, ids: Sequence[IntArray], pad_id: int) -> bool:
     inner: Any = getattr(getattr(layer, "attention", None), "self", None)
     if not all(hasattr(inner, name) for name in names) or not hasattr(layer, "intermediate"):
         return False
+    # Not the layer itself: a model that refers to itself would outlive its use.
+    attended_output, intermediate, output = layer.attention.output, layer.intermediate, layer.output
 
     def forward(
         hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **__: Any
@@ -129,8 +131,8 @@ def first_token_only(model: Any, ids: Sequence[IntArray], pad_id: int) -> bool:
             scores = scores + attention_mask[:, :, :1]
         weights = inner.dropout(torch.softmax(scores, -1))
         mixed = (weights @ value).transpose(1, 2).reshape(first.shape[0], 1, -1)
-        attended = layer.attention.output(mixed, first)
-        out: torch.Tensor = layer.output(layer.intermediate(attended), attended)
+        attended = attended_output(mixed, first)
+        out: torch.Tensor = output(intermediate(attended), attended)
         return out
 
     probe = _probe(ids)

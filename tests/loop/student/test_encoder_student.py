@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import resource
@@ -176,6 +177,20 @@ def test_shortcuts_leave_logits_as_they_are(tiny):
     torch.testing.assert_close(model(input_ids=tokens, attention_mask=mask).logits, before)
     trimmed.restore()
     assert torch.equal(model.get_input_embeddings().weight, table)
+
+
+def test_no_model_outlives_its_training(tiny):
+    import torch
+
+    texts, y = make_texts(40)
+    gc.collect()
+    gc.disable()  # a model that refers to itself stays until the collector comes
+    try:
+        fit(tiny_student(tiny, epochs=1), training_set(texts, y), texts[:4])
+        left = [o for o in gc.get_objects() if type(o) is torch.nn.Parameter]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_first_token_is_taken_for_bert_and_roberta_only(tmp_path, tiny):
