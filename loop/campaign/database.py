@@ -7,7 +7,6 @@ same time wait for each other.
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -67,19 +66,6 @@ def database_file(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database).resolve()
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Many rows are made, and nothing in circles: looking for such would take as long again."""
-    if not gc.isenabled():  # as in another thread that is here, which turns it on again
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 class Database:

@@ -16,7 +16,7 @@ from sqlalchemy import Text, bindparam, cast, delete, func, update
 from sqlalchemy import select as select_rows
 from sqlmodel import Session, col, select
 
-from loop.campaign.database import Database, from_json, uncollected
+from loop.campaign.database import Database, from_json
 from loop.campaign.llm_store import LlmStore, of_campaign
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
@@ -182,13 +182,13 @@ class Store(Database, LlmStore):
         query = select_rows(*columns, _META).where(col(Item.campaign) == campaign)
         if splits:
             query = query.where(col(Item.split).in_(splits))
-        with self.transaction() as session, uncollected():
+        with self.transaction() as session:
             rows = session.connection().execute(query.order_by(col(Item.row)))
             return [StoredText._make((*row[:-1], from_json(row[-1]))) for row in rows]
 
     def keys(self, campaign: str, *splits: str) -> list[ItemKey]:
         """Which texts there are in the given splits (all if none), in source order."""
-        with self.transaction() as session, uncollected():
+        with self.transaction() as session:
             query = _KEYS.where(col(Item.campaign) == campaign)
             if splits:
                 query = query.where(col(Item.split).in_(splits))
@@ -209,20 +209,18 @@ class Store(Database, LlmStore):
         """What annotators and raters see of a part of the campaign's texts, by id."""
         rows, wanted = [key.row for key in keys], {key.id for key in keys}
         first, last = min(rows, default=0), max(rows, default=-1)
-        with uncollected():
-            if last - first < MOSTLY_WANTED * len(rows):
-                there = col(Item.campaign) == campaign, col(Item.row).between(first, last)
-                with self.transaction() as session:
-                    near = session.connection().execute(_TEXT_ITEMS.where(*there)).all()
-                told: Iterator[Any] = (row for row in near if row[0] in wanted)
-            else:
-                told = self._of(wanted, _TEXT_ITEMS)
-            return {id_: TextItem(id_, text, from_json(meta)) for id_, text, meta in told}
+        if last - first < MOSTLY_WANTED * len(rows):
+            there = col(Item.campaign) == campaign, col(Item.row).between(first, last)
+            with self.transaction() as session:
+                near = session.connection().execute(_TEXT_ITEMS.where(*there)).all()
+            told: Iterator[Any] = (row for row in near if row[0] in wanted)
+        else:
+            told = self._of(wanted, _TEXT_ITEMS)
+        return {id_: TextItem(id_, text, from_json(meta)) for id_, text, meta in told}
 
     def texts(self, item_ids: Collection[str]) -> dict[str, str]:
         """Texts by item id, of a part of the campaign's items."""
-        with uncollected():
-            return dict(map(tuple, self._of(item_ids, _TEXTS)))
+        return dict(map(tuple, self._of(item_ids, _TEXTS)))
 
     def _of(self, item_ids: Collection[str], query: Any) -> Iterator[Any]:
         """What a query for ids, and more, says of these texts, in any order."""

@@ -15,6 +15,7 @@ stands apart from the rest, which is reading, writing and moving rows about. The
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sqlite3
 import subprocess
@@ -254,6 +255,7 @@ def clock(spent: dict[str, float]) -> Iterator[None]:
 
 def one_step(step: str, folder: Path, n: int, url: str, *, plain: bool = False) -> dict[str, float]:
     """Runs a step; its CPU seconds, those of the strategies in it, seconds, and the peak in MB."""
+    gc.set_threshold(50_000)  # as the command line does
     ctx = campaign(folder, n, url, plain=plain)
     work: dict[str, Callable[[], object]] = {
         "import": lambda: next_round.open_campaign(ctx),

@@ -1,6 +1,5 @@
 """The store's database: opened, created and upgraded whatever happens meanwhile."""
 
-import gc
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from kept_store import answer_all, kept_campaign
 from kill_opening import old_store
 from sqlalchemy import MetaData, create_engine
 
-from loop.campaign.database import migrate, schema_versions, uncollected
+from loop.campaign.database import migrate, schema_versions
 from loop.campaign.store import Store
 from loop.campaign.tables import Variant
 from loop.cli import __main__ as cli
@@ -461,15 +460,3 @@ def test_a_kept_store_is_continued_and_reported(kept, tmp_path, goldloop):
     for args in read_commands(kept, tmp_path / "out"):
         code, _, err = goldloop(*args)
         assert code == 0, err
-
-
-def test_the_collector_rests_while_rows_are_read_and_goes_on_whatever_happens():
-    with uncollected():
-        assert not gc.isenabled()
-        with uncollected():
-            assert not gc.isenabled()
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    with pytest.raises(RuntimeError), uncollected():
-        raise RuntimeError("boom")
-    assert gc.isenabled()

@@ -1,6 +1,7 @@
 """The command line as its user meets it: sentences, exit codes, and nothing lost."""
 
 import csv
+import gc
 import json
 import re
 import shlex
@@ -481,6 +482,12 @@ def test_label_studio_down_or_without_token(run, tmp_path, monkeypatch):
     assert "0123456789abcdef" not in err
     found = json.loads(run("status", "--json")[1])
     assert (found["stage"], found["this_round"]["chosen"]) == ("push", 10)
+
+
+def test_garbage_is_looked_for_seldom(run):
+    gc.set_threshold(700)
+    run("--help")
+    assert gc.get_threshold()[0] == cli.COLLECTED_AFTER
 
 
 def test_usage_errors_exit_with_2(run):
