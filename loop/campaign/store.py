@@ -205,25 +205,33 @@ class Store(Database, LlmStore):
         found = [Item(**row._mapping) for row in self._of(item_ids, select_rows(Item))]
         return sorted(found, key=lambda item: item.row)
 
-    def text_items(self, campaign: str, keys: Sequence[Item | ItemKey]) -> dict[str, TextItem]:
+    def text_items(self, campaign: str, keys: Sequence[ItemKey]) -> dict[str, TextItem]:
         """What annotators and raters see of a part of the campaign's texts, by id."""
+        told = self._about(campaign, keys, _TEXT_ITEMS)
+        return {id_: TextItem(id_, text, from_json(meta)) for id_, text, meta in told}
+
+    def texts_of(self, campaign: str, keys: Sequence[Item | ItemKey]) -> dict[str, str]:
+        """Texts by item id, of a part of the campaign's items: quicker than by their ids."""
+        return dict(map(tuple, self._about(campaign, keys, _TEXTS)))
+
+    def _about(self, campaign: str, keys: Sequence[Item | ItemKey], query: Any) -> Iterator[Any]:
+        """What a query for ids, and more, says of these texts, in any order."""
         rows, wanted = [key.row for key in keys], {key.id for key in keys}
         first, last = min(rows, default=0), max(rows, default=-1)
-        if last - first < MOSTLY_WANTED * len(rows):
-            there = col(Item.campaign) == campaign, col(Item.row).between(first, last)
-            with self.transaction() as session:
-                near = session.connection().execute(_TEXT_ITEMS.where(*there)).all()
-            told: Iterator[Any] = (row for row in near if row[0] in wanted)
-        else:
-            told = self._of(wanted, _TEXT_ITEMS)
-        return {id_: TextItem(id_, text, from_json(meta)) for id_, text, meta in told}
+        if last - first >= MOSTLY_WANTED * len(rows):
+            yield from self._of(wanted, query)
+            return
+        there = col(Item.campaign) == campaign, col(Item.row).between(first, last)
+        with self.transaction() as session:
+            near = session.connection().execute(query.where(*there)).all()
+        yield from (row for row in near if row[0] in wanted)
 
     def texts(self, item_ids: Collection[str]) -> dict[str, str]:
         """Texts by item id, of a part of the campaign's items."""
         return dict(map(tuple, self._of(item_ids, _TEXTS)))
 
     def _of(self, item_ids: Collection[str], query: Any) -> Iterator[Any]:
-        """What a query for ids, and more, says of these texts, in any order."""
+        """The same by their ids alone."""
         ids = list(item_ids)
         with self.transaction() as session:
             connection = session.connection()

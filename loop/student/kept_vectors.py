@@ -182,8 +182,8 @@ def _embedded(ctx: Context, items: Sequence[Item | ItemKey]) -> Half:
     with ctx.show("Embedding the texts", len(items)) as progress:
         for start in range(0, len(items), EMBEDDED_AT_ONCE):
             chunk = items[start : start + EMBEDDED_AT_ONCE]
-            told = ctx.store.text_items(ctx.name, chunk)
-            vectors = ctx.student.embed([told[item.id].text for item in chunk], progress)
+            texts = ctx.store.texts_of(ctx.name, chunk)
+            vectors = ctx.student.embed([texts[item.id] for item in chunk], progress)
             if not start:
                 out = np.empty((len(items), vectors.shape[1]), dtype=np.float16)
             out[start : start + len(chunk)] = _half(vectors)

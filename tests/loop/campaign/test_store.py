@@ -216,6 +216,7 @@ def test_texts_that_lie_together_or_far_apart_are_read_alike(store):
             (key.id, "other" if key is two else "t", str({"q": "é\x00"})) for key in keys
         }
         assert set(told) == {key.id for key in keys}
+        assert store.texts_of("c", keys) == {i.id: i.text for i in told.values()}
 
 
 def test_most_texts_are_read_in_one_statement_and_few_by_their_ids(store, monkeypatch):
