@@ -79,7 +79,7 @@ audit_frac = 0.5              # share drawn at random: keeps estimates honest, t
 [student]
 encoder = "roberta-base"      # hub name, folder, or embedded: "minilm", "mpnet" (406 MB)
 epochs = {epochs:<19}# few texts need more, and smaller batches: rare labels
-batch_size = {student_batch:<15}# are learned in about 150 steps
+batch_size = {student_batch:<15}# are learned in about 300 steps
 # lr = 2e-5                   # left out: what fits the encoder (1e-4 for minilm)
 weight_decay = 0.01
 warmup_frac = 0.05

@@ -52,7 +52,7 @@ batch_size = {batch_size}
 
 [student]
 encoder = "minilm"
-epochs = 3
+epochs = 6
 batch_size = 8         # as `goldloop init` advises for so few texts
 seeds = 5
 max_tokens = 64

@@ -117,7 +117,7 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [la["name"] for la in data["labels"]] == ["yes", "no"]
     # As many steps as are advised for so few texts.
-    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (10, 8)
+    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (20, 8)
     code, _, err = run("check")
     assert code == 0, err  # the budget follows the source
     Path("goldloop.toml").write_text(
@@ -137,7 +137,7 @@ def test_init_check_and_status_from_flags(run, tmp_path):
     assert (code, err.count("column 'llm': yes 100 %, no 0 % of 500 labels")) == (0, 1)
     code, _, err = run(*given[:-4], "--force", "--label", "10:30: morning", "--label", "a:b")
     data = tomllib.loads(Path("goldloop.toml").read_text())
-    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (3, 8)
+    assert (data["student"]["epochs"], data["student"]["batch_size"]) == (6, 8)
     assert [(la["name"], la["description"]) for la in data["labels"]] == [
         ("10:30", "morning"),
         ("a:b", ""),

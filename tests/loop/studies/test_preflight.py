@@ -11,7 +11,7 @@ from loop.studies.preflight import preflight
 
 
 def looked_at(tmp_path, rows=None, raters=None, recorded=None, student=None, **sections):
-    known = {"seeds": 3, "references": ["llm_only", "random", "all_gold"], "epochs": 8}
+    known = {"seeds": 3, "references": ["llm_only", "random", "all_gold"], "epochs": 15}
     ctx = make(tmp_path, student=known | (student or {}), **sections)
     ctx.store.close()
     config = ctx.config
@@ -128,13 +128,13 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
 def test_students_that_take_few_steps_are_warned_of_with_what_is_enough(tmp_path):
     (few,) = looked_at(tmp_path, texts(400), student={"epochs": 3}).warnings
     assert few.startswith("A student takes 60 steps (320 texts, epochs = 3, batch_size = 16)")
-    assert few.endswith("Set student.batch_size = 8 and student.epochs = 4.")
-    (one,) = looked_at(tmp_path, texts(1200), student={"epochs": 1}).warnings
+    assert few.endswith("Set student.batch_size = 8 and student.epochs = 8.")
+    (one,) = looked_at(tmp_path, texts(2100), student={"epochs": 1}).warnings
     assert one.endswith("Set student.batch_size = 16 and student.epochs = 3.")
-    for enough in ({"epochs": 4, "batch_size": 8}, {"epochs": 3, "batch_size": 4}):
+    for enough in ({"epochs": 8, "batch_size": 8}, {"epochs": 4, "batch_size": 4}):
         assert looked_at(tmp_path, texts(400), student=enough).warnings == ()
     # No more is advised than helps, even where it is too little.
-    advised = {"epochs": 10, "batch_size": 8}
+    advised = {"epochs": 20, "batch_size": 8}
     told = looked_at(tmp_path, rounds={"batch_size": 10}, budget={"labels": 20}, student=advised)
     assert "student.epochs" not in "".join(told.warnings)
 
