@@ -442,8 +442,8 @@ def _deviation(value: float, n_seeds: int, wanted: bool) -> Metric:
     """A standard deviation over n_seeds seeds; its interval takes the seeds' values for normal."""
     if n_seeds < 2 or not wanted or not math.isfinite(value):
         return Metric(value, note=ONE_SEED if n_seeds < 2 else "")
-    if not value:  # seeds that happen to be equally good say nothing of how far others would vary
-        return Metric(value)
+    if value < 1e-12:  # rounding: equally good seeds say nothing of how far others would vary
+        return Metric(0.0)
     from scipy.special import chdtri
 
     low, high = np.sqrt((n_seeds - 1) / chdtri(n_seeds - 1, [0.025, 0.975])) * value

@@ -392,6 +392,13 @@ def metrics_in(found):
                 yield field.name, metric
 
 
+def test_seeds_that_are_equal_but_for_rounding_have_no_interval_of_their_spread(monkeypatch):
+    monkeypatch.setattr("loop.measure.metric._sd", lambda per_seed: np.full(len(per_seed), 3e-17))
+    found = measure(np.tile(np.arange(60) % 2, (5, 1)), np.arange(60) % 2, 2, rng=rng())
+    assert found.macro_f1_sd.value == 0
+    assert math.isnan(found.macro_f1_sd.low)
+
+
 @pytest.mark.parametrize("n", [2, pytest.param(5, marks=pytest.mark.long), 60])
 @pytest.mark.parametrize("s", [2, 5])
 @pytest.mark.parametrize("weighted", [False, True])
