@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 256  # items that an annotator is handed at once
 STORED_AFTER_S = 2.0  # answers that came are kept back no longer
-KEPT_BACK = 2048  # nor are more of them; half a chunk of those that are paid for
+KEPT_BACK = 2048  # nor are more of them; half a chunk of those that may have a price
+NO_PRICE = ("local_lm", "recorded")  # a server may bill what the campaign file has no price of
 READ_AT_ONCE = 2048  # texts that are in memory while many are asked
 LONG_S = 60.0  # from here on people are told how long the LLM will take
 RETRY = "goldloop annotate --retry"
@@ -446,7 +447,8 @@ class _Asking:
         """Whether what came is stored now rather than with what comes next."""
         if time.monotonic() - self._stored_at > STORED_AFTER_S:
             return True
-        if any(self._clerk.purse.prices) or self._stored == len(self._failures):
+        here = self._clerk.config.annotator.kind in NO_PRICE and not any(self._clerk.purse.prices)
+        if not here or self._stored == len(self._failures):
             return not self._under_way or self._waiting >= max(1, CHUNK // 2)
         return self._waiting >= KEPT_BACK
 
