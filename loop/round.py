@@ -68,6 +68,7 @@ from loop.pool_arrays import (
 from loop.ports import FloatArray, ReviewTask
 from loop.student.kept_vectors import item_embeddings
 from loop.training_sets import (
+    LabelSet,
     arms_of,
     fit_seeds,
     label_set_of,
@@ -75,8 +76,11 @@ from loop.training_sets import (
     nothing_learned_sentence,
     run_saver,
     seeds_of,
+    tuned_opinions,
 )
 from strategies.fuse import fuse_ranks
+from strategies.pool import Pool
+from strategies.repair import Repaired
 from strategies.repair import repair as repair_labels
 from strategies.select import select_batch
 from strategies.signals.components import SPREAD_OVER, leading_components
@@ -386,16 +390,22 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
     needs = () if mode == "keep" else ("student_disagreement", "knn_disagreement")
     # What measures accuracy may not reach the students by way of repair either.
     arrays = pool_arrays(ctx, round_, needs, hidden=kept_out | later)
-    repaired = repair_labels(
-        arrays.pool,
-        mode,
-        inclusion_prob=arrays.pool.inclusion_prob,
-        rng=stream("repair", round_.seed, round_.number),
-    )
-    weight = np.where(arrays.votes.answered | (arrays.pool.gold >= 0), repaired.weight, 0.0)
-    weight[by_item(arrays.items, dict.fromkeys(kept_out, True), default=False)] = 0.0
+    taught = arrays.votes.answered | (arrays.pool.gold >= 0)
+    taught &= ~by_item(arrays.items, dict.fromkeys(kept_out, True), default=False)
+
+    def repaired(pool: Pool) -> tuple[Repaired, FloatArray]:
+        rng = stream("repair", round_.seed, round_.number)
+        made = repair_labels(pool, mode, inclusion_prob=pool.inclusion_prob, rng=rng)
+        return made, np.where(taught, made.weight, 0.0)
+
+    made, weight = repaired(arrays.pool)
+    fine_tuned = mode != "keep" and ctx.config.strategy.repair_students == "fine-tuned"
+    if fine_tuned and (arrays.pool.gold >= 0).any():
+        judged = tuned_opinions(ctx, round_, LabelSet([i.id for i in arrays.items], made.y, weight))
+        if judged is not None:
+            made, weight = repaired(replace(arrays.pool, p_tuned=judged))
     rows = np.array([item.row for item in arrays.items])
-    return TrainingLabels(rows, repaired.y, weight, np.asarray(repaired.source, dtype=np.str_))
+    return TrainingLabels(rows, made.y, weight, np.asarray(made.source, dtype=np.str_))
 
 
 def train(ctx: Context, round_: Round) -> bool:

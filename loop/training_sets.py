@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.campaign.context import Context
 from loop.campaign.tables import (
@@ -27,6 +28,8 @@ from loop.errors import StudentError
 from loop.llm.votes import read_votes, widened
 from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
+from loop.student.cross_fit import FOLDS, cross_fit
+from loop.student.kept_vectors import made_once
 from loop.student.learning_rate import config_folder, fitting_rate
 from loop.student.nothing_learned import NothingLearned, answers_told, checked, has_learned
 
@@ -163,6 +166,61 @@ def fit_seeds(
             start=start or {},
             say=lambda line: ctx.say(f"{what}. {line}"),
         )
+
+
+def tuned_opinions(ctx: Context, round_: Round, labels: LabelSet) -> FloatArray | None:
+    """(n, k) what fine-tuned students say of the texts whose labels they did not learn.
+
+    The last ones are kept, so that a repair that is run again does not train again.
+
+    Args:
+        labels: gold, and mended labels elsewhere.
+
+    Returns:
+        Rows sum to 1; None where a student learned nothing, which is said.
+
+    Raises:
+        StudentError: training failed.
+    """
+    n, k = labels.y.shape
+    what = f"Round {round_.number}: training judges of the labels"
+
+    def train() -> dict[str, NDArray[Any]]:
+        texts = ctx.store.texts(labels.ids)
+        lesson = TrainingSet(
+            [texts[i] for i in labels.ids], labels.y, labels.weight, _dev_texts(ctx)
+        )
+        steps = ctx.config.student.epochs * int((labels.weight > 0).sum()) * (FOLDS - 1)
+        with ctx.show(what, steps) as progress:
+            probs = cross_fit(
+                ctx.student,
+                lesson,
+                ctx.config.label_names,
+                seed=round_.seed,
+                progress=progress,
+                say=lambda line: ctx.say(f"{what}. {line}"),
+            )
+        return {"probs": np.empty((0, k)) if probs is None else probs}
+
+    def fits(probs: NDArray[Any]) -> bool:
+        return probs.shape in ((n, k), (0, k)) and bool(np.isfinite(probs).all())
+
+    dev = "".join(f"{i.id}={i.known_label};" for i in _dev_items(ctx))
+    made_of = [
+        np.array(labels.ids, dtype="S"),
+        labels.y,
+        labels.weight,
+        np.array([round_.seed, round_.number]),
+        np.array(dev.encode(), dtype="S"),
+    ]
+    probs = made_once(ctx, "label-judges", made_of, train, fits)["probs"]
+    if not len(probs):
+        ctx.say(
+            f"{what}: not every student learned something, so that labels are repaired without"
+            f" them. {advice(ctx, labels)}"
+        )
+        return None
+    return probs
 
 
 def nothing_learned_sentence(ctx: Context, labels: LabelSet, what: str, told: str) -> str:

@@ -69,6 +69,8 @@ class Pool:
         p_student: (s, n, k) out-of-fold class probabilities of s students, or None.
         p_gold: (v, n, k) out-of-fold class probabilities of v kinds of students that learned from
             gold alone, or None; see ``gold_students``.
+        p_tuned: (n, k) out-of-fold class probabilities of fine-tuned students that learned mended
+            labels, or None.
         gold: (n,) class, or -1 where no human has answered yet.
         off_label_mass: (n, m) probability outside all labels, NaN where the vote was not taken.
         class_prior: (k,) expected class shares, or None for a flat mix.
@@ -90,6 +92,7 @@ class Pool:
     unsure: BoolArray | None = None
     states: NDArray[np.float16] | None = None
     p_gold: FloatArray | None = None
+    p_tuned: FloatArray | None = None
     neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +127,8 @@ class Pool:
             raise ValueError("p_student must be finite")
         if self.p_gold is not None and self.p_gold.shape[1:] != (n, k):
             raise ValueError(f"p_gold must be (v, {n}, {k}), not {self.p_gold.shape}")
+        if self.p_tuned is not None and self.p_tuned.shape != (n, k):
+            raise ValueError(f"p_tuned must be ({n}, {k}), not {self.p_tuned.shape}")
         if self.inclusion_prob is not None and self.inclusion_prob.shape != (n,):
             raise ValueError(f"inclusion_prob must be ({n},), not {self.inclusion_prob.shape}")
         if self.unsure is not None and self.unsure.shape != (n,):

@@ -111,6 +111,8 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     that of the LLM's label, how much of the LLM is kept, from all of it to nothing. Students that
     learn from the first posterior then take the place of those that learned from the LLM's labels,
     such students of the LLM's states are one more opinion, and the second posterior is the answer.
+    Where fine-tuned students learned mended labels (``pool.p_tuned``), they stand in for those of
+    the embeddings, and the answer is the mean of the second posterior and their own.
 
     Args:
         pool: uses everything it has.
@@ -138,11 +140,13 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
             for view in views_of(pool)
         )
         posterior = class_posterior(
-            replace(pool, p_student=again),
+            replace(pool, p_student=again if pool.p_tuned is None else pool.p_tuned[None]),
             rng=rng,
             evidence=evidence,
             also=np.stack([said.mean(axis=0) for said in also]) if also else None,
         )
+        if pool.p_tuned is not None:
+            posterior = (posterior + pool.p_tuned) / 2
     return np.asarray(trust * posterior + (1.0 - trust) * llm)
 
 

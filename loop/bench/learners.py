@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.bench.data_sets import BenchData
 from loop.errors import DataError, StudentError
 from loop.files import replacing
 from loop.ports import FloatArray, IntArray, SeedResult, Student, TrainingSet
+from loop.student.cross_fit import cross_fit
 from loop.student.frozen_student import FrozenHeads
 from loop.student.nothing_learned import NothingLearned, answers_told, checked
 
@@ -31,6 +33,17 @@ class Learner(Protocol):
         self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
     ) -> IntArray:
         """(s, number of test texts) classes, from training on the pool's rows."""
+        ...
+
+
+@runtime_checkable
+class FineTuned(Learner, Protocol):
+    """A learner whose students can judge labels that they did not learn."""
+
+    def cross_fit(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, *, seed: int
+    ) -> FloatArray | None:
+        """(n, k) as ``loop.student.cross_fit.cross_fit``, of the pool's rows."""
         ...
 
 
@@ -97,6 +110,13 @@ class EncoderLearner:
         )
         return np.stack([results[s].probs.argmax(axis=1) for s in seeds]).astype(np.int64)
 
+    def cross_fit(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, *, seed: int
+    ) -> FloatArray | None:
+        """See ``FineTuned``."""
+        train = TrainingSet(data.texts, y, weight)
+        return cross_fit(self.student, train, data.labels, seed=seed)
+
 
 @dataclass(frozen=True)
 class KeptPredictions:
@@ -118,19 +138,46 @@ class KeptPredictions:
         self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
     ) -> IntArray:
         """See ``Learner``."""
-        digest = hashlib.sha256(repr((self.revision, data.labels, list(seeds))).encode())
-        for text in (*data.texts, "", *data.test_texts):
-            digest.update(text.encode() + b"\0")
-        for array in (y, weight, data.embeddings, data.test_embeddings):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        path = self.folder / f"{data.name}-{digest.hexdigest()[:20]}.npy"
+        path = self._path(data, (y, weight), ("", *data.test_texts), seeds)
         if path.exists():
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.int64)
         predictions = self.learner.predict(data, y, weight, seeds)
+        self._keep(path, predictions.astype(np.int16))
+        return predictions
+
+    def cross_fit(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, *, seed: int
+    ) -> FloatArray | None:
+        """See ``FineTuned``."""
+        if not isinstance(self.learner, FineTuned):
+            raise ValueError(f"{self.revision} fine-tunes nothing")
+        path = self._path(data, (y, weight), ("judges",), [seed])
+        if path.exists():
+            judged = np.load(path, allow_pickle=False)
+        else:
+            made = self.learner.cross_fit(data, y, weight, seed=seed)
+            judged = np.empty((0, data.k)) if made is None else made
+            self._keep(path, judged)
+        return np.asarray(judged, dtype=np.float64) if len(judged) else None
+
+    def _path(
+        self,
+        data: BenchData,
+        labels: Sequence[FloatArray],
+        told: Sequence[str],
+        seeds: Sequence[int],
+    ) -> Path:
+        digest = hashlib.sha256(repr((self.revision, data.labels, list(seeds))).encode())
+        for text in (*data.texts, *told):
+            digest.update(text.encode() + b"\0")
+        for array in (*labels, data.embeddings, data.test_embeddings):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return self.folder / f"{data.name}-{digest.hexdigest()[:20]}.npy"
+
+    def _keep(self, path: Path, values: NDArray[Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            np.save(file, predictions.astype(np.int16), allow_pickle=False)
-        return predictions
+            np.save(file, values, allow_pickle=False)
 
 
 def as_learner(student: Learner | Student | None) -> Learner:

@@ -29,6 +29,8 @@ class Policy:
         spread_audit: whether that share is spread over the texts.
         guard: whether a batch is all drawn at random where the last one's suspects were no better.
         repair: what becomes of the items that no human saw.
+        tuned: whether fine-tuned students judge labels for repair, as ``strategy.repair_students``
+            has it; only for a learner that fine-tunes.
         same_text: cosine from which two texts of a batch count as the same.
         min_class_frac: share of the suspects that every predicted class gets at least.
         ranker: instead of signals.
@@ -44,6 +46,7 @@ class Policy:
     spread_audit: bool = False
     guard: bool = False
     repair: Mode = "keep"
+    tuned: bool = False
     same_text: float | None = None
     min_class_frac: float = 0.0
     ranker: Ranker | None = None
@@ -84,6 +87,7 @@ DEFAULT = Policy(("learned_error",), audit_frac=0.5, spread_audit=True, guard=Tr
 
 POLICIES: dict[str, Policy] = {
     "goldloop": DEFAULT,
+    "goldloop-fine-tuned": replace(DEFAULT, tuned=True),
     "goldloop-no-repair": replace(DEFAULT, repair="keep"),
     "goldloop-calibrated": replace(DEFAULT, signals=("entropy_calibrated",)),
     "goldloop-fusion": replace(DEFAULT, signals=FUSED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,10 @@ class Bought:
     inclusion_prob: FloatArray
 
 
+Judge = Callable[[FloatArray, FloatArray], FloatArray | None]
+"""(n, k) labels and (n,) weights -> (n, k) what students say of labels that they did not learn."""
+
+
 @dataclass
 class Shared:
     """What the first round of every policy has in common, computed once a repetition."""
@@ -53,6 +57,7 @@ def replay(
     rounds: int,
     seed: Sequence[int],
     shared: Shared | None = None,
+    judge: Judge | None = None,
 ) -> Bought:
     """Plays one campaign, with the hidden gold as the people's answers.
 
@@ -61,6 +66,7 @@ def replay(
         budget: gold labels to buy, all of them.
         rounds: the budget is spread over these as evenly as it can be.
         seed: of everything random in it.
+        judge: fine-tuned students, for a policy that asks them.
 
     Returns:
         Exactly ``budget`` distinct rows, and what the student learns from.
@@ -102,7 +108,7 @@ def replay(
     elif policy.repair == "keep":
         y, weight = kept, np.ones(n)
     else:
-        y, weight = mended(data, policy, gold, pi, shared, rng)
+        y, weight = mended(data, policy, gold, pi, shared, rng, judge)
     return Bought(np.concatenate(order), y, weight, pi)
 
 
@@ -113,6 +119,7 @@ def mended(
     inclusion_prob: FloatArray,
     shared: Shared,
     rng: np.random.Generator,
+    judge: Judge | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """(n, k) labels and (n,) weights after the policy's repair; the rng deals all of its folds.
 
@@ -125,6 +132,12 @@ def mended(
     policy = replace(policy, signals=("learned_error",))
     pool = _pool(data, gold, inclusion_prob, policy, shared, rng)
     repaired = repair(pool, policy.repair, rng=rng)
+    if policy.tuned:
+        if judge is None:
+            raise ValueError("fine-tuned students judge labels only beside a fine-tuned learner")
+        judged = judge(repaired.y, repaired.weight)
+        if judged is not None:
+            repaired = repair(replace(pool, p_tuned=judged), policy.repair, rng=rng)
     return repaired.y, repaired.weight
 
 

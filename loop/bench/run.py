@@ -15,12 +15,13 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from loop.bench.data_sets import BenchData
-from loop.bench.learners import Learner, as_learner
+from loop.bench.learners import FineTuned, Learner, as_learner
 from loop.bench.policies import POLICIES, Policy
 from loop.bench.replay import Shared, available, replay
 from loop.bench.tables import (
@@ -210,13 +211,20 @@ def _repetition(
     has = available(sample)
     for name in strategies:
         policy = known[name]
-        if not policy.needs <= has:
+        if not policy.needs <= has or (policy.tuned and not isinstance(learner, FineTuned)):
             continue
         for place, budget in enumerate(budgets):
             began = time.monotonic()
             count = min(n, max(1, round(budget * n)))
-            origin = [seed, repetition, zlib.crc32(name.encode()), place]
-            bought = replay(sample, policy, count, rounds=rounds, seed=origin, shared=shared)
+            # What is bought does not depend on repair, so that this repair gets the same gold.
+            buyer = name.removesuffix("-fine-tuned")
+            origin = [seed, repetition, zlib.crc32(buyer.encode()), place]
+            judge = None
+            if isinstance(learner, FineTuned):
+                judge = partial(learner.cross_fit, sample, seed=student_seeds[0])
+            bought = replay(
+                sample, policy, count, rounds=rounds, seed=origin, shared=shared, judge=judge
+            )
             classes = learner.predict(sample, bought.y, bought.weight, student_seeds)
             caught = int(wrong[bought.rows].sum())
             right = bought.y.argmax(axis=1) == sample.gold

@@ -132,6 +132,9 @@ POLICIES: dict[str, Policy] = {
     "strategy.repair": Policy(
         "at once", "no", "Students learn from labels that were repaired in another way."
     ),
+    "strategy.repair_students": Policy(
+        "at once", "no", "Students learn from labels that were repaired in another way."
+    ),
     "budget.labels": _AT_ONCE,
     "budget.usd": _AT_ONCE,
     "budget.usd_per_label": _AT_ONCE,

@@ -295,6 +295,7 @@ class Strategy(Section):
 
     signals: tuple[str, ...] = ("learned_error",)
     repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "soft"
+    repair_students: Literal["frozen", "fine-tuned"] = "frozen"
 
     @field_validator("signals")
     @classmethod

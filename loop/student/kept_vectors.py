@@ -86,7 +86,7 @@ def item_neighbours(
         )
 
     made_of = [_ids(items), np.array([K_NEIGHBOURS + SPARE, *embeddings.shape])]
-    kept = _made_once(ctx, "neighbours", made_of, find, fits)
+    kept = made_once(ctx, "neighbours", made_of, find, fits)
     return Neighbours(kept["group"].astype(np.int64), kept["rows"], kept["cosines"])
 
 
@@ -123,11 +123,11 @@ def item_students(
         return right and bool(np.isfinite(probs).all())
 
     drawn = np.array([k, seeds, round_.seed, round_.number, *embeddings.shape])
-    kept = _made_once(ctx, f"{purpose}-students", [_ids(items), y, weight, drawn], train, fits)
+    kept = made_once(ctx, f"{purpose}-students", [_ids(items), y, weight, drawn], train, fits)
     return kept["probs"].astype(np.float64)
 
 
-def _made_once(
+def made_once(
     ctx: Context,
     what: str,
     made_of: Sequence[NDArray[Any]],

@@ -214,10 +214,10 @@ def out_of_fold_probs(
         raise ValueError("out_of_fold_probs needs at least two distinct texts")
     features = _in_span(_standardised(embeddings), np.flatnonzero(weight > 0))
     label, data = target.argmax(axis=1), _Training(features, target, weight)
-    penalty = _choose_penalty(data, _stratified_folds(label, group, n_folds, rng), rng)
+    penalty = _choose_penalty(data, stratified_folds(label, group, n_folds, rng), rng)
     samples, fold_of = [], []
     for s in range(seeds):
-        fold_of.append(_stratified_folds(label, group, n_folds, rng))
+        fold_of.append(stratified_folds(label, group, n_folds, rng))
         drawn = _drawn(data, rng)
         for fold in range(n_folds):
             rows = _training_rows(drawn, fold_of[s] != fold)
@@ -386,7 +386,7 @@ def _in_span(features: _Features, rows: IntArray) -> _Features:
     return replace(features, basis=basis)
 
 
-def _stratified_folds(
+def stratified_folds(
     label: IntArray, group: IntArray, folds: int, rng: np.random.Generator
 ) -> IntArray:
     """(n,) fold of each item: groups whole, classes spread as evenly as they can be."""

@@ -18,7 +18,7 @@ from loop.next_round import open_campaign, open_round, why_finished
 from loop.ports import OwnAnswers
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
-from loop.round import RUN, close_early, run_round, run_stage, train
+from loop.round import RUN, close_early, mended_labels, run_round, run_stage, train
 
 
 def finish(ctx):
@@ -467,3 +467,54 @@ def test_told_to_go_on_the_round_shows_no_stability_anywhere(tmp_path):
     shown = [row["metrics"] for row in written["rows"]]
     assert len(shown) == 3
     assert all(metrics[key] is None for metrics in shown for key in ("alpha_k", "p_uc", "churn"))
+
+
+class Judges(CentroidStudent):
+    """Counts how often it judged labels; ``blind`` ones learn nothing."""
+
+    judged, blind = 0, False
+
+    def fit(self, train, eval_texts, labels, seeds, *, on_seed, draws=None, **options):
+        def flat(result):
+            y = train.y[train.weight > 0]
+            own = OwnAnswers(np.zeros(len(y), dtype=int), y, train.weight[train.weight > 0])
+            on_seed(replace(result, own=own) if self.blind else result)
+
+        if draws is not None:
+            type(self).judged += 1
+            super().fit(train, eval_texts, labels, seeds, on_seed=flat, draws=draws, **options)
+        else:
+            super().fit(train, eval_texts, labels, seeds, on_seed=on_seed, **options)
+
+
+FINE_TUNED = {"repair": "soft", "repair_students": "fine-tuned"}
+
+
+def test_fine_tuned_students_judge_the_labels_once_a_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(Judges, "judged", 0)
+    plain = make_small(tmp_path / "plain")
+    ctx = make_small(tmp_path / "judged", strategy=FINE_TUNED)
+    ctx.parts = replace(ctx.parts, student=Judges)
+    for campaign in (plain, ctx):
+        finish(campaign)
+    assert Judges.judged == 2
+    first, other = (c.store.all_training_labels(1) for c in (plain, ctx))
+    np.testing.assert_array_equal(first.source == "gold", other.source == "gold")
+    assert not np.allclose(first.probs, other.probs)
+    again = mended_labels(ctx, ctx.store.last_round("c"))
+    assert Judges.judged == 2, "what they said of the same labels is kept"
+    np.testing.assert_array_equal(again.probs, ctx.store.all_training_labels(2).probs)
+
+
+def test_labels_are_repaired_without_judges_that_learned_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Judges, "blind", True)
+    plain, said = make_small(tmp_path / "plain", rounds=ONE_ROUND), []
+    ctx = make_small(tmp_path / "blind", rounds=ONE_ROUND, strategy=FINE_TUNED)
+    ctx.parts, ctx.say = replace(ctx.parts, student=Judges), said.append
+    for campaign in (plain, ctx):
+        finish(campaign)
+    told = [line for line in said if "labels are repaired without them" in line]
+    assert len(told) == 1
+    assert "student.epochs" in told[0]
+    first, other = (c.store.all_training_labels(1) for c in (plain, ctx))
+    np.testing.assert_array_equal(first.probs, other.probs)

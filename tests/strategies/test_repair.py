@@ -247,3 +247,27 @@ def test_an_items_own_gold_never_enters_its_posterior():
         for gold in (pool.gold, lied)
     )
     np.testing.assert_allclose(one, two)
+
+
+@pytest.mark.parametrize("mode", ["soft", "weight", "drop", "relabel"])
+def test_fine_tuned_students_that_know_better_make_labels_better(mode):
+    pool, truth, pi = confused_pool(gold=60)
+    rng = np.random.default_rng(3)
+    dull = rng.normal(size=pool.embeddings.shape).astype(np.float32)
+    heads = out_of_fold_probs(dull, pool.y_llm, np.ones(pool.n), pool.k, seeds=2, rng=rng)
+    pool = replace(pool, embeddings=dull, p_student=heads)
+    knows = np.where(rng.random(pool.n) < 0.9, truth, rng.integers(pool.k, size=pool.n))
+    tuned = 0.85 * np.eye(pool.k)[knows] + 0.15 / pool.k
+    rows = np.flatnonzero(pool.gold < 0)
+    alone, heard = (
+        share_right(repair(p, mode, inclusion_prob=pi, rng=np.random.default_rng(0)), truth, rows)
+        for p in (pool, replace(pool, p_tuned=tuned))
+    )
+    assert heard > alone + 0.05
+
+
+def test_without_gold_fine_tuned_students_change_nothing():
+    pool, *_ = confused_pool()
+    pool = replace(pool, gold=np.full(pool.n, -1), p_tuned=np.full((pool.n, pool.k), 1 / pool.k))
+    mended = repair(pool, "soft", rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(mended.y, np.eye(pool.k)[pool.y_llm])

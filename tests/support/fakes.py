@@ -163,14 +163,18 @@ class CentroidStudent:
         keep,
         on_seed,
         progress=no_progress,
+        draws=None,
         start=None,
         say=no_news,
     ):
         x, ev = bag(train.texts), bag(eval_texts)
         for seed in seeds:
             rng = np.random.default_rng(seed)
-            w = (train.y * train.weight[:, None]).T @ (x + rng.normal(0, 0.3, x.shape))
-            w /= np.maximum((train.y * train.weight[:, None]).sum(axis=0)[:, None], 1e-9)
+            weight = train.weight
+            if draws:
+                weight = np.where(np.isin(np.arange(len(weight)), draws[seed].rows), weight, 0.0)
+            w = (train.y * weight[:, None]).T @ (x + rng.normal(0, 0.3, x.shape))
+            w /= np.maximum((train.y * weight[:, None]).sum(axis=0)[:, None], 1e-9)
             z = ev @ w.T
             p = np.exp(z - z.max(axis=1, keepdims=True))
             path = keep.get(seed)

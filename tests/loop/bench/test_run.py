@@ -29,6 +29,7 @@ from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.errors import DataError
 from loop.student.frozen_student import fit_heads
 from strategies.pool import Pool
+from strategies.signals.students import out_of_fold_probs
 
 EVERY = {**POLICIES, **peers()}
 
@@ -65,11 +66,18 @@ def planted(seed=0, n=300, test=200, k=3, wrong_frac=0.4, told=False):
     )
 
 
+def judged_by(data):
+    """In place of fine-tuned students: heads that read the embeddings alone."""
+    return lambda y, weight: out_of_fold_probs(
+        data.embeddings, y, weight, data.k, seeds=1, rng=np.random.default_rng(0)
+    )[0]
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_every_policy_buys_its_budget_exactly_and_trains_on_gold(name):
     data = planted(n=60, test=30)
     for budget, rounds in [(17, 2), (1, 2), (60, 2)]:
-        bought = replay(data, EVERY[name], budget, rounds=rounds, seed=[1])
+        bought = replay(data, EVERY[name], budget, rounds=rounds, seed=[1], judge=judged_by(data))
         assert len(np.unique(bought.rows)) == budget == len(bought.rows)
         assert bought.rows.min() >= 0
         assert bought.rows.max() < 60
@@ -98,11 +106,13 @@ def test_labels_are_mended_anew_from_the_same_gold():
 @pytest.mark.parametrize("name", EVERY)
 def test_no_policy_sees_gold_that_it_did_not_buy(name):
     data = planted(n=60, test=30)
-    bought = replay(data, EVERY[name], 20, rounds=2, seed=[1])
+    bought = replay(data, EVERY[name], 20, rounds=2, seed=[1], judge=judged_by(data))
     unseen = np.setdiff1d(np.arange(60), bought.rows)
     lied = data.gold.copy()
     lied[unseen] = (lied[unseen] + 1) % 3
-    again = replay(replace(data, gold=lied), EVERY[name], 20, rounds=2, seed=[1])
+    again = replay(
+        replace(data, gold=lied), EVERY[name], 20, rounds=2, seed=[1], judge=judged_by(data)
+    )
     np.testing.assert_array_equal(bought.rows, again.rows)
     np.testing.assert_array_equal(bought.y, again.y)
 

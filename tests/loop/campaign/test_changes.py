@@ -74,6 +74,7 @@ EDITS = {
     "prompt.item": "Post: {text}\nLabel:",
     "strategy.signals": ["margin"],
     "strategy.repair": "keep",
+    "strategy.repair_students": "fine-tuned",
     "budget.labels": 40,
     "budget.usd": 9.0,
     "budget.usd_per_label": 0.01,

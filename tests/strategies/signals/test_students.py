@@ -101,14 +101,14 @@ def test_seeds_differ_and_the_same_generator_repeats():
 
 
 def test_folds_spread_classes_evenly_and_keep_groups_whole():
-    from strategies.signals.students import _stratified_folds
+    from strategies.signals.students import stratified_folds
 
     label = np.repeat([0, 1, 2], [100, 23, 4])
-    fold_of = _stratified_folds(label, np.arange(127), 5, np.random.default_rng(0))
+    fold_of = stratified_folds(label, np.arange(127), 5, np.random.default_rng(0))
     for c in range(3):
         assert np.ptp(np.bincount(fold_of[label == c], minlength=5)) <= 1
     assert np.ptp(np.bincount(fold_of)) <= 1
-    grouped = _stratified_folds(label, np.arange(127) // 3, 5, np.random.default_rng(0))
+    grouped = stratified_folds(label, np.arange(127) // 3, 5, np.random.default_rng(0))
     assert all(len(set(grouped[i : i + 3])) == 1 for i in range(0, 126, 3))
 
 
