@@ -399,8 +399,7 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
         return made, np.where(taught, made.weight, 0.0)
 
     made, weight = repaired(arrays.pool)
-    fine_tuned = mode != "keep" and ctx.config.strategy.repair_students == "fine-tuned"
-    if fine_tuned and (arrays.pool.gold >= 0).any():
+    if ctx.config.strategy.judged and (arrays.pool.gold >= 0).any():
         judged = tuned_opinions(ctx, round_, LabelSet([i.id for i in arrays.items], made.y, weight))
         if judged is not None:
             made, weight = repaired(replace(arrays.pool, p_tuned=judged))

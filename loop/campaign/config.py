@@ -297,6 +297,11 @@ class Strategy(Section):
     repair: Literal["keep", "soft", "weight", "drop", "relabel"] = "soft"
     repair_students: Literal["frozen", "fine-tuned"] = "frozen"
 
+    @property
+    def judged(self) -> bool:
+        """Whether fine-tuned students judge the labels that they did not learn."""
+        return self.repair != "keep" and self.repair_students == "fine-tuned"
+
     @field_validator("signals")
     @classmethod
     def _known(cls, signals: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
+from loop.student.cross_fit import FOLDS
 from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
 from loop.student.steps import ENOUGH_STEPS, fitting_steps, steps_of
 from strategies.estimate import share_interval
@@ -305,8 +306,9 @@ def _will_happen(
     why = f", which {config.lr_why} (student.lr sets another)" if config.lr_why else ""
     arms = 1 + ("random" in student.references)
     once = len(set(student.references) - {"random"})
+    judges = f", {FOLDS} more that judge labels" if config.strategy.judged else ""
     yield (
-        f"Students: {student.encoder}{rate}{why}; {arms * student.seeds} trainings a round"
+        f"Students: {student.encoder}{rate}{why}; {arms * student.seeds} trainings a round{judges}"
         f"{f' and {once * student.seeds} once' if once else ''}, {student.epochs} epochs each"
     )
 

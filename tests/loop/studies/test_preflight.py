@@ -180,6 +180,8 @@ def test_what_will_happen_is_told(tmp_path):
         "6 trainings a round and 6 once",
     ):
         assert part in lines
+    judged = looked_at(tmp_path, texts(400), strategy={"repair_students": "fine-tuned"})
+    assert "6 trainings a round, 5 more that judge labels and 6 once" in "\n".join(judged.lines)
     asked = {"kind": "openai_server", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
     asked |= {"usd_per_million_tokens": 10.0}
     (line,) = [
