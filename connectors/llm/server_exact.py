@@ -199,7 +199,7 @@ class LlamaCpp(Tokens, OneByOne):
         trie = plan.known_trie
         if self.chat:
             body = {"messages": plan.messages(text)}
-            wrapped = self.http.post("/apply-template", body, lambda a: str(a["prompt"]))
+            wrapped = self.http.post("/apply-template", body, _wrapped)
             prompt = self._tokens(wrapped, add_special=False, parse_special=True)
         else:
             prompt = self.tokens(plan.prompt(text))
@@ -251,8 +251,17 @@ def _by_token_id(choice: Mapping[str, Any], ids: Sequence[int]) -> dict[int, flo
     return {token: log_prob_of(listed[f"token_id:{token}"]) for token in ids}
 
 
+def _wrapped(answer: Mapping[str, Any]) -> str:
+    prompt = answer["prompt"]
+    if not isinstance(prompt, str):
+        raise GarbledError("it gave no text in its chat template")
+    return prompt
+
+
 def _native_list(answer: Mapping[str, Any]) -> tuple[dict[int, float], int]:
     listed = answer["completion_probabilities"][0]["top_logprobs"]
+    if not listed:
+        raise GarbledError("it listed no tokens")
     log_probs = {int(entry["id"]): log_prob_of(entry["logprob"]) for entry in listed}
     return log_probs, _fresh_tokens(answer)
 

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not waited for
 MOST_LISTED_BYTES = 2**20
+MOST_TOKENS = 2**31  # an answer that says that it took more is wrong
 T = TypeVar("T")
 
 
@@ -327,6 +328,8 @@ class Http:
                     self._pause(0.0)
                     began = time.monotonic()
                     response = self._client.request(method, url, json=body)
+            except httpx.DecodingError:
+                problem, down = "answered with garbage: it cannot be decompressed", False
             except httpx.TimeoutException:
                 self._room.overrun(began)
                 problem = f"did not answer within {self._timeout_s:g} s"
@@ -478,5 +481,9 @@ def _retry_after_s(response: httpx.Response) -> float | None:
 
 
 def count_of(value: object) -> int:
-    """A number of tokens; what is none counts 0."""
-    return value if type(value) is int and value > 0 else 0
+    """A number of tokens, also as some servers write it: 12.0, "12"; what is none counts 0."""
+    try:
+        count = float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0
+    return int(count) if 0 < count <= MOST_TOKENS and not isinstance(value, bool) else 0

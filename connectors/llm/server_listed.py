@@ -156,7 +156,7 @@ class TopK:
         prompts = [plan.prompt(text) for text in texts]
 
         def read(answer: Mapping[str, Any]) -> list[list[tuple[str, float]]]:
-            return [_top_of_completion(choice) for choice in choices_of(answer, len(prompts))]
+            return [_top_of(choice) for choice in choices_of(answer, len(prompts))]
 
         used = Usage()
         try:
@@ -195,8 +195,7 @@ class TopK:
         Raises:
             GarbledError, UnansweredError: there are none, or nobody knows their texts.
         """
-        read = _first_top_of_completion if isinstance(prompt, str) else _top_of_chat
-        return self._texts_of(self.completions.ask(prompt, self._options, read, usage))
+        return self._texts_of(self.completions.ask(prompt, self._options, _top_of_only, usage))
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -331,8 +330,7 @@ class Said:
         """The answer for a message."""
         text = one_line(self.text)
         quoted = repr(text if len(text) <= 80 else f"{text[:79]}…") if text else "empty"
-        why = {"content_filter": " (withheld by the content filter)", "length": " (cut off)"}
-        return quoted + why.get(self.ended, "")
+        return quoted + _why(self.ended)
 
 
 def token_text(token: str) -> str:
@@ -415,24 +413,25 @@ def _begun(piece: str, answers: Sequence[str]) -> tuple[list[int], bool]:
     return begun, not after or (as_written and len(said) >= FIRST_TOKEN_CHARS)
 
 
-def _first_top_of_completion(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return _top_of_completion(choices_of(answer, 1)[0])
+def _top_of_only(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return _top_of(choices_of(answer, 1)[0])
 
 
-def _top_of_completion(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
-    listed = _log_probs_of(choice)["top_logprobs"][0]
-    return _sorted((token, log_prob_of(value)) for token, value in listed.items())
-
-
-def _top_of_chat(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
-    listed = _log_probs_of(choices_of(answer, 1)[0])["content"][0]["top_logprobs"]
-    return _sorted((_token_of(entry), log_prob_of(entry["logprob"])) for entry in listed)
-
-
-def _log_probs_of(choice: Mapping[str, Any]) -> Any:
-    if choice.get("logprobs") is None:
-        raise UnansweredError("it gave none in its answer")
-    return choice["logprobs"]
+def _top_of(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """The likeliest first tokens; some servers give chats and completions the same form."""
+    log_probs = choice.get("logprobs")
+    if log_probs is None:
+        raise UnansweredError(
+            f"it gave no log-probabilities in its answer{_why(str(choice.get('finish_reason')))}"
+        )
+    if isinstance(log_probs.get("content"), list):
+        listed = log_probs["content"][0]["top_logprobs"]
+    else:
+        listed = log_probs["top_logprobs"][0]
+    if isinstance(listed, Mapping):
+        return _sorted((token, log_prob_of(value)) for token, value in listed.items())
+    pairs = [(_token_of(entry), log_prob_of(entry["logprob"])) for entry in listed]
+    return _sorted(dict.fromkeys(pairs))  # the sampled token may be listed twice
 
 
 def _token_of(entry: Mapping[str, Any]) -> str:
@@ -460,10 +459,17 @@ def _said(answer: Mapping[str, Any]) -> list[Said]:
 def _one_said(choice: Mapping[str, Any]) -> Said:
     ended = str(choice.get("finish_reason") or "")
     if "message" not in choice:
-        return Said(_text_in(choice["text"]), ended, thought=False)
-    message = choice["message"]
+        text = choice.get("text") if ended else choice["text"]  # withheld, it may lack altogether
+        return Said(_text_in(text), ended, thought=False)
+    message = choice["message"] or {}
     thought = any(message.get(key) for key in ("reasoning_content", "reasoning"))
-    return Said(_text_in(message["content"]), ended, thought)
+    return Said(_text_in(message.get("content")), ended, thought)
+
+
+def _why(ended: str) -> str:
+    """What a reason to end says about an answer that cannot be used."""
+    withheld = " (withheld by the content filter)"
+    return {"content_filter": withheld, "length": " (cut off)"}.get(ended, "")
 
 
 def _text_in(content: Any) -> str:

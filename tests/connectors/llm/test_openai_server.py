@@ -699,6 +699,95 @@ def test_the_only_choice_needs_no_number():
         np.testing.assert_allclose(probs, [[0.8, 0.2]])
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_lists_of_tokens_are_read_in_either_form_and_each_token_once(chat):
+    entries = [(" positive", 0.4), ("negative", 0.3), ("negative", 0.3)]
+    listed = [{"token": token, "logprob": math.log(p)} for token, p in entries]
+    by_token = {entry["token"]: entry["logprob"] for entry in listed}
+    for given in (
+        {"content": [{"top_logprobs": listed}]},
+        {"content": None, "top_logprobs": [by_token]},
+        {"top_logprobs": [listed]},
+    ):
+        one = {"index": 0, "logprobs": given, "text": "", "message": {}}
+        server = talking(lambda _body, _chat, one=one: {"choices": [one]})
+        answer = heard(server, votes=0, chat=chat)
+        np.testing.assert_allclose(answer.probs, [[4 / 7, 3 / 7]])
+        np.testing.assert_allclose(answer.off_label_mass, [0.3])
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 12.0, "completion_tokens": "3"}, 15),
+        ({"prompt_tokens": 10**30, "completion_tokens": 3}, 3),
+        ({"prompt_tokens": 2**63, "completion_tokens": 1e300}, 0),
+        ({"prompt_tokens": -5, "completion_tokens": "nan"}, 0),
+        ({"prompt_tokens": True, "prompt_tokens_details": {"cached_tokens": 10**400}}, 0),
+    ],
+)
+def test_odd_counts_of_tokens_cost_no_answer(usage, tokens):
+    listed = listing([("positive", 0.8), ("negative", 0.2)])
+    answer = heard(talking(lambda *asked: listed(*asked) | {"usage": usage}), votes=0)
+    assert answer.probs.shape == (1, 2)
+    assert answer.tokens.tolist() == [tokens]
+
+
+def test_what_was_withheld_is_said_and_not_asked_again():
+    asked = []
+
+    def withheld(votes, one):
+        def answer(body, _chat):
+            asked.append(body)
+            filtered = "number 1" in str(body)
+            said = {"message": {"content": "positive"}, "text": "positive"}
+            if not votes:
+                top = [{"token": "positive", "logprob": 0.0}]
+                said["logprobs"] = {"content": [{"top_logprobs": top}]}
+            return {"choices": [one | {"finish_reason": "content_filter"} if filtered else said]}
+
+        return answer
+
+    for votes, chat, one in (
+        (1, True, {"message": {"role": "assistant"}, "logprobs": None}),
+        (1, True, {"message": None}),
+        (1, False, {}),
+        (0, True, {"message": {"content": None}, "logprobs": None}),
+    ):
+        asked.clear()
+        answer = heard(talking(withheld(votes, one)), votes=votes, chat=chat, n=3)
+        assert np.isfinite(answer.probs[[0, 2]]).all()
+        assert "withheld by the content filter" in answer.problems["i1"]
+        assert sum("number 1" in str(body) for body in asked) == 1
+
+
+def test_an_answer_that_cannot_be_decompressed_is_garbage():
+    def broken(_request):
+        stream = httpx.ByteStream(b"{}")
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=stream)
+
+    with pytest.raises(AnnotatorError, match="garbage: it cannot be decompressed"):
+        heard(httpx.MockTransport(broken), votes=0)
+
+
+@pytest.mark.parametrize(
+    ("chat", "prompt", "said"), [(False, "", "listed no tokens"), (True, None, "chat template")]
+)
+def test_llama_cpp_that_lists_nothing_leaves_items_without_an_answer(chat, prompt, said):
+    def handle(request):
+        content = json.loads(request.content or b"{}").get("content", "")
+        answers = {
+            "/tokenize": {"tokens": [ord(char) for char in content]},
+            "/completion": {"completion_probabilities": [{"top_logprobs": []}]},
+            "/apply-template": {"prompt": prompt},
+        }
+        known = request.url.path in answers
+        return httpx.Response(200 if known else 404, json=answers.get(request.url.path, {}))
+
+    answer = heard(httpx.MockTransport(handle), ("a", "b"), votes=0, chat=chat)
+    assert said in answer.problems["i0"]
+
+
 def test_answers_that_come_in_parts_late_or_one_by_one():
     for content in (
         [{"type": "text", "text": "posi"}, {"type": "text", "text": "tive"}],
