@@ -146,6 +146,29 @@ def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
     assert Campaign.open().export(folder / "again.csv", all_rows=True) == written
 
 
+def test_results_never_take_the_place_of_the_campaigns_own_files(folder, monkeypatch):
+    campaign = Campaign.open()
+    campaign.run(rounds=1)
+    (folder / "link.jsonl").symlink_to("x.csv")
+    own = {name: (folder / name).read_bytes() for name in ("x.csv", "goldloop.toml", "c.db")}
+    for out, said in (
+        ("x.csv", "x.csv is the source itself; name another file"),
+        ("link.jsonl", "is the source itself"),
+        ("goldloop.toml", "is the campaign file"),
+    ):
+        with pytest.raises(DataError, match=said):
+            campaign.export(folder / out)
+    for card in own:
+        with pytest.raises(DataError, match="name another file"):
+            campaign.export(folder / "labels.csv", card=folder / card)
+    (folder / "more.csv").write_text("text\na new text\n")
+    monkeypatch.setattr("loop.deliver.predict.saved_model", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["goldloop", "predict", "more.csv", "--out", "x.csv"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert {name: (folder / name).read_bytes() for name in own} == own
+
+
 def test_a_rule_ends_this_run_and_not_the_campaign(folder, capsys):
     campaign = Campaign.open()
     with pytest.raises(LoopError, match="not a stopping rule; write accuracy"):

@@ -40,7 +40,7 @@ from connectors.texts.values import (
     listed,
     plain,
 )
-from connectors.texts.write import CsvCells
+from connectors.texts.write import CsvCells, check_file
 from loop.errors import DataError, suggestion
 from loop.files import SHARED, as_text_file, replacing
 from loop.ports import normalise
@@ -378,8 +378,7 @@ def writing(
             f"Cannot tell the format of {path.name!r} from its extension {path.suffix!r}; use .csv,"
             " .jsonl or .parquet."
         )
-    if path.is_dir():
-        raise DataError(f"{path} is a folder; name a file in it, such as {path}/labels.csv.")
+    check_file(path)
     if path.exists() and path.samefile(stream.path):
         raise DataError(f"{path} is the source itself; name another file with --out.")
     there = [name for name in added if name in stream.columns]

@@ -56,8 +56,8 @@ def write_labels(
     names = list(columns or dict.fromkeys(name for record in records for name in record))
     write = {"csv": _write_csv, "jsonl": _write_jsonl, "parquet": _write_parquet, "hf": _write_hf}
     try:
-        if path.is_dir() and kind != "hf":
-            raise DataError(f"{path} is a folder; name a file in it, such as {path}/labels.csv.")
+        if kind != "hf":
+            check_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write[kind](records, names, path)
     except OSError as exc:
@@ -65,11 +65,25 @@ def write_labels(
         raise DataError(f"{path} cannot be written: {reason}; name another place.") from exc
 
 
+def check_file(path: Path) -> None:
+    """Whether a file can take this name.
+
+    Raises:
+        DataError: a folder, a pipe or a device has it.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; name a file in it, such as {path}/labels.csv.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is a pipe or a device and would be replaced; name another file.")
+
+
 def _format_to_write(path: Path, format_: str | None) -> str:
     suffix = path.suffix.lower()
     kind = format_ or "auto"
     if kind == "auto":
         kind = {"": "hf", ".json": ""}.get(suffix, SUFFIXES.get(suffix, ""))
+    if path.name == "-":
+        raise DataError("Nothing is written to standard output; name a file, such as labels.csv.")
     if kind not in FORMATS:
         raise DataError(
             f"Cannot tell the format of {path.name!r} from its extension {suffix!r};"

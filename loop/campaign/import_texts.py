@@ -28,6 +28,7 @@ OTHER_NAMES = {
 }
 """What others call splits, and what is meant; only to suggest."""
 MIN_POOL = 10
+SHOWN_SPLITS = 8
 SHARED_FRAC = 0.1
 """Share of a campaign's texts that its source must still have before new ones are added."""
 
@@ -279,11 +280,12 @@ def _named_splits(config: Config, rows: Sequence[SourceText]) -> list[str]:
         line = getattr(rows[at], "line", 0) or at + 1  # equal texts are one row by now
         other = OTHER_NAMES.get(split.strip().lower())
         meant = f" did you mean {other!r}?" if other else suggestion(split, SPLITS)
-        also = ", ".join(f"{name!r} ({count} rows)" for name, count in unknown.items())
+        shown = [f"{name!r} ({count} rows)" for name, count in unknown.most_common(SHOWN_SPLITS)]
+        also = ", ".join(shown) + ", …" * (len(unknown) > SHOWN_SPLITS)
         raise DataError(
             f"Row {line} of {config.texts.source} has split {split!r};{meant}"
             f" allowed: pool, train, test, dev. Not known in column {config.texts.split_column!r}:"
-            f" {also}."
+            f" {also}. Correct them, or name another column, or none, in texts.split_column."
         )
     return named
 

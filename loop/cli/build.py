@@ -86,6 +86,28 @@ def reading(file: Path) -> Iterator[tuple[Config, Store]]:
         yield with_learning_rate(config, store, fetch=False), store
 
 
+def refuse_own_files(config: Config, file: Path, out: Path) -> None:
+    """Whether a result would take the place of the campaign file, its texts or its store.
+
+    Raises:
+        DataError: it would.
+    """
+    from sqlalchemy import make_url
+
+    from loop.errors import DataError
+
+    url = make_url(config.store_url)
+    store = url.database if url.get_backend_name() == "sqlite" else None
+    own: dict[str, str | Path | None] = {
+        "campaign file": file,
+        "source itself": config.source,
+        "campaign's store": store,
+    }
+    for what, path in own.items():
+        if path and out.exists() and Path(path).exists() and out.samefile(path):
+            raise DataError(f"{out} is the {what}; name another file.")
+
+
 SPENDS = ("run", "annotate", "demo", "validate")
 """Commands that ask the LLM or people, so that what later stages need is looked at first."""
 

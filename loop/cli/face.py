@@ -31,6 +31,7 @@ from loop.cli.build import (
     open_store,
     project_tasks,
     reading,
+    refuse_own_files,
     texts_arguments,
     with_learning_rate,
 )
@@ -399,7 +400,8 @@ class Campaign:
         Returns:
             The number of labels.
         Raises:
-            DataError: unknown extension, or a file cannot be read or written.
+            DataError: unknown extension, a file of the campaign's own, or one that cannot be read
+                or written.
             StageError: nothing is labelled yet.
         """
         from connectors.texts.write import write_labels
@@ -408,6 +410,9 @@ class Campaign:
         from loop.files import SHARED, write_whole
 
         with reading(self.file) as (config, store):
+            for path in (out, card):
+                if path is not None:
+                    refuse_own_files(config, self.file, Path(path))
             if card is not None:
                 text = data_card(config, store, final_labels(config, store))
                 write_whole(Path(card), text, mode=SHARED)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loop.cli.build import build_executor, reading
+from loop.cli.build import build_executor, reading, refuse_own_files
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
 from loop.cli.terminal import bar, print_next, print_rounds, print_table, say
@@ -196,6 +196,8 @@ def predict(
         saved_model(model, config.label_names if config else None)
     stream = TextStream(source, text_column)
     out = out or source.with_name(f"{stream.stem}.predicted{stream.suffix}")
+    if config:
+        refuse_own_files(config, file, out)
     with ExitStack() as stack:
         labeller: Labeller | LabellerElsewhere
         if executor := build_executor(config) if config else None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -443,6 +444,16 @@ def test_a_folder_that_is_no_data_set_is_not_overwritten(tmp_path: Path) -> None
     with pytest.raises(DataError, match="is a folder"):
         write_labels(RECORDS, tmp_path / "mine", format="csv")
     assert (tmp_path / "mine" / "precious").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("-", "name a file, such as"), ("pipe.csv", "is a pipe or a device")]
+)
+def test_labels_go_to_files_alone(tmp_path: Path, name: str, said: str) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match=said):
+        write_labels(RECORDS, tmp_path / name)
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 # what is large, or wrong all over

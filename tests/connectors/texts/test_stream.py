@@ -211,8 +211,10 @@ def test_writing_is_all_or_nothing(tmp_path):
 def test_places_that_cannot_be_written_to(tmp_path):
     source = tmp_path / "x.csv"
     source.write_text("text,p_a\na,1\n")
+    os.mkfifo(tmp_path / "pipe.csv")
     stream = TextStream(source)
     for out, said in (
+        (tmp_path / "pipe.csv", "is a pipe or a device"),
         (source, "is the source itself"),
         (tmp_path / "y.doc", "Cannot tell the format"),
         (tmp_path, "Cannot tell the format|is a folder"),
@@ -220,7 +222,7 @@ def test_places_that_cannot_be_written_to(tmp_path):
     ):
         with pytest.raises(DataError, match=said), writing(out, stream, ADDED):
             pass
-    assert [p.name for p in tmp_path.iterdir()] == ["x.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe.csv", "x.csv"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

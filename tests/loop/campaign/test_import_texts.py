@@ -58,6 +58,9 @@ def test_unknown_split_names_the_row(store):
     some = [*rows(20, split="train"), TextRow("x", split="holdout", line=52)]  # others were copies
     with pytest.raises(DataError, match=r"Row 52 of x has split 'holdout'; did you mean 'test'"):
         import_texts(source, store, some)
+    texts = [*rows(20, split="train"), *(TextRow(f"x{i}", split=f"x{i}") for i in range(20))]
+    with pytest.raises(DataError, match=r"Row 21 .*'x7' \(1 rows\), …\. Correct them, or name"):
+        import_texts(source, store, texts)
 
 
 @pytest.mark.parametrize(
