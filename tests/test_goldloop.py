@@ -255,6 +255,12 @@ def test_check_lists_what_is_wrong(folder):
     assert "student.epochs" in steps.message
     assert "goldloop import-labels x.csv --label-column g" in known.message
     assert campaign.forecast()[0].startswith("Texts: ")
+    with at_work(folder / "goldloop.toml", "run") as ctx:
+        ctx.store.open_campaign("c", LABELS)
+    turned = FILE.replace("bad", "GOOD").replace("good", "bad").replace("GOOD", "good")
+    (folder / "goldloop.toml").write_text(turned, encoding="utf-8")
+    assert "was begun with labels ['bad', 'good']" in str(campaign.check()[0])
+    (folder / "goldloop.toml").write_text(FILE, encoding="utf-8")
     (folder / "x.csv").write_text("text,g\nhello,bad\n", encoding="utf-8")
     problems = campaign.check()
     assert {p.level for p in problems} >= {"error"}

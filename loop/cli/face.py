@@ -157,6 +157,7 @@ class Campaign:
         try:
             if config.people.platform == "label_studio":
                 check_labels(config)
+            _check_begun(config)
         except LoopError as exc:
             problems.append(Problem("error", str(self.file), str(exc)))
         problems += [
@@ -581,6 +582,22 @@ def _texts_of(config: Config) -> Sequence[TextRow]:
     from connectors.texts.read import load_texts
 
     return load_texts(**texts_arguments(config))
+
+
+def _check_begun(config: Config) -> None:
+    """Whether the labels are those of a campaign that has begun.
+
+    Raises:
+        StoreError: they are not.
+    """
+    from loop.campaign.store import Store
+
+    try:
+        store = Store(config.store_url, read_only=True)
+    except LoopError:  # there is none yet, or `goldloop run` upgrades it or says what is wrong
+        return
+    with closing(store):
+        store.check_labels(config.campaign.name, config.label_names)
 
 
 def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out: Path) -> int:
