@@ -118,8 +118,11 @@ def test_it_keeps_neither_the_lock_nor_the_folder(folder, monkeypatch, tmp_path_
 def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
     with (folder / "x.csv").open(encoding="utf-8", newline="") as handle:
         header, *rows = csv.reader(handle)
-    header = ["row", "label", *header]  # one name is taken
-    rows = [[str(n), "mine", *row] for n, row in enumerate([*rows, rows[0], ["  ", "bad", "", ""]])]
+    header = ["row", "label", "goldloop_round", "round", *header]  # some names are taken
+    rows = [
+        [str(n), "mine", "x", "y", *row]
+        for n, row in enumerate([*rows, rows[0], ["  ", "bad", "", ""]])
+    ]
     with (folder / "x.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([header, *rows[:-1]])
     campaign = Campaign.open()
@@ -137,7 +140,8 @@ def test_export_writes_every_row_of_the_source_with_its_label(folder, capsys):
     assert {row["source"] for row in read if row["split"] == "test"} == {"known"}
     gold = [row for row in read if row["source"] == "gold"]
     assert len(gold) >= 15
-    assert all(row["goldloop_label"] == row["g"] and row["round"] == "1" for row in gold)
+    assert all(row["goldloop_label"] == row["g"] for row in gold)
+    assert {row["goldloop_goldloop_round"] for row in gold} == {"1"}
     campaign.export(folder / "all.parquet", all_rows=True)
     assert "have a label" in capsys.readouterr().err
     (folder / "x.csv").rename(folder / "x.txt")  # which would else be a text a line

@@ -34,6 +34,7 @@ from loop.campaign.metrics import METRICS
 from loop.errors import ConfigError, suggestion
 from loop.prompt import Demonstration, Label, PromptTemplate
 
+MOST_BYTES = 2**24  # no campaign file is larger
 CAMPAIGN_FILE = "goldloop.toml"
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -806,13 +807,21 @@ def text_of(path: Path) -> str:
         ConfigError: there is no such file, or it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:  # a device has no end
+            data = file.read(MOST_BYTES + 1)
     except FileNotFoundError as exc:
         raise ConfigError(
             f"No campaign file at {path}. Write one with `goldloop init`, or name it with --file."
         ) from exc
+    except IsADirectoryError as exc:
+        raise ConfigError(f"{path} is a folder; name the campaign file in it with --file.") from exc
     except OSError as exc:
         raise ConfigError(f"{path} cannot be read: {exc}.") from exc
+    if len(data) > MOST_BYTES:
+        raise ConfigError(
+            f"{path} is larger than {MOST_BYTES // 2**20} MB, so it is no campaign file; name that"
+            " with --file."
+        )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -609,7 +609,12 @@ def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out
     if config.source.startswith("hf:") or Path(config.source).is_dir():
         raise DataError("--all-rows is for a source that is a file, and this one is a data set.")
     stream = TextStream(Path(config.source), config.texts.text_column, config.texts.format)
-    names = {n: f"goldloop_{n}" if n in stream.columns else n for n in LABEL_COLUMNS}
+    names: dict[str, str] = {}
+    for name in LABEL_COLUMNS:
+        free = name
+        while free in stream.columns:  # also where the source is itself such a file
+            free = f"goldloop_{free}"
+        names[name] = free
     added = {names[name]: kind for name, kind in LABEL_COLUMNS.items()}
     nothing = dict.fromkeys(LABEL_COLUMNS)
     written = 0

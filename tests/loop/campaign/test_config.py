@@ -223,3 +223,12 @@ def test_init_file_round_trips_hostile_values(tmp_path):
     assert [(la.name, la.description) for la in config.labels] == labels
     assert config.campaign.task == 'Say "yes"\nor no \x7f'
     assert config.texts.text_column == "te\txt"
+
+
+def test_what_is_no_campaign_file_is_not_read_to_its_end(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder; name the campaign file in it"):
+        load(tmp_path)
+    with (tmp_path / "huge.toml").open("wb") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(ConfigError, match="larger than 16 MB, so it is no campaign file"):
+        load(tmp_path / "huge.toml")
