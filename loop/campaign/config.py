@@ -35,6 +35,17 @@ from loop.errors import ConfigError, suggestion
 from loop.prompt import Demonstration, Label, PromptTemplate
 
 MOST_BYTES = 2**24  # no campaign file is larger
+PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+WEB = r"^https?://.+$"
+LOCAL_OR_WEB = r"^(local|https?://.+)$"
+CLUSTER = r"^(auto|local|[^/@\s]+:\d{1,5})$"
+FORMS = {
+    PLAIN_NAME: "must be 1 to 63 letters (A to Z), digits, dots, - and _, a letter or digit first",
+    WEB: "must begin with http:// or https://",
+    LOCAL_OR_WEB: "must be 'local' or begin with http:// or https://",
+    CLUSTER: "must be 'auto', 'local' or a host and a port, such as 10.0.0.1:6379",
+}
+"""Pattern of a value -> what the value must be, in words."""
 CAMPAIGN_FILE = "goldloop.toml"
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -155,7 +166,7 @@ def _unkept(value: Any) -> str | None:
 class Campaign(Section):
     """Who and what."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: Annotated[str, StringConstraints(pattern=PLAIN_NAME)]
     task: Text
     ordinal: bool = False
 
@@ -203,7 +214,7 @@ class AnnotatorSection(Section):
     base_url: (
         Annotated[
             str,
-            StringConstraints(pattern=r"^https?://.+$"),
+            StringConstraints(pattern=WEB),
             BeforeValidator(
                 NoSecret(
                     "put the key into the environment variable that annotator.api_key_env names"
@@ -489,7 +500,7 @@ class LabelStudioSection(Section):
 
     url: Annotated[
         str,
-        StringConstraints(pattern=r"^(local|https?://.+)$"),
+        StringConstraints(pattern=LOCAL_OR_WEB),
         BeforeValidator(
             NoSecret(
                 "put an access token into the environment variable that label_studio.token_env"
@@ -598,7 +609,7 @@ class ExecutorSection(Section):
     kind: Literal["local", "ray"] = "local"
     address: Annotated[
         str,
-        StringConstraints(pattern=r"^(auto|local|[^/@\s]+:\d{1,5})$"),
+        StringConstraints(pattern=CLUSTER),
         BeforeValidator(
             NoSecret("put the cluster's token into the environment variable RAY_AUTH_TOKEN")
         ),
@@ -913,7 +924,9 @@ def _sentence(error: Any, text: str) -> str:
         return f"{at}{f'{name}: ' if name else ''}{message}."
     if kind == "too_short" and isinstance(error.get("input"), str):
         kind = "string_too_short"
-    if kind in WANTED:
+    if kind == "string_pattern_mismatch":
+        message = FORMS.get(error["ctx"]["pattern"], message)
+    elif kind in WANTED:
         message = WANTED[kind].format(**error.get("ctx", {}))
     given = hidden(repr(error.get("input")))
     return f"{at}{name} = {given if len(given) <= 80 else f'{given[:79]}…'}: {message}."
@@ -922,7 +935,6 @@ def _sentence(error: Any, text: str) -> str:
 WANTED = {
     "string_type": "must be a text, in quotes",
     "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "must match the pattern {pattern}",
     **dict.fromkeys(
         ("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"
     ),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from loop.campaign.context import Context
 from loop.campaign.tables import Item, ItemKey, Round
 from loop.chance import stream
+from loop.errors import StudentError
 from loop.files import replacing
 from strategies.pool import FloatArray, IntArray, Neighbours, Vectors, all_finite, blocks
 
@@ -108,8 +109,18 @@ def item_students(
     Args:
         embeddings, y, weight: as in ``out_of_fold_probs``.
         round_: decides what is drawn.
+    Raises:
+        StudentError: all texts have the same embedding.
     """
     from strategies.signals import students
+
+    if all((embeddings[block] == embeddings[0]).all() for block in blocks(len(embeddings))):
+        raise StudentError(
+            f"The encoder {ctx.config.student.encoder!r} sees no difference between the"
+            f" {len(items):,} texts, perhaps because it does not know their language or script;"
+            " set student.encoder to one that does and run the command again. What was labelled is"
+            " kept."
+        )
 
     k, seeds = len(ctx.config.labels), ctx.config.student.seeds
 

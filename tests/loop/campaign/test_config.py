@@ -232,3 +232,18 @@ def test_what_is_no_campaign_file_is_not_read_to_its_end(tmp_path):
         file.truncate(2**24 + 1)
     with pytest.raises(ConfigError, match="larger than 16 MB, so it is no campaign file"):
         load(tmp_path / "huge.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('name = "', 'name = "ü/'), "name = 'ü/.*: must be 1 to 63 letters \\(A to Z\\)"),
+        (None, "address = 'x': must be 'auto', 'local' or a host and a port"),
+    ],
+)
+def test_the_form_of_a_value_is_told_in_words(tmp_path, change, said):
+    text = GOOD.replace(*change, 1) if change else f'{GOOD}\n[executor]\naddress = "x"\n'
+    path = tmp_path / "c.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):
+        load(path)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from loop.chance import stream
+from loop.errors import StudentError
 from loop.pool_arrays import pool_arrays
 from loop.round import run_round
 from loop.student import kept_vectors
@@ -166,3 +168,14 @@ def test_a_round_is_measured_by_the_students_that_it_chose_its_texts_by(tmp_path
     ctx = make(tmp_path)
     run_round(ctx)
     assert trained.count(ctx.config.student.seeds) == 2, "once for suspicion and once for repair"
+
+
+def test_an_encoder_that_sees_no_difference_between_texts_is_named(tmp_path, monkeypatch):
+    ctx = make(tmp_path)
+    monkeypatch.setattr(ctx.student, "embed", lambda texts, *_: np.ones((len(texts), 2)))
+    with pytest.raises(StudentError, match=r"sees no difference between the .*student\.encoder"):
+        run_round(ctx)
+    monkeypatch.setattr(ctx.student, "embed", CentroidStudent().embed)
+    ctx.student.revision = "another"
+    run_round(ctx)
+    assert ctx.store.last_round("c").stage == "done"
