@@ -263,20 +263,22 @@ def _design(
     # A round estimates the pool as: gold of earlier rounds for certain, the rest by 1/pi. Rounds
     # that had no random part estimate nothing, unless they took all that was left.
     steps = int(step.max()) + 1 if len(step) else 0
-    strength = np.zeros(steps)
+    strength: FloatArray = np.zeros(steps)
     left = n
     for t in range(steps):
         here = step == t
         covered = float((1.0 / pi[here]).sum())
         if covered > 0.5 * left:
             size = effective_size(1.0 / pi[here & chance])
-            strength[t] = (size if size > 0 else 1e9) / max(left, 1) ** 2
+            strength[t] = size / max(left, 1) ** 2 if size > 0 else np.inf
         left -= int(here.sum())
     if not strength.any() or (chance.sum() < MIN_RANDOM and left > 0):
         raise TooFewRandomError(
             f"{int(chance.sum())} randomly chosen gold items cannot speak for {n} items;"
             f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
         )
+    if np.isinf(strength).any():  # all that was left, for certain: no other round has a say
+        strength = np.isinf(strength).astype(np.float64)
     strength = strength / strength.sum()
     later = strength[::-1].cumsum()[::-1] - strength
     weight = strength[step] / pi + later[step]

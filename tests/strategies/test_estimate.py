@@ -129,6 +129,20 @@ def test_a_census_is_exact():
     assert quality.remaining_error.value == pytest.approx(0)
 
 
+@pytest.mark.parametrize(("labels", "rounds"), [(2400, 2), (2700, 3), (2000, 1)])
+def test_a_census_over_several_rounds_is_exact(labels, rounds):
+    truth, y, suspicion, _ = world()
+    rng = np.random.default_rng(1)
+    gold, pi, round_of = buy(truth, suspicion, rng, labels=labels, audit_frac=0.5, rounds=rounds)
+    rest = gold < 0
+    gold[rest], pi[rest], round_of[rest] = truth[rest], 1.0, rounds
+    quality = label_quality(y, gold, pi, K, round_of=round_of)
+    expected = true_values(truth, y)
+    for name, estimate in estimates(quality).items():
+        assert estimate.value == pytest.approx(expected[name])
+        assert estimate.low == pytest.approx(estimate.high) == pytest.approx(expected[name])
+
+
 def test_the_remaining_error_counts_only_what_is_still_wrong():
     truth, y, suspicion, _ = world()
     gold, pi, _ = buy(truth, suspicion, np.random.default_rng(4), labels=1500, audit_frac=0.5)
