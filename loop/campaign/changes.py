@@ -73,6 +73,7 @@ _SOURCE = Policy(
     "New texts are added, texts that are gone stay. Refused where hardly a text of the campaign is"
     " in the source.",
 )
+_REPAIR = Policy("at once", "no", "Students learn from labels that were repaired in another way.")
 
 POLICIES: dict[str, Policy] = {
     "campaign.name": Policy(
@@ -129,12 +130,8 @@ POLICIES: dict[str, Policy] = {
     "prompt.instruction": _PROMPT,
     "prompt.item": _PROMPT,
     "strategy.signals": _AT_ONCE,
-    "strategy.repair": Policy(
-        "at once", "no", "Students learn from labels that were repaired in another way."
-    ),
-    "strategy.repair_students": Policy(
-        "at once", "no", "Students learn from labels that were repaired in another way."
-    ),
+    "strategy.repair": _REPAIR,
+    "strategy.repair_students": _REPAIR,
     "budget.labels": _AT_ONCE,
     "budget.usd": _AT_ONCE,
     "budget.usd_per_label": _AT_ONCE,

@@ -98,13 +98,14 @@ def refuse_own_files(config: Config, file: Path, out: Path) -> None:
 
     url = make_url(config.store_url)
     store = url.database if url.get_backend_name() == "sqlite" else None
-    own: dict[str, str | Path | None] = {
-        "campaign file": file,
-        "source itself": config.source,
-        "campaign's store": store,
-    }
-    for what, path in own.items():
-        if path and out.exists() and Path(path).exists() and out.samefile(path):
+    beside = ("", "-wal", "-shm", "-journal")  # SQLite's own files
+    own = [
+        ("campaign file", str(file)),
+        ("source itself", config.source),
+        *[("campaign's store", f"{store}{end}") for end in beside if store],
+    ]
+    for what, path in own:
+        if out.exists() and Path(path).exists() and out.samefile(path):
             raise DataError(f"{out} is the {what}; name another file.")
 
 
