@@ -464,3 +464,35 @@ def test_a_fine_tuned_encoder_judges_strategies_and_goes_on_where_it_broke_off(t
     )
     values = [[r[m] for r in result.records for m in METRICS] for result in (first, again)]
     assert values[0] == values[1]
+
+
+def test_judges_get_the_same_gold_and_are_kept_and_need_a_learner_that_fine_tunes(tiny, tmp_path):
+    data = planted(n=60, test=20, k=2)
+    words = ("great warm", "awful cold")
+    data = replace(
+        data,
+        texts=[f"{words[c]} {i}" for i, c in enumerate(data.gold)],
+        test_texts=[f"{words[c]} {i}" for i, c in enumerate(data.test_gold)],
+    )
+    student = tiny_student(tiny, epochs=16)
+    learner = KeptPredictions(EncoderLearner(student), tmp_path)
+    names = ["goldloop", "goldloop-fine-tuned"]
+    given = {"budgets": (0.2,), "repetitions": 1, "seeds": 2, "rounds": 1}
+    records = run_bench([data], names, learner=learner, **given).records
+    caught = [r["errors_caught"] for r in records if r["strategy"] in names]
+    assert len(caught) == 2
+    assert caught[0] == caught[1]
+
+    class Gone:
+        revision = student.revision
+
+        def predict(self, *_):
+            raise AssertionError("everything is kept already")
+
+        def cross_fit(self, *_, seed):
+            raise AssertionError("everything is kept already")
+
+    again = run_bench([data], names, learner=KeptPredictions(Gone(), tmp_path), **given).records
+    assert [r["label_accuracy"] for r in again] == [r["label_accuracy"] for r in records]
+    plain = run_bench([data], names, learner=FrozenLearner(), **given).records
+    assert "goldloop-fine-tuned" not in {r["strategy"] for r in plain}
