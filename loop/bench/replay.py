@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.bench.data_sets import BenchData
 from loop.bench.policies import Policy
@@ -25,13 +26,17 @@ class Bought:
     """What a policy did with its budget.
 
     Attributes:
-        rows: gold labels bought, in the order of buying.
+        rows: (b,) gold labels bought, in the order of buying.
+        round: (b,) that each was bought in, from 1.
+        reason: (b,) why, as in ``Batch``.
         y: (n, k) training labels.
         weight: (n,) training weights.
         inclusion_prob: (n,) probability with which each of the rows was drawn, 1 elsewhere.
     """
 
     rows: IntArray
+    round: IntArray
+    reason: NDArray[np.str_]
     y: FloatArray
     weight: FloatArray
     inclusion_prob: FloatArray
@@ -80,7 +85,7 @@ def replay(
     gold = np.full(n, -1, dtype=np.int64)
     pi = np.ones(n)
     seen: list[tuple[dict[str, FloatArray], IntArray]] = []
-    order: list[IntArray] = []
+    batches: list[Batch] = []
     rounds, cover = min(rounds, budget), False
     for number in range(rounds):
         size = budget * (number + 1) // rounds - budget * number // rounds
@@ -93,7 +98,7 @@ def replay(
         rows = batch.rows
         seen.append(({name: values[rows] for name, values in signals.items()}, rows))
         gold[rows], pi[rows] = data.gold[rows], batch.inclusion_prob
-        order.append(rows)
+        batches.append(batch)
         if policy.guard:
             wrong = data.gold[rows] != data.y_llm[rows]
             measured = suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])
@@ -109,7 +114,14 @@ def replay(
         y, weight = kept, np.ones(n)
     else:
         y, weight = mended(data, policy, gold, pi, shared, rng, judge)
-    return Bought(np.concatenate(order), y, weight, pi)
+    return Bought(
+        np.concatenate([batch.rows for batch in batches]),
+        np.repeat(np.arange(1, rounds + 1), [len(batch.rows) for batch in batches]),
+        np.concatenate([batch.reason for batch in batches]),
+        y,
+        weight,
+        pi,
+    )
 
 
 def mended(

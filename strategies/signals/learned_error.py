@@ -20,6 +20,7 @@ from strategies.signals.uncertainty import (
 from strategies.threads import one_blas_thread
 
 PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
+BELIEVED_FROM = 20.0  # gold labels at which P(label wrong) and the fused ranks count the same
 BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
 PSEUDO_GOLD = 2.0
 PENALTY = 4.0
@@ -36,7 +37,7 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
 
     Without gold it is the fused ranks of what speaks against the label: its calibrated
     probability, other votes, neighbours and out-of-fold students. With gold P(label wrong) by
-    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 50).
+    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 20).
 
     Args:
         pool: uses everything it has; an item's own gold never enters its own score.
@@ -60,7 +61,7 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     posterior = _posterior(pool, evidence, rng=rng)
     p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
     # Values, not ranks: an item's own gold moves the others' P(wrong), and so its rank.
-    trust = g / (g + PRIOR_GOLD)
+    trust = g / (g + BELIEVED_FROM)
     return clip_unit(trust * p_wrong + (1.0 - trust) * against)
 
 

@@ -68,8 +68,8 @@ PARTS: dict[str, Patches] = {
     "the head on embeddings": ((learned_error, "RESIDUAL_PENALTY", 1e9),),
     "neighbours": ((learned_error, "blind_evidence", none), (repair, "blind_evidence", none)),
     "rare classes count for more": ((repair, "BALANCE", 0.0),),
-    "P(label wrong) among the suspicion": ((learned_error, "PRIOR_GOLD", 1e9),),
-    "fused ranks once there is gold": ((learned_error, "PRIOR_GOLD", 1e-9),),
+    "P(label wrong) among the suspicion": ((learned_error, "BELIEVED_FROM", 1e9),),
+    "fused ranks once there is gold": ((learned_error, "BELIEVED_FROM", 1e-9),),
     **{
         f"the signal {name}": (
             (learned_error, "fuse_ranks", lambda signals, name=name: without(name, signals)),
@@ -90,6 +90,10 @@ TRIED: dict[str, tuple[Patches, Policy]] = {
     "a head penalty of 20, not 60": (((learned_error, "RESIDUAL_PENALTY", 20.0),), DEFAULT),
     "rare classes count for more (0.75, not 0.5)": (((repair, "BALANCE", 0.75),), DEFAULT),
     "sharper soft labels (to the power of 1.5)": (((repair, "balanced", sharper),), DEFAULT),
+    "P(label wrong) believed from 50 gold labels, not 20": (
+        ((learned_error, "BELIEVED_FROM", 50.0),),
+        DEFAULT,
+    ),
     "a quarter of each batch at random": ((), replace(DEFAULT, audit_frac=0.25)),
     "three quarters of each batch at random": ((), replace(DEFAULT, audit_frac=0.75)),
     "a tenth of the suspects for every predicted class": ((), EVERY["goldloop-quotas"]),

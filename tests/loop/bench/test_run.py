@@ -86,6 +86,15 @@ def test_every_policy_buys_its_budget_exactly_and_trains_on_gold(name):
         np.testing.assert_allclose(bought.y.sum(axis=1), 1.0)
 
 
+def test_what_was_bought_tells_its_round_and_why():
+    guardless = replace(DEFAULT, guard=False)
+    bought = replay(planted(n=60, test=30), guardless, 20, rounds=2, seed=[1])
+    assert bought.round.tolist() == [1] * 10 + [2] * 10
+    for number in (1, 2):
+        assert (bought.reason[bought.round == number] == "suspect").sum() == 5
+        assert (bought.reason[bought.round == number] == "audit").sum() == 5
+
+
 def test_labels_are_mended_anew_from_the_same_gold():
     data = planted(n=60, test=30)
     bought = replay(data, DEFAULT, 20, rounds=2, seed=[1])

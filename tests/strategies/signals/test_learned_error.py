@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
-from strategies.signals.learned_error import class_posterior
+from strategies.signals.learned_error import class_posterior, learned_error
+from strategies.signals.students import gold_students
 
 
 def problem(n=1500, seed=0, f=6):
@@ -73,3 +74,30 @@ def test_without_gold_the_posterior_leans_on_the_llm(rng):
     pool, _ = opinion_pool(rng, gold=0)
     posterior = class_posterior(pool, rng=rng)
     assert (posterior.argmax(axis=1) == pool.y_llm).mean() > 0.8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_twenty_gold_labels_find_the_errors_of_which_the_llm_is_sure(seed):
+    """Where all else vouches for wrong labels, gold has to be believed early."""
+    rng = np.random.default_rng(seed)
+    n = 400
+    wrong = rng.random(n) < 0.3
+    truth = rng.integers(2, size=n)
+    y = np.where(wrong, 1 - truth, truth)
+    sure = np.where(wrong, 0.95, rng.uniform(0.55, 0.9, n))[:, None]
+    about = (np.eye(4)[2 * truth + wrong] * 3 + rng.normal(size=(n, 4))).astype(np.float32)
+    pool = Pool(
+        probs=np.where(np.eye(2)[y] == 1, sure, 1 - sure)[:, None],
+        y_llm=y,
+        gold=np.full(n, -1),
+        embeddings=about,
+    )
+
+    def found(pool):
+        suspicion = np.where(pool.gold < 0, learned_error(pool, np.random.default_rng(1)), -1.0)
+        return wrong[np.argsort(-suspicion)[:30]].mean()
+
+    assert found(pool) < 0.1
+    known = np.isin(np.arange(n), rng.permutation(n)[:20])
+    taught = replace(pool, gold=np.where(known, truth, -1))
+    assert found(replace(taught, p_gold=gold_students(taught, rng=rng))) > 0.7
