@@ -37,7 +37,7 @@ from loop.chance import stream
 from loop.errors import StageError, StudentError
 from loop.llm.ask import calls_limit, take_votes, unanswered_line
 from loop.llm.calibration import summary
-from loop.llm.prompts import freeze_variants
+from loop.llm.new_examples import prompts_of_round
 from loop.measure.held_out import evaluation_items, held_out
 from loop.measure.llm_quality import (
     covers_next,
@@ -141,8 +141,13 @@ def _run(ctx: Context, round_: Round) -> bool:
 def annotate(ctx: Context, round_: Round) -> bool:
     """Takes the LLM votes that are missing."""
     items = ctx.keys("pool")
-    variants = freeze_variants(
-        ctx.config, ctx.store, ctx.annotator.revision, round_number=round_.number
+    variants = prompts_of_round(
+        ctx.config,
+        ctx.store,
+        ctx.annotator,
+        round_number=round_.number,
+        show=ctx.show,
+        say=ctx.say,
     )
     total = calls_limit(ctx.config, len(items), len(variants)) or len(items) * len(variants)
     with ctx.show(f"Round {round_.number}: LLM labels", total) as progress:

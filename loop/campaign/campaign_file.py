@@ -47,7 +47,8 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
 # class_prior = {{ yes = 0.2, no = 0.8 }}   # stated class mix, if it is far from even
 # label_form = "names"        # "ids": the LLM answers with a class's number (larger models only)
 # refresh = "never"           # "round": examples are drawn again from people's labels each round,
-                              # and every text is asked again: as many calls again, each round
+                              # and every text is asked again: as many calls again, each round;
+                              # "better": only if they answer better where people labelled
 # The wording; a list gives each prompt another. Label names, or numbers, stand for {{labels}}:
 # instruction = "{{task}}\\n{{labels}}"
 # item = "Text: {{text}}\\nLabel:"   # each example, and then the text in question

@@ -126,7 +126,11 @@ POLICIES: dict[str, Policy] = {
     "prompt.calibrate": Policy("between rounds", "no", "The answers are read in another way."),
     "prompt.class_prior": Policy("between rounds", "no", "The answers are read in another way."),
     "prompt.demonstrations": _DRAWN_PROMPT,
-    "prompt.refresh": Policy("next round", "no", '"round" pays for every text again each round.'),
+    "prompt.refresh": Policy(
+        "next round",
+        "no",
+        '"round" pays for every text again each round, "better" where other examples do better.',
+    ),
     "prompt.instruction": _PROMPT,
     "prompt.item": _PROMPT,
     "strategy.signals": _AT_ONCE,

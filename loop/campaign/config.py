@@ -260,7 +260,7 @@ class Prompt(Section):
     calibrate: Literal["batch", "gold", "contextual", "none"] = "batch"
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()
-    refresh: Literal["never", "round"] = "never"
+    refresh: Literal["never", "better", "round"] = "never"
     instruction: tuple[Text, ...] = (PromptTemplate().instruction,)
     item: tuple[str, ...] = (PromptTemplate().item,)
 

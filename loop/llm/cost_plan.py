@@ -35,7 +35,8 @@ class Plan:
         spent_calls: votes that the campaign has paid for, of every annotator; likewise
             ``spent_tokens``, ``spent_seconds`` and ``spent_usd``.
         counted: how tokens were counted.
-        every_round: whether each later round asks as many calls again, with new examples.
+        refresh: ``prompt.refresh``, by which later rounds may ask as many again; 'never' where
+            there is only one round.
         cap_usd: what the campaign may still spend, or None without a cap.
     """
 
@@ -53,7 +54,7 @@ class Plan:
     spent_seconds: float
     spent_usd: float
     counted: str
-    every_round: bool
+    refresh: str
     cap_usd: float | None
 
 
@@ -123,7 +124,7 @@ def plan_annotation(
         spent_seconds=votes.seconds,
         spent_usd=votes.usd,
         counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
-        every_round=config.prompt.refresh == "round" and config.rounds.rounds > 1,
+        refresh=config.prompt.refresh if config.rounds.rounds > 1 else "never",
         cap_usd=account(config, store).left_usd,
     )
 
@@ -173,8 +174,13 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Time:    {time}",
         f"Money:   {money}",
     ]
-    if plan.every_round:
+    if plan.refresh == "round":
         lines.append('Rounds:  each later round asks every text again (prompt.refresh = "round")')
+    if plan.refresh == "better":
+        lines.append(
+            "Rounds:  each later round tries other examples where people labelled, and asks every"
+            ' text again if they are better (prompt.refresh = "better")'
+        )
     if plan.spent_calls:
         lines.append(
             f"Spent:   {plan.spent_calls:,} calls, {plan.spent_tokens:,} tokens,"

@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.1, help="share of the pool")
     parser.add_argument("--repetitions", type=int, default=8)
     parser.add_argument("--test", type=int, default=600, help="at most so many test texts")
-    parser.add_argument("--rows", help="titles of rows, separated by commas; of each set too")
+    parser.add_argument("--rows", help="titles of rows, separated by semicolons; of each set too")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--tried", action="store_true", help="alternatives, against the default")
     kinds.add_argument("--mended", action="store_true", help="labels mended anew for every seed")
@@ -125,7 +125,7 @@ def main() -> None:
     rows = TRIED if args.tried else {name: (PARTS[name], DEFAULT) for name in PARTS}
     policies = {} if args.tried else POLICIES
     if args.rows:
-        named = args.rows.split(",")
+        named = args.rows.split(";")
         if unknown := set(named) - {*rows, *policies.values()}:
             parser.error(f"no rows of the table: {', '.join(sorted(unknown))}")
         rows = {title: rows[title] for title in rows if title in named}

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 import loop.llm.ask
+import loop.llm.new_examples
 import loop.round
 from loop.campaign.store import Store
 from loop.errors import AnnotatorError, LoopError
@@ -114,9 +115,9 @@ class Campaign(RuleBasedStateMachine):
         super().__init__()
         self.folder = TemporaryDirectory(prefix="goldloop-money-")
         self.kills = Kills()
-        self.before = dict(loop.round.RUN), loop.llm.ask.CHUNK
+        self.before = dict(loop.round.RUN), loop.llm.ask.CHUNK, loop.llm.new_examples.TRIED_FROM
         loop.round.RUN.update({s: skipped(s) for s in ("repair", "train", "measure")})
-        loop.llm.ask.CHUNK = 4
+        loop.llm.ask.CHUNK, loop.llm.new_examples.TRIED_FROM = 4, 2
         if Campaign.template is None:
             Campaign.template = TemporaryDirectory(prefix="goldloop-money-")
             Store(f"sqlite:///{Campaign.template.name}/c.db").close()
@@ -126,7 +127,7 @@ class Campaign(RuleBasedStateMachine):
         if hasattr(self, "ctx"):
             self.ctx.store.close()
         loop.round.RUN.update(self.before[0])
-        loop.llm.ask.CHUNK = self.before[1]
+        loop.llm.ask.CHUNK, loop.llm.new_examples.TRIED_FROM = self.before[1:]
         self.folder.cleanup()
 
     @initialize(
@@ -136,7 +137,7 @@ class Campaign(RuleBasedStateMachine):
         early_stop=st.booleans(),
         judged=st.booleans(),
         check_frac=st.sampled_from([0.0, 0.25, 0.5]),
-        refresh=st.sampled_from(["never", "round"]),
+        refresh=st.sampled_from(["never", "better", "round"]),
         calibrate=st.sampled_from(["none", "contextual"]),
         validates=st.booleans(),
         streams=st.booleans(),

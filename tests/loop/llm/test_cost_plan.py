@@ -99,8 +99,10 @@ def test_recorded_labels_are_free(tmp_path):
 
 def test_refreshed_examples_are_planned_for(tmp_path):
     told = plan(campaign(tmp_path, refresh="round"))
-    assert told.every_round
     assert "each later round asks every text again" in "\n".join(plan_lines(told))
+    (tmp_path / "a").mkdir()
+    told = plan(campaign(tmp_path / "a", refresh="better"))
+    assert "asks every text again if they are better" in "\n".join(plan_lines(told))
 
 
 def test_the_plan_in_words(tmp_path):
