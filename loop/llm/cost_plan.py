@@ -165,9 +165,10 @@ def plan_lines(plan: Plan) -> list[str]:
     money = f"${plan.usd:,.2f} (${plan.usd_uncached:,.2f} without the cache)"
     if plan.usd_uncached == 0:
         money = "none (annotator.usd_per_million_tokens is 0)"
+    calls = f"at most {plan.calls:,}" if plan.refresh == "better" else f"{plan.calls:,}"
     lines = [
         f"Texts:   {plan.texts:,}, {plan.variants} prompts, at most {per_text:.2f} calls a text",
-        f"Calls:   {plan.calls:,} to make, {plan.stored:,} answers are stored",
+        f"Calls:   {calls} to make, {plan.stored:,} answers are stored",
         f"Tokens:  about {plan.tokens:,}, counted {plan.counted}",
         f"Cache:   prompts begin alike, which saves {100 * saved:.0f} %"
         f" of {plan.tokens_uncached:,} tokens where the server caches prefixes",

@@ -102,7 +102,9 @@ def test_refreshed_examples_are_planned_for(tmp_path):
     assert "each later round asks every text again" in "\n".join(plan_lines(told))
     (tmp_path / "a").mkdir()
     told = plan(campaign(tmp_path / "a", refresh="better"))
-    assert "asks every text again if they are better" in "\n".join(plan_lines(told))
+    lines = "\n".join(plan_lines(told))
+    assert "asks every text again if they are better" in lines
+    assert f"at most {told.calls:,} to make" in lines
 
 
 def test_the_plan_in_words(tmp_path):
