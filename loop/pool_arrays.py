@@ -18,7 +18,12 @@ from loop.llm.calibration import View, choose_view
 from loop.llm.states import KeptStates, StateFile, kept_states
 from loop.llm.votes import LlmVotes, read_votes
 from loop.ports import FloatArray, IntArray
-from loop.student.kept_vectors import item_embeddings, item_neighbours, item_students
+from loop.student.kept_vectors import (
+    item_embeddings,
+    item_neighbours,
+    item_students,
+    kept_judges,
+)
 from strategies.needs import BY_NEIGHBOURS
 from strategies.pool import Neighbours, Pool, Vectors
 
@@ -96,7 +101,24 @@ def pool_arrays(
 
         rng = stream("states", round_.seed, round_.number)
         pool = replace(pool, p_gold=gold_students(pool, rng=rng))
+        pool = replace(pool, p_tuned=_judged_before(ctx, round_, items, pool))
     return Arrays(items, votes, pool, view, states.news)
+
+
+def _judged_before(
+    ctx: Context, round_: Round, items: Sequence[ItemKey], pool: Pool
+) -> FloatArray | None:
+    """(n, k) what fine-tuned judges of the round before said of the labels, if it had any.
+
+    Of texts that have come since, the quick students' opinion.
+    """
+    before = [r for r in ctx.store.rounds(ctx.name) if r.number == round_.number - 1]
+    if not ctx.config.strategy.judged or not before or before[0].number < 1:
+        return None
+    said = kept_judges(ctx, items, before[0], pool.k)
+    if said is None or pool.p_student is None:
+        return None
+    return np.where(np.isfinite(said), said, pool.p_student.mean(axis=0))
 
 
 def gold_classes(ctx: Context, items: Sequence[ItemKey]) -> IntArray:

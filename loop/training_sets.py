@@ -29,7 +29,7 @@ from loop.llm.votes import read_votes, widened
 from loop.money import why_nothing_to_buy
 from loop.ports import FloatArray, KnownTexts, SeedResult, TrainingSet
 from loop.student.cross_fit import FOLDS, cross_fit
-from loop.student.kept_vectors import made_once
+from loop.student.kept_vectors import judges_of, made_once
 from loop.student.learning_rate import config_folder, fitting_rate
 from loop.student.nothing_learned import NothingLearned, answers_told, checked, has_learned
 
@@ -171,7 +171,8 @@ def fit_seeds(
 def tuned_opinions(ctx: Context, round_: Round, labels: LabelSet) -> FloatArray | None:
     """(n, k) what fine-tuned students say of the texts whose labels they did not learn.
 
-    The last ones are kept, so that a repair that is run again does not train again.
+    They are kept, so that a repair that is run again does not train again, and for the next round's
+    suspicion.
 
     Args:
         labels: gold, and mended labels elsewhere.
@@ -183,6 +184,7 @@ def tuned_opinions(ctx: Context, round_: Round, labels: LabelSet) -> FloatArray 
         StudentError: training failed.
     """
     n, k = labels.y.shape
+    ids = np.array(labels.ids, dtype="S")
     what = f"Round {round_.number}: training judges of the labels"
 
     def train() -> dict[str, NDArray[Any]]:
@@ -200,20 +202,21 @@ def tuned_opinions(ctx: Context, round_: Round, labels: LabelSet) -> FloatArray 
                 progress=progress,
                 say=lambda line: ctx.say(f"{what}. {line}"),
             )
-        return {"probs": np.empty((0, k)) if probs is None else probs}
+        return {"ids": ids, "probs": np.empty((0, k)) if probs is None else probs}
 
-    def fits(probs: NDArray[Any]) -> bool:
-        return probs.shape in ((n, k), (0, k)) and bool(np.isfinite(probs).all())
+    def fits(ids: NDArray[Any], probs: NDArray[Any]) -> bool:
+        right = len(ids) == n and probs.shape in ((n, k), (0, k))
+        return right and bool(np.isfinite(probs).all())
 
     dev = "".join(f"{i.id}={i.known_label};" for i in _dev_items(ctx))
     made_of = [
-        np.array(labels.ids, dtype="S"),
+        ids,
         labels.y,
         labels.weight,
         np.array([round_.seed, round_.number]),
         np.array(dev.encode(), dtype="S"),
     ]
-    probs = made_once(ctx, "label-judges", made_of, train, fits)["probs"]
+    probs = made_once(ctx, judges_of(round_), made_of, train, fits)["probs"]
     if not len(probs):
         ctx.say(
             f"{what}: not every student learned something, so that labels are repaired without"

@@ -31,6 +31,8 @@ class Policy:
         repair: what becomes of the items that no human saw.
         tuned: whether fine-tuned students judge labels for repair, as ``strategy.repair_students``
             has it; only for a learner that fine-tunes.
+        judged_suspects: whether judges of the round before have a say in who is suspect, as in a
+            campaign; needs ``tuned``.
         same_text: cosine from which two texts of a batch count as the same.
         min_class_frac: share of the suspects that every predicted class gets at least.
         ranker: instead of signals.
@@ -47,6 +49,7 @@ class Policy:
     guard: bool = False
     repair: Mode = "keep"
     tuned: bool = False
+    judged_suspects: bool = False
     same_text: float | None = None
     min_class_frac: float = 0.0
     ranker: Ranker | None = None
@@ -88,6 +91,7 @@ DEFAULT = Policy(("learned_error",), audit_frac=0.5, spread_audit=True, guard=Tr
 POLICIES: dict[str, Policy] = {
     "goldloop": DEFAULT,
     "goldloop-fine-tuned": replace(DEFAULT, tuned=True),
+    "goldloop-judged": replace(DEFAULT, tuned=True, judged_suspects=True),
     "goldloop-no-repair": replace(DEFAULT, repair="keep"),
     "goldloop-calibrated": replace(DEFAULT, signals=("entropy_calibrated",)),
     "goldloop-fusion": replace(DEFAULT, signals=FUSED),

@@ -91,6 +91,9 @@ def replay(
         size = budget * (number + 1) // rounds - budget * number // rounds
         rng = np.random.default_rng([*seed, number])
         pool = _pool(data, gold, pi, policy, shared, rng)
+        if policy.judged_suspects and number:
+            deal = np.random.default_rng([*seed, number, 1])
+            pool = replace(pool, p_tuned=_judged(pool, policy, _asked(judge), deal))
         candidates = np.flatnonzero(gold < 0)
         batch, suspicion, signals = _choose(
             data, pool, policy, candidates, size, seen, shared, rng, cover=cover
@@ -145,12 +148,26 @@ def mended(
     pool = _pool(data, gold, inclusion_prob, policy, shared, rng)
     repaired = repair(pool, policy.repair, rng=rng)
     if policy.tuned:
-        if judge is None:
-            raise ValueError("fine-tuned students judge labels only beside a fine-tuned learner")
-        judged = judge(repaired.y, repaired.weight)
+        judged = _asked(judge)(repaired.y, repaired.weight)
         if judged is not None:
             repaired = repair(replace(pool, p_tuned=judged), policy.repair, rng=rng)
     return repaired.y, repaired.weight
+
+
+def _asked(judge: Judge | None) -> Judge:
+    if judge is None:
+        raise ValueError("fine-tuned students judge labels only beside a fine-tuned learner")
+    return judge
+
+
+def _judged(
+    pool: Pool, policy: Policy, judge: Judge, rng: np.random.Generator
+) -> FloatArray | None:
+    """(n, k) what fine-tuned students say of the labels as they are mended so far."""
+    from strategies.repair import repair
+
+    repaired = repair(pool, policy.repair, rng=rng)
+    return judge(repaired.y, repaired.weight)
 
 
 def _pool(

@@ -25,6 +25,7 @@ from strategies.pool import FloatArray, IntArray, Neighbours, Vectors, all_finit
 
 EMBEDDED_AT_ONCE = 50_000  # texts whose embeddings are in memory in float32
 LARGEST = float(np.finfo(np.float16).max)
+AGAIN = "They are computed again."
 FORM = 1  # raise it when neighbours or students of the same embeddings change
 
 Arrays = dict[str, NDArray[Any]]
@@ -138,6 +139,37 @@ def item_students(
     return kept["probs"].astype(np.float64)
 
 
+def kept_judges(
+    ctx: Context, items: Sequence[Item | ItemKey], round_: Round, k: int
+) -> FloatArray | None:
+    """(n, k) what a round's judges said of n items, a row of NaN where they said nothing.
+
+    Returns:
+        None where no judge learned anything, or where nothing sound is kept, which is said.
+    """
+    path, what = _path(ctx, judges_of(round_)), "opinions of the judges"
+    without = f"Suspicion goes without what they said in round {round_.number}."
+    kept = _kept(ctx, path, what, then=without)
+    if kept is None:
+        if not path.exists():
+            _say_unusable(ctx, path, what, "they are missing", then=without)
+        return None
+    ids, probs = np.array(kept.get("ids", []), dtype="S"), kept.get("probs", np.empty(0))
+    if probs.shape == (0, k):
+        return None
+    right = probs.shape == (len(ids), k) and probs.dtype.str == "<f8" and len(ids) > 0
+    if not right or not np.allclose(probs.sum(axis=1), 1.0) or (probs < 0).any():
+        _say_unusable(ctx, path, what, "it is damaged, or of other labels", then=without)
+        return None
+    place = _places(ids, _ids(items))
+    return np.where(place[:, None] >= 0, probs[place], np.nan).astype(np.float64)
+
+
+def judges_of(round_: Round) -> str:
+    """The name by which the opinions of a round's judges are kept, see ``made_once``."""
+    return f"label-judges-{round_.number}-{round_.seed}"
+
+
 def made_once(
     ctx: Context,
     what: str,
@@ -230,8 +262,12 @@ def _kept_embeddings(ctx: Context, path: Path) -> tuple[Ids, Half]:
     return nothing
 
 
-def _kept(ctx: Context, path: Path, what: str) -> Arrays | None:
-    """The arrays of a file, mapped; None where there is no sound one."""
+def _kept(ctx: Context, path: Path, what: str, *, then: str = AGAIN) -> Arrays | None:
+    """The arrays of a file, mapped; None where there is no sound one.
+
+    Args:
+        then: what happens without it.
+    """
     if not path.exists():
         return None
     try:
@@ -241,7 +277,7 @@ def _kept(ctx: Context, path: Path, what: str) -> Arrays | None:
                 for info in archive.infolist()
             }
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile):
-        _say_unusable(ctx, path, what, "it is damaged")
+        _say_unusable(ctx, path, what, "it is damaged", then=then)
         return None
 
 
@@ -272,8 +308,8 @@ def _mapped(file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
     return np.asarray(np.memmap(file, dtype, "r", begins, shape))
 
 
-def _say_unusable(ctx: Context, path: Path, what: str, problem: str) -> None:
-    ctx.say(f"The {what} kept in {path} cannot be used: {problem}. They are computed again.")
+def _say_unusable(ctx: Context, path: Path, what: str, problem: str, *, then: str = AGAIN) -> None:
+    ctx.say(f"The {what} kept in {path} cannot be used: {problem}. {then}")
 
 
 def _keep(ctx: Context, path: Path, what: str, **arrays: NDArray[Any]) -> bool:

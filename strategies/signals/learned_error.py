@@ -37,7 +37,9 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
 
     Without gold it is the fused ranks of what speaks against the label: its calibrated
     probability, other votes, neighbours and out-of-fold students. With gold P(label wrong) by
-    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 20).
+    ``class_posterior`` joins them; g gold labels give it a share of g / (g + 20). Where fine-tuned
+    students learned mended labels (``pool.p_tuned``), they stand in for those of the embeddings,
+    and P(label wrong) is the mean of the posterior's and their own.
 
     Args:
         pool: uses everything it has; an item's own gold never enters its own score.
@@ -46,6 +48,8 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     Returns:
         (n,) in [0, 1].
     """
+    if pool.p_tuned is not None:
+        pool = replace(pool, p_student=pool.p_tuned[None])
     evidence = blind_evidence(pool)
     signals = {"label_doubt": label_doubt(pool, rng)}
     if pool.probs.shape[1] > 1:
@@ -59,6 +63,8 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     if not g:
         return against
     posterior = _posterior(pool, evidence, rng=rng)
+    if pool.p_tuned is not None:
+        posterior = (posterior + pool.p_tuned) / 2
     p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
     # Values, not ranks: an item's own gold moves the others' P(wrong), and so its rank.
     trust = g / (g + BELIEVED_FROM)

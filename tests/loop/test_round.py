@@ -506,6 +506,29 @@ def test_fine_tuned_students_judge_the_labels_once_a_round(tmp_path, monkeypatch
     np.testing.assert_array_equal(again.probs, ctx.store.all_training_labels(2).probs)
 
 
+def test_the_next_rounds_suspicion_hears_the_judges(tmp_path):
+    """And is what it would be without them where their file is lost, which is said."""
+    scores = {}
+    for name, strategy in (("plain", {}), ("judged", FINE_TUNED), ("lost", FINE_TUNED)):
+        said = []
+        ctx = make_small(tmp_path / name, strategy=strategy)
+        ctx.parts, ctx.say = replace(ctx.parts, student=Judges), said.append
+        while run_round(ctx).stage != "done":
+            pass
+        if name == "lost":
+            for path in (ctx.config.out / "cache").glob("label-judges-*"):
+                path.unlink()
+        while run_round(ctx).stage != "done":
+            pass
+        scores[name] = [ctx.store.all_scores(number).suspicion for number in (1, 2)]
+        told = [line for line in said if "Suspicion goes without what they said in round 1" in line]
+        assert bool(told) == (name == "lost")
+    for name in ("judged", "lost"):
+        np.testing.assert_array_equal(scores[name][0], scores["plain"][0])
+    np.testing.assert_array_equal(scores["lost"][1], scores["plain"][1])
+    assert not np.allclose(scores["judged"][1], scores["plain"][1])
+
+
 def test_labels_are_repaired_without_judges_that_learned_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Judges, "blind", True)
     plain, said = make_small(tmp_path / "plain", rounds=ONE_ROUND), []

@@ -8,7 +8,12 @@ from loop.errors import StudentError
 from loop.pool_arrays import pool_arrays
 from loop.round import run_round
 from loop.student import kept_vectors
-from loop.student.kept_vectors import item_embeddings, item_neighbours, item_students
+from loop.student.kept_vectors import (
+    item_embeddings,
+    item_neighbours,
+    item_students,
+    kept_judges,
+)
 from strategies.signals import students
 from strategies.signals.neighbours import find_neighbours
 from tests.support.campaigns import make
@@ -179,3 +184,43 @@ def test_an_encoder_that_sees_no_difference_between_texts_is_named(tmp_path, mon
     ctx.student.revision = "another"
     run_round(ctx)
     assert ctx.store.last_round("c").stage == "done"
+
+
+def test_opinions_of_judges_are_read_by_text_and_nothing_else_passes_for_them(tmp_path):
+    ctx = make(tmp_path, strategy={"repair": "soft", "repair_students": "fine-tuned"})
+    round_, said = run_round(ctx), []
+    ctx.say = said.append
+    items, k = ctx.store.items("c", "pool"), len(ctx.config.labels)
+    opinions = kept_judges(ctx, items, round_, k)
+    assert opinions.shape == (len(items), k)
+    np.testing.assert_array_equal(kept_judges(ctx, items[::-1], round_, k), opinions[::-1])
+
+    (path,) = _files(ctx, "label-judges")
+    with np.load(path) as kept:
+        held = dict(kept)
+    few = {"ids": held["ids"][5:], "probs": held["probs"][5:]}  # five texts have come since
+    path.unlink()
+    np.savez(path, **few)
+    known = np.isfinite(kept_judges(ctx, items, round_, k)).all(axis=1)
+    assert (~known).sum() == 5
+    np.savez(path, ids=held["ids"], probs=np.empty((0, k)))  # no judge learned anything
+    assert kept_judges(ctx, items, round_, k) is None
+    assert not said
+    for probs in (
+        held["probs"][1:],
+        held["probs"][:, 1:],
+        held["probs"] * 2,
+        -held["probs"],
+        np.full_like(held["probs"], np.nan),
+        held["probs"].astype("S"),
+        held["probs"][0],
+    ):
+        np.savez(path, ids=held["ids"], probs=probs)
+        assert kept_judges(ctx, items, round_, k) is None
+        assert "it is damaged, or of other labels" in said.pop()
+    path.write_bytes(b"PK")
+    assert kept_judges(ctx, items, round_, k) is None
+    assert "it is damaged. Suspicion goes without what they said in round 1" in said.pop()
+    path.unlink()
+    assert kept_judges(ctx, items, round_, k) is None
+    assert "they are missing" in said.pop()

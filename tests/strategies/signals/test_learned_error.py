@@ -101,3 +101,20 @@ def test_twenty_gold_labels_find_the_errors_of_which_the_llm_is_sure(seed):
     known = np.isin(np.arange(n), rng.permutation(n)[:20])
     taught = replace(pool, gold=np.where(known, truth, -1))
     assert found(replace(taught, p_gold=gold_students(taught, rng=rng))) > 0.7
+
+
+def test_judges_that_see_the_truth_find_what_quick_students_vouch_for(rng):
+    pool, truth = opinion_pool(rng, gold=40)
+    vouching = 0.8 * np.eye(3)[pool.y_llm] + 0.2 / 3
+    seeing = 0.8 * np.eye(3)[truth] + 0.2 / 3
+    fooled = replace(pool, p_student=vouching[None])
+    wrong, unseen = pool.y_llm != truth, pool.gold < 0
+
+    def found(pool):
+        suspicion = np.where(unseen, learned_error(pool, np.random.default_rng(1)), -1.0)
+        return wrong[np.argsort(-suspicion)[:50]].mean()
+
+    judged = replace(fooled, p_tuned=seeing)
+    assert found(judged) > 0.95 > found(fooled)
+    blind = np.full_like(pool.gold, -1)  # they have a say without gold too
+    assert found(replace(judged, gold=blind)) > found(replace(fooled, gold=blind))
