@@ -38,7 +38,7 @@ model = "smollm2-135m"        # embedded; or the folder or hub name of a causal 
 
 [prompt]
 shots = 3                     # examples in each prompt
-variants = 3                  # prompts with different examples; 1 is cheapest, 5 sees more flips
+variants = 3                  # prompts that vote, with different examples; 8 are right more often
 # calls_per_item = 0          # 0: every prompt for every text; 1.5: only where a flip is likely,
                               # for half the price or less, but labels gain less from the votes
 calibrate = "batch"           # corrects the LLM's bias for some labels; "none" keeps raw answers,
