@@ -33,7 +33,7 @@ from strategies.estimate import (
 )
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
-from strategies.signals.learned_error import class_posterior
+from strategies.signals.learned_error import probability_wrong
 
 BINS = 5
 BOOTSTRAP = 500
@@ -132,8 +132,7 @@ def predictor_metrics(
         return Predictor(0, learned_from)
     if (pool.gold[rows] >= 0).any():
         raise ValueError("the predictor must not have seen the gold that it is judged by")
-    posterior = class_posterior(pool, rng=rng)
-    p_wrong = 1.0 - posterior[rows, pool.y_llm[rows]]
+    p_wrong = probability_wrong(pool, rng=rng)[rows]
     wrong = gold[rows] != pool.y_llm[rows]
     pi = np.ones(len(rows)) if pool.inclusion_prob is None else pool.inclusion_prob[rows]
     weight = 1.0 / pi

@@ -38,8 +38,7 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     Without gold it is the fused ranks of what speaks against the label: its calibrated
     probability, other votes, neighbours and out-of-fold students. With gold P(label wrong) by
     ``class_posterior`` joins them; g gold labels give it a share of g / (g + 20). Where fine-tuned
-    students learned mended labels (``pool.p_tuned``), they stand in for those of the embeddings,
-    and P(label wrong) is the mean of the posterior's and their own.
+    students learned mended labels (``pool.p_tuned``), they stand in for those of the embeddings.
 
     Args:
         pool: uses everything it has; an item's own gold never enters its own score.
@@ -48,8 +47,7 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     Returns:
         (n,) in [0, 1].
     """
-    if pool.p_tuned is not None:
-        pool = replace(pool, p_student=pool.p_tuned[None])
+    pool = _as_judged(pool)
     evidence = blind_evidence(pool)
     signals = {"label_doubt": label_doubt(pool, rng)}
     if pool.probs.shape[1] > 1:
@@ -62,13 +60,35 @@ def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
     g = int((pool.gold >= 0).sum())
     if not g:
         return against
-    posterior = _posterior(pool, evidence, rng=rng)
-    if pool.p_tuned is not None:
-        posterior = (posterior + pool.p_tuned) / 2
-    p_wrong = 1.0 - posterior[np.arange(pool.n), pool.y_llm]
+    p_wrong = probability_wrong(pool, rng=rng, evidence=evidence)
     # Values, not ranks: an item's own gold moves the others' P(wrong), and so its rank.
     trust = g / (g + BELIEVED_FROM)
     return clip_unit(trust * p_wrong + (1.0 - trust) * against)
+
+
+def probability_wrong(
+    pool: Pool, *, rng: np.random.Generator, evidence: FloatArray | None = None
+) -> FloatArray:
+    """P(the label in use is wrong | all that is known of an item).
+
+    Args:
+        pool: as for ``class_posterior``; where it has ``p_tuned`` they stand in for the quick
+            students, and the answer is the mean of the posterior's and their own.
+        rng: deals the gold items into folds.
+        evidence: of ``blind_evidence``, where it is at hand.
+
+    Returns:
+        (n,) in [0, 1].
+    """
+    posterior = class_posterior(_as_judged(pool), rng=rng, evidence=evidence)
+    if pool.p_tuned is not None:
+        posterior = (posterior + pool.p_tuned) / 2
+    return np.asarray(1.0 - posterior[np.arange(pool.n), pool.y_llm])
+
+
+def _as_judged(pool: Pool) -> Pool:
+    """With the fine-tuned judges' opinion in place of the quick students'."""
+    return pool if pool.p_tuned is None else replace(pool, p_student=pool.p_tuned[None])
 
 
 def class_posterior(

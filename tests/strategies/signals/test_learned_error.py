@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
-from strategies.signals.learned_error import class_posterior, learned_error
+from strategies.signals.learned_error import class_posterior, learned_error, probability_wrong
 from strategies.signals.students import gold_students
 
 
@@ -118,3 +118,6 @@ def test_judges_that_see_the_truth_find_what_quick_students_vouch_for(rng):
     assert found(judged) > 0.95 > found(fooled)
     blind = np.full_like(pool.gold, -1)  # they have a say without gold too
     assert found(replace(judged, gold=blind)) > found(replace(fooled, gold=blind))
+    foreseen = [probability_wrong(p, rng=np.random.default_rng(1)) for p in (judged, fooled)]
+    errors = [np.mean((p[unseen] - wrong[unseen]) ** 2) for p in foreseen]
+    assert errors[0] < errors[1] / 2
