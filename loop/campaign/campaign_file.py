@@ -62,8 +62,8 @@ calibrate = "batch"           # corrects the LLM's bias for some labels; "none" 
 # entropy, margin, flip_rate, vote_entropy, random, …: several are fused by rank
 signals = ["learned_error"]
 repair = "soft"               # or keep, weight, drop, relabel, for texts that no human saw
-repair_students = "fine-tuned"  # five more trainings a round judge the labels: more are right for
-                              # the same gold, more suspects wrong; "frozen" saves that time
+repair_students = "fine-tuned"  # five more trainings a round judge the labels, so that more of
+                              # them are right for the same gold; "frozen" saves that time
 
 [budget]
 labels = {budget:<21}# texts that may be sent to people
