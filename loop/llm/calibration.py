@@ -1,9 +1,9 @@
 """Which view of the LLM's answers is used, and why: raw, calibrated, or fitted to gold.
 
-Batch calibration assumes a class mix. Once the random audit has brought enough gold, the mix is
-estimated from it, harm to accuracy or to the Brier score switches the calibration off, and, if the
-campaign asks for it (``prompt.calibrate = "gold"``), a scaling is fitted to it, under the same
-guard. Raw answers stay in the store.
+Batch calibration assumes a class mix. Once the random audit has brought enough gold, the mix moves
+half way to the one that it says. Harm to accuracy or to the Brier score switches the calibration
+off. If the campaign asks for it (``prompt.calibrate = "gold"``), a scaling is fitted to gold, under
+the same guard. Raw answers stay in the store.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from strategies.calibrate import (
 
 PRIOR_FROM = 20  # audit gold from which the class mix is estimated and harm is tested
 SCALE_FROM = 100  # audit gold from which a scaling is fitted
+BY_GOLD = 0.5  # by the whole mix, an unsure LLM's labels bury the rare classes
 PSEUDO = 3.0  # gold labels per class assumed beforehand: few audit labels are not the whole truth
 HARM_LEVEL = 0.05
 
@@ -92,14 +93,18 @@ def choose_view(
         view = View("contextual", "", votes.posterior, _contextual_prior(votes, stated))
         return _unharmed(view, raw, votes, np.where(sample, gold, -1))
     k = raw.shape[1]
+    before = np.full(k, 1.0 / k) if stated is None else stated
     prior = prior_from_gold(
         np.where(votes.answered, gold, -1), inclusion_prob, k, pseudo=PSEUDO, towards=stated
     )
+    prior = (1.0 - BY_GOLD) * before + BY_GOLD * prior
     batch = _posterior(votes, batch_calibrate(votes.probs, prior))
     shares = ", ".join(
         f"{name} {100 * p:.0f} %" for name, p in zip(config.label_names, prior, strict=True)
     )
-    view = View("batch", f"class mix from {n} audit labels: {shares}", batch, prior)
+    other = "an even one" if stated is None else "the stated one"
+    reason = f"class mix half way from {other} to that of {n} audit labels: {shares}"
+    view = View("batch", reason, batch, prior)
     view = _unharmed(view, raw, votes, np.where(sample, gold, -1))
     if wanted == "gold" and n >= SCALE_FROM:
         view = _scaled(view, votes, np.where(sample, gold, -1), rng)

@@ -17,11 +17,15 @@ from strategies.calibrate import batch_calibrate, contextual_calibrate
 RELIABILITY_PLOT = plots._reliability  # which most tests leave out
 
 
-def world(n=600, rare=0.1, seed=0):
-    """An LLM that is right to find one class rare: a flat mix would spoil its labels."""
+def world(n=600, rare=0.1, seed=0, bias=0.0):
+    """An LLM that is right to find one class rare, so that a flat mix would spoil its labels.
+
+    Args:
+        bias: log odds by which it sees too much of that class.
+    """
     rng = np.random.default_rng(seed)
     gold = (rng.random(n) < rare).astype(np.int64)
-    lead = np.where(gold == 1, 0.4, -3.0) + rng.normal(0, 1.0, n)
+    lead = bias + np.where(gold == 1, 0.4, -3.0) + rng.normal(0, 1.0, n)
     p = 1 / (1 + np.exp(-lead))
     probs = np.stack([1 - p, p], axis=1)[:, None, :]
     posterior = batch_calibrate(probs)[:, 0]
@@ -52,13 +56,34 @@ def test_without_audit_gold_the_stated_view_stays(tmp_path):
     assert (view.name, view.reason) == ("raw", "")
 
 
-def test_the_class_mix_is_taken_from_audit_gold_and_mends_the_labels(tmp_path):
-    gold, votes = world()
+def test_the_class_mix_moves_half_way_to_that_of_audit_gold_and_mends_the_labels(tmp_path):
+    gold, votes = world(bias=3.0)
     view, _ = view_of(tmp_path, gold, votes, 80)
     assert view.name == "batch"
-    assert view.reason.startswith("class mix from 80 audit labels: bad ")
-    assert view.prior[1] == pytest.approx(0.1, abs=0.06)
+    start = "class mix half way from an even one to that of 80 audit labels: bad "
+    assert view.reason.startswith(start)
+    assert view.prior[1] == pytest.approx((0.5 + 0.1) / 2, abs=0.03)
+    raw = votes.probs[:, 0]
     assert accuracy(view.posterior, gold) > accuracy(votes.posterior, gold) + 0.1
+    assert accuracy(view.posterior, gold) > accuracy(raw, gold) + 0.2
+    # The whole mix would bury the rare class.
+    whole = batch_calibrate(votes.probs, np.array([0.9, 0.1]))[:, 0]
+    found = [(p.argmax(axis=1) == 1)[gold == 1].mean() for p in (view.posterior, whole)]
+    assert found[0] > found[1] + 0.05
+
+
+def test_a_stated_class_mix_is_where_it_starts_from(tmp_path):
+    gold, votes = world(bias=3.0)
+    view, _ = view_of(tmp_path, gold, votes, 80, class_prior={"bad": 0.9, "good": 0.1})
+    assert "half way from the stated one to that of 80 audit labels" in view.reason
+    assert view.prior[1] == pytest.approx(0.1, abs=0.03)
+
+
+def test_an_llm_that_knows_the_mix_is_left_as_it_is(tmp_path):
+    gold, votes = world()
+    view, _ = view_of(tmp_path, gold, votes, 80)
+    assert view.name == "raw"
+    assert accuracy(view.posterior, gold) > accuracy(votes.posterior, gold) + 0.08
 
 
 def test_batch_calibration_that_harms_is_switched_off_and_says_why(tmp_path):
@@ -198,12 +223,12 @@ def test_a_campaign_tells_its_view_in_the_audit_trail_and_the_report(tmp_path, m
     with ctx.store.transaction() as session:
         events = session.exec(select(Event).where(Event.command == "calibration")).all()
     assert [(e.what, e.detail["round"]) for e in events] == [("batch", 2)]
-    assert "class mix from 24 audit labels" in events[0].detail["reason"]
+    assert "to that of 24 audit labels" in events[0].detail["reason"]
     view = campaign_view(ctx.config, ctx.store)
     assert view.calibration is not None
     assert view.calibration.n == 48
     monkeypatch.setattr("loop.report.plots._reliability", RELIABILITY_PLOT)
     page = render(view)
     assert "Expected calibration error" in page
-    assert "class mix from 24 audit labels" in page
+    assert "to that of 24 audit labels" in page
     assert 'aria-label="Share of right labels over the LLM' in page
