@@ -31,8 +31,8 @@ class Policy:
         repair: what becomes of the items that no human saw.
         tuned: whether fine-tuned students judge labels for repair, as ``strategy.repair_students``
             has it; only for a learner that fine-tunes.
-        judged_suspects: whether judges of the round before have a say in who is suspect, as in a
-            campaign; needs ``tuned``.
+        judged_suspects: whether judges of the round before have a say in who is suspect, as they
+            have in a campaign; only for a learner that fine-tunes.
         same_text: cosine from which two texts of a batch count as the same.
         min_class_frac: share of the suspects that every predicted class gets at least.
         ranker: instead of signals.

@@ -74,7 +74,7 @@ def prompts_of_round(
 
     Args:
         show: of a title and a number of steps.
-        say: told what the trial showed.
+        say: told what the trial showed, or why there is none.
 
     Raises:
         ConfigError: as ``plan_variants``.
@@ -88,6 +88,10 @@ def prompts_of_round(
         return freeze_variants(config, store, revision, round_number=round_number)
     items, gold = _labelled_at_random(config, store)
     if len(items) < TRIED_FROM:
+        say(
+            f"Round {round_number}: the prompts stay. Other examples are tried once people have"
+            f" labelled {TRIED_FROM} texts that were drawn at random (now {len(items)})."
+        )
         return held
     with show(f"Round {round_number}: trying other examples", len(items) * len(fresh)) as progress:
         take_votes(config, store, annotator, items, fresh, progress=progress)
@@ -111,7 +115,7 @@ def compare(new: FloatArray, held: FloatArray, gold: IntArray) -> Tried | None:
     n = int(both.sum())
     if n < 2:
         return None
-    said, truth = (np.stack([new[both], held[both]]), gold[both])
+    said, truth = np.stack([new[both], held[both]]), gold[both]
     likely = np.log(np.maximum(said[:, np.arange(n), truth], FLOOR))
     gains = likely[0] - likely[1]
     right, before = (said.argmax(axis=2) == truth).mean(axis=1)
