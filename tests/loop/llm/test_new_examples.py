@@ -112,8 +112,8 @@ def test_few_labels_are_no_trial(tmp_path):
     run_round(ctx)
     assert not later_calls(ctx)
     assert [line for line in news if "xamples" in line] == [
-        "Round 2: the prompts stay. Other examples are tried once people have labelled 20 texts that"
-        " were drawn at random (now 10)."
+        "Round 2: the prompts stay. Other examples are tried once people have labelled 20 texts"
+        " that were drawn at random (now 10)."
     ]
 
 
