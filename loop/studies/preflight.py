@@ -89,6 +89,7 @@ def preflight(
         column = config.raters.ratings_column
         if not any(r.meta.get(column) for r in rows):
             wrong.append(f"raters.ratings_column {column!r} holds no ratings; name another column.")
+    wrong += _unpaid(config)
     plan, twins = None, 0
     told: list[str] = []
     if not wrong:
@@ -244,6 +245,17 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
 
 def _excerpt(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:59]}…")
+
+
+def _unpaid(config: Config) -> Iterator[str]:
+    answers, budget = config.people.panel.first, config.budget
+    price = answers * budget.usd_per_label
+    if budget.usd is not None and price > budget.usd:
+        yield (
+            f"budget.usd = {budget.usd:.2f} does not pay for a single text: answers per text"
+            f" {answers}, which cost ${price:,.2f} by budget.usd_per_label. Raise budget.usd, or"
+            " lower budget.usd_per_label or people.overlap."
+        )
 
 
 def _money(config: Config, plan: Plan | None) -> Iterator[str]:

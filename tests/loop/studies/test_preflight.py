@@ -164,6 +164,14 @@ def test_texts_that_say_nearly_the_same_are_counted_before_people_read_them(tmp_
     assert "2 of the texts to label say nearly the same as another one" in line
 
 
+@pytest.mark.parametrize(("usd", "overlap", "paid"), [(0.2, 2, True), (0.19, 2, False)])
+def test_money_that_does_not_pay_for_a_single_text_is_refused(tmp_path, usd, overlap, paid):
+    money = {"labels": 30, "usd": usd, "usd_per_label": 0.1}
+    found = looked_at(tmp_path, texts(400), budget=money, people={"overlap": overlap})
+    assert [e for e in found.errors if "does not pay for a single text" in e] == list(found.errors)
+    assert (not found.errors) == paid
+
+
 def test_what_will_happen_is_told(tmp_path):
     said = {"llm": Counter({"bad": 3, "good": 6, "": 1})}
     money = {"labels": 30, "usd_per_label": 0.1}
