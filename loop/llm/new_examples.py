@@ -53,9 +53,10 @@ class Tried:
 
     def told(self) -> str:
         """For people to read."""
-        shares = f"{100 * self.right:.0f} % of {self.n} texts that people labelled"
-        line = f"other examples were tried: the LLM is right on {shares}, before on"
-        line = f"{line} {100 * self.before:.0f} %."
+        line = (
+            f"other examples were tried on {self.n} texts that people labelled: the LLM is right on"
+            f" {100 * self.right:.0f} % of them, before on {100 * self.before:.0f} %."
+        )
         if self.better:
             return f"{line} They answer better, so every text is asked again."
         return f"{line} That is not clearly better, so the prompts stay and no text is asked again."

@@ -252,9 +252,9 @@ def _unpaid(config: Config) -> Iterator[str]:
     price = answers * budget.usd_per_label
     if budget.usd is not None and price > budget.usd:
         yield (
-            f"budget.usd = {budget.usd:.2f} does not pay for a single text, of which"
-            f" {answers} answer{'s' * (answers > 1)} (people.overlap) cost ${price:,.2f}. Raise"
-            " budget.usd, or lower budget.usd_per_label or people.overlap."
+            f"budget.usd = {budget.usd:.2f} does not pay for a single text, which needs {answers}"
+            f" answer{'s' * (answers > 1)} at ${budget.usd_per_label:,.2f}. Raise budget.usd, or"
+            " lower budget.usd_per_label or people.overlap."
         )
 
 

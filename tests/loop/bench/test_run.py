@@ -445,14 +445,18 @@ def test_predictions_are_kept_and_belong_to_their_label_set(tmp_path):
     assert len(calls) == 5
 
 
-def test_a_fine_tuned_encoder_judges_strategies_and_goes_on_where_it_broke_off(tiny, tmp_path):
-    data = planted(n=60, test=20, k=2)
+def worded(data):
+    """The data with texts of which an encoder can learn two classes."""
     words = ("great warm", "awful cold")
-    data = replace(
+    return replace(
         data,
         texts=[f"{words[c]} {i}" for i, c in enumerate(data.gold)],
         test_texts=[f"{words[c]} {i}" for i, c in enumerate(data.test_gold)],
     )
+
+
+def test_a_fine_tuned_encoder_judges_strategies_and_goes_on_where_it_broke_off(tiny, tmp_path):
+    data = worded(planted(n=60, test=20, k=2))
     student = tiny_student(tiny, epochs=16)
     learner = KeptPredictions(EncoderLearner(student), tmp_path)
     given = {"budgets": (0.2,), "repetitions": 1, "seeds": 2, "rounds": 1}
@@ -476,13 +480,7 @@ def test_a_fine_tuned_encoder_judges_strategies_and_goes_on_where_it_broke_off(t
 
 
 def test_judges_get_the_same_gold_and_are_kept_and_need_a_learner_that_fine_tunes(tiny, tmp_path):
-    data = planted(n=60, test=20, k=2)
-    words = ("great warm", "awful cold")
-    data = replace(
-        data,
-        texts=[f"{words[c]} {i}" for i, c in enumerate(data.gold)],
-        test_texts=[f"{words[c]} {i}" for i, c in enumerate(data.test_gold)],
-    )
+    data = worded(planted(n=60, test=20, k=2))
     student = tiny_student(tiny, epochs=16)
     learner = KeptPredictions(EncoderLearner(student), tmp_path)
     names = ["goldloop", "goldloop-fine-tuned"]
