@@ -499,9 +499,13 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     ]
     if sent:
         reasons, wrong, suspected = zip(*sent, strict=True)
-        metrics = replace(
-            metrics, suspects=suspect_metrics(reasons, np.array(wrong), np.array(suspected))
-        )
+        earlier = [
+            past.metrics.suspects
+            for past in ctx.store.rounds(ctx.name)
+            if past.number < round_.number and past.metrics and past.metrics.suspects
+        ]
+        found = suspect_metrics(reasons, np.array(wrong), np.array(suspected), earlier)
+        metrics = replace(metrics, suspects=found)
     if learns:
         predictor = predictor_metrics(
             before.pool,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from loop.bench.data_sets import BenchData
 from loop.bench.policies import Policy
+from loop.campaign.metrics import Suspects
 from loop.measure.llm_quality import suspect_metrics
 from loop.ports import FloatArray, IntArray
 
@@ -86,6 +87,7 @@ def replay(
     pi = np.ones(n)
     seen: list[tuple[dict[str, FloatArray], IntArray]] = []
     batches: list[Batch] = []
+    found: list[Suspects] = []
     rounds, cover = min(rounds, budget), False
     for number in range(rounds):
         size = budget * (number + 1) // rounds - budget * number // rounds
@@ -104,8 +106,8 @@ def replay(
         batches.append(batch)
         if policy.guard:
             wrong = data.gold[rows] != data.y_llm[rows]
-            measured = suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows])
-            cover = measured.next == "coverage"
+            found.append(suspect_metrics(batch.reason.tolist(), wrong, suspicion[rows], found))
+            cover = found[-1].next == "coverage"
     rng = np.random.default_rng([*seed, rounds])
     kept = np.eye(data.k)[np.where(gold >= 0, gold, data.y_llm)]
     if policy.only_gold:

@@ -362,15 +362,21 @@ class Wrong:
     wrong: int
     n: int
 
+    def __add__(self, other: Wrong) -> Wrong:
+        return Wrong(self.wrong + other.wrong, self.n + other.n)
+
 
 @dataclass(frozen=True)
 class Suspects:
-    """Whether a round's suspects were wrong more often than its random texts.
+    """Whether suspects were wrong more often than random texts.
 
     Attributes:
+        suspects, random: of this round.
         tried: whether suspects were sent; else the most suspect random texts stand for them.
-        ratio: of the two shares; None where too few texts tell.
-        next: what the next round's batch is made of, besides its audit.
+        ratio: of the two shares, over ``rounds`` rounds; None where too few texts tell.
+        next: what the next round's batch is made of, besides its audit, by the same rounds.
+        rounds: this one, and as many before it as small batches need.
+        together: suspects and random texts of these rounds; None: of this one alone.
     """
 
     suspects: Wrong
@@ -378,6 +384,8 @@ class Suspects:
     tried: bool
     ratio: Metric | None
     next: Literal["suspects", "coverage"]
+    rounds: int = 1
+    together: tuple[Wrong, Wrong] | None = None
 
 
 @dataclass(frozen=True)

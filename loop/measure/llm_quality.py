@@ -37,8 +37,9 @@ from strategies.signals.learned_error import probability_wrong
 
 BINS = 5
 BOOTSTRAP = 500
-MIN_COMPARED = 3
-"""Suspects, and random texts, that the next batch is decided by; a random batch does no harm."""
+MIN_COMPARED = 10
+"""Suspects, and random texts, without which nothing is said: of fewer, as many are wrong by chance
+where suspects are wrong twice as often."""
 STOP_RISK = 0.05
 """Chance of stopping too early that is shared out among all planned rounds."""
 
@@ -177,22 +178,27 @@ def _auroc(
 
 
 def suspect_metrics(
-    reason: Sequence[str], wrong: NDArray[np.bool_], suspicion: FloatArray
+    reason: Sequence[str],
+    wrong: NDArray[np.bool_],
+    suspicion: FloatArray,
+    earlier: Sequence[Suspects] = (),
 ) -> Suspects:
-    """Whether a round's suspects were wrong more often than its random texts.
+    """Whether suspects were wrong more often than random texts.
 
     A round without suspects, all of whose texts were drawn at random, compares the quarter of them
-    that it held most suspect with the others.
+    that it held most suspect with the others. A small round is taken together with those before it.
 
     Args:
         reason: (b,) why each text was sent: suspect, audit or coverage.
         wrong: (b,) whether people found the label in use wrong.
         suspicion: (b,) as of when the batch was chosen.
+        earlier: of the rounds before, oldest first.
 
     Returns:
-        ``ratio`` is None where either group has fewer than ``MIN_COMPARED`` texts or no label was
-        wrong; ``next`` is ``coverage`` where the suspects were not wrong more often, so that the
-        next round's whole batch is drawn at random, else ``suspects``.
+        ``ratio`` is None where all rounds together have fewer than ``MIN_COMPARED`` suspects or
+        random texts, or no label was wrong; ``next`` is ``coverage`` where the suspects were not
+        wrong more often, so that the next round's whole batch is drawn at random, else
+        ``suspects``.
     """
     suspect = np.array([r == "suspect" for r in reason], dtype=bool)
     others = np.array([r in ("audit", "coverage") for r in reason], dtype=bool)
@@ -201,13 +207,25 @@ def suspect_metrics(
         rows = np.flatnonzero(others)
         suspect[rows[np.argsort(-suspicion[rows], kind="stable")[: len(rows) // 4]]] = True
         others &= ~suspect
-    counts = [(int(wrong[group].sum()), int(group.sum())) for group in (suspect, others)]
-    of_suspects, of_random = (Wrong(*count) for count in counts)
-    if min(n for _, n in counts) < MIN_COMPARED or not any(w for w, _ in counts):
-        return Suspects(of_suspects, of_random, tried, None, "suspects")
-    ratio = _metric(rate_ratio(*counts[0], *counts[1]))
-    more = of_suspects.wrong * of_random.n > of_random.wrong * of_suspects.n
-    return Suspects(of_suspects, of_random, tried, ratio, "suspects" if more else "coverage")
+    of_round = [Wrong(int(wrong[group].sum()), int(group.sum())) for group in (suspect, others)]
+    (suspects, random), rounds = of_round, 1
+    for before in reversed(earlier):
+        if min(suspects.n, random.n) >= MIN_COMPARED:
+            break
+        suspects, random = suspects + before.suspects, random + before.random
+        rounds += 1
+    told = min(suspects.n, random.n) >= MIN_COMPARED and suspects.wrong + random.wrong > 0
+    more = suspects.wrong * random.n > random.wrong * suspects.n
+    counts = (suspects.wrong, suspects.n, random.wrong, random.n)
+    return Suspects(
+        of_round[0],
+        of_round[1],
+        tried,
+        _metric(rate_ratio(*counts)) if told else None,
+        "coverage" if told and not more else "suspects",
+        rounds,
+        (suspects, random) if rounds > 1 else None,
+    )
 
 
 def covers_next(rounds: Sequence[Round]) -> bool:
@@ -224,16 +242,20 @@ def suspect_line(suspects: Suspects) -> str | None:
         return None
     shares = [
         f"{100 * group.wrong / group.n:.0f} % of {group.n}"
-        for group in (suspects.suspects, suspects.random)
+        for group in suspects.together or (suspects.suspects, suspects.random)
     ]
+    begin = "The label was wrong for"
     named = ("texts sent as suspects", "drawn at random")
-    if not suspects.tried:
+    if suspects.rounds > 1:
+        begin = f"In the last {suspects.rounds} rounds together the label was wrong for"
+        named = ("texts that goldloop ranked most suspect", "random texts")
+    elif not suspects.tried:
         named = (
             "the random texts that goldloop ranked most suspect",
             "other texts, all drawn at random",
         )
     line = (
-        f"The label was wrong for {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
+        f"{begin} {shares[0]} {named[0]} and for {shares[1]} {named[1]}:"
         f" {ratio.value:.1f} times as often ({ratio.low:.1f} to {ratio.high:.1f})"
     )
     if suspects.next == "coverage":

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=bench_data.VARIANTS, help="prompt variants")
     parser.add_argument("--pool", type=int, help="texts in each pool sample (default 80 %%)")
     parser.add_argument("--student", choices=("frozen", "encoder"), default="frozen")
-    parser.add_argument("--encoder", default="minilm", help="hub name, folder, or minilm")
+    parser.add_argument("--encoder", default="minilm", help="hub name, folder, minilm, mpnet")
     parser.add_argument("--lr", type=float, default=1e-4, help="of the fine-tuned student")
     parser.add_argument("--epochs", type=int, default=3, help="of the fine-tuned student")
     parser.add_argument("--batch-size", type=int, default=16, help="of the fine-tuned student")
@@ -179,12 +179,12 @@ def student(args: argparse.Namespace) -> Learner:
     """Heads on cached embeddings, or a fine-tuned encoder whose predictions are kept."""
     if args.student == "frozen":
         return FrozenLearner()
-    from connectors.downloads.models import minilm_dir
+    from connectors.downloads.models import minilm_dir, mpnet_dir
     from loop.student.encoder_student import EncoderStudent
 
-    encoder = minilm_dir() if args.encoder == "minilm" else args.encoder
+    embedded = {"minilm": minilm_dir, "mpnet": mpnet_dir}
     fine_tuned = EncoderStudent(
-        encoder,
+        embedded[args.encoder]() if args.encoder in embedded else args.encoder,
         lr=args.lr,
         epochs=args.epochs,
         batch_size=args.batch_size,

@@ -222,7 +222,9 @@ def sent(suspects, wrong_suspects, others, wrong_others, reason="audit"):
         ((30, 4, 30, 12), "coverage", "0.4 times as often"),
         ((30, 6, 30, 6), "coverage", "whole batch is drawn at random"),
         ((30, 0, 30, 0), "suspects", None),
-        ((30, 2, 2, 2), "suspects", None),
+        ((30, 2, 9, 2), "suspects", None),
+        ((9, 0, 30, 9), "suspects", None),
+        ((10, 0, 10, 2), "coverage", "0 % of 10 texts sent as suspects"),
         ((30, 2, 0, 0), "suspects", None),
     ],
 )
@@ -234,6 +236,20 @@ def test_suspects_are_sent_again_only_where_they_were_wrong_more_often(batch, ne
     assert (told in lines[0]) if told else not lines
     if told:
         assert found.ratio.low < found.ratio.value < found.ratio.high
+
+
+def test_small_rounds_are_taken_together_with_those_before():
+    rounds = []
+    for batch in ((30, 0, 30, 20), (4, 0, 4, 2), (4, 4, 4, 2), (4, 4, 4, 1)):
+        rounds.append(suspect_metrics(*sent(*batch), rounds))
+    # The first round has enough of its own; those after it are judged with it until they have.
+    assert [found.next for found in rounds] == ["coverage", "coverage", "coverage", "suspects"]
+    assert [found.rounds for found in rounds] == [1, 2, 3, 3]
+    assert rounds[-1].suspects == Wrong(4, 4)
+    assert rounds[-1].together == (Wrong(8, 12), Wrong(5, 12))
+    (line,) = quality_lines(RoundMetrics(suspects=rounds[-1]))
+    assert "In the last 3 rounds together" in line
+    assert "67 % of 12 texts that goldloop ranked most suspect" in line
 
 
 def test_a_round_of_random_texts_says_whether_suspects_are_worth_another_try():
