@@ -38,8 +38,8 @@ from strategies.signals.learned_error import probability_wrong
 BINS = 5
 BOOTSTRAP = 500
 MIN_COMPARED = 10
-"""Suspects, and random texts, without which nothing is said: of fewer, as many are wrong by chance
-where suspects are wrong twice as often."""
+"""Suspects, and random texts, that are compared at least. Of five each, suspects wrong in 60 % of
+cases seem no worse than random texts wrong in 30 % about once in four times."""
 STOP_RISK = 0.05
 """Chance of stopping too early that is shared out among all planned rounds."""
 

@@ -319,3 +319,20 @@ def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkey
     stages.run_stage(ctx, "select")
     again = {r.item_id: r.reason for r in ctx.store.reviews("c") if r.round_id != first.id}
     assert again == {item: r.reason for item, r in second.items()}
+
+
+def test_a_round_remembers_the_suspects_of_the_rounds_before(tmp_path):
+    ctx = make(
+        tmp_path,
+        budget={"labels": 30},
+        rounds={"rounds": 3, "batch_size": 10, "audit_frac": 0.5},
+    )
+    for _ in range(3):
+        run_round(ctx)
+    found = [round_.metrics.suspects for round_ in ctx.store.rounds("c")]
+    assert [suspects.rounds for suspects in found] == [1, 2, 2]
+    assert found[0].ratio is None  # five suspects say nothing
+    assert found[2].together == (
+        found[1].suspects + found[2].suspects,
+        found[1].random + found[2].random,
+    )
