@@ -264,7 +264,7 @@ def suspect_line(suspects: Suspects) -> str | None:
             " batch is drawn at random, spread over all kinds of texts"
         )
     if ratio.low <= 1.0:
-        return f"{line}. So small a batch may show this by chance; suspects are sent again"
+        return f"{line}. So few texts may show this by chance; suspects are sent again"
     return line
 
 
