@@ -131,7 +131,7 @@ def main() -> None:
         rows = {title: rows[title] for title in rows if title in named}
         policies = {name: title for name, title in policies.items() if title in named}
     differences: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for source in bench_data.SOURCES:
+    for source in (*bench_data.SOURCES, *bench_data.HUTTO):
         if source.name not in args.only.split(","):
             continue
         if source.role != "development":

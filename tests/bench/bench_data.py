@@ -307,7 +307,11 @@ def embed(name: str, texts: list[str], *, max_tokens: int = 256) -> NDArray[np.f
 def load(
     source: Source, data: Path | None, *, labels_folder: Path | None = None
 ) -> BenchData | None:
-    """A data set for the benchmark, or None where its texts or LLM labels are missing."""
+    """A data set for the benchmark, or None where its texts or LLM labels are missing.
+
+    Args:
+        labels_folder: of ``label_with_llm``; None is that of ``label_missing``.
+    """
     texts = read_texts(source, data)
     if texts is None:
         return None
@@ -329,7 +333,7 @@ def load(
             probs[:, 0] = np.where(probs[:, 0] == 1, sure[:, None], rest[:, None])
         y_llm = np.nanargmax(probs[:, 0], axis=1).astype(np.int64)
     else:
-        folder = cache_dir() / "bench"
+        folder = labels_folder or cache_dir() / "bench"
         if not (folder / f"{source.name}.npz").exists():
             return None
         held = np.load(folder / f"{source.name}.npz", allow_pickle=False)
