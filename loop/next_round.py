@@ -154,15 +154,16 @@ def open_round(ctx: Context) -> Round:
     """The unfinished round, or a new one.
 
     Raises:
-        StageError: the campaign is finished.
+        StageError: the campaign is finished, or nothing can be bought from the start.
     """
     last = ctx.store.last_round(ctx.name)
     if last is not None and last.stage != "done":
         return last
     take_in_new_texts(ctx)
     if reason := why_finished(ctx):
+        ends = "is finished" if last else "cannot begin"
         raise StageError(
-            f"The campaign is finished: {reason}. See `goldloop report`."
+            f"The campaign {ends}: {reason}.{' See `goldloop report`.' * bool(last)}"
             f" {how_to_extend(ctx.config, ctx.store)}"
         )
     return new_round(ctx, last.number + 1 if last else 1)

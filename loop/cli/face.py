@@ -747,7 +747,8 @@ def run_rounds(
         if until and (reason := why_reached(ctx, until)):
             say(f"Stopped as --until asked: {reason}. `goldloop run` without it continues.")
             break
-        if reason := why_finished(ctx):
+        begun = ctx.store.last_round(ctx.name) is not None
+        if begun and (reason := why_finished(ctx)):
             say(f"The campaign is finished: {reason}. {how_to_extend(ctx.config, ctx.store)}")
             break
         if measured:  # after the last round the table says it

@@ -458,6 +458,23 @@ def test_budget_zero_and_a_batch_beyond_the_pool(run, tmp_path):
         assert expected in one_sentence(err)
 
 
+def test_a_budget_that_pays_for_nothing_ends_before_the_llm_is_asked(run, tmp_path, monkeypatch):
+    from fakes import CentroidStudent
+
+    monkeypatch.setattr("loop.cli.build.build_encoder_student", lambda *_: CentroidStudent())
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    path = tmp_path / "goldloop.toml"
+    too_little = "labels = 10\nusd = 0.5\nusd_per_label = 1.0"
+    path.write_text(path.read_text().replace("labels = 10", too_little))
+    for command in ("run", "annotate"):
+        code, _, err = run(command)
+        assert code == 1
+        assert "cannot begin: one more text would cost $1.00" in one_sentence(err)
+        assert "raise budget.usd" in err
+    assert "0 LLM votes" in run("status")[1]
+
+
 def test_an_annotator_that_answers_nothing(run, tmp_path):
     write_texts(tmp_path, [(t, g, "other") for t, g, _ in good_rows()])
     write_campaign(tmp_path)
