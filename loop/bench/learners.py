@@ -119,6 +119,31 @@ class EncoderLearner:
 
 
 @dataclass(frozen=True)
+class WithJudges:
+    """A learner beside fine-tuned students that judge the labels which it learns."""
+
+    learner: Learner
+    judges: FineTuned
+
+    @property
+    def revision(self) -> str:
+        """That of both."""
+        return f"{self.learner.revision}, judged by {self.judges.revision}"
+
+    def predict(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, seeds: Sequence[int]
+    ) -> IntArray:
+        """See ``Learner``."""
+        return self.learner.predict(data, y, weight, seeds)
+
+    def cross_fit(
+        self, data: BenchData, y: FloatArray, weight: FloatArray, *, seed: int
+    ) -> FloatArray | None:
+        """See ``FineTuned``."""
+        return self.judges.cross_fit(data, y, weight, seed=seed)
+
+
+@dataclass(frozen=True)
 class KeptPredictions:
     """A learner whose predictions are kept in a folder, so that a run broken off can go on.
 

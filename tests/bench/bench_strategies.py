@@ -34,7 +34,13 @@ import numpy as np
 from rich.console import Console
 
 from loop.bench.data_sets import BenchData
-from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions, Learner
+from loop.bench.learners import (
+    EncoderLearner,
+    FrozenLearner,
+    KeptPredictions,
+    Learner,
+    WithJudges,
+)
 from loop.bench.peers import peers
 from loop.bench.policies import POLICIES
 from loop.bench.run import run_bench
@@ -106,6 +112,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=bench_data.VARIANTS, help="prompt variants")
     parser.add_argument("--pool", type=int, help="texts in each pool sample (default 80 %%)")
     parser.add_argument("--student", choices=("frozen", "encoder"), default="frozen")
+    parser.add_argument(
+        "--judges", action="store_true", help="fine-tune judges of the labels of a frozen student"
+    )
     parser.add_argument("--encoder", default="minilm", help="hub name, folder, minilm, mpnet")
     parser.add_argument("--lr", type=float, default=1e-4, help="of the fine-tuned student")
     parser.add_argument("--epochs", type=int, default=3, help="of the fine-tuned student")
@@ -177,7 +186,7 @@ def main() -> None:
 
 def student(args: argparse.Namespace) -> Learner:
     """Heads on cached embeddings, or a fine-tuned encoder whose predictions are kept."""
-    if args.student == "frozen":
+    if args.student == "frozen" and not args.judges:
         return FrozenLearner()
     from connectors.downloads.models import minilm_dir, mpnet_dir
     from loop.student.encoder_student import EncoderStudent
@@ -190,7 +199,8 @@ def student(args: argparse.Namespace) -> Learner:
         batch_size=args.batch_size,
         max_tokens=args.max_tokens,
     )
-    return KeptPredictions(EncoderLearner(fine_tuned), Path(args.out) / "predictions")
+    kept = KeptPredictions(EncoderLearner(fine_tuned), Path(args.out) / "predictions")
+    return WithJudges(FrozenLearner(), kept) if args.student == "frozen" else kept
 
 
 def read_part(path: Path, asked: dict[str, Any]) -> BenchResult | None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny_encoder import tiny_student
 
 from loop.bench.data_sets import BenchData, data_from_rows
-from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions
+from loop.bench.learners import EncoderLearner, FrozenLearner, KeptPredictions, WithJudges
 from loop.bench.peers import peers
 from loop.bench.policies import DEFAULT, POLICIES, Policy
 from loop.bench.replay import Shared, mended, replay
@@ -503,3 +503,26 @@ def test_judges_get_the_same_gold_and_are_kept_and_need_a_learner_that_fine_tune
     assert [r["label_accuracy"] for r in again] == [r["label_accuracy"] for r in records]
     plain = run_bench([data], names, learner=FrozenLearner(), **given).records
     assert "goldloop-fine-tuned" not in {r["strategy"] for r in plain}
+
+
+def test_heads_can_learn_labels_that_fine_tuned_students_judged():
+    data = planted(n=60, test=20, k=2)
+
+    class Knows:
+        revision = "knows"
+
+        def predict(self, *_):
+            raise AssertionError("the heads predict")
+
+        def cross_fit(self, data, y, weight, *, seed):
+            return np.eye(data.k)[data.gold]
+
+    names = ["goldloop-fine-tuned", "goldloop"]
+    given = {"budgets": (0.2,), "repetitions": 1, "seeds": 2, "rounds": 1}
+    learner = WithJudges(FrozenLearner(), Knows())
+    result = run_bench([data], names, learner=learner, **given)
+    assert "knows" in result.settings["student"]
+    right = {r["strategy"]: r["label_accuracy"] for r in result.records}
+    assert right["goldloop-fine-tuned"] > right["goldloop"]
+    plain = run_bench([data], ["goldloop"], learner=FrozenLearner(), **given).records
+    assert right["goldloop"] == {r["strategy"]: r["label_accuracy"] for r in plain}["goldloop"]
