@@ -143,22 +143,28 @@ def views_of(pool: Pool) -> list[Vectors]:
     views: list[Vectors] = []
     if pool.embeddings is not None:
         views.append(pool.embeddings)
-    if pool.states is not None:
-        views.append(_without_gaps(pool.states))
+    states = None if pool.states is None else _without_gaps(pool.states)
+    if states is not None:
+        views.append(states)
     return views
 
 
-def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16]:
-    """The states, the mean of all where a text has none."""
+def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16] | None:
+    """The states, the mean of all where a text has none; None without two different ones."""
     n, d = states.shape
     lacking, total = np.zeros(n, dtype=np.bool_), np.zeros(d)
     for block in blocks(n):
         lacking[block] = np.isnan(states[block]).any(axis=1)
         total += states[block][~lacking[block]].sum(axis=0, dtype=np.float64)
+    if lacking.all():
+        return None
+    first = states[int(np.argmin(lacking))]
+    if not any((states[block][~lacking[block]] != first).any() for block in blocks(n)):
+        return None
     if not lacking.any():
         return states
     filled = states.copy()
-    filled[lacking] = total / max(int((~lacking).sum()), 1)
+    filled[lacking] = total / int((~lacking).sum())
     return filled
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from strategies.pool import Pool
 from strategies.signals import students
-from strategies.signals.students import out_of_fold_probs
+from strategies.signals.students import gold_students, out_of_fold_probs
 
 
 def texts(n=300, k=3, d=10, seed=0):
@@ -219,3 +220,28 @@ def test_few_weighted_texts_of_many_dimensions_are_judged_as_if_all_dimensions_w
     quick = judged()
     monkeypatch.setattr(students, "_in_span", lambda features, rows: features)
     np.testing.assert_allclose(quick, judged(), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "states", [None, np.full((300, 10), np.nan), np.ones((300, 10)), np.full((300, 10), -0.0)]
+)
+def test_states_that_tell_no_texts_apart_are_not_read(states):
+    embeddings, truth, _ = texts()
+    if states is not None:
+        states = states.astype(np.float16)
+        states[7] = np.nan
+    pool = Pool(
+        probs=np.full((300, 1, 3), 1 / 3),
+        y_llm=truth,
+        gold=np.where(np.arange(300) < 30, truth, -1),
+        embeddings=embeddings,
+        states=states,
+    )
+    alone = gold_students(pool, rng=np.random.default_rng(0))
+    assert alone.shape == (1, 300, 3)
+    seen = gold_students(
+        Pool(pool.probs, truth, pool.gold, embeddings, states=embeddings.astype(np.float16)),
+        rng=np.random.default_rng(0),
+    )
+    assert seen.shape == (2, 300, 3)
+    np.testing.assert_array_equal(alone[0], seen[0])
