@@ -57,6 +57,7 @@ from loop.bench.tables import (
     write_results,
 )
 from loop.campaign.metrics import METRICS
+from loop.student.steps import fitting_steps
 
 ABLATIONS = (
     "goldloop-no-repair",
@@ -119,6 +120,9 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-4, help="of the fine-tuned student")
     parser.add_argument("--epochs", type=int, default=3, help="of the fine-tuned student")
     parser.add_argument("--batch-size", type=int, default=16, help="of the fine-tuned student")
+    parser.add_argument(
+        "--fitting-steps", action="store_true", help="epochs and batches as goldloop init has them"
+    )
     parser.add_argument("--max-tokens", type=int, default=128, help="of the fine-tuned student")
     parser.add_argument("--test", type=int, help="at most so many test texts")
     parser.add_argument("--out", required=True)
@@ -140,7 +144,6 @@ def main() -> None:
         sources = tuple(s for s in (*sources, *bench_data.HUTTO) if s.name in named)
     if args.role:
         sources = tuple(s for s in sources if s.role == args.role)
-    learner = student(args)
     began = time.monotonic()
     parts: list[BenchResult] = []
     for source in sources:
@@ -159,6 +162,10 @@ def main() -> None:
             "repetitions": args.repetitions,
             "pool_frac": min(1.0, args.pool / len(data.gold)) if args.pool else 0.8,
         }
+        if args.fitting_steps:
+            pool = round(settings["pool_frac"] * len(data.gold))
+            args.batch_size, args.epochs = fitting_steps(pool)
+        learner = student(args)
         asked = settings | {"strategies": names, "student": learner.revision, "test": args.test}
         part = read_part(Path(args.out) / "parts" / f"{data.name}.json", asked)
         if part is None:
