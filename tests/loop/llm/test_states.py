@@ -140,6 +140,16 @@ def test_few_missing_states_are_said_and_many_leave_all_out(tmp_path):
     assert "19 of 39" in many.news
 
 
+def test_states_that_are_all_the_same_are_said_and_left_out(tmp_path):
+    file = StateFile(tmp_path / "s.bin")
+    file.add(IDS, np.ones((9, D), dtype=np.float16))
+    held = kept_states(file, IDS, np.arange(9) != 8)
+    assert held.values is None
+    assert "states of all 8 texts" in held.news
+    file.add(IDS[:1], np.zeros((1, D), dtype=np.float16))
+    assert kept_states(file, IDS, np.arange(9) != 8).values is not None
+
+
 @pytest.mark.parametrize("dies", ["before the states", "after the states", "in the states"])
 def test_killed_anywhere_no_vote_is_without_its_state(tmp_path, monkeypatch, dies):
     monkeypatch.setattr("loop.llm.ask.CHUNK", 32)
