@@ -27,6 +27,19 @@ def blocks(n: int) -> Iterator[slice]:
     return (slice(start, min(start + ROWS_AT_ONCE, n)) for start in range(0, n, ROWS_AT_ONCE))
 
 
+def all_alike(vectors: Vectors, rows: BoolArray) -> bool:
+    """Whether no two of the chosen rows differ, looked at block by block.
+
+    Args:
+        vectors: (n, d).
+        rows: (n,) those that count; true of fewer than two.
+    """
+    if not rows.any():
+        return True
+    first = vectors[int(np.argmax(rows))]
+    return not any((vectors[block][rows[block]] != first).any() for block in blocks(len(vectors)))
+
+
 def all_finite(vectors: Vectors) -> bool:
     """Whether every number is finite."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.files import appending
-from strategies.pool import blocks
+from strategies.pool import all_alike
 
 MOST_LACKING = 0.05  # share of answered texts without a state, from which all go without
 FORM = 1  # raise it when records or their meaning change
@@ -130,22 +130,16 @@ def kept_states(
         return KeptStates(None)
     values = file.read(item_ids)
     n = int(answered.sum())
-    if values is not None and n > 1 and not _differ(values, answered):
-        same = f"The LLM's states of all {n} texts in {file.path} are the same"
-        return KeptStates(None, f"{same}. Labels are repaired without the LLM's states.")
     lacking = n if values is None else int((answered & np.isnan(values[:, 0])).sum())
+    if values is not None and n - lacking > 1 and all_alike(values, ~np.isnan(values[:, 0])):
+        same = f"The LLM's states of all {n - lacking} texts in {file.path} are the same"
+        return KeptStates(None, f"{same}. Labels are repaired without the LLM's states.")
     if not lacking:
         return KeptStates(values)
     start = f"{lacking} of {n} texts have no usable state of the LLM in {file.path}"
     if values is None or lacking > MOST_LACKING * n:
         return KeptStates(None, f"{start}. Labels are repaired without the LLM's states.")
     return KeptStates(values, f"{start}. For these, labels are repaired without it.")
-
-
-def _differ(values: States, told: NDArray[np.bool_]) -> bool:
-    """Whether two of the texts of which states are told have different ones."""
-    first = values[int(np.argmax(told))]
-    return any((values[block][told[block]] != first).any() for block in blocks(len(values)))
 
 
 def _record(d: int) -> np.dtype[np.void]:

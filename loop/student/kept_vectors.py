@@ -21,7 +21,7 @@ from loop.campaign.tables import Item, ItemKey, Round
 from loop.chance import stream
 from loop.errors import StudentError
 from loop.files import replacing
-from strategies.pool import FloatArray, IntArray, Neighbours, Vectors, all_finite, blocks
+from strategies.pool import FloatArray, IntArray, Neighbours, Vectors, all_alike, all_finite, blocks
 
 EMBEDDED_AT_ONCE = 50_000  # texts whose embeddings are in memory in float32
 LARGEST = float(np.finfo(np.float16).max)
@@ -115,7 +115,7 @@ def item_students(
     """
     from strategies.signals import students
 
-    if all((embeddings[block] == embeddings[0]).all() for block in blocks(len(embeddings))):
+    if all_alike(embeddings, np.ones(len(embeddings), dtype=np.bool_)):
         raise StudentError(
             f"The encoder {ctx.config.student.encoder!r} sees no difference between the"
             f" {len(items):,} texts, perhaps because it does not know their language or script;"

@@ -18,6 +18,7 @@ from strategies.pool import (
     IntArray,
     Pool,
     Vectors,
+    all_alike,
     all_finite,
     blocks,
     clip_unit,
@@ -156,10 +157,7 @@ def _without_gaps(states: NDArray[np.float16]) -> NDArray[np.float16] | None:
     for block in blocks(n):
         lacking[block] = np.isnan(states[block]).any(axis=1)
         total += states[block][~lacking[block]].sum(axis=0, dtype=np.float64)
-    if lacking.all():
-        return None
-    first = states[int(np.argmin(lacking))]
-    if not any((states[block][~lacking[block]] != first).any() for block in blocks(n)):
+    if all_alike(states, ~lacking):
         return None
     if not lacking.any():
         return states

@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, help="at most so many test texts")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
+    if args.judges and args.student != "frozen":
+        parser.error("--judges goes with --student frozen; with encoder the student itself judges")
 
     policies = {**POLICIES, **peers()}
     missing = [p for p in ("cleanlab", "small-text-breaking-ties") if p not in policies]

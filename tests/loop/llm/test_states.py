@@ -146,6 +146,10 @@ def test_states_that_are_all_the_same_are_said_and_left_out(tmp_path):
     held = kept_states(file, IDS, np.arange(9) != 8)
     assert held.values is None
     assert "states of all 8 texts" in held.news
+    few = StateFile(tmp_path / "few.bin")
+    ids = [f"{i:020x}" for i in range(40)]
+    few.add(ids[1:], np.ones((39, D), dtype=np.float16))
+    assert "states of all 39 texts" in kept_states(few, ids, np.ones(40, dtype=bool)).news
     file.add(IDS[:1], np.zeros((1, D), dtype=np.float16))
     assert kept_states(file, IDS, np.arange(9) != 8).values is not None
 
