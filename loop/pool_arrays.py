@@ -24,6 +24,7 @@ from loop.student.kept_vectors import (
     item_students,
     kept_judges,
 )
+from strategies.estimate import over_all_rounds
 from strategies.needs import BY_NEIGHBOURS
 from strategies.pool import Neighbours, Pool, Vectors
 
@@ -51,17 +52,19 @@ def pool_arrays(
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     reviews, people = ctx.store.reviews_by_item(ctx.name), ctx.store.gold(ctx.name)
     gold = _classes(ctx, items, people)
-    inclusion_prob = by_item(items, {i: r.inclusion_prob for i, r in reviews.items()}, 1.0)
+    prob_in_round = inclusion_prob_of(items, reviews)
+    chosen, arrived = order_of_gold(ctx, items, reviews)
     # Only gold of earlier rounds has a say in how this round uses the LLM's answers.
     earlier = by_item(
         items, {i: g.round_number < round_.number for i, g in people.items()}, default=False
     )
+    old_gold = np.where(earlier, gold, -1)
     view = choose_view(
         ctx.config,
         votes,
-        np.where(earlier, gold, -1),
+        old_gold,
         audited(items, reviews),
-        inclusion_prob,
+        over_all_rounds(old_gold, prob_in_round, chosen, arrived=arrived),
         rng=stream("calibration", round_.seed, round_.number),
     )
     votes = replace(votes, posterior=view.posterior)
@@ -91,7 +94,7 @@ def pool_arrays(
         off_label_mass=votes.off_label_mass,
         class_prior=view.prior,
         ordinal=ctx.config.campaign.ordinal,
-        inclusion_prob=inclusion_prob,
+        inclusion_prob=over_all_rounds(gold, prob_in_round, chosen, arrived=arrived),
         unsure=by_item(items, unsure, default=False),
         states=states.values,
         neighbours=neighbours,
@@ -129,6 +132,35 @@ def gold_classes(ctx: Context, items: Sequence[ItemKey]) -> IntArray:
 def _classes(ctx: Context, items: Sequence[ItemKey], people: Mapping[str, Gold]) -> IntArray:
     index = ctx.config.label_index
     return by_item(items, {i: index[gold.label] for i, gold in people.items()}, -1)
+
+
+def inclusion_prob_of(items: Sequence[ItemKey], reviews: Mapping[str, Review]) -> FloatArray:
+    """(n,) probability with which each item was chosen in its round; 1 where none chose it."""
+    return by_item(items, {i: r.inclusion_prob for i, r in reviews.items()}, 1.0)
+
+
+def order_of_gold(
+    ctx: Context, items: Sequence[ItemKey], reviews: Mapping[str, Review]
+) -> tuple[IntArray, IntArray]:
+    """When each of n texts was chosen, and when each came, as ``label_quality`` asks.
+
+    Rounds count in twos, so that gold imported after one and before the next stands between them.
+
+    Returns:
+        (n,) when it was chosen, -1 without gold, and (n,) the first round that could choose it.
+    """
+    rounds = ctx.store.rounds(ctx.name)
+    numbers = {r.id: 2 * r.number for r in rounds}
+    imported = {
+        i: 2 * g.round_number + 1 for i, g in ctx.store.gold(ctx.name).items() if i not in reviews
+    }
+    chosen = {i: numbers[r.round_id] for i, r in reviews.items()}
+    scored = [(r, ctx.store.last_scored(round_id(r))) for r in rounds]
+    seen = [(2 * r.number, last) for r, last in scored if last >= 0]
+    ends = np.maximum.accumulate([last for _, last in seen] or [-1])
+    first = np.array([number for number, _ in seen] + [2 * (len(rounds) + 1)])
+    place = np.searchsorted(ends, [item.row for item in items])
+    return by_item(items, imported | chosen, -1), first[np.minimum(place, len(first) - 1)]
 
 
 def audited(items: Sequence[ItemKey], reviews: Mapping[str, Review]) -> NDArray[np.bool_]:

@@ -61,6 +61,8 @@ from loop.pool_arrays import (
     audited,
     by_item,
     gold_classes,
+    inclusion_prob_of,
+    order_of_gold,
     pool_arrays,
     suspicion_by,
     suspicion_of,
@@ -414,7 +416,7 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
 
 def train(ctx: Context, round_: Round) -> bool:
     """Trains every seed of every arm that is not trained yet."""
-    arms = arms_of(ctx, round_)
+    arms = arms_of(ctx, round_, held_out(ctx))
     seeds = seeds_of(ctx, round_)
     evaluated = evaluation_items(ctx)
     start = last_models(ctx, round_)
@@ -473,12 +475,12 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
     reviews = ctx.store.reviews_by_item(ctx.name)
     mine = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}
-    before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine)
-    numbers = {r.id: r.number for r in ctx.store.rounds(ctx.name)}
-    round_of = by_item(before.items, {i: numbers[r.round_id] for i, r in reviews.items()}, -1)
+    since = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number >= round_.number}
+    before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine | since)
+    chosen, arrived = order_of_gold(ctx, before.items, reviews)
     suspicion = suspicion_of(ctx, round_, before.items)
     gold = gold_classes(ctx, before.items)
-    pi = before.pool.inclusion_prob
+    inclusion_prob = inclusion_prob_of(before.items, reviews)
     metrics = replace(
         metrics,
         calibration=summary(before.view, before.votes, gold, audited(before.items, reviews)),
@@ -486,10 +488,11 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
             ctx.config,
             before.pool.y_llm,
             gold,
-            np.ones(len(gold)) if pi is None else pi,
-            round_of,
+            inclusion_prob,
+            chosen,
             suspicion,
             before.votes.answered,
+            arrived,
         ),
     )
     sent = [
@@ -509,8 +512,11 @@ def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetri
     if learns:
         predictor = predictor_metrics(
             before.pool,
-            (round_of == round_.number) & (gold >= 0) & before.votes.answered,
+            by_item(before.items, dict.fromkeys(mine, True), default=False)
+            & (gold >= 0)
+            & before.votes.answered,
             gold,
+            inclusion_prob,
             rng=stream("foreseen errors", round_.seed, round_.number),
         )
         metrics = replace(metrics, predictor=predictor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,12 @@ class LabelSet:
     weight: FloatArray
 
 
-def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
-    """The loop's own label set and those of its references, most important first."""
+def arms_of(ctx: Context, round_: Round, apart: Collection[str]) -> dict[str, LabelSet]:
+    """The loop's own label set and those of its references, most important first.
+
+    Args:
+        apart: ids of texts that students are evaluated on, so that no arm learns them.
+    """
     arms = {"loop": loop_labels(ctx, round_)}
     references = ctx.config.student.references
     if not references:
@@ -56,18 +60,19 @@ def arms_of(ctx: Context, round_: Round) -> dict[str, LabelSet]:
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     ids = [i.id for i in items]
     one_hot = np.eye(len(ctx.config.labels))
-    y_llm, answered = votes.y_llm, votes.answered.astype(np.float64)
+    free = np.array([i.id not in apart for i in items])
+    y_llm, answered = votes.y_llm, (votes.answered & free).astype(np.float64)
     index = ctx.config.label_index
     if "llm_only" in references:
         arms["llm_only"] = LabelSet(ids, one_hot[y_llm], answered)
     if "random" in references and _is_random_due(ctx, round_):
         y, weight = y_llm.copy(), answered.copy()
         for i, label in random_control(ctx, items).items():
-            y[i], weight[i] = index[label], 1.0
+            y[i], weight[i] = index[label], float(free[i])
         arms["random"] = LabelSet(ids, one_hot[y], weight)
     if "all_gold" in references:
         gold = np.array([index[str(i.known_label)] for i in items])
-        arms["all_gold"] = LabelSet(ids, one_hot[gold], np.ones(len(items)))
+        arms["all_gold"] = LabelSet(ids, one_hot[gold], free.astype(np.float64))
     return arms
 
 

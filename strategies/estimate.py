@@ -14,6 +14,7 @@ from strategies.calibrate import effective_size
 from strategies.pool import BoolArray, FloatArray, IntArray
 
 MIN_RANDOM = 5  # fewer randomly chosen gold items than this support no interval
+SEEN = 0.95  # share of the pool that must have been there for a round to speak for all of it
 
 
 class TooFewRandomError(ValueError):
@@ -90,6 +91,7 @@ def label_quality(
     k: int,
     *,
     round_of: IntArray | None = None,
+    arrived: IntArray | None = None,
     p_correct: FloatArray | None = None,
     level: float = 0.95,
 ) -> LabelQuality:
@@ -98,10 +100,14 @@ def label_quality(
     Args:
         y_llm: (n,) the LLM's labels.
         gold: (n,) class, -1 where unknown.
-        inclusion_prob: (n,) probability with which each gold item was chosen in its round, among
-            the items not chosen before; read only where gold is known.
+        inclusion_prob: (n,) probability with which each item was chosen in its round, among the
+            items not chosen before; read only where it was.
         k: number of classes.
-        round_of: (n,) round in which each gold item was chosen; None if all came in one round.
+        round_of: (n,) round in which each item was chosen; None if all came in one round. Where
+            gold of chosen items is unknown, it is missing at random among the round's suspects, and
+            among its random items.
+        arrived: (n,) first round that could choose each item; None if all were there from the
+            start. A round that saw less than ``SEEN`` of the pool does not speak for it.
         p_correct: (n,) out-of-fold probability that the LLM is right (of a gold item without its
             own answer), or None. It narrows the intervals as far as it is right, never biases.
         level: of the intervals.
@@ -115,7 +121,7 @@ def label_quality(
     Source: Saerndal et al. 1992 (difference estimator, linearised ratios); Angelopoulos et al.
         2023, PPI++ (power tuning); Wilson 1927 (interval of a share).
     """
-    design = _design(gold, inclusion_prob, round_of, y_llm, level)
+    design = _design(gold, inclusion_prob, round_of, arrived, y_llm, level)
     known = design.known
     truth, said = gold[known], y_llm[known]
     right = (truth == said).astype(np.float64)
@@ -130,7 +136,8 @@ def label_quality(
     precision: list[Estimate | None] = []
     recall: list[Estimate | None] = []
     shares: list[Estimate] = []
-    f1, e_f1 = 0.0, np.zeros(len(truth))
+    f1, e_f1, f1_hidden = 0.0, np.zeros(len(truth)), 0.0
+    per_unit = float(design.spread.sum()) / design.n**2
     p_true, e_true = np.zeros(k), np.zeros((k, len(truth)))
     p_said = np.bincount(y_llm, minlength=k) / design.n
     for c in range(k):
@@ -147,6 +154,9 @@ def label_quality(
             f = 2.0 * hit_mean / both
             f1 += f / k
             e_f1 += (2.0 * e_hit - f * e_true[c]) / both / k
+            if per_unit > 0 and (design.random & (truth == c)).sum() < MIN_RANDOM:
+                # so few show hardly anything of what the LLM does with the class
+                f1_hidden += (2.0 / both / k) ** 2 * _one_error(per_unit) * per_unit
     # A few items of a rare class can carry nearly all of macro-F1's variance: then these few, and
     # not the whole audit, say how well that variance is known.
     carrying = effective_size(design.spread * e_f1**2)
@@ -161,7 +171,7 @@ def label_quality(
         precision=tuple(precision),
         recall=tuple(recall),
         class_share=tuple(shares),
-        macro_f1=_share(design, f1, e_f1, items=few),
+        macro_f1=_share(design, f1, e_f1, items=few, hidden=f1_hidden),
         kl=_kl(design, p_true, e_true, p_said),
         n_gold=len(truth),
         n_random=int(design.random.sum()),
@@ -175,6 +185,7 @@ def weighted_confusion(
     k: int,
     *,
     round_of: IntArray | None = None,
+    arrived: IntArray | None = None,
 ) -> FloatArray:
     """Share of the pool that is of each true class and has each label of the LLM.
 
@@ -187,7 +198,7 @@ def weighted_confusion(
         (k, k), true class by the LLM's label; sums to 1. A label that no gold item has is left out.
     Source: Saerndal et al. 1992 (post-stratification).
     """
-    design = _design(gold, inclusion_prob, round_of, y_llm, 0.95)
+    design = _design(gold, inclusion_prob, round_of, arrived, y_llm, 0.95)
     counts = np.zeros((k, k))
     np.add.at(counts, (gold[design.known], y_llm[design.known]), design.weight)
     said = np.bincount(y_llm, minlength=k) / design.n
@@ -195,6 +206,35 @@ def weighted_confusion(
     scale = np.zeros(k)
     scale[covered] = said[covered] / counts.sum(axis=0)[covered]
     return np.asarray(counts * scale / (counts * scale).sum())
+
+
+def over_all_rounds(
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    round_of: IntArray,
+    *,
+    arrived: IntArray | None = None,
+) -> FloatArray:
+    """Inclusion probabilities by which the gold of several rounds is weighed like one sample.
+
+    The probability of a round is among what the rounds before have left. Weighed by it alone, what
+    they took as suspects, often a rare class, counts for less and less.
+
+    Args:
+        gold: as in ``label_quality``, like all others.
+
+    Returns:
+        (n,) in (0, 1], right up to a common factor; as given where nothing but suspects is known.
+    """
+    try:
+        design = _design(gold, inclusion_prob, round_of, arrived, gold, 0.95)
+    except TooFewRandomError:
+        return inclusion_prob
+    # Suspects after the last audit speak for nothing but themselves: they weigh least.
+    least = design.weight[design.weight > 0].min()
+    out = np.ones(len(gold))
+    out[design.known] = least / np.maximum(design.weight, least)
+    return out
 
 
 def rate_ratio(
@@ -228,7 +268,7 @@ class _Design:
         known: (n,) bool.
         weight: (g,) items of the pool that each gold item stands for.
         spread: (g,) factor of each squared residual in the variance of a total.
-        random: (g,) bool, chosen by chance rather than for certain.
+        random: (g,) bool, chosen by chance rather than for certain, in a round that has a say.
         level: of the intervals.
     """
 
@@ -244,6 +284,7 @@ def _design(
     gold: IntArray,
     inclusion_prob: FloatArray,
     round_of: IntArray | None,
+    arrived: IntArray | None,
     y_llm: IntArray,
     level: float,
 ) -> _Design:
@@ -258,29 +299,36 @@ def _design(
         raise ValueError("inclusion_prob of every gold item must be in (0, 1]")
     pi = np.minimum(pi, 1.0)
     rounds = np.zeros(n, dtype=np.int64) if round_of is None else round_of
-    _, step = np.unique(rounds[known], return_inverse=True)
+    numbers, step = np.unique(rounds[known], return_inverse=True)
     chance: BoolArray = np.asarray(pi < 1 - 1e-9)
     # A round estimates the pool as: gold of earlier rounds for certain, the rest by 1/pi. Rounds
     # that had no random part estimate nothing, unless they took all that was left.
-    steps = int(step.max()) + 1 if len(step) else 0
-    strength: FloatArray = np.zeros(steps)
-    left = n
-    for t in range(steps):
+    strength: FloatArray = np.zeros(len(numbers))
+    back: FloatArray = np.ones(len(pi))
+    for t, number in enumerate(numbers):
         here = step == t
-        covered = float((1.0 / pi[here]).sum())
-        if covered > 0.5 * left:
-            size = effective_size(1.0 / pi[here & chance])
-            strength[t] = size / max(left, 1) ** 2 if size > 0 else np.inf
-        left -= int(here.sum())
-    if not strength.any() or (chance.sum() < MIN_RANDOM and left > 0):
+        out = ~known & (rounds == number) if round_of is not None else np.zeros(n, dtype=bool)
+        by_chance = inclusion_prob[out] < 1 - 1e-9
+        for part, missing in ((here & chance, by_chance), (here & ~chance, ~by_chance)):
+            back[part] = part.sum() / max(part.sum() + missing.sum(), 1)
+        there = n if arrived is None else int((arrived <= number).sum())
+        left = there - int((step < t).sum())
+        size = effective_size(1.0 / pi[here & chance])
+        if there >= SEEN * n and size > 0:
+            strength[t] = size / max(left, 1) ** 2
+        elif there == n and int(here.sum()) == left:
+            strength[t] = np.inf
+    chance &= strength[step] > 0
+    if np.isinf(strength).any():  # all that was left, for certain: no other round has a say
+        strength = np.isinf(strength).astype(np.float64)
+    if not strength.any() or (chance.sum() < MIN_RANDOM and len(pi) < n):
         raise TooFewRandomError(
             f"{int(chance.sum())} randomly chosen gold items cannot speak for {n} items;"
             f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
         )
-    if np.isinf(strength).any():  # all that was left, for certain: no other round has a say
-        strength = np.isinf(strength).astype(np.float64)
     strength = strength / strength.sum()
     later = strength[::-1].cumsum()[::-1] - strength
+    pi = pi * back
     weight = strength[step] / pi + later[step]
     spread = strength[step] ** 2 * (1.0 - pi) / pi**2
     return _Design(n, known, weight, spread, chance, level)
@@ -312,11 +360,17 @@ def _variance(design: _Design, residual: FloatArray) -> float:
 
 
 def _share(
-    design: _Design, value: float, residual: FloatArray, *, items: int | None = None
+    design: _Design,
+    value: float,
+    residual: FloatArray,
+    *,
+    items: int | None = None,
+    hidden: float = 0.0,
 ) -> Estimate:
+    """The interval of a value with these residuals, and with variance that these do not show."""
     per_unit = float(design.spread.sum()) / design.n**2
     m = int(design.random.sum())
-    return _wilson(value, _variance(design, residual), per_unit, design.level, items or m)
+    return _wilson(value, _variance(design, residual) + hidden, per_unit, design.level, items or m)
 
 
 def _ratio(design: _Design, z: FloatArray, domain: BoolArray) -> Estimate | None:
@@ -360,8 +414,9 @@ def _wilson(value: float, variance: float, per_unit: float, level: float, m: int
 
     if per_unit <= 0:
         return Estimate(value, value, value)
-    unseen = 1.0 / (1.0 / per_unit + 2.0)
-    size = max(value * (1.0 - value), unseen) / max(variance, unseen * per_unit)
+    size = max(value * (1.0 - value), _one_error(per_unit)) / max(
+        variance, _one_error(per_unit) * per_unit
+    )
     q = float(stdtrit(max(m - 1, 1), 0.5 + level / 2.0))
     shrink = 1.0 + q**2 / size
     centre = (value + q**2 / (2.0 * size)) / shrink
@@ -371,6 +426,15 @@ def _wilson(value: float, variance: float, per_unit: float, level: float, m: int
         float(max(min(centre - half, value), 0.0)),
         float(min(max(centre + half, value), 1.0)),
     )
+
+
+def _one_error(per_unit: float) -> float:
+    """Variance of an item, at least: that of a share which one error more would have shown.
+
+    Args:
+        per_unit: variance of a mean of items whose own variance is 1; > 0.
+    """
+    return 1.0 / (1.0 / per_unit + 2.0)
 
 
 def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) -> Estimate:
@@ -384,18 +448,20 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
     floor = 0.5 / design.n
     shares = np.maximum(p, floor) / np.maximum(p, floor).sum()
     said = np.maximum(said, floor) / np.maximum(said, floor).sum()
-    raw = float((shares * np.log(shares / said)).sum())
-    noise = float(sum(_variance(design, e) / q for e, q in zip(residual, shares, strict=True)))
-    df = len(p) - 1
-    if noise < 1e-9:  # a sample of one class shows no spread: take that of plain counts
-        noise = df * float(design.spread.sum()) / design.n**2
-    if noise <= 0:
+    raw = max(float((shares * np.log(shares / said)).sum()), 0.0)  # rounding may fall below 0
+    per_unit = float(design.spread.sum()) / design.n**2
+    if per_unit <= 0:
         return Estimate(raw, raw, raw)
+    least = _one_error(per_unit) * per_unit  # as for a share: no error seen is no certainty
+    noise = float(
+        sum(max(_variance(design, e), least) / q for e, q in zip(residual, shares, strict=True))
+    )
+    df = len(p) - 1
     size = df / noise
     statistic = 2.0 * size * raw
     tail = (1.0 - design.level) / 2.0
 
-    def bound(prob: float) -> float:
+    def bound(prob: float, statistic: float) -> float:
         if chndtr(statistic, df, 1e-9) <= prob:
             return 0.0
         # No mix is further from the LLM's than its rarest class alone.
@@ -406,5 +472,7 @@ def _kl(design: _Design, p: FloatArray, residual: FloatArray, said: FloatArray) 
         ncp = float(brentq(lambda x: chndtr(statistic, df, x) - prob, 1e-9, top))
         return ncp / (2.0 * size)
 
-    low, high = bound(1.0 - tail), bound(tail)
+    # Shares that agree better than chance lets them would leave no mix possible at all: the upper
+    # end is then that of shares which agree as they do on average where nothing differs.
+    low, high = bound(1.0 - tail, statistic), bound(tail, max(statistic, float(df)))
     return Estimate(max(raw - df / (2.0 * size), 0.0), low, high)

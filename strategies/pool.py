@@ -88,8 +88,9 @@ class Pool:
         off_label_mass: (n, m) probability outside all labels, NaN where the vote was not taken.
         class_prior: (k,) expected class shares, or None for a flat mix.
         ordinal: the classes stand in a meaningful order.
-        inclusion_prob: (n,) probability with which each gold item was chosen, read only where
-            gold is known; None weighs all gold alike.
+        inclusion_prob: (n,) probability with which each gold item was chosen, all rounds taken
+            together, up to a common factor; read only where gold is known; None weighs all gold
+            alike. See ``over_all_rounds``.
         unsure: (n,) bool, items that people answered and could give no label; None for none.
     """
 

@@ -167,6 +167,10 @@ def test_results_never_take_the_place_of_the_campaigns_own_files(folder, monkeyp
     for card in own:
         with pytest.raises(DataError, match="name another file"):
             campaign.export(folder / "labels.csv", card=folder / card)
+    (folder / "README.md").write_text("# Not of goldloop\n")
+    with pytest.raises(DataError, match="no data set card of goldloop's; name another file"):
+        campaign.export(folder / "labels.csv", card=folder / "README.md")
+    assert (folder / "README.md").read_text() == "# Not of goldloop\n"
     (folder / "more.csv").write_text("text\na new text\n")
     monkeypatch.setattr("loop.deliver.predict.saved_model", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["goldloop", "predict", "more.csv", "--out", "x.csv"])

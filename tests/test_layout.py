@@ -48,7 +48,6 @@ TESTED_BY = {
     "loop.executor.ray_actors": "loop/executor/test_contract.py",
     "loop.llm.elsewhere": "loop/executor/test_contract.py",
     "loop.measure.metric": "loop/measure/test_stability.py",
-    "loop.measure.held_out": "loop/measure/test_round_metrics.py",
     "loop.report.collect": "loop/report/test_html.py",
     "loop.report.contents": "loop/report/test_html.py",
     "loop.report.wording": "loop/report/test_html.py",

@@ -315,7 +315,8 @@ class LabelStudioReviewer:
     def _get_project(self, project_id: str) -> dict[str, Any]:
         gone = (
             f"Label Studio at {self._client.shown_url} has no project {project_id}: it was deleted,"
-            " or this is another server."
+            " or this is another server. Name the server that has it in label_studio.url; how the"
+            " local one moves, and what to do without it, is in docs/operations.md."
         )
         if not project_id.isdecimal():
             raise ReviewerError(gone)

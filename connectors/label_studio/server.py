@@ -186,7 +186,7 @@ def up(
         FetchError: Label Studio cannot be installed.
         ReviewerError: the port is taken, or the server does not come up.
     """
-    folder = _folder(data_dir)
+    folder = server_folder(data_dir)
     _private(folder)
     python = None if _running(folder) else install(progress, show)
     with _lock(folder):
@@ -223,7 +223,7 @@ def up(
 
 def status(*, data_dir: Path | None = None) -> ServerInfo | None:
     """The running server, or None."""
-    return _running(_folder(data_dir))
+    return _running(server_folder(data_dir))
 
 
 def down(*, data_dir: Path | None = None) -> bool:
@@ -232,7 +232,7 @@ def down(*, data_dir: Path | None = None) -> bool:
     Raises:
         ReviewerError: it does not end.
     """
-    folder = _folder(data_dir)
+    folder = server_folder(data_dir)
     if not folder.exists():
         return False
     with _lock(folder):
@@ -262,7 +262,7 @@ def create_user(username: str, *, data_dir: Path | None = None) -> str:
     Raises:
         ReviewerError: no server is running, or it refuses the user.
     """
-    folder = _folder(data_dir)
+    folder = server_folder(data_dir)
     if (server := status(data_dir=data_dir)) is None:
         raise ReviewerError(f"No Label Studio server is running in {folder}; start it first.")
     email = (username if "@" in username else f"{username}@goldloop.local").lower()
@@ -662,7 +662,8 @@ def _sign_up(server: ServerInfo, email: str, password: str) -> str:
 # files
 
 
-def _folder(data_dir: Path | None) -> Path:
+def server_folder(data_dir: Path | None = None) -> Path:
+    """Where the server keeps its database with all projects and answers, its log and secrets."""
     return home() / "server" if data_dir is None else data_dir.expanduser().absolute()
 
 

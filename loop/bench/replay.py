@@ -32,7 +32,7 @@ class Bought:
         reason: (b,) why, as in ``Batch``.
         y: (n, k) training labels.
         weight: (n,) training weights.
-        inclusion_prob: (n,) probability with which each of the rows was drawn, 1 elsewhere.
+        inclusion_prob: (n,) as in ``Pool``: of each of the rows, 1 elsewhere.
     """
 
     rows: IntArray
@@ -77,6 +77,7 @@ def replay(
     Returns:
         Exactly ``budget`` distinct rows, and what the student learns from.
     """
+    from strategies.estimate import over_all_rounds
     from strategies.repair import balanced
 
     n = len(data.gold)
@@ -84,7 +85,9 @@ def replay(
         raise ValueError(f"budget must be in 1..{n}, not {budget}")
     shared = shared or Shared()
     gold = np.full(n, -1, dtype=np.int64)
-    pi = np.ones(n)
+    chosen = np.full(n, -1, dtype=np.int64)
+    prob_in_round: FloatArray = np.ones(n)
+    pi = prob_in_round
     seen: list[tuple[dict[str, FloatArray], IntArray]] = []
     batches: list[Batch] = []
     found: list[Suspects] = []
@@ -102,7 +105,9 @@ def replay(
         )
         rows = batch.rows
         seen.append(({name: values[rows] for name, values in signals.items()}, rows))
-        gold[rows], pi[rows] = data.gold[rows], batch.inclusion_prob
+        gold[rows], prob_in_round[rows] = data.gold[rows], batch.inclusion_prob
+        chosen[rows] = number
+        pi = over_all_rounds(gold, prob_in_round, chosen)
         batches.append(batch)
         if policy.guard:
             wrong = data.gold[rows] != data.y_llm[rows]
@@ -212,7 +217,7 @@ def _pool(
         off_label_mass=data.off_label_mass,
         class_prior=data.class_prior,
         ordinal=data.ordinal,
-        inclusion_prob=pi.copy() if (gold >= 0).any() else None,
+        inclusion_prob=pi if (gold >= 0).any() else None,
         states=data.states if policy.states else None,
     )
     if "learned_error" in policy.signals:

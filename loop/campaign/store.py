@@ -339,6 +339,13 @@ class Store(Database, LlmStore):
             {name: np.concatenate([v[i] for v in values]) for i, name in enumerate(names)},
         )
 
+    def last_scored(self, round_id: int) -> int:
+        """The highest ``Item.row`` that a round has scored: later texts have come since; -1 if none."""
+        with self.transaction() as session:
+            query = select(ScoreBlock.rows).where(ScoreBlock.round_id == round_id)
+            rows = session.exec(query.order_by(col(ScoreBlock.start).desc()).limit(1)).first()
+        return -1 if rows is None or not len(rows) else int(rows.max())
+
     def scores(self, round_id: int, item_ids: Collection[str] | None = None) -> dict[str, Score]:
         """Scores of a round by item id; of all its items, or of the few named.
 

@@ -401,12 +401,12 @@ class Campaign:
         Returns:
             The number of labels.
         Raises:
-            DataError: unknown extension, a file of the campaign's own, or one that cannot be read
-                or written.
+            DataError: unknown extension, a file of the campaign's own, one that cannot be read or
+                written, or ``card`` is a file that is no data set card of goldloop's.
             StageError: nothing is labelled yet.
         """
         from connectors.texts.write import write_labels
-        from loop.deliver.data_card import data_card
+        from loop.deliver.data_card import data_card, refuse_other_files
         from loop.deliver.export import final_labels, labels_by_text
         from loop.files import SHARED, write_whole
 
@@ -415,6 +415,7 @@ class Campaign:
                 if path is not None:
                     refuse_own_files(config, self.file, Path(path))
             if card is not None:
+                refuse_other_files(Path(card))
                 text = data_card(config, store, final_labels(config, store))
                 write_whole(Path(card), text, mode=SHARED)
             if all_rows:

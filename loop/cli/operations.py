@@ -123,8 +123,16 @@ def backup(
     config = load(file)
     with open_store(config, read_only=True) as store:
         written = write_backup(config, store.engine, file, out, models=models, caches=caches)
+        asked = store.project_id(config.campaign.name) is not None
     for what in written.left_out:
         say(f"Not in it: {what}.")
+    if asked and (config.people.platform, config.label_studio.url) == ("label_studio", "local"):
+        from connectors.label_studio.server import server_folder
+
+        say(
+            f"Not in it: the local Label Studio in {server_folder()}, with the answers that"
+            " `goldloop pull` has not read yet."
+        )
     say(f"Backed up {written.line()}; `goldloop restore {written.path}` brings it back.")
     typer.echo(str(written.path))
 

@@ -118,7 +118,7 @@ def people(
         typer.echo(line)
 
 
-@app.command(epilog="Example: goldloop export labels.csv --all-rows --card README.md")
+@app.command(epilog="Example: goldloop export labels.csv --all-rows --card data-card.md")
 def export(
     out: Annotated[Path, typer.Argument(help="labels.csv, .jsonl, .parquet, or a folder.")],
     all_rows: Annotated[

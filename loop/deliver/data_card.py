@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from loop.campaign.config import Config
@@ -12,6 +13,7 @@ from loop.campaign.metrics import Metric
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
 from loop.deliver.model_card import escape, llm_in_words, yaml_string
+from loop.errors import DataError
 from loop.measure.collapsed import measured_rounds
 from loop.people.gold import people_alpha
 
@@ -34,6 +36,19 @@ COLUMNS = {
     "suspicion": "how suspect the LLM's label was, from 0 to 1, when goldloop last looked",
 }
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+TAG = "- goldloop"
+
+
+def refuse_other_files(path: Path) -> None:
+    """Whether a card would take the place of a file that is no such card, perhaps a README.
+
+    Raises:
+        DataError: it would.
+    """
+    if path.is_file():
+        front = path.read_bytes()[:10_000].decode("utf-8", "replace").split("\n---\n")[0]
+        if not front.startswith("---\n") or TAG not in front.splitlines():
+            raise DataError(f"{path} is no data set card of goldloop's; name another file.")
 
 
 def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]) -> str:
@@ -87,7 +102,7 @@ def _front_matter(config: Config, n: int) -> str:
             "size_categories:",
             f"- {size}",
             "tags:",
-            "- goldloop",
+            TAG,
             "---",
         ]
     )

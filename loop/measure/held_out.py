@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.campaign.context import Context
-from loop.campaign.tables import Item
+from loop.campaign.tables import VALIDATION, Item, Round, damaged, round_id
 from loop.chance import unit_hash
 from loop.ports import FloatArray, IntArray
 
@@ -37,14 +37,18 @@ def held_out(ctx: Context) -> set[str]:
     """
     if _has_gold_test(ctx):
         return set()
-    share = {
-        r.id: min(1.0, EVALUATED_FRAC / max(r.config["rounds"]["audit_frac"], 1e-9))
-        for r in ctx.store.rounds(ctx.name)
-    }
+    share = {r.id: _share(r) for r in ctx.store.rounds(ctx.name)}
     audited = (r for r in ctx.store.reviews(ctx.name) if r.reason == "audit")
     return {
         r.item_id for r in audited if unit_hash(ctx.seed, "held out", r.item_id) < share[r.round_id]
     }
+
+
+def _share(round_: Round) -> float:
+    """Share of a round's audit that measures accuracy."""
+    validates = round_.number == VALIDATION  # all of its texts are drawn at random
+    audit_frac = 1.0 if validates else round_.config["rounds"]["audit_frac"]
+    return min(1.0, EVALUATED_FRAC / max(audit_frac, 1e-9))
 
 
 def _has_gold_test(ctx: Context) -> bool:
@@ -58,7 +62,7 @@ class Truth:
     Attributes:
         y: (n,) true classes, -1 where unknown.
         stable: (n,) bool, items that stability is measured on: the test items.
-        weight: (n,) > 0, inverse probability of being drawn, for accuracy.
+        weight: (n,) > 0, inverse probability of being evaluated, for accuracy.
         source: ``test``, ``audit``, or None where nothing says what is right.
     """
 
@@ -91,5 +95,42 @@ def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
         [index[gold[i.id].label] if i.id in gold and i.id in audits else -1 for i in evaluated],
         dtype=np.int64,
     )
-    weight = np.array([1.0 / audits[i.id].audit_prob if i.id in audits else 1.0 for i in evaluated])
-    return Truth(judged, stable, weight, "audit" if (judged >= 0).any() else None)
+    if not (judged >= 0).any():
+        return Truth(judged, stable, ones, None)
+    rows = np.flatnonzero(judged >= 0)
+    drawn_in = np.array([audits[evaluated[i].id].round_id for i in rows])
+    weight = ones
+    weight[rows] = 1.0 / _ever_evaluated(ctx, np.array([evaluated[i].row for i in rows]), drawn_in)
+    return Truth(judged, stable, weight, "audit")
+
+
+def _ever_evaluated(ctx: Context, rows: IntArray, drawn_in: IntArray) -> FloatArray:
+    """(m,) probability of texts to measure accuracy by the audit of any round so far.
+
+    Each round's audit is drawn from the texts that no round before has sent. Later ones therefore
+    hold fewer of the difficult texts, and their own probability alone would make students look
+    better from round to round. A text could be drawn in every round until it had been a suspect.
+
+    Args:
+        rows: (m,) ``Item.row`` of the texts.
+        drawn_in: (m,) id of the round whose audit drew each.
+    Source: Horvitz and Thompson 1952, over the rounds taken together.
+    """
+    never, candidate = np.ones(len(rows)), np.ones(len(rows), dtype=bool)
+    waiting = np.ones(len(rows), dtype=bool)  # not drawn in a round before
+    for round_ in ctx.store.rounds(ctx.name):
+        if round_.id not in drawn_in:
+            continue
+        reviews = ctx.store.reviews(ctx.name, round_.id)
+        suspects = [r.suspicion for r in reviews if r.reason == "suspect"]
+        prob = float(np.mean([r.audit_prob for r in reviews if r.reason == "audit"]))
+        scores = ctx.store.all_scores(round_id(round_))
+        if not len(scores.rows):
+            raise damaged(f"round {round_.number} has sent texts, and its scores are gone")
+        place = np.minimum(np.searchsorted(scores.rows, rows), len(scores.rows) - 1)
+        there = scores.rows[place] == rows
+        never[there & (candidate | waiting)] *= 1.0 - prob * _share(round_)
+        waiting &= drawn_in != round_.id
+        if suspects:
+            candidate &= ~there | (scores.suspicion[place] < min(suspects))
+    return 1.0 - never

@@ -52,6 +52,7 @@ def quality_metrics(
     round_of: IntArray,
     suspicion: FloatArray,
     answered: NDArray[np.bool_] | None = None,
+    arrived: IntArray | None = None,
 ) -> LlmQuality:
     """Quality of the LLM's labels on the texts of the pool that it gave one.
 
@@ -64,6 +65,8 @@ def quality_metrics(
         suspicion: (n,) in [0, 1], free of each item's own gold; it narrows the intervals.
         answered: (n,) bool, whether the LLM gave a label; the others count neither right nor wrong.
             None where it gave one to all.
+        arrived: (n,) first round that could choose each text; None if all were there from the
+            start.
 
     Returns:
         The estimates with 95 % intervals. In ``remaining_at_most`` each of the planned rounds has
@@ -77,15 +80,25 @@ def quality_metrics(
     unanswered = NoLlmLabel(without, without / n, missing)
     y_llm, gold, round_of = y_llm[answered], gold[answered], round_of[answered]
     inclusion_prob, suspicion = inclusion_prob[answered], suspicion[answered]
+    arrived = None if arrived is None else arrived[answered]
     k, p_correct = len(config.labels), 1.0 - np.clip(suspicion, 0.0, 1.0)
     try:
         quality, bound = (
             label_quality(
-                y_llm, gold, inclusion_prob, k, round_of=round_of, p_correct=p_correct, level=level
+                y_llm,
+                gold,
+                inclusion_prob,
+                k,
+                round_of=round_of,
+                arrived=arrived,
+                p_correct=p_correct,
+                level=level,
             )
             for level in (0.95, 1.0 - 2.0 * STOP_RISK / config.rounds.rounds)
         )
-        confusion = weighted_confusion(y_llm, gold, inclusion_prob, k, round_of=round_of)
+        confusion = weighted_confusion(
+            y_llm, gold, inclusion_prob, k, round_of=round_of, arrived=arrived
+        )
     except TooFewRandomError as exc:
         return LlmQuality(problem=str(exc), unanswered=unanswered)
     return LlmQuality(
@@ -110,7 +123,12 @@ def _metric(estimate: Estimate) -> Metric:
 
 
 def predictor_metrics(
-    pool: Pool, batch: NDArray[np.bool_], gold: IntArray, *, rng: np.random.Generator
+    pool: Pool,
+    batch: NDArray[np.bool_],
+    gold: IntArray,
+    inclusion_prob: FloatArray,
+    *,
+    rng: np.random.Generator,
 ) -> Predictor:
     """How well wrong labels were foreseen in the batch that the round bought.
 
@@ -118,6 +136,7 @@ def predictor_metrics(
         pool: as the round saw it when it chose: gold of earlier rounds only, students of them.
         batch: (n,) bool, items of this round whose gold has come since.
         gold: (n,) what people said.
+        inclusion_prob: (n,) of the items of the batch.
         rng: deals the earlier gold to folds, and draws the bootstrap.
 
     Returns:
@@ -135,8 +154,7 @@ def predictor_metrics(
         raise ValueError("the predictor must not have seen the gold that it is judged by")
     p_wrong = probability_wrong(pool, rng=rng)[rows]
     wrong = gold[rows] != pool.y_llm[rows]
-    pi = np.ones(len(rows)) if pool.inclusion_prob is None else pool.inclusion_prob[rows]
-    weight = 1.0 / pi
+    weight = 1.0 / inclusion_prob[rows]
     weight = weight / weight.mean()
     flagged = p_wrong > 0.5
     edges = np.quantile(p_wrong, np.linspace(0, 1, BINS + 1)[1:-1])

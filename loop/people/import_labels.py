@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loop.campaign.context import Context
-from loop.campaign.tables import IMPORTED, Gold, StoredText
+from loop.campaign.tables import IMPORTED, STAGES, Gold, StoredText
 from loop.ports import GivenLabel, item_id, normalise
 
-ROUND = 0
-"""Number of the round of imported gold: it is there before the first one."""
 SHOWN_REASONS, SHOWN_CHARS = 8, 90
 
 
@@ -176,12 +174,25 @@ def _decision(item: StoredText, given: Sequence[GivenLabel]) -> tuple[str, str, 
     return "", label, n / votes.total()
 
 
+def _last_chosen(ctx: Context) -> int:
+    """Number of the last round that has chosen its texts, without what is imported now; or 0."""
+    past = [r for r in ctx.store.rounds(ctx.name) if STAGES.index(r.stage) > STAGES.index("select")]
+    return past[-1].number if past else 0
+
+
 def _store(
     ctx: Context, result: Import, taken: dict[str, tuple[str, float, list[GivenLabel]]]
 ) -> None:
+    held, number = ctx.store.gold(ctx.name), _last_chosen(ctx)
     with ctx.store.transaction() as session:
         gold = [
-            Gold(item_id=key, label=label, how=IMPORTED, confidence=share, round_number=ROUND)
+            Gold(
+                item_id=key,
+                label=label,
+                how=IMPORTED,
+                confidence=share,
+                round_number=held[key].round_number if key in held else number,
+            )
             for key, (label, share, _) in taken.items()
         ]
         ctx.store.put_gold(session, gold)

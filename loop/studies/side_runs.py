@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loop.campaign.context import Context
 from loop.campaign.tables import Item, Round, TrainingLabels
@@ -192,18 +193,23 @@ def llm_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray]:
     """The LLM's labels alone; texts that are evaluated are left out."""
     ctx = runs.ctx
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, runs.pool)
-    judged = {i.id for i in runs.evaluated}
-    free = np.array([i.id not in judged for i in runs.pool])
-    return np.eye(len(ctx.config.labels))[votes.y_llm], (votes.answered & free).astype(np.float64)
+    answered = (votes.answered & _free(runs)).astype(np.float64)
+    return np.eye(len(ctx.config.labels))[votes.y_llm], answered
 
 
 def gold_labels(runs: SideRuns) -> tuple[FloatArray, FloatArray] | None:
-    """Gold for the whole pool, where the source knows it."""
+    """Gold for the whole pool, where the source knows it; texts that are evaluated are left out."""
     index = runs.ctx.config.label_index
     known = [index.get(str(i.known_label), -1) for i in runs.pool]
     if min(known) < 0:
         return None
-    return np.eye(len(index))[known], np.ones(len(known))
+    return np.eye(len(index))[known], _free(runs).astype(np.float64)
+
+
+def _free(runs: SideRuns) -> NDArray[np.bool_]:
+    """(n,) texts of the pool that no student is evaluated on."""
+    judged = {i.id for i in runs.evaluated}
+    return np.array([i.id not in judged for i in runs.pool])
 
 
 def write_result(ctx: Context, name: str, result: Mapping[str, Any]) -> Path:

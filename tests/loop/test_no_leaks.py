@@ -5,8 +5,10 @@ import pytest
 from campaigns import make, texts
 
 import loop.round as stages
+from loop.measure.held_out import evaluation_items, held_out
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
+from loop.training_sets import arms_of, label_set_of
 from strategies import STRATEGIES
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
@@ -76,7 +78,7 @@ def test_audit_texts_train_where_test_texts_are_known_and_nowhere_else(tmp_path)
             raters=False,
             rows=rows,
             texts={"source": "x.csv", "gold_column": "g" if known else None},
-            student={"seeds": 2, "references": []},
+            student={"seeds": 2, "references": ["llm_only"]},
         )
         run_round(ctx)
         for item in ctx.reviewer.open_items():
@@ -88,6 +90,16 @@ def test_audit_texts_train_where_test_texts_are_known_and_nowhere_else(tmp_path)
         assert {weight[i] for i in audits} == {1.0 if known else 0.0}
         suspects = {r.item_id for r in ctx.store.reviews("c")} - audits
         assert {weight[i] for i in suspects} == {1.0}
+        # What the loop's students are compared with has learned the same texts.
+        apart = held_out(ctx)
+        assert apart == (set() if known else audits)
+        for labels in arms_of(ctx, round_, apart).values():
+            learned = dict(zip(labels.ids, labels.weight, strict=True))
+            assert {learned[i] for i in audits} == {1.0 if known else 0.0}
+            assert min(learned[i] for i in set(learned) - audits) > 0
+        runs = {run.arm: run.label_set for run in ctx.store.runs("c") if run.seed == 0}
+        for arm, labels in arms_of(ctx, round_, apart).items():
+            assert runs[arm] == label_set_of(ctx, labels, evaluation_items(ctx))
 
 
 @pytest.mark.parametrize("name", ["learned_error", "student_disagreement", "knn_disagreement"])

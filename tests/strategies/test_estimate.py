@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from strategies.estimate import label_quality, rate_ratio, weighted_confusion
+from strategies.calibrate import prior_from_gold
+from strategies.estimate import (
+    TooFewRandomError,
+    label_quality,
+    over_all_rounds,
+    rate_ratio,
+    weighted_confusion,
+)
 from strategies.select import select_batch
 
 N, K = 3000, 3
@@ -21,7 +28,7 @@ def world(seed=0):
 
 
 def true_values(truth, y):
-    p, s = np.bincount(truth, minlength=K) / N, np.bincount(y, minlength=K) / N
+    p, s = np.bincount(truth, minlength=K) / len(y), np.bincount(y, minlength=K) / len(y)
     values = {
         "accuracy": (truth == y).mean(),
         "macro_f1": f1_score(truth, y, average="macro"),
@@ -241,3 +248,144 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says(a, b):
         held.append(found.low <= a / b <= found.high)
     assert 0.93 <= np.mean(held) <= 0.985
     assert rate_ratio(0, 30, 0, 30).value == 1.0
+
+
+def drawn(seed, *, n=1000, labels=100, audit_frac=0.5, k=3, error=0.2, rounds=1):
+    """A pool whose suspects are often wrong, and what was bought of it."""
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(k, size=n, p=[0.1, *[0.9 / (k - 1)] * (k - 1)])
+    wrong = rng.random(n) < error
+    y = np.where(wrong, (truth + 1 + rng.integers(k - 1, size=n)) % k, truth)
+    suspicion = np.clip(0.4 * wrong + 0.6 * rng.random(n), 0, 1)
+    gold, pi, round_of = np.full(n, -1), np.ones(n), np.full(n, -1)
+    for r in range(rounds):
+        left = np.flatnonzero(gold < 0)
+        batch = select_batch(suspicion, left, labels, audit_frac=audit_frac, rng=rng)
+        rows = batch.rows
+        gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, r
+    return truth, y, 1 - suspicion, gold, pi, round_of
+
+
+@pytest.mark.parametrize(("k", "error"), [(2, 0.01), (3, 0.0), (5, 0.0)])
+def test_labels_that_are_all_right_have_a_distance_with_an_upper_end(k, error):
+    for seed in range(60):
+        _, y, p_right, gold, pi, _ = drawn(seed, k=k, error=error)
+        kl = label_quality(y, gold, pi, k, p_correct=p_right).kl
+        assert 0.0 <= kl.low <= kl.value < kl.high
+
+
+@pytest.mark.parametrize(("labels", "error"), [(20, 0.2), (40, 0.2), (100, 0.05)])
+def test_intervals_cover_the_truth_with_few_random_labels_and_a_rare_class(labels, error):
+    covered = []
+    for seed in range(150):
+        truth, y, p_right, gold, pi, _ = drawn(seed, labels=labels, error=error)
+        quality = label_quality(y, gold, pi, K, p_correct=p_right)
+        expected = true_values(truth, y)
+        for name in ("macro_f1", "kl"):
+            estimate = estimates(quality)[name]
+            covered.append((estimate.low <= expected[name] <= estimate.high, name))
+    for name in ("macro_f1", "kl"):
+        assert np.mean([hit for hit, of in covered if of == name]) >= 0.9
+
+
+def test_a_round_speaks_for_no_texts_that_came_after_it():
+    """New texts with worse labels, before the second of three rounds."""
+    errors, covered = [], []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        old = np.arange(1800) < 1000
+        right = rng.random(1800) < np.where(old, 0.9, 0.6)
+        truth = rng.integers(2, size=1800)
+        gold, pi, round_of = np.full(1800, -1), np.ones(1800), np.full(1800, -1)
+        for r in range(3):
+            left = np.flatnonzero((gold < 0) & (old | (r > 0)))
+            batch = select_batch(rng.random(1800), left, 100, audit_frac=0.5, rng=rng)
+            rows = batch.rows
+            gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, r
+        y, arrived = np.where(right, truth, 1 - truth), np.where(old, 0, 1)
+        found = label_quality(y, gold, pi, 2, round_of=round_of, arrived=arrived).accuracy
+        errors.append(found.value - right.mean())
+        covered.append(found.low <= right.mean() <= found.high)
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(150)
+    assert np.mean(covered) >= 0.9
+    round_of[round_of > 0] = -1
+    gold[round_of < 0] = -1
+    with pytest.raises(TooFewRandomError):  # nothing has looked at the new ones
+        label_quality(y, gold, pi, 2, round_of=round_of, arrived=arrived)
+
+
+def test_gold_that_comes_after_a_round_was_in_its_pool():
+    """Labels of difficult texts, bought elsewhere, come between two rounds."""
+    errors = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        hard = rng.random(1000) < 0.3
+        right = rng.random(1000) < np.where(hard, 0.5, 0.95)
+        truth = rng.integers(2, size=1000)
+        gold, pi, round_of = np.full(1000, -1), np.ones(1000), np.full(1000, -1)
+        batch = select_batch(rng.random(1000), np.arange(1000), 100, audit_frac=0.5, rng=rng)
+        rows = batch.rows
+        gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, 2
+        came = rng.choice(np.flatnonzero(hard & (gold < 0)), 150, replace=False)
+        gold[came], round_of[came] = truth[came], 3
+        y = np.where(right, truth, 1 - truth)
+        found = label_quality(y, gold, pi, 2, round_of=round_of).accuracy
+        errors.append(found.value - right.mean())
+    assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(150)
+
+
+def test_most_of_the_pool_is_not_all_of_it():
+    """60 of 100 texts for certain, then a round with an audit: the audit speaks for the rest."""
+    rng = np.random.default_rng(0)
+    right = np.arange(100) < 60
+    truth = rng.integers(2, size=100)
+    gold, pi, round_of = np.full(100, -1), np.ones(100), np.zeros(100, dtype=int)
+    gold[:60] = truth[:60]
+    batch = select_batch(rng.random(100), np.arange(60, 100), 20, audit_frac=0.5, rng=rng)
+    rows = batch.rows
+    gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, 1
+    found = label_quality(np.where(right, truth, 1 - truth), gold, pi, 2, round_of=round_of)
+    assert found.accuracy.low < 0.5 < found.accuracy.value < 0.7 < found.accuracy.high
+    assert found.remaining_error.low < 0.2 < found.remaining_error.high
+
+
+def test_a_round_that_came_back_in_part_speaks_for_the_pool():
+    errors, covered = [], []
+    for seed in range(150):
+        truth, y, p_right, gold, pi, round_of = drawn(seed, rounds=2)
+        rng = np.random.default_rng(seed)
+        suspects_too = pi < (1 if seed % 2 else 2)  # or all of these come back
+        gold[(round_of == 1) & suspects_too & (rng.random(1000) < 0.7)] = -1
+        found = label_quality(y, gold, pi, K, round_of=round_of, p_correct=p_right).accuracy
+        errors.append(found.value - (truth == y).mean())
+        covered.append(found.low <= (truth == y).mean() <= found.high)
+        gold[round_of == 0] = -1
+        label_quality(y, gold, pi, K, round_of=round_of)  # a third of one round says something
+    assert abs(np.mean(errors)) < 0.01
+    assert np.mean(covered) >= 0.9
+
+
+def test_a_rare_class_among_the_suspects_keeps_its_share_over_many_rounds():
+    by_round, over_all, true = [], [], []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        truth = np.where(rng.random(1000) < 0.1, 2, rng.integers(2, size=1000))
+        suspicion = rng.random(1000) * 0.5 + 0.5 * (truth == 2) * (rng.random(1000) < 0.9)
+        gold, pi, round_of = np.full(1000, -1), np.ones(1000), np.full(1000, -1)
+        for r in range(5):
+            left = np.flatnonzero(gold < 0)
+            batch = select_batch(suspicion, left, 100, audit_frac=0.5, rng=rng)
+            rows = batch.rows
+            gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, r
+        by_round.append(prior_from_gold(gold, pi, 3, pseudo=0)[2])
+        weighed = over_all_rounds(gold, pi, round_of)
+        assert ((weighed > 0) & (weighed <= 1)).all()
+        over_all.append(prior_from_gold(gold, weighed, 3, pseudo=0)[2])
+        true.append((truth == 2).mean())
+    assert np.mean(by_round) < np.mean(true) - 0.03
+    assert np.mean(over_all) == pytest.approx(np.mean(true), abs=0.005)
+    pi[round_of == 4] = 1.0  # a last round without an audit
+    last = over_all_rounds(gold, pi, round_of)
+    assert ((last > 0) & (last <= 1)).all()
+    suspects = np.where(gold >= 0, 1.0, pi)
+    np.testing.assert_array_equal(over_all_rounds(gold, suspects, round_of), suspects)

@@ -2,10 +2,12 @@
 
 import re
 
+import pytest
 from campaigns import LABELS, make
 
-from loop.deliver.data_card import COLUMNS, data_card
+from loop.deliver.data_card import COLUMNS, data_card, refuse_other_files
 from loop.deliver.export import final_labels
+from loop.errors import DataError
 from loop.next_round import open_campaign, why_finished
 from loop.round import run_round
 
@@ -40,3 +42,18 @@ def test_names_are_text_and_nothing_else(tmp_path):
     assert "<b>" not in card
     assert "&lt;b&gt;Is&lt;/b&gt; it \\| \\`good\\`? ---" in card
     assert card.count("\n---\n") == 1
+
+
+def test_a_card_takes_the_place_of_a_card_alone(tmp_path):
+    ctx = make(tmp_path)
+    open_campaign(ctx)
+    run_round(ctx)
+    card = tmp_path / "card.md"
+    refuse_other_files(card)
+    card.write_text(data_card(ctx.config, ctx.store, final_labels(ctx.config, ctx.store)))
+    refuse_other_files(card)
+    readmes = (b"# My project\n", b"", b"---\ntags:\n- films\n---\n- goldloop\n", b"\xff\x00")
+    for readme in readmes:
+        card.write_bytes(readme)
+        with pytest.raises(DataError, match=r"card\.md is no data set card of goldloop's; name"):
+            refuse_other_files(card)

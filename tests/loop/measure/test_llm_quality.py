@@ -94,12 +94,17 @@ def test_too_small_an_audit_is_said_and_stops_nothing():
     assert why_good_enough(config(0.5), rounds) is None
 
 
-def test_a_round_that_is_hardly_answered_is_said_to_tell_nothing_and_does_not_break():
+def test_a_round_that_is_hardly_answered_tells_hardly_anything_and_does_not_break():
     y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.1)
+    whole = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion).accuracy
     audit = np.flatnonzero((gold >= 0) & (pi < 1))
-    gold[audit[6:]] = -1  # six random answers are back, each standing for few texts
+    gold[audit[6:]] = -1  # six random answers are back, and all of the suspects
+    found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion).accuracy
+    assert found.low < whole.value < found.high
+    assert found.high - found.low > 2 * (whole.high - whole.low)
+    gold[audit[4:]] = -1
     found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
-    assert "cannot speak for" in found.problem
+    assert "4 randomly chosen gold items cannot speak for" in found.problem
 
 
 def foreseeing(told, seed=0, n=600):
@@ -113,7 +118,7 @@ def foreseeing(told, seed=0, n=600):
     earlier, batch = np.zeros(n, bool), np.zeros(n, bool)
     earlier[:200], batch[200:500] = True, True
     pool = Pool(probs=probs, y_llm=y, gold=np.where(earlier, truth, -1))
-    return pool, batch, np.where(earlier | batch, truth, -1)
+    return pool, batch, np.where(earlier | batch, truth, -1), np.ones(n)
 
 
 def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
@@ -129,10 +134,10 @@ def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
         assert found.expected == pytest.approx(found.found, abs=0.07)
         assert sum(items for _, _, items in found.bins) == 300
     assert told.brier < blind.brier
-    pool, batch, gold = foreseeing(told=True)
+    pool, batch, gold, pi = foreseeing(told=True)
     batch[0] = True
     with pytest.raises(ValueError, match="must not have seen"):
-        predictor_metrics(pool, batch, gold, rng=np.random.default_rng(0))
+        predictor_metrics(pool, batch, gold, pi, rng=np.random.default_rng(0))
 
 
 def test_foreseen_errors_are_told_in_a_sentence():

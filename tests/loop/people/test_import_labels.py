@@ -6,6 +6,7 @@ from loop.campaign.tables import IMPORTED
 from loop.deliver.export import final_labels
 from loop.next_round import open_campaign
 from loop.people.import_labels import import_labels
+from loop.pool_arrays import order_of_gold
 from loop.ports import GivenLabel
 from loop.round import run_round
 
@@ -89,9 +90,21 @@ def test_imported_gold_trains_is_not_asked_again_and_costs_nothing(tmp_path):
     assert last.label_quality is not None
     weights = {t.item_id: t.source for t in ctx.store.training_labels(first.id)}
     assert {weights[i] for i in mine} == {"gold"}
+    free = [item for item in pool if item.id not in gold]
+    import_labels(ctx, "u.json", "x", [given(i.text) for i in [*free[:5], *pool[:2]]])
     second = run_round(ctx)
     assert second.stage == "done"
     assert mine <= set(ctx.store.gold("c"))
+    # Estimates take each label as known from when it came: the second import is between the rounds.
+    keys = ctx.keys("pool")
+    chosen, arrived = order_of_gold(ctx, keys, ctx.store.reviews_by_item("c"))
+    when = dict(zip([key.id for key in keys], chosen.tolist(), strict=True))
+    sent = {r.item_id: r.round_id for r in ctx.store.reviews("c")}
+    assert {when[i] for i in mine} == {1}
+    assert {when[i.id] for i in free[:5]} == {3}
+    assert {when[i] for i, round_id in sent.items() if round_id == first.id} == {2}
+    assert {when[i] for i, round_id in sent.items() if round_id == second.id} == {4}
+    assert set(arrived.tolist()) == {2}
 
 
 def test_what_people_of_the_campaign_decided_stays(tmp_path):
