@@ -340,7 +340,7 @@ class Store(Database, LlmStore):
         )
 
     def last_scored(self, round_id: int) -> int:
-        """The highest ``Item.row`` that a round has scored: later texts have come since; -1 if none."""
+        """The highest ``Item.row`` that a round has scored: texts beyond came later; -1 if none."""
         with self.transaction() as session:
             query = select(ScoreBlock.rows).where(ScoreBlock.round_id == round_id)
             rows = session.exec(query.order_by(col(ScoreBlock.start).desc()).limit(1)).first()

@@ -135,6 +135,7 @@ def gold_students(pool: Pool, *, rng: np.random.Generator) -> FloatArray | None:
     said = [
         out_of_fold_probs(view, y, weight, pool.k, seeds=GOLD_SEEDS, rng=rng).mean(axis=0)
         for view in views_of(pool)
+        if not all_alike(view, known)
     ]
     return np.stack(said) if said else None
 
@@ -218,10 +219,10 @@ def out_of_fold_probs(
         raise ValueError("out_of_fold_probs needs at least two distinct texts")
     features = _in_span(_standardised(embeddings), np.flatnonzero(weight > 0))
     label, data = target.argmax(axis=1), _Training(features, target, weight)
-    penalty = _choose_penalty(data, stratified_folds(label, group, n_folds, rng), rng)
+    penalty = _choose_penalty(data, _dealt(label, group, weight > 0, n_folds, rng), rng)
     samples, fold_of = [], []
     for s in range(seeds):
-        fold_of.append(stratified_folds(label, group, n_folds, rng))
+        fold_of.append(_dealt(label, group, weight > 0, n_folds, rng))
         drawn = _drawn(data, rng)
         for fold in range(n_folds):
             rows = _training_rows(drawn, fold_of[s] != fold)
@@ -239,6 +240,19 @@ def out_of_fold_probs(
                 out[s, block.start + held_out] = probs
     out /= out.sum(axis=2, keepdims=True)
     return out
+
+
+def _dealt(
+    label: IntArray, group: IntArray, used: BoolArray, folds: int, rng: np.random.Generator
+) -> IntArray:
+    """(n,) fold of each item; no fold has all that are learned from, where these are not alike."""
+    fold_of = stratified_folds(label, group, folds, rng)
+    if len(np.unique(fold_of[used])) > 1:
+        return fold_of
+    of_group = np.full(int(group.max()) + 1, -1, dtype=np.int64)
+    _, own = np.unique(group[used], return_inverse=True)
+    of_group[group[used]] = stratified_folds(label[used], own, folds, rng)
+    return np.where(of_group[group] < 0, fold_of, of_group[group])
 
 
 def _second_moment(features: NDArray[np.float32], weight: FloatArray) -> NDArray[np.float32]:

@@ -245,3 +245,23 @@ def test_states_that_tell_no_texts_apart_are_not_read(states):
     )
     assert seen.shape == (2, 300, 3)
     np.testing.assert_array_equal(alone[0], seen[0])
+
+
+@pytest.mark.parametrize("different", [1, 2, 3])
+def test_gold_of_hardly_any_different_texts_is_no_error(different):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        embeddings = rng.normal(size=(40, 5)).astype(np.float32)
+        embeddings[:12] = embeddings[np.arange(12) % different]
+        gold = np.where(np.arange(40) < 12, rng.integers(2, size=40), -1)
+        pool = Pool(
+            probs=np.full((40, 1, 2), 0.5),
+            y_llm=rng.integers(2, size=40),
+            gold=gold,
+            embeddings=embeddings,
+        )
+        said = gold_students(pool, rng=rng)
+        if different == 1:
+            assert said is None, "nothing tells texts apart that are all the same"
+        else:
+            assert np.isfinite(said).all()
