@@ -271,8 +271,8 @@ def _table(exc: BaseException) -> LoopError:
 def _package(exc: BaseException) -> LoopError:
     name = getattr(exc, "name", None) or _first_line(exc)
     return MachineError(
-        f"A package is missing or broken ({name}). Install goldloop again with"
-        " `pip install --force-reinstall goldloop`, with the extras that you use."
+        f"A package is missing or broken ({name}). Install goldloop again from its folder, with the"
+        " extras that you use: `pip install --force-reinstall .`, or `make .venv/.ready`."
     )
 
 

@@ -51,7 +51,8 @@ def pool_arrays(
     items = ctx.keys("pool")
     votes = read_votes(ctx.config, ctx.store, ctx.annotator.revision, items)
     reviews, people = ctx.store.reviews_by_item(ctx.name), ctx.store.gold(ctx.name)
-    gold = _classes(ctx, items, people)
+    shown = ~by_item(items, dict.fromkeys(hidden, True), default=False)
+    gold = np.where(shown, _classes(ctx, items, people), -1)
     prob_in_round = inclusion_prob_of(items, reviews)
     chosen, arrived = order_of_gold(ctx, items, reviews)
     # Only gold of earlier rounds has a say in how this round uses the LLM's answers.
@@ -69,7 +70,6 @@ def pool_arrays(
     )
     votes = replace(votes, posterior=view.posterior)
     unsure = {i: r.outcome == "unsure" and i not in hidden for i, r in reviews.items()}
-    gold = np.where(by_item(items, dict.fromkeys(hidden, True), default=False), -1, gold)
     needs = set().union(*(needs_of(name) for name in signals)) if signals else set()
     embeddings: Vectors | None = None
     neighbours: Neighbours | None = None

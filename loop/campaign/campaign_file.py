@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 TEMPLATE = """\
 # A goldloop campaign. `goldloop check` says what is wrong with it, `goldloop run` runs it.
-# Paths are relative to this file. Commented lines show the defaults.
+# Paths are relative to this file. Commented lines show the default, or an example.
 
 [campaign]
 name = {name}

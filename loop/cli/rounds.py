@@ -220,7 +220,7 @@ def demo(
     ] = False,
     pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 400,
 ) -> None:
-    """Run three rounds on 4,200 tweets rated by 20 people each; everything real but the people."""
+    """Run three rounds on 400 tweets that 20 people each rated; everything real but the people."""
     from connectors.downloads.hutto import write_demo_texts
     from loop.cli.demo_campaign import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
     from loop.files import SHARED, write_whole

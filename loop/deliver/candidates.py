@@ -20,6 +20,7 @@ from loop.student.inference import predict
 from loop.training_sets import LabelSet, fit_seeds, seeds_of
 from strategies.calibrate import fit_temperature, log_losses, with_temperature
 
+AVERAGE = "the average of all seeds' weights"
 MIN_DEV = 20
 """Dev labels from which candidates are compared and a temperature is fitted."""
 ALIKE = 0.01
@@ -112,10 +113,10 @@ def build_candidates(
     known = y >= 0
     best = _best_seed(list(seeds), on_dev[:, known], y[known], len(index))
     name = f"seed {best}"
-    folders = {name: seeds[best], "the soup": soup} | folders
+    folders = {name: seeds[best], AVERAGE: soup} | folders
     asked = {
         name: on_dev[list(seeds).index(best)],
-        "the soup": ask_model(ctx, soup, dev_texts),
+        AVERAGE: ask_model(ctx, soup, dev_texts),
         "the distilled model": ask_model(ctx, distilled[0], dev_texts),
     }
     return Candidates(folders, choose(asked, on_dev.mean(axis=0), y, len(index)))

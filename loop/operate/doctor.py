@@ -159,7 +159,10 @@ def _programs() -> Iterator[Line]:
     if wrong or missing:
         told = "; ".join([*wrong, *(f"{name} is missing" for name in missing)])
         yield Line(
-            "problem", "libraries", f"{told}.", "Run `pip install --upgrade goldloop` again."
+            "problem",
+            "libraries",
+            f"{told}.",
+            "Run `pip install --upgrade .` in goldloop's folder.",
         )
 
 

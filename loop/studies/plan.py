@@ -339,13 +339,17 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
             f" about {labels.value - rest:,.0f} labels."
         )
     effort = _effort(plan, labels.value)
-    return f"{wanted}{at}: about {_labels(labels)} more labels: {effort}. {enough}"
+    return f"{wanted}{at}: about {_labels(labels)}: {effort}. {enough}"
 
 
 def _labels(labels: Metric) -> str:
-    """``240 (90 to 600)``."""
-    high = f"to {_rounded(labels.high)}" if math.isfinite(labels.high) else "or many more"
-    return f"{_rounded(labels.value)} ({_rounded(labels.low)} {high})"
+    """``240 more labels (90 to 600)``."""
+    low = _rounded(labels.low)
+    if math.isfinite(labels.high):
+        bounds = f"{low} to {_rounded(labels.high)}"
+    else:
+        bounds = f"at least {low}; nobody can tell yet how many at most"
+    return f"{_rounded(labels.value)} more labels ({bounds})"
 
 
 def _rounded(value: float) -> str:

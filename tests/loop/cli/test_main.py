@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from connectors.label_studio.server import server_folder
 from loop.campaign.campaign_file import quoted
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
@@ -551,6 +552,7 @@ def test_an_operator_looks_keeps_and_restores(run, tmp_path):
     code, out, err = run("backup", "b.zip")
     assert (code, out.strip()) == (0, "b.zip"), err
     assert "goldloop restore b.zip" in err
+    assert "local Label Studio" not in err
     (tmp_path / "new").mkdir()
     code, _, err = run("restore", "b.zip", "-f", "new/goldloop.toml")
     assert (code, "`goldloop status`" in err) == (0, True), err
@@ -563,6 +565,9 @@ def test_an_operator_looks_keeps_and_restores(run, tmp_path):
     assert (code, "--repair" in out) == (1, True)
     code, out, _ = run("fsck", "--repair", "-f", "new/goldloop.toml")
     assert (code, "repaired" in out) == (0, True)
+    with closing(Store(f"sqlite:///{tmp_path / 'deep' / 'c.db'}")) as store:
+        store.set_project("c", "7")
+    assert f"Not in it: the local Label Studio in {server_folder()}" in run("backup", "c.zip")[2]
 
 
 def test_help_works_as_a_module():

@@ -35,11 +35,14 @@ def test_a_goal_in_sight_is_told_with_labels_time_and_money():
         " $20.00."
     )
     assert line == (
-        "accuracy of 80 % (now 75.0): about 63 (21 to 250) more labels: 126 answers, 38 minutes of"
+        "accuracy of 80 % (now 75.0): about 63 more labels (21 to 250): 126 answers, 38 minutes of"
         " people's time, $12.60. The campaign as planned may suffice."
     )
     far = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(240, 90, math.inf))
-    assert "240 (90 or many more)" in told(far)[1]
+    assert (
+        "about 240 more labels (at least 90; nobody can tell yet how many at most): 480 "
+        in told(far)[1]
+    )
     assert "raise budget.labels and rounds.rounds by about 140 labels" in told(far)[1]
 
 
@@ -67,7 +70,7 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     assert "in sight; the rounds so far cannot tell how many labels it takes" in told(open_)[1]
     assert "not known yet" in told(Goal("p_uc=0.9", None, None, "needs two rounds; 0 so far"))[1]
     wrong = told(Goal("remaining-error=0.05", Metric(0.25, 0.2, 0.3), Metric(10, 5, 20)))[1]
-    assert wrong.startswith("At most 5 % wrong labels (now 25.0): about 10 (5 to 20) more labels")
+    assert wrong.startswith("At most 5 % wrong labels (now 25.0): about 10 more labels (5 to 20)")
     unmeasured = plan_lines(Plan(**{**vars(PLAN), "measured_time": False, "labels_left": 0}))
     assert unmeasured[0].startswith("As planned: no further round")
     assert "goldloop plan --goal" in unmeasured[1]
