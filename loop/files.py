@@ -7,6 +7,7 @@ disk leaves the old one, and a link that somebody laid in the way is replaced an
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -33,8 +34,10 @@ def replacing(path: Path, *, mode: int = PRIVATE) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` on success and vanishes on failure.
 
     Raises:
-        OSError: no space, no permission, or ``path`` is a folder.
+        OSError: no space, no permission, or ``path`` is a folder, a pipe or a device.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EEXIST, "it is a pipe or a device, and would be replaced")
     partial = _beside(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(partial, flags, mode)
@@ -125,8 +128,7 @@ def write_whole(path: Path, content: str, *, mode: int = PRIVATE) -> None:
             file.write(content)
     except OSError as exc:
         raise LoopError(
-            f"{path} cannot be written: {exc.strerror or exc}. Correct that, or name another folder"
-            " where the command takes --out."
+            f"{path} cannot be written: {exc.strerror or exc}. Correct that, or name another place."
         ) from exc
 
 

@@ -167,10 +167,17 @@ def test_results_never_take_the_place_of_the_campaigns_own_files(folder, monkeyp
     for card in own:
         with pytest.raises(DataError, match="name another file"):
             campaign.export(folder / "labels.csv", card=folder / card)
+    with pytest.raises(DataError, match="cannot hold both labels and card"):
+        campaign.export(folder / "labels.csv", card=folder / "labels.csv")
     (folder / "README.md").write_text("# Not of goldloop\n")
     with pytest.raises(DataError, match="no data set card of goldloop's; name another file"):
         campaign.export(folder / "labels.csv", card=folder / "README.md")
     assert (folder / "README.md").read_text() == "# Not of goldloop\n"
+    pytest.importorskip("datasets")
+    for _ in range(2):  # the folder is made anew, and the card in it as well
+        assert campaign.export(folder / "set", card=folder / "set" / "README.md")
+        assert "- goldloop" in (folder / "set" / "README.md").read_text()
+        assert (folder / "set" / "dataset_info.json").exists()
     (folder / "more.csv").write_text("text\na new text\n")
     monkeypatch.setattr("loop.deliver.predict.saved_model", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["goldloop", "predict", "more.csv", "--out", "x.csv"])

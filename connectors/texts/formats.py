@@ -179,7 +179,7 @@ def _is_text(path: Path, problems: Problems) -> bool:
     if look.utf16:
         problems.error(
             "invalid_utf8",
-            f"is UTF-16, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
+            f"is UTF-16 or UTF-32, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
         )
         return False
     if look.blank:

@@ -181,7 +181,15 @@ def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_checked)
+def _whole_number(digits: str) -> int | str:
+    """A number, or its digits where they are more than Python turns into one."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_checked, parse_int=_whole_number)
 
 
 def _values(text: str) -> Iterator[Any]:

@@ -143,7 +143,9 @@ class TextStream:
                 )
             look = look_at(self.path)
         if look.utf16:
-            raise DataError(f"{self.path} is UTF-16, not UTF-8; save it as UTF-8 and try again.")
+            raise DataError(
+                f"{self.path} is UTF-16 or UTF-32, not UTF-8; save it as UTF-8 and try again."
+            )
         if look.bad is not None:
             raise DataError(
                 f"{self.path} is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"

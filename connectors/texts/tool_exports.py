@@ -23,7 +23,7 @@ from connectors.texts.label_cells import (
     lookup,
 )
 from connectors.texts.values import NESTED, as_text, clean_text, listed
-from loop.errors import DataError
+from loop.errors import DataError, suggestion
 from loop.ports import GivenLabel
 
 _USUAL = ("label", "labels", "accept", "cats", "annotation", "gold")
@@ -74,7 +74,30 @@ def read_export(
         raise DataError("\n".join(errors))
     if not records:
         raise DataError(f"{source} holds no rows.")
+    _check_columns(records, source, text_column, label_column)
     return answers_of(records, labels, source, text_column, label_column)
+
+
+def _check_columns(
+    records: Sequence[tuple[int, Mapping[str, Any]]],
+    source: str,
+    text_column: str | None,
+    label_column: str | None,
+) -> None:
+    """Whether some row has the columns that were named; a label may be the name of a tag."""
+    inner = [r[k] for _, r in records for k in ("data", "fields") if isinstance(r.get(k), Mapping)]
+    rows = [record for _, record in records]
+    tools = any((_ANSWERS | {"responses"}) & record.keys() for record in rows)
+    asked = [(text_column, [*rows, *inner]), (None if tools else label_column, rows)]
+    for name, places in asked:
+        if name is not None and all(lookup(place, name) is ABSENT for place in places):
+            names = list(
+                dict.fromkeys(str(key) for place in places[:_GUESSED_FROM] for key in place)
+            )
+            raise DataError(
+                f"{source} has no column {name!r};{suggestion(name, names)} it has"
+                f" {', '.join(names[:20])}."
+            )
 
 
 def answers_of(

@@ -96,7 +96,8 @@ def one_spelling(text: str) -> str:
         return text
     if not NUMBER.fullmatch(text.strip()):
         return text.strip().lower()
-    return str(int(number)) if number == number.to_integral_value() else str(number.normalize())
+    whole = number.to_integral_value()
+    return (f"{whole:f}" if whole else "0") if number == whole else str(number.normalize())
 
 
 def plain(value: Any) -> Any:

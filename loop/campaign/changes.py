@@ -421,18 +421,17 @@ CLAIM = ("folder", "claimed")
 
 
 def refuse_lost_store(config: Config) -> None:
-    """Refuses a new store in the place of the one that the folder's campaign had.
+    """Refuses a new store beside a folder whose campaign had another, or this one.
 
     Raises:
-        StoreError: that one's file is gone.
+        StoreError: the folder is another campaign's, or the store's file is gone.
     """
     mark, url = _mark(config.out), make_url(config.store_url)
     file = database_file(url)
     if mark is None or file is None or file.exists():
         return
     here = url.set(database=str(file)).render_as_string()
-    if (mark["campaign"], mark["store"]) == (config.campaign.name, here):
-        raise _lost_store(config, here)
+    raise _another_campaign(config, mark, here, begun=False)
 
 
 def check_folder(ctx: Context) -> None:

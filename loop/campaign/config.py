@@ -178,14 +178,17 @@ class LabelSection(Section):
     description: str = ""
 
 
+Column = Annotated[str, StringConstraints(min_length=1)]
+
+
 class Texts(Section):
     """Where the texts come from, and which columns mean what."""
 
     source: Annotated[Place, StringConstraints(strip_whitespace=True, min_length=1)]
     format: Literal["auto", "csv", "jsonl", "parquet", "excel", "hf"] = "auto"
-    text_column: str = "text"
-    gold_column: str | None = None
-    split_column: str | None = None
+    text_column: Column = "text"
+    gold_column: Column | None = None
+    split_column: Column | None = None
     hf_split: str = "train"
     test_frac: Fraction = 0.2
     dev_items: int = Field(60, ge=0)

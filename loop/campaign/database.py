@@ -49,6 +49,7 @@ SCHEMA_KEY = 0x676F6C64
 """PostgreSQL's advisory lock on the schema."""
 VERSION_TABLE = "alembic_version"
 MIGRATIONS = Path(__file__).parent / "migrations"
+RESTORE = "Restore the newest backup (`goldloop restore`); running the same again does not help."
 
 
 def _said_otherwise(record: logging.LogRecord) -> bool:
@@ -173,6 +174,24 @@ def open_database(url: str, *, read_only: bool, say: Callable[[str], None]) -> E
     return engine
 
 
+def damage(file: Path, *, indexes: bool = False) -> str | None:
+    """What is wrong with an SQLite file itself, by a look at all of its pages; None if nothing is.
+
+    Args:
+        indexes: whether to compare the indexes with their tables, which takes longer.
+    """
+    check = f"pragma {'integrity' if indexes else 'quick'}_check(1)"
+    try:
+        with closing(
+            sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+        ) as connection:
+            found = str(connection.execute(check).fetchone()[0])
+    except sqlite3.DatabaseError as exc:
+        code = exc.sqlite_errorcode & 0xFF
+        return str(exc) if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else None
+    return None if found == "ok" else " ".join(found.split())
+
+
 def store_failure(exc: DBAPIError, where: str) -> StoreError:
     """What a database error means for the campaign, and what to do, in one sentence."""
     reason = str(exc.orig).splitlines()[0] if str(exc.orig) else type(exc.orig).__name__
@@ -194,6 +213,8 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
             f" the folder cannot be written, copy the store with the files -wal and -shm beside it"
             f" to a folder that can."
         )
+    if code == sqlite3.SQLITE_CORRUPT:
+        return StoreError(f"The store at {where} is damaged ({reason}). {RESTORE}")
     if code == sqlite3.SQLITE_NOTADB:
         return StoreError(
             f"The store at {where} cannot be opened: {reason}. Move that file away, or name"

@@ -99,6 +99,9 @@ _log = ExitStack()
 
 def main() -> None:
     """Entry point: one sentence on stderr and exit code 1 for every error; 2 for wrong usage."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: nobody reads it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     # Threads that spin while they wait for each other take whole cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Of the many rows about texts none holds itself; to look for that takes longer than to read

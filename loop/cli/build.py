@@ -52,15 +52,13 @@ def open_store(config: Config, *, read_only: bool = False) -> Iterator[Store]:
 
     Raises:
         NoStoreError: ``read_only``, and there is no store yet.
-        StoreError: it cannot be opened, the campaign was begun with other labels, or it is to be
-            written to and the store that the campaign's folder names is gone.
+        StoreError: it cannot be opened, the campaign was begun with other labels, or the store that
+            the campaign's folder names is gone.
     """
+    from loop.campaign.changes import refuse_lost_store
     from loop.campaign.store import Store
 
-    if not read_only:
-        from loop.campaign.changes import refuse_lost_store
-
-        refuse_lost_store(config)
+    refuse_lost_store(config)
     log.info("the store is opened", extra={"place": {"campaign": config.campaign.name}})
     store = Store(config.store_url, read_only=read_only, say=say)
     try:

@@ -188,11 +188,13 @@ class _Answers:
 
         if str(self.source).startswith("hf:"):
             return
-        beside = self.file.absolute().parent
+        beside = self.file.resolve().parent  # which reading the file takes its paths from, too
         given = Path(str(self.source)).expanduser()
         if not (beside / given).exists() and given.exists():  # the file's paths are its own
-            self.source = os.path.relpath(given.absolute(), beside)
-        rows, columns = columns_of(str(beside / Path(str(self.source)).expanduser()))
+            self.source = os.path.relpath(given.parent.resolve() / given.name, beside)
+        elif str(self.source).startswith("~"):
+            self.source = str(given)
+        rows, columns = columns_of(os.path.normpath(beside / str(self.source)))
         self.columns = {column.name: column for column in columns}
         self.budget = max(3, min(BUDGET, rows // 4))
         self.steps = fitting_steps(round(0.8 * rows))  # the rest is held out
@@ -269,7 +271,7 @@ def _holds(column: Column, rows: int) -> str:
     empty = f", {rows - column.filled:,} empty" if column.filled < rows else ""
     if len(column.counts) in range(1, MOST_OFFERED + 1) and len(column.counts) < column.filled / 2:
         common = sorted(column.counts.items(), key=lambda pair: -pair[1])
-        shown = ", ".join(f"{value[:40]} {n:,}" for value, n in common[:6])
+        shown = ", ".join(f"{' '.join(value.split())[:40]} {n:,}" for value, n in common[:6])
         return f"{counted(len(common), 'value')}: {shown}{', …' if len(common) > 6 else ''}{empty}"
     return f"about {column.chars / column.filled:,.0f} characters{empty}"
 
@@ -291,7 +293,8 @@ def check(file: File = CAMPAIGN) -> None:
         raise typer.Exit(1)
     for line in campaign.forecast():
         say(line)
-    say(f"{file} is fine. Next: `goldloop run`.")
+    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
+    say(f"{file} is fine. Next: `goldloop run{here}`.")
 
 
 @app.command(

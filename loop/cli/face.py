@@ -416,19 +416,25 @@ class Campaign:
                     refuse_own_files(config, self.file, Path(path))
             if card is not None:
                 refuse_other_files(Path(card))
-                text = data_card(config, store, final_labels(config, store))
-                write_whole(Path(card), text, mode=SHARED)
-            if all_rows:
-                return _write_all_rows(config, labels_by_text(config, store), Path(out))
+                if Path(card).resolve() == Path(out).resolve():
+                    raise DataError(f"{card} cannot hold both labels and card; name two files.")
             records = final_labels(config, store)
+            text = "" if card is None else data_card(config, store, records)
+            labels = labels_by_text(config, store) if all_rows else {}
             apart = store.item_count(config.campaign.name) - len(records)
-        write_labels(records, out)
+        written = len(records)
+        if all_rows:
+            written, apart = _write_all_rows(config, labels, Path(out)), 0
+        else:
+            write_labels(records, out)
+        if card is not None:  # last: the labels may be a new folder around it
+            write_whole(Path(card), text, mode=SHARED)
         if apart:
             say(
                 f"Left out: {apart:,} texts that are held out for tests and examples, or have no"
                 " label yet. With --all-rows every row of the source is written."
             )
-        return len(records)
+        return written
 
     @_raises_loop_errors
     def report(self, out: str | Path | None = None) -> Path:

@@ -156,6 +156,8 @@ def bench(
     """Replay strategies side by side at equal gold budget on texts whose labels are known."""
     from loop.bench.tables import tables
 
+    if lr is not None and not 0 < lr < 1:
+        raise LoopError(f"--lr {lr} must lie between 0 and 1.")
     try:
         shares = [float(share) for share in budgets.split(",")]
     except ValueError as exc:

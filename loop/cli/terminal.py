@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 
 LONG_WORD = 300
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def say(line: str) -> None:
-    """One line of news, on stderr; of a word of hundreds of letters only the beginning and end."""
+    """One line of news, on stderr; of a word of hundreds of letters only the beginning and end.
+
+    Characters that would steer the terminal are spelled out: the line may quote anybody's text.
+    """
+    line = CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
     whole = re.compile(rf"\S{{{LONG_WORD},}}")
     said.log(logging.ERROR if line.startswith("Error: ") else logging.INFO, "%s", line)
     typer.echo(whole.sub(lambda word: f"{word[0][:100]}…{word[0][-2:]}", line), err=True)

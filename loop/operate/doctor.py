@@ -13,6 +13,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,8 +23,9 @@ from sqlalchemy import make_url
 
 from loop import __version__
 from loop.addresses import hidden
+from loop.campaign.changes import refuse_lost_store
 from loop.campaign.config import Config, load
-from loop.campaign.database import database_file, schema_versions
+from loop.campaign.database import RESTORE, damage, database_file, schema_versions
 from loop.campaign.lock import holder_of
 from loop.errors import LoopError, foreign
 
@@ -283,12 +285,24 @@ def _nearest(path: Path) -> Path:
 
 def _store(config: Config, deadline_s: float) -> Iterator[Line]:
     where = make_url(config.store_url).render_as_string()
+    file = database_file(make_url(config.store_url))
     try:
         version, schemas = within(deadline_s, lambda: schema_versions(config.store_url))
     except LoopError as exc:
-        yield Line("problem", "store", hidden(str(exc)), "See whether the database runs.")
+        do = "See whether it can be read." if file else "See whether the database runs."
+        yield Line("problem", "store", hidden(str(exc)), do)
         return
+    if file is not None and version is not None:
+        with suppress(LoopError):  # of a store so large that this takes longer, `fsck` tells
+            if (what := within(deadline_s, lambda: damage(file))) is not None:
+                yield Line("problem", "store", f"{file} is damaged: {what[:200]}.", RESTORE)
+                return
     if version is None:
+        try:
+            refuse_lost_store(config)
+        except LoopError as exc:
+            yield Line("problem", "store", str(exc), "Look for the store, or for a backup.")
+            return
         yield Line("ok", "store", f"there is none at {where} yet; `goldloop run` creates it.")
     elif version not in schemas:
         yield Line(
@@ -306,7 +320,6 @@ def _store(config: Config, deadline_s: float) -> Iterator[Line]:
         )
     else:
         yield Line("ok", "store", f"{where} can be read and has the newest schema, {version}.")
-    file = database_file(make_url(config.store_url))
     if file is None or not file.exists():
         return
     if not os.access(file, os.W_OK):

@@ -23,7 +23,7 @@ from sqlmodel import col
 
 from loop.campaign.changes import MARK
 from loop.campaign.config import Config
-from loop.campaign.database import database_file
+from loop.campaign.database import RESTORE, damage, database_file
 from loop.campaign.store import Store
 from loop.campaign.tables import (
     DELETED,
@@ -69,7 +69,11 @@ def check_campaign(
     Raises:
         LoopError: the store or Label Studio cannot be read.
     """
-    yield from _database(store)
+    file = database_file(store.engine.url)
+    if file is not None and (what := damage(file, indexes=True)) is not None:
+        yield Finding("store", f"The database file is damaged: {what[:200]}.", RESTORE)
+        return  # what can still be read of it may be wrong
+    yield from _orphans(store)
     if store.campaign_uid(config.campaign.name):
         yield from _people(config, store)
         yield from _labels(config, store)
@@ -86,21 +90,14 @@ def _some(things: list[str]) -> str:
 # the store
 
 
-def _database(store: Store) -> Iterator[Finding]:
-    """The file's own structure, and rows that refer to rows that are gone."""
+def _orphans(store: Store) -> Iterator[Finding]:
+    """Rows that refer to rows that are gone."""
     if store.engine.dialect.name != "sqlite":
-        return  # PostgreSQL checks both all the time
+        return  # PostgreSQL looks all the time
     with store.transaction() as session:
-        damage = [str(row[0]) for row in session.execute(text("pragma integrity_check"))]
         orphans = Counter(
             f"{row[0]} without its {row[2]}"
             for row in session.execute(text("pragma foreign_key_check"))
-        )
-    if damage != ["ok"]:
-        yield Finding(
-            "store",
-            f"The database file is damaged: {damage[0].splitlines()[0][:200]}.",
-            "Restore the newest backup (`goldloop restore`).",
         )
     for what, rows in orphans.items():
         yield Finding(

@@ -367,7 +367,8 @@ def listen(host: str, port: int, last: int | None) -> socket.socket:
         except OSError as exc:
             failure = exc
     raise LoopError(
-        f"Cannot listen on {host}:{port} ({failure and failure.strerror}); choose another --port."
+        f"Cannot listen on {host}:{port} ({failure and failure.strerror}); choose another --port or"
+        " --host."
     )
 
 

@@ -330,7 +330,9 @@ def _mix(config: Config, counts: Counter[str]) -> str:
     total = counts.total()
     named = [*config.label_names, *sorted(set(counts) - set(config.label_names))]
     shown = [
-        f"{name or 'no label'} {100 * counts[name] / total:.0f} %" for name in named[:12] if total
+        f"{' '.join(name.split()) or 'no label'} {100 * counts[name] / total:.0f} %"
+        for name in named[:12]
+        if total
     ]
     more = f", {len(named) - 12} more" if len(named) > 12 else ""
     return f"{', '.join(shown)}{more} of {total:,} labels"

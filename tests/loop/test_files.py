@@ -225,3 +225,14 @@ def test_an_array_and_a_table_can_be_written_to_the_new_file(tmp_path):
     with replacing(tmp_path / "a.npy") as file:
         np.save(file, np.arange(3))
     assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+
+
+def test_a_pipe_is_never_replaced(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(LoopError, match="it is a pipe or a device, and would be replaced"):
+            write_whole(path, "text")
+    assert pipe.is_fifo()
+    assert link.is_symlink()

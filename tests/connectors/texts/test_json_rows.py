@@ -6,6 +6,7 @@ import pytest
 
 from connectors.texts.read import columns_of, find_problems, load_texts, read_texts
 from connectors.texts.stream import TextStream
+from connectors.texts.values import one_spelling
 
 ROWS = [{"text": f"text {i}", "gold": "ny"[i % 2], "n": i} for i in range(6)]
 LINES = [json.dumps(row) for row in ROWS]
@@ -97,3 +98,14 @@ def test_keys_inside_of_objects_have_dotted_names(tmp_path):
     assert [r.text for p in TextStream(path, "data.text").pieces(9) for r in p] == ["t0", "t1"]
     (problem,) = find_problems(str(path))
     assert "no column 'text'; did you mean 'data.text'?" in problem.message
+
+
+def test_a_number_of_thousands_of_digits_stops_nothing(tmp_path):
+    digits = "9" * 5000
+    rows = [f'{{"text": "text {i}", "gold": "{"ny"[i % 2]}", "n": {digits}}}' for i in range(4)]
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    assert len(load_texts(str(tmp_path / "t.jsonl"), gold_column="gold")) == 4
+    assert (one_spelling(digits), one_spelling("-0")) == (digits, "0")
+    (tmp_path / "t.csv").write_text(f"text,gold\none,{digits}\ntwo,-0\n")
+    rows, columns = columns_of(str(tmp_path / "t.csv"))
+    assert (rows, columns[1].counts) == (2, {digits: 1, "-0": 1})

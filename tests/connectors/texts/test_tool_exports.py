@@ -326,3 +326,16 @@ def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):
         answers(tmp_path, "text,mood\n", "t.csv")
     with pytest.raises(DataError, match="does not exist"):
         read_export(str(tmp_path / "none.json"), BOTH)
+
+
+def test_columns_that_are_not_there_are_refused(tmp_path):
+    table = "text,label,who\none,positive,ann\ntwo,negative,bob\n"
+    for columns in ({"label_column": "labl"}, {"text_column": "txt"}):
+        with pytest.raises(DataError, match=r"has no column .*; did you mean .*it has text, label"):
+            answers(tmp_path, table, "t.csv", **columns)
+    assert answers(tmp_path, table, "t.csv", text_column="text", label_column="label")[1]
+    tasks = [task("one", {"completed_by": 1, "result": choices("positive")})]
+    with pytest.raises(DataError, match="has no column 'words'"):
+        answers(tmp_path, tasks, text_column="words")
+    for columns in ({"text_column": "text"}, {"text_column": "data.text"}):
+        assert answers(tmp_path, tasks, label_column="sentiment", **columns)[1][0][2] == "positive"

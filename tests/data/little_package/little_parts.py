@@ -63,7 +63,8 @@ class Desk:
         return {task.item_id: f"t-{task.item_id}" for task in tasks}
 
     def fetch(self, cursor):
-        return Fetched(tuple(map(self._answered, json.loads(self.file.read_text()))), "1")
+        tasks = tuple(map(self._answered, json.loads(self.file.read_text())))
+        return Fetched(tasks, "1", whole=True)
 
     def _answered(self, item_id):
         task_id = f"t-{item_id}"

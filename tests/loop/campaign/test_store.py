@@ -1,5 +1,6 @@
 import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from sqlmodel import SQLModel
 
 from loop.campaign import database
 from loop.campaign import store as store_module
+from loop.campaign.database import damage
 from loop.campaign.store import Store
 from loop.campaign.tables import ArrayColumn, Gold, Item, Review, Round
 from loop.errors import StageError, StoreError
@@ -110,6 +112,21 @@ def test_something_else_at_the_path_is_one_sentence(tmp_path):
     with pytest.raises(StoreError, match="cannot be opened"):
         Store(f"sqlite:///{path}")
     assert path.read_text().startswith("this is not")
+
+
+def test_a_damaged_file_is_not_called_whole(tmp_path):
+    path = tmp_path / "s.db"
+    with closing(Store(f"sqlite:///{path}")) as store:
+        store.open_campaign("c", ["a", "b"])
+    assert damage(path) is None
+    whole = path.read_bytes()
+    spoilt = whole[:4096] + b"\xff" * 8192 + whole[12288:]
+    for content in (whole[: len(whole) // 2], spoilt):
+        path.write_bytes(content)
+        assert damage(path)
+    with pytest.raises(StoreError, match=r"is damaged .*Restore the newest backup") as refused:
+        Store(f"sqlite:///{path}").campaign_uid("c")
+    assert "whole" not in str(refused.value)
 
 
 def test_rounds_advance_with_their_data(store):

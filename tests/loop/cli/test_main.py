@@ -18,6 +18,7 @@ from connectors.label_studio.server import server_folder
 from loop.campaign.campaign_file import quoted
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
+from loop.cli.terminal import say
 
 ROOT = Path(__file__).parents[3]
 
@@ -666,3 +667,53 @@ def test_bench_replays_strategies_and_writes_results(run, tmp_path, monkeypatch)
     )
     assert code == 1
     assert "entropi" in one_sentence(err)
+
+
+@pytest.mark.parametrize("where", ["plain", "linked/g.toml", "new/g.toml", "home"])
+def test_init_names_the_source_as_check_finds_it(run, tmp_path, monkeypatch, where):
+    write_texts(tmp_path, good_rows())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("deep/er")
+    file = where if "/" in where else "goldloop.toml"
+    source = "~/t.csv" if where == "home" else "t.csv"
+    told = ("--gold-column", "gold", "--task", "x", "--label", "yes", "--label", "no")
+    code, _, err = run("init", source, *told, "--file", file)
+    assert code == 0, err
+    code, _, err = run("check", "--file", file)
+    assert "does not exist" not in err
+    assert code == 0, err
+    following = "" if file == "goldloop.toml" else f" --file {file}"
+    assert f"Next: `goldloop run{following}`." in err
+
+
+def test_a_lost_store_is_said_by_commands_that_read_and_none_is_made(run, tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    assert "There is no store" in run("status")[2]
+    (tmp_path / "runs").mkdir()
+    for store in (tmp_path / "c.db", tmp_path / "before" / "c.db"):
+        mark = {"campaign": "c", "uid": "u", "store": f"sqlite:///{store}"}
+        (tmp_path / "runs" / "campaign.json").write_text(json.dumps(mark))
+        for command in ("status", "run", "annotate"):
+            code, _, err = run(command)
+            assert code == 1
+            assert "Nothing was spent" in one_sentence(err), command
+        assert not list(tmp_path.glob("**/*.db"))
+
+
+def test_closed_outputs_are_no_error(tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    command = f"{sys.executable} -m loop.cli.__main__ check --file {tmp_path}/goldloop.toml"
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(capsys):
+    say("a\x1b[2Jb\u202ec\nd\té")
+    assert capsys.readouterr().err == "a\\x1b[2Jb\\u202ec\nd\té\n"

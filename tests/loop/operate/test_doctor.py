@@ -82,6 +82,19 @@ def test_what_is_wrong_is_named_with_what_to_do(campaign, room):
     assert any(line.about == "campaign" for line in problems(told(campaign / "goldloop.toml")))
 
 
+def test_a_damaged_store_and_a_lost_one_are_problems(campaign, room):
+    store = campaign / "c.db"
+    whole = store.read_bytes()
+    store.write_bytes(whole[: 10 * 4096] + b"\xff" * 4096 + whole[11 * 4096 :])
+    problem = lambda: problems(told(campaign / "goldloop.toml"))  # noqa: E731
+    (line,) = [line for line in problem() if line.about == "store"]
+    assert "c.db is damaged" in line.what
+    assert "goldloop restore" in line.do
+    store.unlink()
+    (line,) = [line for line in problem() if line.about == "store"]
+    assert "runs belongs to campaign 'c'" in line.what
+
+
 @pytest.fixture
 def hanging():
     """A server that takes connections and dribbles bytes for ever."""

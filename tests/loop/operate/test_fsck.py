@@ -43,6 +43,15 @@ def test_a_sound_campaign_has_nothing_to_say(ctx):
     assert findings(ctx) == []
 
 
+def test_a_damaged_database_file_is_told_and_nothing_else_is_believed(campaign, ctx):
+    store = campaign / "c.db"
+    whole = store.read_bytes()
+    store.write_bytes(whole[: 10 * 4096] + b"\xff" * 4096 + whole[11 * 4096 :])
+    (found,) = findings(ctx)
+    assert found.what.startswith("The database file is damaged: ")
+    assert "goldloop restore" in found.do
+
+
 def test_files_that_do_not_fit_are_found_and_mended(campaign, ctx):
     out = ctx.config.out
     (out / "models" / "round-1" / "model.txt").rename(out / "elsewhere")
