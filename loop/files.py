@@ -128,7 +128,8 @@ def write_whole(path: Path, content: str, *, mode: int = PRIVATE) -> None:
             file.write(content)
     except OSError as exc:
         raise LoopError(
-            f"{path} cannot be written: {exc.strerror or exc}. Correct that, or name another place."
+            f"{path} cannot be written: {exc.strerror or exc}. Correct that, or name another place:"
+            " with --out where the command takes it, else with store.folder."
         ) from exc
 
 

@@ -251,9 +251,7 @@ def test_wrong_types(tmp_path: Path) -> None:
     assert "line 1" in found["wrong_type"].message
 
 
-@pytest.mark.parametrize(
-    "line", ['{"text": "b"', "[1]", "7", "[" * 100_000, '{"text": ' + "9" * 5000 + "}"]
-)
+@pytest.mark.parametrize("line", ['{"text": "b"', "[1]", "7", "[" * 100_000])
 def test_bad_json_lines_are_told_and_the_rest_is_read(tmp_path: Path, line: str) -> None:
     source = put(tmp_path, f'{{"text": "a"}}\n{line}\n{{"text": "c"}}\n', "t.jsonl")
     table = read_texts(source)
