@@ -130,8 +130,10 @@ def label_quality(
         raise ValueError(f"p_correct must be ({design.n},), not {f_right.shape}")
 
     accuracy, e_right = _mean(design, right, f_right)
-    acc = _share(design, accuracy, e_right)
     corrected = float((1.0 - right).sum()) / design.n
+    seen_right, most = float(right.sum()) / design.n, 1.0 - corrected
+    acc = _share(design, accuracy, e_right)
+    acc = Estimate(*(min(max(part, seen_right), most) for part in (acc.value, acc.low, acc.high)))
 
     precision: list[Estimate | None] = []
     recall: list[Estimate | None] = []
@@ -163,8 +165,9 @@ def label_quality(
     few = min(int(design.random.sum()), max(round(2.0 * carrying), 3)) if carrying else None
     left, still = max(1.0 - acc.value - corrected, 0.0), max(1.0 - acc.low - corrected, 0.0)
     if still <= left:  # all that the audit foresees is found; the texts not seen may hold more
-        unseen_frac = 1.0 - len(truth) / design.n
-        still += unseen(max(int(design.random.sum()), 1), level=level) * unseen_frac
+        unknown = 1.0 - len(truth) / design.n
+        more = unseen(max(int(design.random.sum()), 1), level=level) * unknown
+        still = min(still + more, unknown)
     return LabelQuality(
         accuracy=acc,
         remaining_error=Estimate(left, max(1.0 - acc.high - corrected, 0.0), still),
@@ -322,8 +325,9 @@ def _design(
     if np.isinf(strength).any():  # all that was left, for certain: no other round has a say
         strength = np.isinf(strength).astype(np.float64)
     if not strength.any() or (chance.sum() < MIN_RANDOM and len(pi) < n):
+        few = int(chance.sum())
         raise TooFewRandomError(
-            f"{int(chance.sum())} randomly chosen gold items cannot speak for {n} items;"
+            f"{few} randomly chosen gold item{'s' * (few != 1)} cannot speak for {n} items;"
             f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
         )
     strength = strength / strength.sum()

@@ -119,7 +119,14 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
         ) from None
     except httpx.InvalidURL:
         raise ReviewerError(f"{shown_url(url)!r} is not the address of a server.") from None
-    except (ValidationError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (
+        ValidationError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as exc:
         raise ReviewerError(
             f"{where} answered in a form that goldloop does not know when asked to {doing}"
             f" ({type(exc).__name__})."
@@ -203,7 +210,10 @@ class Client:
             from label_studio_sdk.core.client_wrapper import SyncClientWrapper
 
             http = httpx.Client(
-                transport=self._transport, timeout=self._timeout_s, follow_redirects=True
+                transport=self._transport,
+                timeout=self._timeout_s,
+                follow_redirects=True,
+                event_hooks={"response": [self._check_redirect]},
             )
             weakref.finalize(self, http.close)
             with self.asking("read the token"):
@@ -211,6 +221,22 @@ class Client:
                 self._requests = SyncClientWrapper(**how, httpx_client=http).httpx_client
                 self._sdk = LabelStudio(**how, httpx_client=http)
         return self._sdk
+
+    def _check_redirect(self, answer: httpx.Response) -> None:
+        """Lets reading be sent on by the server itself; all else would be lost, or go elsewhere.
+
+        A redirected request that writes becomes one that reads, which succeeds and changes nothing.
+        """
+        if not answer.has_redirect_location:
+            return
+        asked = answer.request
+        to = asked.url.join(answer.headers["location"])
+        if asked.method == "GET" and to.host == asked.url.host:
+            return
+        raise ReviewerError(
+            f"Label Studio at {self.shown_url} sends requests on to {to.scheme}://{to.host}: write"
+            " the address that it has there into label_studio.url."
+        )
 
     def requests(self) -> HttpClient:
         """The SDK's way to make any request, with its tokens that renew themselves.

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,6 +30,8 @@ CURSOR_OVERLAP_S = 10.0  # a slow transaction may carry an earlier time than one
 CLOCK_S = 1.0  # the server tells its time in whole seconds
 MAX_DEPTH = 100  # of a raw answer; ours have five levels
 MAX_ID = 2**63  # what databases number things with
+DELETED_USER = "deleted user"
+_NOT_STORED = re.compile("[\x00\ud800-\udfff]")  # no id of ours has one
 
 
 class _UnreadableError(Exception):
@@ -75,7 +78,7 @@ class Pull:
         for row in listing.rows:
             data = row.get("data")
             item_id = data.get("ext_id") if isinstance(data, Mapping) else None
-            if not isinstance(item_id, str):
+            if not isinstance(item_id, str) or _NOT_STORED.search(item_id):
                 self.ignored_tasks += 1
                 continue
             answers = self._answers(row.get("annotations"), str(row["id"]), item_id)
@@ -135,6 +138,8 @@ class Pull:
             label = None if skipped else self._label(answer.get("result"))
         except _UnreadableError as exc:
             problem = str(exc)
+        if person == DELETED_USER and number is not None:  # two of them are two people
+            person = f"{DELETED_USER} (answer {number})"
         annotation_id = f"{task_id}?{digest}" if number is None else str(number)
         while annotation_id in taken:
             annotation_id += "+"
@@ -199,7 +204,7 @@ class Pull:
             if who is None:
                 return None
         if who is None:
-            return "deleted user"
+            return DELETED_USER
         if (number := _number(who)) is None:
             return None
         if number not in self._people:

@@ -132,14 +132,15 @@ class Push:
                     raise
                 size = max(1, size // 4)  # some proxies take short addresses only
                 continue
-            for row in rows:
-                task = _Task(
-                    int(row["id"]),
-                    len(row.get("predictions") or []),
-                    int(row.get("total_annotations") or 0),
-                    int(row.get("overlap") or 1),
-                )
-                tasks_of.setdefault(str(row["data"]["ext_id"]), []).append(task)
+            with self._client.asking("look up tasks"):
+                for row in rows:
+                    task = _Task(
+                        int(row["id"]),
+                        len(row.get("predictions") or []),
+                        int(row.get("total_annotations") or 0),
+                        int(row.get("overlap") or 1),
+                    )
+                    tasks_of.setdefault(str(row["data"]["ext_id"]), []).append(task)
             start += len(chunk)
         for tasks in tasks_of.values():
             tasks.sort(key=lambda task: task.id)

@@ -193,7 +193,8 @@ class LabelStudioReviewer:
             project = self._get_project(project_id)
         else:
             project = self._find_or_create()
-        self._project = int(project["id"])
+        with self._client.asking("open the project"):
+            self._project = int(project["id"])
         self._bring_up_to_date(project)
         return str(self._project)
 

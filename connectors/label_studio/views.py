@@ -61,7 +61,8 @@ def show_tab(
     for pause_s in pauses(ATTEMPTS):
         with client.asking("list its tabs"):
             tabs = client.get("api/dm/views/", {"project": project})
-        tab = next((t for t in tabs if (t.get("data") or {}).get("title") == title), None)
+            tab = next((t for t in tabs if (t.get("data") or {}).get("title") == title), None)
+            number, kept = (0, {}) if tab is None else (int(tab["id"]), {**tab["data"]})
         if tab is None and not make:
             return
         try:
@@ -69,11 +70,11 @@ def show_tab(
                 body = {"project": project, "data": {**data, **_columns(client, project)}}
                 client.write("POST", "api/dm/views/", body, "make a tab")
                 return
-            chosen = "hiddenColumns" in tab["data"]  # not in tabs that older versions made
-            if not chosen or tab["data"].get("filters") != data["filters"]:
+            chosen = "hiddenColumns" in kept  # not in tabs that older versions made
+            if not chosen or kept.get("filters") != data["filters"]:
                 columns = {} if chosen else _columns(client, project)
-                body = {"data": {**tab["data"], **columns, **data}}
-                client.write("PATCH", f"api/dm/views/{int(tab['id'])}/", body, "update a tab")
+                body = {"data": {**kept, **columns, **data}}
+                client.write("PATCH", f"api/dm/views/{number}/", body, "update a tab")
             return
         except LostError as exc:  # look whether it is there after all
             failure = exc
@@ -88,13 +89,13 @@ def _columns(client: Client, project: int) -> dict[str, Any]:
     """
     with client.asking("list its columns"):
         columns = client.get("api/dm/columns/", {"project": project})["columns"]
-    ids = [
-        f"tasks:{parent}.{column['id']}"
-        if (parent := column.get("parent"))
-        else f"tasks:{column['id']}"
-        for column in columns
-        if not column.get("children")
-    ]
+        ids = [
+            f"tasks:{parent}.{column['id']}"
+            if (parent := column.get("parent"))
+            else f"tasks:{column['id']}"
+            for column in columns
+            if not column.get("children")
+        ]
     hidden = [column for column in ids if column not in SHOWN_COLUMNS]
     return {
         "hiddenColumns": {"explore": hidden, "labeling": hidden},
@@ -129,7 +130,7 @@ def connect_server(
     url = url.rstrip("/")
     with client.asking("list its webhooks"):
         hooks = client.get("api/webhooks/", {"project": project})
-    ours = [hook for hook in hooks if header in (hook.get("headers") or {})]
+        ours = [int(hook["id"]) for hook in hooks if header in (hook.get("headers") or {})]
     wanted: dict[str, Any] = {
         "url": f"{url}/webhook",
         "send_payload": False,
@@ -139,14 +140,15 @@ def connect_server(
         "is_active": True,
     }
     for spare in ours[1:]:
-        client.write("DELETE", f"api/webhooks/{spare['id']}/", None, "remove a webhook")
+        client.write("DELETE", f"api/webhooks/{spare}/", None, "remove a webhook")
     if ours:
-        client.write("PATCH", f"api/webhooks/{ours[0]['id']}/", wanted, "update its webhook")
+        client.write("PATCH", f"api/webhooks/{ours[0]}/", wanted, "update its webhook")
     else:
         body = {**wanted, "project": project}
         client.write("POST", "api/webhooks/", body, "take a webhook")
     with client.asking("list its ML backends"):
         backends = client.get("api/ml/", {"project": project})
+        mine = [int(entry["id"]) for entry in backends if entry.get("title") == BACKEND_TITLE]
     backend: dict[str, Any] = {
         "project": project,
         "url": url,
@@ -156,11 +158,10 @@ def connect_server(
         "basic_auth_pass": password,
         "is_interactive": False,
     }
-    mine = [entry for entry in backends if entry.get("title") == BACKEND_TITLE]
     for spare in mine[1:]:
-        client.write("DELETE", f"api/ml/{spare['id']}", None, "remove an ML backend")
+        client.write("DELETE", f"api/ml/{spare}", None, "remove an ML backend")
     if mine:
-        client.write("PATCH", f"api/ml/{mine[0]['id']}", backend, "update its ML backend")
+        client.write("PATCH", f"api/ml/{mine[0]}", backend, "update its ML backend")
     else:
         client.write("POST", "api/ml/", backend, "take an ML backend")
     if use:

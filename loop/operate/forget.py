@@ -21,6 +21,8 @@ from loop.people.forgotten import COMMAND, WHAT, Forgotten, without_name
 READ = {".json", ".jsonl", ".html", ".md", ".csv", ".txt", ".tex", ".svg"}
 """Files of the campaign's folder in which names are replaced."""
 MOST_FILE_BYTES = 2**28
+WEIGHTS = "model.safetensors"
+"""Beside it lies a model's vocabulary, which may have a name among its words."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def forget_person(
         if store.engine.dialect.name == "sqlite":
             session.connection().exec_driver_sql("PRAGMA secure_delete=ON")
         forgotten = Forgotten.of(store, session, name)
-        everybody = set(store.everybody(session, name))
+        everybody = set(store.everybody(session, name)) | _in_imports(store, session, name)
         known = forgotten.pseudonym(person)
         if known is None and person.casefold() not in {who.casefold() for who in everybody}:
             raise LoopError(
@@ -72,19 +74,26 @@ def forget_person(
             )
         pseudonym = known or forgotten.new_pseudonym(person, everybody)
         answers, mentions = _in_store(session, name, names, pseudonym)
-        if known is None:
-            store.log(
-                session,
-                name,
-                COMMAND,
-                WHAT,
-                hash=forgotten.hash_of(person),
-                pseudonym=pseudonym,
-            )
+        for other in names:  # whichever of them answers again
+            if forgotten.pseudonym(other) is None:
+                digest = forgotten.hash_of(other)
+                store.log(session, name, COMMAND, WHAT, hash=digest, pseudonym=pseudonym)
     _clear_free_pages(store)
     files = _in_files(config, names, pseudonym)
     left = _left(config, store, person, pseudonym)
     return ForgottenPerson(pseudonym, answers, mentions, files, left)
+
+
+def _in_imports(store: Store, session: Session, campaign: str) -> set[str]:
+    """Whose labels were imported."""
+    events = store.events(campaign, "import-labels", session=session)
+    return {
+        str(answer[1])
+        for event in events
+        for given in event.detail.get("answers", {}).values()
+        for answer in given
+        if answer[1]
+    }
 
 
 def _in_store(
@@ -98,11 +107,11 @@ def _in_store(
         own = row.annotator.casefold() in persons or row.annotator == pseudonym
         values: dict[str, Any] = {
             "annotation_id": row.annotation_id,
-            "annotator": pseudonym if own else row.annotator,
             "note": row.note,
             "problem": row.problem,
         }
         values = without_name(values, names, pseudonym)
+        values["annotator"] = pseudonym if own else row.annotator
         values["raw"] = without_name(row.raw, names, pseudonym, own=own)
         if changed := {k: v for k, v in values.items() if getattr(row, k) != v}:
             session.exec(update(Annotation).where(col(Annotation.id) == row.id).values(**changed))
@@ -137,6 +146,8 @@ def _clear_free_pages(store: Store) -> None:
 def _in_files(config: Config, names: Sequence[str], pseudonym: str) -> tuple[Path, ...]:
     changed = []
     for path in _files(config.out, lambda path: path.suffix in READ):
+        if _is_machines(path.relative_to(config.out)) or (path.parent / WEIGHTS).exists():
+            continue
         if path.stat().st_size > MOST_FILE_BYTES:
             continue
         content = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -146,6 +157,11 @@ def _in_files(config: Config, names: Sequence[str], pseudonym: str) -> tuple[Pat
                 file.write(new.encode("utf-8", "surrogateescape"))
             changed.append(path)
     return tuple(changed)
+
+
+def _is_machines(path: Path) -> bool:
+    """Whether a file of the campaign's folder is a model's or a cache's, in which no person is."""
+    return path.parts[0] in ("models", "cache", "states")
 
 
 def _files(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:

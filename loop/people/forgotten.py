@@ -93,7 +93,8 @@ def without_name(value: Any, names: Iterable[str], pseudonym: str, *, own: bool 
         own: it is an answer of this person: fields that say who somebody is become the pseudonym.
     """
     words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w@.+])(?:{words})(?![\w@])", re.IGNORECASE)
+    # A dot before a letter goes on: ann@example.org.uk is somebody else.
+    pattern = re.compile(rf"(?<![\w@.+])(?:{words})(?![\w@]|\.\w)", re.IGNORECASE)
 
     def clean(part: Any) -> Any:
         if isinstance(part, str):

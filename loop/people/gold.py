@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -81,7 +81,8 @@ def decide_all(
 ) -> dict[str, Decision]:
     """A decision on every item; under Dawid and Skene's model they depend on each other.
 
-    The model decides where two people or more chose a label; a single answer stays what it is.
+    The model decides where people differ; where all agree it says how sure that is, and a single
+    answer stays what it is.
 
     Args:
         known: label of each hidden check among the items, by which the model learns who errs; they
@@ -111,11 +112,13 @@ def decide_all(
         best = int(fit.posterior[row].argmax())
         sure = float(fit.posterior[row, best])
         n = decisions[item].answers
-        if sure < MIN_POSTERIOR:
+        if decisions[item].how == "agreed":  # no model knows better than all who were asked
+            own = list(labels).index(str(decisions[item].label))
+            decisions[item] = replace(decisions[item], confidence=float(fit.posterior[row, own]))
+        elif sure < MIN_POSTERIOR:
             decisions[item] = Decision(None, "conflict", 0.0, n)
         else:
-            how = "agreed" if decisions[item].how == "agreed" else "dawid-skene"
-            decisions[item] = Decision(labels[best], how, sure, n)
+            decisions[item] = Decision(labels[best], "dawid-skene", sure, n)
     return decisions
 
 
@@ -177,12 +180,12 @@ def people_alpha(
     """
     by_item: dict[str, list[Annotation]] = defaultdict(list)
     for annotation in annotations:
-        if annotation.label is not None:
-            by_item[annotation.item_id].append(annotation)
+        by_item[annotation.item_id].append(annotation)
     index = {name: i for i, name in enumerate(labels)}
     counts = np.zeros((len(by_item), len(labels)), dtype=np.int64)
     for row, answers in enumerate(by_item.values()):
         for answer in latest_per_person(answers):
-            counts[row, index[str(answer.label)]] += 1
+            if answer.label is not None:  # else they have taken it back
+                counts[row, index[answer.label]] += 1
     agreement = alpha(counts, ordinal=ordinal)
     return None if math.isnan(agreement) else agreement

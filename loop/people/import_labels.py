@@ -9,6 +9,7 @@ from typing import Any
 
 from loop.campaign.context import Context
 from loop.campaign.tables import IMPORTED, STAGES, Gold, StoredText
+from loop.people.forgotten import Forgotten
 from loop.ports import GivenLabel, item_id, normalise
 
 SHOWN_REASONS, SHOWN_CHARS = 8, 90
@@ -62,8 +63,9 @@ class Import:
     def lines(self) -> list[str]:
         """For people to read."""
         lines = [
-            f"{self.source} ({self.tool}): {self.texts} texts; the labels of {self.taken} are gold:"
-            f" {self.new} new, {self.changed} changed, {self.same} taken before."
+            f"{self.source} ({self.tool}): {self.texts} text{'s' * (self.texts != 1)}; the labels"
+            f" of {self.taken} are gold: {self.new} new, {self.changed} changed, {self.same} taken"
+            " before."
         ]
         if self.labels:
             shares = ", ".join(f"{name} {n}" for name, n in self.labels.most_common())
@@ -185,6 +187,9 @@ def _store(
 ) -> None:
     held, number = ctx.store.gold(ctx.name), _last_chosen(ctx)
     with ctx.store.transaction() as session:
+        forgotten = Forgotten.of(ctx.store, session, ctx.name)
+        persons = {a.person for _, _, given in taken.values() for a in given}
+        named = {person: forgotten.pseudonym(person) or person for person in persons}
         gold = [
             Gold(
                 item_id=key,
@@ -204,7 +209,7 @@ def _store(
             source=result.source,
             tool=result.tool,
             answers={
-                key: [[a.row, a.person, a.label, a.problem, a.at] for a in given]
+                key: [[a.row, named[a.person], a.label, a.problem, a.at] for a in given]
                 for key, (_, _, given) in taken.items()
             },
         )

@@ -253,7 +253,7 @@ def people_table(scorecards: Sequence[Person]) -> Table:
     table.add_column("look at")
     for p in scorecards:
         table.add_row(
-            Text(p.name),
+            Text(p.name.encode("unicode_escape").decode() if not p.name.isprintable() else p.name),
             str(p.answers),
             str(p.skipped),
             str(p.unsure),

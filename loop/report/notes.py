@@ -29,7 +29,8 @@ def campaign_notes(
     reviews = store.reviews(config.campaign.name)
     became = tally(reviews)
     if became.out:
-        notes.append(f"{became.out} texts are still with people.")
+        one = became.out == 1
+        notes.append(f"{became.out} {'text is' if one else 'texts are'} still with people.")
     if became.sent > became.back:
         notes.append(f"Of {became.sent} texts sent to people: {tally_line(became)}.")
     notes += answer_lines(reviews, store.annotations(config.campaign.name))
@@ -38,8 +39,9 @@ def campaign_notes(
     without = {kind: outcomes.count(kind) for kind in kinds if kind in outcomes}
     if without:
         listed = ", ".join(f"{n} {kinds[kind]}" for kind, n in without.items())
+        n = sum(without.values())
         notes.append(
-            f"{sum(without.values())} texts came back without a gold label ({listed});"
+            f"{n} text{'s' * (n != 1)} came back without a gold label ({listed});"
             " `goldloop codebook` shows them."
         )
     notes += assistance_lines(config.people.assist, campaign_assistance(config, store))

@@ -215,6 +215,8 @@ def _bought(config: Config, measured: Sequence[RoundMetrics]) -> str:
             f"; in {covered} round{'s' * (covered != 1)} all were drawn at random, because suspects"
             " had not been wrong more often"
         )
+    sent = "text was" if newest.bought == 1 else "texts were"
+    others = f"; the others were the texts of highest suspicion ({signals})" if audit < 1 else ""
     overlap = config.people.overlap
     each = f"{overlap} answers for each text, settled {rule}" if overlap > 1 else "one answer each"
     agreed = ""
@@ -223,10 +225,9 @@ def _bought(config: Config, measured: Sequence[RoundMetrics]) -> str:
             f"; people agreed with Krippendorff's alpha {percent(newest.people_alpha)} [[alpha]]"
         )
     return (
-        f"In {rounds} round{'s' * (rounds != 1)}, {newest.bought:,} texts were sent to {people}"
+        f"In {rounds} round{'s' * (rounds != 1)}, {newest.bought:,} {sent} sent to {people}"
         f" ({each}), of which {gold:,} got a gold label{agreed}. {percent(audit)} % of each batch"
-        f" was a random sample with known inclusion probabilities{drawn}; the others were the texts"
-        f" of highest suspicion ({signals}){at_random}."
+        f" was a random sample with known inclusion probabilities{drawn}{others}{at_random}."
     )
 
 

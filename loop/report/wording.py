@@ -40,6 +40,8 @@ SAME_EVERYWHERE = (
 """What the variance says of students that answer one class."""
 
 NOT_SHOWN = "not shown"
+STANDS_IN = 0.1
+"""Share of texts on which the frozen student may differ more often than a seed does."""
 """Of a difference whose interval contains zero: chance alone may have made it."""
 
 CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold labels"}
@@ -105,7 +107,7 @@ def work(hours: Metric) -> str:
     """``5 hours of work (1 to 10)``, in minutes where it is little."""
     factor, unit = (1.0, "hours") if hours.high >= 2 else (60.0, "minutes")
     scaled = Metric(factor * hours.value, factor * hours.low, factor * hours.high)
-    return rounded(scaled, f" {unit} of work")
+    return rounded(scaled, f" {unit[:-1] if count(scaled.value) == '1' else unit} of work")
 
 
 def with_interval(metric: Metric | None) -> str:
@@ -139,8 +141,13 @@ def agreement_sentence(agreed: FrozenAgreement) -> str:
     right = ""
     if accuracy is not None and accuracy.full is not None and accuracy.frozen is not None:
         right = f"; accuracy {100 * accuracy.frozen:.1f} against {100 * accuracy.full:.1f}"
-    if short.low <= 0:
+    if short.low <= 0 and short.high <= STANDS_IN:
         verdict = "as often as two seeds of the full one: it may stand in for exploring"
+    elif short.low <= 0:
+        verdict = (
+            f"{100 * short.low:.1f} to {100 * short.high:.1f} points less often than two seeds of"
+            " the full one: too few test texts to say whether it may stand in"
+        )
     else:
         verdict = (
             f"{100 * short.value:.1f} points less often than two seeds of the full one"

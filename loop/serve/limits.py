@@ -21,14 +21,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MAX_CONNECTIONS = 64  # Label Studio and a few people; well below 256 open files
 HEAD_S = 10.0  # from the connection, or the last answer, to the end of a request's head
 MAX_HEAD_BYTES = 16 * 1024
+WRITE_S = 20.0  # in which a client must take some of an answer that waits for it
 QUIET_S = 5  # how long a connection is kept for another request
 LOG_EVERY_S = 60.0
 
 
 class LimitedProtocol(H11Protocol):
-    """HTTP/1.1 with a limit of connections, and of the time in which a request must come."""
+    """HTTP/1.1 with limits of connections, and of the time to send a request and take an answer."""
 
     _clock: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Closes at once what is too much: an answer would only cost more."""
@@ -48,8 +50,25 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
         self._set_clock()
 
+    def pause_writing(self) -> None:
+        """The client does not take what was written: another clock runs."""
+        super().pause_writing()
+        if self._taking is None:
+            self._taking = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has taken it."""
+        self._stop_taking()
+        super().resume_writing()
+
+    def _stop_taking(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
     def connection_lost(self, exc: Exception | None) -> None:
-        """Lets go of the clock."""
+        """Lets go of the clocks."""
+        self._stop_taking()
         self._stop_clock()
         super().connection_lost(exc)
 

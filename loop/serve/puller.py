@@ -59,6 +59,7 @@ class Puller:
         self.failure: str | None = None
         self._failed_pulls = 0
         self._in_a_row = 0
+        self._last_failure = ""  # another goldloop at work is none
         self._good_at = time.monotonic()
 
     def start(self) -> None:
@@ -86,10 +87,12 @@ class Puller:
     @property
     def sick(self) -> str | None:
         """Why answers are not read any more, in one sentence; None while they are."""
-        failure = self.failure
-        if self._in_a_row < UNHEALTHY or failure is None:
+        if self._in_a_row < UNHEALTHY:
             return None
-        return f"The last {self._in_a_row} attempts to read people's answers failed: {failure}"
+        return (
+            f"The last {self._in_a_row} attempts to read people's answers failed:"
+            f" {self._last_failure}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What the progress page says of it."""
@@ -116,7 +119,8 @@ class Puller:
                 log.debug("pulling failed", exc_info=True)
                 self._failed_pulls += 1
                 self._in_a_row += 1
-                self._failed(str(foreign(exc)))
+                self._last_failure = str(foreign(exc))
+                self._failed(self._last_failure)
             else:
                 self.failure = None
                 self._in_a_row = 0

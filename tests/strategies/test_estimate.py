@@ -345,8 +345,9 @@ def test_most_of_the_pool_is_not_all_of_it():
     rows = batch.rows
     gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, 1
     found = label_quality(np.where(right, truth, 1 - truth), gold, pi, 2, round_of=round_of)
-    assert found.accuracy.low < 0.5 < found.accuracy.value < 0.7 < found.accuracy.high
-    assert found.remaining_error.low < 0.2 < found.remaining_error.high
+    # 60 are known to be right and 20 to be wrong: what can be is no more than the rest.
+    assert 0.6 == found.accuracy.low <= found.accuracy.value < 0.7 < found.accuracy.high < 0.8
+    assert found.remaining_error.low < 0.2 <= found.remaining_error.high <= 0.2 + 1e-9
 
 
 def test_a_round_that_came_back_in_part_speaks_for_the_pool():

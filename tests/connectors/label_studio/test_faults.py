@@ -9,7 +9,7 @@ import pytest
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel
 
-from connectors.label_studio.client import translated
+from connectors.label_studio.client import Client, translated
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.errors import ReviewerError
 from loop.ports import ReviewTask
@@ -323,3 +323,25 @@ def test_tasks_that_vanish_while_paging_hide_no_others(monkeypatch):
     r._project = 1
     assert [t.task_id for t in r.fetch(None).tasks] == [str(i) for i in range(2, 8)]
     assert calls == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_never_turns_writing_into_nothing(status):
+    """As of a server that has moved to https, or to another name."""
+
+    def moved(request):
+        if request.url.scheme == "https" or request.method == "GET":
+            return httpx.Response(200, json={})
+        return httpx.Response(status, headers={"location": f"https://127.0.0.1{request.url.path}"})
+
+    client = Client("http://127.0.0.1:9", "0" * 40, transport=httpx.MockTransport(moved))
+    with pytest.raises(ReviewerError, match=r"sends requests on to https://127\.0\.0\.1: write"):
+        client.write("PATCH", "api/tasks/1/", {}, "ask")
+
+    def elsewhere(request):
+        assert request.url.host == "127.0.0.1", "no token goes to another host"
+        return httpx.Response(status, headers={"location": "http://evil.example/"})
+
+    client = Client("http://127.0.0.1:9", "0" * 40, transport=httpx.MockTransport(elsewhere))
+    with pytest.raises(ReviewerError, match=r"sends requests on to http://evil\.example"):
+        client.get("api/version/", {})

@@ -10,7 +10,9 @@ from sqlalchemy import text
 from loop.errors import LoopError
 from loop.operate.forget import forget_person
 from loop.people.forgotten import without_name
+from loop.people.import_labels import import_labels
 from loop.people.scorecards import campaign_people
+from loop.ports import GivenLabel
 from loop.report.collect import write_outputs
 from loop.report.status import campaign_status
 from loop.round import run_round
@@ -35,6 +37,11 @@ def test_the_name_is_gone_and_the_figures_stay(campaign):
         session.execute(text("update annotation set note = 'as Ann Smith said' where id = 1"))
     (campaign / "runs" / "people.md").write_text(f"- {ANN} and {BOB}\n")
     (campaign / "backup.goldloop.zip").write_text("old")
+    vocabulary = json.dumps({"ann": 1, "smith": 2, "ann smith": 3})
+    for folder in ("models/round-9", "cache", "final"):
+        (campaign / "runs" / folder).mkdir(parents=True, exist_ok=True)
+        (campaign / "runs" / folder / "vocab.json").write_text(vocabulary)
+    (campaign / "runs" / "final" / "model.safetensors").touch()
     before = figures(ctx)
     done = forget_person(ctx.config, ctx.store, ANN.upper(), also=["Ann Smith"])
     assert figures(ctx) == before
@@ -46,7 +53,50 @@ def test_the_name_is_gone_and_the_figures_stay(campaign):
     ctx.store.close()
     assert bytes_with(campaign, ANN) == ["studio.json"]
     assert bytes_with(campaign, "Ann Smith") == []
+    for path in (campaign / "runs").rglob("vocab.json"):  # what a model reads stays as it is
+        assert path.read_text() == vocabulary
     assert bytes_with(campaign, BOB)
+
+
+def test_people_whose_names_begin_alike_stay(campaign):
+    ctx = at_work(campaign)
+    others = ("ann-marie", "ann@example.org.uk", "mary-ann@x.org")
+    rows = [
+        row[0]
+        for row in ctx.store.transaction()
+        .__enter__()
+        .execute(text("select id from annotation order by id limit 3"))
+    ]
+    with ctx.store.transaction() as session:
+        for row, name in zip(rows, others, strict=True):
+            session.execute(
+                text("update annotation set annotator = :n where id = :i"), {"n": name, "i": row}
+            )
+    pseudonym = forget_person(ctx.config, ctx.store, ANN, also=["ann", "ann@example.org"]).pseudonym
+    everybody = {a.annotator for a in ctx.store.annotations("c")}
+    assert everybody >= {*others, pseudonym}
+    ctx.store.close()
+
+
+def test_other_names_are_remembered_and_imports_are_looked_at(campaign):
+    ctx = at_work(campaign)
+    done = forget_person(ctx.config, ctx.store, ANN, also=["user 5"])
+    texts = [item.text for item in ctx.store.items("c", "pool")]
+    free = [item for item in ctx.store.items("c", "pool") if item.id not in ctx.store.gold("c")]
+    label = ctx.config.label_names[0]
+    given = [
+        GivenLabel((item.text,), 1, person, label, "", "")
+        for item, person in zip(free, ("user 5", "carol@x.org"), strict=False)
+    ]
+    assert import_labels(ctx, "t.json", "x", given).new == len(given) == min(2, len(texts))
+    event = ctx.store.last_event("c", "import-labels", "labels imported")
+    persons = {a[1] for answers in event.detail["answers"].values() for a in answers}
+    assert persons == {done.pseudonym, "carol@x.org"}
+    carol = forget_person(ctx.config, ctx.store, "carol@x.org").pseudonym
+    event = ctx.store.last_event("c", "import-labels", "labels imported")
+    assert carol in json.dumps(event.detail)
+    assert "carol" not in json.dumps(event.detail)
+    ctx.store.close()
 
 
 def test_later_answers_do_not_bring_it_back(campaign):

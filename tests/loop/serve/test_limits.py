@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import httpx
@@ -205,3 +206,28 @@ def test_a_line_of_the_log_comes_back_after_a_while(monkeypatch):
     assert [seldom.filter(line), seldom.filter(line), seldom.filter(other)] == [True, False, True]
     now += serve_limits.LOG_EVERY_S
     assert seldom.filter(line)
+
+
+def test_a_client_that_takes_no_answers_is_let_go(site, monkeypatch):
+    monkeypatch.setattr(serve_limits, "WRITE_S", 0.7)
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    greedy = []
+    for _ in range(MOST):
+        opened = socket.socket()
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        opened.connect(("127.0.0.1", site.port))
+        opened.setblocking(False)
+        greedy.append(opened)
+    sending = time.monotonic() + 2
+    while time.monotonic() < sending:  # until nothing more goes through, on either side
+        for opened in greedy:
+            with suppress(OSError):
+                opened.send(request * 500)
+    until, answered = time.monotonic() + 10, False
+    while not answered and time.monotonic() < until:
+        time.sleep(0.2)
+        with suppress(httpx.HTTPError):
+            answered = httpx.get(f"{site.url}/health").is_success
+    assert answered
+    for opened in greedy:
+        opened.close()
