@@ -94,11 +94,14 @@ class Stopped(BaseException):
 
     Attributes:
         signal: its number.
+        tokens: as of an ``AnnotatorError``, where it stopped an LLM of which no answer is under way
+            any more; else None.
     """
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
+        self.tokens: tuple[int, int, int] | None = None
 
 
 # what libraries raise

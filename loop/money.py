@@ -64,9 +64,9 @@ class TokenPrices(NamedTuple):
         read = (answer.tokens - written) * self.fresh + hits * self.cached
         return np.asarray(read + written * self.written, dtype=np.float64)
 
-    def usd_of_failure(self, exc: AnnotatorError) -> float:
-        """US dollars for what an annotator used before it failed altogether."""
-        computed, hits, written = exc.tokens
+    def usd_of_failure(self, tokens: tuple[int, int, int]) -> float:
+        """US dollars for what an annotator used before it failed, see ``AnnotatorError``."""
+        computed, hits, written = tokens
         return (computed - written) * self.fresh + hits * self.cached + written * self.written
 
 
@@ -123,8 +123,8 @@ class Account:
     def __str__(self) -> str:
         """One clause, for messages."""
         return (
-            f"${self.spent_usd:.2f} is spent and ${self.open_usd:.2f} committed to what is not back"
-            f" yet, of budget.usd = {self.cap_usd:.2f}"
+            f"${self.spent_usd:.2f} is spent and ${max(self.open_usd, 0.0):.2f} committed to what"
+            f" is not back or was killed before anybody knew, of budget.usd = {self.cap_usd:.2f}"
         )
 
 
@@ -290,6 +290,9 @@ class LlmPurse:
             self._set_aside(-sum(costs.values()))
             self._store.end_calls(calls_id, usd)
             usd = 0.0
+        if usd:  # nothing was set aside, because there is no cap; one may come
+            name, revision = self._config.campaign.name, self._annotator.revision
+            self._store.end_calls(self._store.begin_calls(name, revision, 0, usd), usd)
         self._open.clear()
 
     def _set_aside(self, usd: float) -> None:

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any
@@ -37,7 +38,7 @@ from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
 from connectors.llm.server_listed import Completions, TopK, Votes
 from connectors.llm.server_ways import LIST, TOO_LONG, Plan, Server
-from loop.errors import AnnotatorError, suggestion
+from loop.errors import AnnotatorError, Stopped, suggestion
 from loop.ports import (
     AnnotatorSetup,
     ClassProbs,
@@ -209,7 +210,7 @@ class OpenAIServerAnnotator:
         except StopIteration as end:
             if end.value is not None:
                 raise AnnotatorError(end.value, tokens=_tokens(open_)) from None
-        except AnnotatorError as exc:
+        except (AnnotatorError, Stopped) as exc:  # no request is under way any more
             exc.tokens = _tokens(open_)
             raise
         finally:
@@ -264,6 +265,14 @@ class OpenAIServerAnnotator:
                     next(asking)
             except StopIteration as end:
                 reason = end.value
+            except (Stopped, KeyboardInterrupt):
+                done = [q for q in early if q.done]
+                with suppress(AnnotatorError):
+                    self._check(server, early, len(variant.labels))
+                    self._unchecked = False
+                if done and not self._unchecked:  # else they cannot be right
+                    yield done
+                raise
             if reason is None or any(q.log_masses is not None for q in early):
                 self._check(server, early, len(variant.labels))
                 self._unchecked = False
@@ -355,9 +364,15 @@ class OpenAIServerAnnotator:
                         stop.set()
                     self._progress(len(batch))
                     yield batch
-            except BaseException:  # an interrupt must not wait for pauses
+            except GeneratorExit:  # nobody takes what comes now
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            except BaseException:  # an interrupt must not wait for pauses; what came is paid
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                if done := _answered(under_way):
+                    yield done
                 raise
             finally:
                 stop.clear()
@@ -483,6 +498,21 @@ class _Question:
         return self.log_masses is not None or bool(self.problem)
 
 
+def _answered(
+    under_way: Mapping[Future[list[FloatArray | UnansweredError]], list[_Question]],
+) -> list[_Question]:
+    """The questions of ended requests that got an answer."""
+    done = []
+    for future, batch in under_way.items():
+        if future.cancelled() or future.exception() is not None:
+            continue
+        for question, answer in zip(batch, future.result(), strict=True):
+            if not isinstance(answer, UnansweredError):
+                question.log_masses = answer
+                done.append(question)
+    return done
+
+
 _Asking = Generator[list[_Question], None, str | None]
 
 
@@ -520,10 +550,11 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         hint = suggestion(model, served)
         raise AnnotatorError(
             f"{http.shown} does not serve the model {model!r}; it serves"
-            f" {', '.join(served[:5])}{', …' if len(served) > 5 else ''}"
+            f" {', '.join(map(http.quoted, served[:5]))}{', …' if len(served) > 5 else ''}"
             f"{';' + hint if hint else '.'}"
         )
-    counted = http.maybe("POST", "/tokenize", {"model": model, "prompt": "a"}, Http.as_is)
+    asked = {"model": model, "prompt": "a"}
+    counted = http.maybe("POST", "/tokenize", asked, Http.as_is, rare=True)
     if counted and "max_model_len" in counted:
         vllm = Vllm(http, model, chat)
         try:
@@ -538,7 +569,7 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
             log.info("no log-probabilities of chosen tokens: %s", exc)
         else:
             return vllm
-    elif http.maybe("POST", "/tokenize", {"content": "a"}, token_list):
+    elif http.maybe("POST", "/tokenize", {"content": "a"}, token_list, rare=True):
         return LlamaCpp(http, model, chat)
     completions = Completions(http, model)
     voting = Votes(http, model, chat, votes, completions) if votes else None

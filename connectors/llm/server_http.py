@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 300.0  # a server that asks for more patience than this is not waited for
 MOST_LISTED_BYTES = 2**20
+MOST_ANSWER_BYTES = 2**25
+MOST_TOLD = 400  # letters of what a server says, in a message
+PACKING = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 MOST_TOKENS = 2**31  # an answer that says that it took more is wrong
 T = TypeVar("T")
 
@@ -41,8 +45,9 @@ class Usage:
     def add(self, usage: object, prompts: int = 1) -> None:
         """Counts an answer's ``usage``; what is missing or no number counts nothing.
 
-        vLLM states the cached tokens of the last prompt only. The prompts of a request share all
-        but their last few tokens, so each has as many.
+        Args:
+            prompts: as many had the cached tokens that are stated: vLLM states those of the last
+                prompt of a list, others the sum.
         """
         if not isinstance(usage, Mapping):
             return
@@ -50,7 +55,7 @@ class Usage:
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else 0
         prompt, hits = count_of(usage.get("prompt_tokens")), count_of(cached)
         self.prompt += prompt
-        self.cached += hits * prompts if hits * prompts <= prompt else hits
+        self.cached += hits * prompts if hits * prompts <= prompt else min(hits, prompt)
         self.output += count_of(usage.get("completion_tokens"))
 
     @property
@@ -72,11 +77,16 @@ class GarbledError(Exception):
 
 
 class UnansweredError(Exception):
-    """An item gets no answer; ``down`` if the server rather than the item seems to be why."""
+    """An item gets no answer; ``down`` if the server rather than the item seems to be why.
 
-    def __init__(self, reason: str, *, down: bool = False) -> None:
+    Attributes:
+        reached: whether the server said anything at all.
+    """
+
+    def __init__(self, reason: str, *, down: bool = False, reached: bool = True) -> None:
         super().__init__(reason)
         self.down = down
+        self.reached = reached
 
 
 class StoppedError(UnansweredError):
@@ -241,7 +251,7 @@ class Http:
                     body += chunk
                     if len(body) > MOST_LISTED_BYTES:
                         raise ValueError("too long")
-            return [str(model["id"]) for model in json.loads(body)["data"]]
+            return [self.quoted(model["id"]) for model in json.loads(body)["data"]]
         except httpx.HTTPError as exc:
             raise AnnotatorError(
                 f"The LLM server at {self.shown} cannot be reached ({type(exc).__name__})."
@@ -251,6 +261,10 @@ class Http:
                 f"The server at {self.shown} does not answer like an LLM server; see whether"
                 " annotator.base_url is right."
             ) from None
+
+    def quoted(self, said: object) -> str:
+        """A name that the server says, on one line, without the key."""
+        return one_line(self._redacted(str(said)))[:MOST_TOLD]
 
     def close(self) -> None:
         """Closes the connections."""
@@ -269,20 +283,23 @@ class Http:
         read: Callable[[Mapping[str, Any]], T],
         *,
         refusable: bool = False,
+        rare: bool = False,
     ) -> T | None:
         """Like ``post``; None where the server has no such thing, or refuses it to us.
 
         Args:
             refusable: raise where the key is refused.
+            rare: most servers have no such thing, and some say so as if they had failed.
         """
+        attempts = 1 if rare else self.max_attempts
         try:
-            return self._call(method, path, body, read, None, 1, self.max_attempts)
+            return self._call(method, path, body, read, None, 1, attempts)
         except RejectedError as exc:
             if refusable and exc.status in (401, 402, 403):
                 raise
             return None
         except UnansweredError as exc:
-            if exc.down:
+            if exc.down and not (rare and exc.reached):
                 raise
             return None
 
@@ -322,18 +339,21 @@ class Http:
         while True:
             attempt += 1
             wait_s: float | None = None
-            down = True
+            down = reached = True
             try:
                 with self._room.taken(self.stop):
                     self._pause(0.0)
                     began = time.monotonic()
-                    response = self._client.request(method, url, json=body)
+                    response = self._request(method, url, body)
+            except GarbledError as exc:
+                problem, down = f"answered with garbage: {exc}", False
             except httpx.DecodingError:
                 problem, down = "answered with garbage: it cannot be decompressed", False
             except httpx.TimeoutException:
                 self._room.overrun(began)
-                problem = f"did not answer within {self._timeout_s:g} s"
+                problem, reached = f"did not answer within {self._timeout_s:g} s", False
             except httpx.HTTPError as exc:
+                reached = False
                 problem = f"cannot be reached ({self._redacted(str(exc)) or type(exc).__name__})"
             else:
                 status = _status_of(response)
@@ -350,7 +370,7 @@ class Http:
                     problem = f"answered {status}{self._message(response)}"
                     if status in (429, 503):
                         self._room.overrun(began)
-                    if status == 501 or "insufficient_quota" in response.text:
+                    if status == 501 or b"insufficient_quota" in response.content:
                         raise RejectedError(
                             402 if status == 429 else 501, f"{self.shown} {problem}."
                         )
@@ -366,7 +386,8 @@ class Http:
                 else:
                     raise RejectedError(status, self._refusal(response), _option_of(response))
             if attempt >= most_attempts:
-                raise UnansweredError(f"{self.shown} {problem}.", down=down)
+                told = one_line(self._redacted(problem))[:MOST_TOLD]
+                raise UnansweredError(f"{self.shown} {told}.", down=down, reached=reached)
             if wait_s is not None:
                 with self._lock:  # for all threads: the limit is the server's, not the request's
                     self._wait_until = max(self._wait_until, time.monotonic() + wait_s)
@@ -374,6 +395,22 @@ class Http:
             log.debug("%s %s; trying again", path, problem)
             backoff_s = min(30.0, self._backoff_s * 2 ** min(pauses - 1, 10))
             self._pause(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+
+    def _request(self, method: str, url: str, body: object) -> httpx.Response:
+        """The whole answer.
+
+        Raises:
+            GarbledError: it is so long that it cannot be one.
+            httpx.HTTPError: there is none.
+        """
+        with self._client.stream(method, url, json=body) as response:
+            content = bytearray()
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MOST_ANSWER_BYTES:
+                    raise GarbledError(f"it is longer than {MOST_ANSWER_BYTES // 2**20} MB")
+        kept = [(k, v) for k, v in response.headers.multi_items() if k not in PACKING]
+        return httpx.Response(response.status_code, headers=kept, content=bytes(content))
 
     def _pause(self, seconds: float) -> None:
         """Waits, and as long as the server asked everybody to wait; less when stopping."""
@@ -443,7 +480,7 @@ def _status_of(response: httpx.Response) -> int:
     if not error:
         return 200
     code = str(error.get("code")) if isinstance(error, dict) else ""
-    return int(code) if code.isdecimal() and 400 <= int(code) < 600 else 500
+    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
 
 
 def _error_in(answer: Any) -> Any:
@@ -475,7 +512,7 @@ def _retry_after_s(response: httpx.Response) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 

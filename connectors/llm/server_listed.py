@@ -79,7 +79,6 @@ class Completions:
             UnansweredError: as ``Http.post``.
         """
         chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
-        prompts = len(prompt) if isinstance(prompt, list) and not chat else 1
         path = "/v1/chat/completions" if chat else "/v1/completions"
         asked = {"model": self.model, "messages" if chat else "prompt": prompt}
         while True:
@@ -87,7 +86,7 @@ class Completions:
             if "max_tokens" in self._refused:
                 sent["max_completion_tokens"] = options["max_tokens"]
             try:
-                return self.http.post(path, asked | sent, read, usage, prompts, attempts)
+                return self.http.post(path, asked | sent, read, usage, attempts=attempts)
             except RejectedError as exc:
                 refused = _refused_option(exc, sent)
                 if refused is None:
@@ -437,7 +436,7 @@ def _top_of(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
 def _token_of(entry: Mapping[str, Any]) -> str:
     """The token's text, from its bytes where they are text."""
     try:
-        return bytes(entry["bytes"]).decode()
+        return bytes([*entry["bytes"]]).decode()  # of a number it would make so many zeros
     except (KeyError, TypeError, ValueError):
         return str(entry["token"])
 

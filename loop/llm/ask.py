@@ -19,7 +19,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
-from loop.errors import AnnotatorError
+from loop.errors import AnnotatorError, Stopped
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
@@ -261,7 +261,7 @@ class _Clerk:
             try:
                 answer = self.annotator.annotate(variant, texts)
             except AnnotatorError as exc:
-                self.purse.book_loss(self.purse.prices.usd_of_failure(exc))
+                self.purse.book_loss(self.purse.prices.usd_of_failure(exc.tokens))
                 raise
             self.check(variant, texts, answer)
             seconds = (time.perf_counter() - started) / len(texts)
@@ -456,9 +456,10 @@ class _Asking:
         purse = self._clerk.purse
         try:
             yield from answers_of(self._clerk.annotator, self._asked, self._lots())
-        except AnnotatorError as exc:
+        except (AnnotatorError, Stopped) as exc:
             self._store()
-            purse.book_loss(purse.prices.usd_of_failure(exc))
+            if exc.tokens is not None:
+                purse.book_loss(purse.prices.usd_of_failure(exc.tokens))
             raise
 
     def _lots(self) -> Lots:

@@ -165,6 +165,8 @@ def plan_lines(plan: Plan) -> list[str]:
     money = f"${plan.usd:,.2f} (${plan.usd_uncached:,.2f} without the cache)"
     if plan.usd_uncached == 0:
         money = "none (annotator.usd_per_million_tokens is 0)"
+        if not plan.calls:
+            money = "none, because nothing is left to ask"
     calls = f"at most {plan.calls:,}" if plan.refresh == "better" else f"{plan.calls:,}"
     lines = [
         f"Texts:   {plan.texts:,}, {plan.variants} prompts, at most {per_text:.2f} calls a text",

@@ -7,7 +7,7 @@ from sqlmodel import select
 
 import loop.round
 from loop.campaign.tables import LlmCalls
-from loop.errors import AnnotatorError, StageError
+from loop.errors import AnnotatorError, StageError, Stopped
 from loop.llm.ask import take_votes
 from loop.llm.prompts import freeze_variants
 from loop.money import account, labels_left, texts_that_fit
@@ -295,6 +295,25 @@ def test_what_a_failure_cost_is_kept_and_no_more(tmp_path, tokens, usd):
         with pytest.raises(AnnotatorError, match="down"):
             ask(ctx)
     assert money(ctx).spent_usd == money(ctx).committed_usd == pytest.approx(2 * usd)
+
+
+def test_what_a_failure_cost_is_kept_where_there_is_no_cap_yet(tmp_path):
+    failure = AnnotatorError("The server is down.", tokens=(50, 10, 0))
+    ctx = annotated(tmp_path, PricedLLM(failure), None)
+    for _ in range(2):
+        with pytest.raises(AnnotatorError, match="down"):
+            ask(ctx)
+    assert money(ctx).spent_usd == pytest.approx(0.12)
+    assert campaign_status(ctx.config, ctx.store)["budget"]["usd_spent"] == pytest.approx(0.12)
+
+
+def test_an_interrupt_that_leaves_nothing_under_way_commits_nothing(tmp_path):
+    stopped = Stopped(2)
+    stopped.tokens = (50, 10, 0)  # told by who knows that no answer is under way any more
+    ctx = annotated(tmp_path, PricedLLM(stopped), 0.6)
+    with pytest.raises(Stopped):
+        ask(ctx)
+    assert money(ctx).spent_usd == money(ctx).committed_usd == pytest.approx(0.06)
 
 
 def test_useless_answers_are_paid_for(tmp_path):

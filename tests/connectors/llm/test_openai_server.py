@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
+import signal
 import threading
 import time
 import traceback
@@ -14,13 +16,14 @@ import numpy as np
 import pytest
 from fault_llm_server import ALL_FAULTS, SECRET, SPOILED, log_probs, running, true_masses
 
+from connectors.llm import server_http
 from connectors.llm.label_spelling import label_said
 from connectors.llm.label_trie import coarse
 from connectors.llm.openai_server import OpenAIServerAnnotator
-from connectors.llm.server_http import Room
+from connectors.llm.server_http import Room, Usage
 from connectors.llm.server_listed import first_token_masses, token_text
 from connectors.llm.server_ways import LIST
-from loop.errors import AnnotatorError
+from loop.errors import AnnotatorError, Stopped
 from loop.ports import TextItem
 from loop.prompt import Demonstration, Label, PromptVariant
 
@@ -768,6 +771,158 @@ def test_an_answer_that_cannot_be_decompressed_is_garbage():
 
     with pytest.raises(AnnotatorError, match="garbage: it cannot be decompressed"):
         heard(httpx.MockTransport(broken), votes=0)
+
+
+ODD_ERRORS = {
+    "charset": httpx.Response(
+        500, headers={"content-type": "text/html; charset=utf-16"}, content=b"x"
+    ),
+    "codec": httpx.Response(500, headers={"content-type": "text/html; charset=hex"}, content=b"x"),
+    "date": httpx.Response(503, headers={"retry-after": f"Mon, 01 Jan 2030 00:00:00 +{'9' * 20}"}),
+    "code": httpx.Response(200, json={"error": {"code": "4" * 5000, "message": "no"}}),
+    "bytes": httpx.Response(
+        200,
+        json={
+            "choices": [
+                {
+                    "logprobs": {
+                        "content": [
+                            {
+                                "top_logprobs": [
+                                    {"token": "positive", "bytes": 10**13, "logprob": 0.0}
+                                ]
+                            }
+                        ]
+                    },
+                    "message": {},
+                }
+            ]
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ERRORS)
+def test_no_odd_answer_to_one_text_stops_the_others(odd):
+    listed = listing([("positive", 0.8), ("negative", 0.2)])
+    usual = talking(listed)
+
+    def handle(request):
+        if b"number 3" in request.content:
+            kept = ODD_ERRORS[odd]
+            return httpx.Response(kept.status_code, headers=kept.headers, content=kept.content)
+        return usual.handler(request)
+
+    answer = heard(httpx.MockTransport(handle), votes=0, n=12)
+    others = np.arange(12) != 3
+    assert np.isfinite(answer.probs[others]).all()
+    assert odd == "bytes" or "i3" in answer.problems
+
+
+def test_an_endless_answer_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(server_http, "MOST_ANSWER_BYTES", 2**20)
+    read = []
+
+    def endless():
+        while True:
+            read.append(2**16)
+            yield b"x" * 2**16
+
+    def handle(request):
+        if request.url.path.endswith("completions"):
+            return httpx.Response(200, content=endless())
+        return httpx.Response(404)
+
+    with pytest.raises(AnnotatorError, match="garbage: it is longer than 1 MB"):
+        heard(httpx.MockTransport(handle), votes=0)
+    assert sum(read) < 50 * 2**20
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [httpx.Response(502), httpx.Response(200, json={"error": "Unexpected endpoint or method."})],
+    ids=["gateway", "LM Studio"],
+)
+def test_a_server_that_fails_where_it_knows_no_such_thing_is_used(unknown):
+    usual, asked = talking(listing([("positive", 0.8), ("negative", 0.2)])), []
+
+    def handle(request):
+        if request.url.path == "/tokenize":
+            asked.append(request)
+            return httpx.Response(unknown.status_code, content=unknown.content)
+        return usual.handler(request)
+
+    answer = heard(httpx.MockTransport(handle), votes=0)
+    np.testing.assert_allclose(answer.probs, [[0.8, 0.2]])
+    assert len(asked) == 2
+
+
+def test_the_cached_tokens_of_a_list_are_those_that_the_server_states():
+    listed = listing([("positive", 0.8), ("negative", 0.2)])
+    stated = []
+
+    def answer(body, chat):
+        n = len(body["prompt"]) if isinstance(body["prompt"], list) else 1
+        stated.append((100 * n, 60 * n))  # the sum over the list
+        one = listed(body, chat)["choices"][0]
+        choices = [one | {"index": i} for i in range(n)]
+        usage = {"prompt_tokens": 100 * n, "prompt_tokens_details": {"cached_tokens": 60 * n}}
+        return {"choices": choices, "usage": usage}
+
+    found = heard(talking(answer), votes=0, chat=False, n=60)
+    read = int((found.tokens - found.output_tokens + found.cached_tokens).sum())
+    assert max(prompt for prompt, _ in stated) > 100, "lists were asked"
+    assert found.cached_tokens.sum() == pytest.approx(0.6 * read, abs=60)
+    for usage, prompts, cached in (((100, 20), 3, 60), ((100, 60), 3, 60), ((10, 10**6), 1, 10)):
+        took = Usage()
+        details = {"cached_tokens": usage[1]}
+        took.add({"prompt_tokens": usage[0], "prompt_tokens_details": details}, prompts)
+        assert took.cached == cached
+
+
+def test_the_key_is_in_no_name_that_a_server_gives(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    usual = talking(listing([("positive", 1.0)]), models=(SECRET, "x" * 5000))
+    with pytest.raises(AnnotatorError) as refused:
+        heard(usual)
+    assert SECRET not in str(refused.value)
+    assert len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize("after", [0.3, 1.5])
+def test_what_came_before_an_interrupt_is_handed_over(after):
+    """After 0.3 s the first answers, which are looked at together, are not all there yet."""
+    answered, lock = set(), threading.Lock()
+    listed = listing([("positive", 0.8), ("negative", 0.2)])
+
+    def answer(body, chat):
+        time.sleep(0.03)
+        with lock:
+            answered.update(re.findall(r"text number \d+", str(body)))
+        return listed(body, chat)
+
+    def stop(number, _frame):
+        raise Stopped(number)
+
+    ask = OpenAIServerAnnotator(
+        "http://x/v1", "m", chat=True, concurrency=4, transport=talking(answer)
+    )
+    before = signal.signal(signal.SIGUSR1, stop)
+    timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGUSR1))
+    came = []
+    lots = (items(20, start) for start in range(0, 2000, 20))
+    try:
+        with pytest.raises(Stopped) as stopped:
+            timer.start()
+            for some, _ in ask.annotate_stream(variant(("positive", "negative")), lots):
+                came += [item.text for item in some]
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGUSR1, before)
+        ask.close()
+    assert stopped.value.tokens is not None
+    assert len(came) == len(set(came))
+    assert set(came) == answered
 
 
 @pytest.mark.parametrize(
