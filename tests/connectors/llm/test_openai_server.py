@@ -912,8 +912,8 @@ def test_what_came_before_an_interrupt_is_handed_over(after):
     came = []
     lots = (items(20, start) for start in range(0, 2000, 20))
     try:
+        timer.start()
         with pytest.raises(Stopped) as stopped:
-            timer.start()
             for some, _ in ask.annotate_stream(variant(("positive", "negative")), lots):
                 came += [item.text for item in some]
     finally:
