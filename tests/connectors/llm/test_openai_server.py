@@ -911,11 +911,15 @@ def test_what_came_before_an_interrupt_is_handed_over(after):
     timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGUSR1))
     came = []
     lots = (items(20, start) for start in range(0, 2000, 20))
+
+    def take():
+        for some, _ in ask.annotate_stream(variant(("positive", "negative")), lots):
+            came.extend(item.text for item in some)
+
     try:
         timer.start()
         with pytest.raises(Stopped) as stopped:
-            for some, _ in ask.annotate_stream(variant(("positive", "negative")), lots):
-                came += [item.text for item in some]
+            take()
     finally:
         timer.cancel()
         signal.signal(signal.SIGUSR1, before)
