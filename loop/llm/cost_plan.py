@@ -103,9 +103,12 @@ def plan_annotation(
     fresh, cached_price, written = TokenPrices.of(config.annotator)
     computed = prefixes + texts_tokens
     uncached = max(computed, calls * prefixes / max(1, len(variants)) + texts_tokens)
-    # Only servers charge for what they had in a cache, and for the one token that they write.
+    # Only servers charge for what they had in a cache, and for what they write: one token, or as
+    # many labels as they are asked for where they tell no log-probabilities.
     serves = config.annotator.kind == "openai_server"
-    written_usd = calls * written if serves else 0.0
+    votes_asked = config.annotator.votes_when_no_logprobs
+    label = int(counts([answer for v in variants for answer in v.answers]).max())
+    written_usd = calls * max(1, votes_asked * label) * written if serves else 0.0
     hits_usd = (uncached - computed) * cached_price if serves else 0.0
     times = store.vote_times(name, annotator)
     votes = store.spent(name)

@@ -139,6 +139,8 @@ def test_what_servers_charge_for_cached_and_written_tokens_is_planned(tmp_path):
     assert plain.usd - free.usd == pytest.approx(hits * 2.0 / 1e6)
     dear = planned(usd_per_million_output_tokens=10.0)
     assert dear.usd - plain.usd == pytest.approx(plain.calls * 8.0 / 1e6)
+    voting = planned(votes_when_no_logprobs=10)  # ten times a label of four characters
+    assert voting.usd - plain.usd == pytest.approx(plain.calls * 39 * 2.0 / 1e6)
 
 
 def test_the_plan_and_the_status_tell_what_was_spent(tmp_path):
@@ -148,6 +150,7 @@ def test_the_plan_and_the_status_tell_what_was_spent(tmp_path):
     items = ctx.store.items("c", "pool")
     take_votes(ctx.config, ctx.store, ctx.annotator, items, variants, progress=no_progress)
     spent = ctx.store.spent("c")
+    assert "Money:   none, because nothing is left to ask" in plan_lines(plan(ctx))
     told = next(line for line in plan_lines(plan(ctx)) if line.startswith("Spent"))
     assert f"{spent.votes:,} calls, {spent.tokens:,} tokens" in told
     assert f"${spent.usd:,.2f}" in told
