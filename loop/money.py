@@ -124,7 +124,7 @@ class Account:
         """One clause, for messages."""
         return (
             f"${self.spent_usd:.2f} is spent and ${max(self.open_usd, 0.0):.2f} committed to what"
-            f" is not back or was killed before anybody knew, of budget.usd = {self.cap_usd:.2f}"
+            f" is not back, or was killed on the way, of budget.usd = {self.cap_usd:.2f}"
         )
 
 
