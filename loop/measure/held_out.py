@@ -99,7 +99,7 @@ def truth_of(ctx: Context, evaluated: Sequence[Item]) -> Truth:
         return Truth(judged, stable, ones, None)
     rows = np.flatnonzero(judged >= 0)
     drawn_in = np.array([audits[evaluated[i].id].round_id for i in rows])
-    weight = ones
+    weight = np.ones(len(evaluated))
     weight[rows] = 1.0 / _ever_evaluated(ctx, np.array([evaluated[i].row for i in rows]), drawn_in)
     return Truth(judged, stable, weight, "audit")
 

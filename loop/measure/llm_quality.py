@@ -60,8 +60,9 @@ def quality_metrics(
         config: names the classes and the number of rounds.
         y_llm: (n,) the LLM's labels in use.
         gold: (n,) class, -1 where unknown.
-        inclusion_prob: (n,) of the gold items, in the round that chose each.
-        round_of: (n,) number of that round.
+        inclusion_prob: (n,) of the chosen items, in the round that chose each.
+        round_of: (n,) when each was chosen, as ``order_of_gold`` counts, also of texts whose gold
+            did not come back; -1 where none was.
         suspicion: (n,) in [0, 1], free of each item's own gold; it narrows the intervals.
         answered: (n,) bool, whether the LLM gave a label; the others count neither right nor wrong.
             None where it gave one to all.

@@ -50,8 +50,8 @@ def estimates(quality):
 
 
 def buy(truth, suspicion, rng, *, labels, audit_frac, rounds=1):
-    gold, pi = np.full(N, -1), np.full(N, np.nan)
-    round_of = np.full(N, -1)
+    n = len(truth)
+    gold, pi, round_of = np.full(n, -1), np.ones(n), np.full(n, -1)
     for r in range(rounds):
         batch = select_batch(
             suspicion, np.flatnonzero(gold < 0), labels // rounds, audit_frac=audit_frac, rng=rng
@@ -257,13 +257,9 @@ def drawn(seed, *, n=1000, labels=100, audit_frac=0.5, k=3, error=0.2, rounds=1)
     wrong = rng.random(n) < error
     y = np.where(wrong, (truth + 1 + rng.integers(k - 1, size=n)) % k, truth)
     suspicion = np.clip(0.4 * wrong + 0.6 * rng.random(n), 0, 1)
-    gold, pi, round_of = np.full(n, -1), np.ones(n), np.full(n, -1)
-    for r in range(rounds):
-        left = np.flatnonzero(gold < 0)
-        batch = select_batch(suspicion, left, labels, audit_frac=audit_frac, rng=rng)
-        rows = batch.rows
-        gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, r
-    return truth, y, 1 - suspicion, gold, pi, round_of
+    all_labels = rounds * labels
+    bought = buy(truth, suspicion, rng, labels=all_labels, audit_frac=audit_frac, rounds=rounds)
+    return truth, y, 1 - suspicion, *bought
 
 
 @pytest.mark.parametrize(("k", "error"), [(2, 0.01), (3, 0.0), (5, 0.0)])
@@ -372,12 +368,7 @@ def test_a_rare_class_among_the_suspects_keeps_its_share_over_many_rounds():
         rng = np.random.default_rng(seed)
         truth = np.where(rng.random(1000) < 0.1, 2, rng.integers(2, size=1000))
         suspicion = rng.random(1000) * 0.5 + 0.5 * (truth == 2) * (rng.random(1000) < 0.9)
-        gold, pi, round_of = np.full(1000, -1), np.ones(1000), np.full(1000, -1)
-        for r in range(5):
-            left = np.flatnonzero(gold < 0)
-            batch = select_batch(suspicion, left, 100, audit_frac=0.5, rng=rng)
-            rows = batch.rows
-            gold[rows], pi[rows], round_of[rows] = truth[rows], batch.inclusion_prob, r
+        gold, pi, round_of = buy(truth, suspicion, rng, labels=500, audit_frac=0.5, rounds=5)
         by_round.append(prior_from_gold(gold, pi, 3, pseudo=0)[2])
         weighed = over_all_rounds(gold, pi, round_of)
         assert ((weighed > 0) & (weighed <= 1)).all()
