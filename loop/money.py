@@ -204,7 +204,7 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         usd = config.people.panel.first * money.answer_usd
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
-    if not store.has_open_texts(name):
+    if not store.open_texts(name, 1):
         return "every text of the pool has been sent to people, or has an imported label"
     return None
 

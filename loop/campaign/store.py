@@ -485,13 +485,14 @@ class Store(Database, LlmStore):
             query = select(func.count()).select_from(Review)
             return int(session.exec(query.where(of_campaign(Review.item_id, campaign))).one())
 
-    def has_open_texts(self, campaign: str) -> bool:
-        """Whether a text of the pool was neither chosen to be sent nor has gold."""
+    def open_texts(self, campaign: str, most: int) -> int:
+        """How many texts of the pool, up to ``most``, have no gold and were never sent out."""
         asked = select(Review.item_id).where(Review.item_id == Item.id).exists()
         known = select(Gold.item_id).where(Gold.item_id == Item.id).exists()
         query = select(Item.id).where(Item.campaign == campaign, Item.split == "pool")
+        found = query.where(~asked, ~known).limit(most).subquery()
         with self.transaction() as session:
-            return session.exec(query.where(~asked, ~known).limit(1)).first() is not None
+            return int(session.exec(select(func.count()).select_from(found)).one())
 
     def reviews_by_item(self, campaign: str, round_id: int | None = None) -> dict[str, Review]:
         """The outbox by item id."""

@@ -15,7 +15,7 @@ from loop.campaign.metrics import COMPARED, METRICS, Metric, RoundMetrics
 from loop.campaign.tables import Round
 from loop.measure.collapsed import without_agreement
 from loop.report.contents import MISSING
-from loop.report.wording import with_interval
+from loop.report.wording import counted, with_interval
 
 SOURCES = {
     "gold": "labelled by people",
@@ -107,7 +107,7 @@ def _what(facts: CardFacts) -> str:
     return f"""\
 A text classifier made by goldloop: {escape(config.campaign.task)}
 
-{_plural(facts.rounds, "round")} of active learning: an LLM labelled the texts, {_people(facts)}
+{counted(facts.rounds, "round")} of active learning: an LLM labelled the texts, {_people(facts)}
 corrected the most suspect labels, and {config.student.seeds} students
 ({escape(str(record["student"]).split("@")[0])}) were trained with different seeds. This model is
 {escape(str(record["chosen"]))}: {escape(str(record["why"]))}."""
@@ -280,10 +280,6 @@ def _versions(facts: CardFacts) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _plural(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _capital(text: str) -> str:

@@ -25,6 +25,7 @@ from loop.measure.collapsed import measured_rounds
 from loop.measure.to_goal import answers_per_label, seconds_per_answer, to_goal
 from loop.money import account, labels_left
 from loop.people.pace import pace, when_given
+from loop.report.wording import counted
 from loop.studies.gain_curve import GainCurve, fit_gain_curve
 from loop.studies.preflight import ANSWER_S
 from loop.studies.validate import validation
@@ -59,7 +60,7 @@ class Plan:
 
     Attributes:
         goals: one for each that was asked for.
-        labels_left: of ``budget.labels``.
+        labels_left: of ``budget.labels``, and no more than texts without gold.
         rounds_left: of ``rounds.rounds``, those whose batch is not chosen yet.
         answers_per_label: answers that one gold label has taken so far, or else is asked for.
         usd_per_label: price of these answers.
@@ -118,7 +119,7 @@ def make_plan(
     asked_in = sum(r.stage in chosen and r.number != VALIDATION for r in rounds)
     return Plan(
         goals=tuple(_goal(config, store, rounds, rule) for rule in asked),
-        labels_left=labels_left(config, store),
+        labels_left=store.open_texts(name, labels_left(config, store)),
         rounds_left=max(0, config.rounds.rounds - asked_in),
         batch=config.rounds.batch_size,
         answers_per_label=each,
@@ -290,9 +291,9 @@ def plan_lines(plan: Plan) -> list[str]:
     rounds = min(plan.rounds_left, math.ceil(plan.labels_left / plan.batch))
     rest = min(plan.labels_left, plan.rounds_left * plan.batch)
     if rest:
-        word = "round" if rounds == 1 else "rounds"
         lines.append(
-            f"As planned: {rounds} more {word} with {rest:,} labels: {_effort(plan, rest)}."
+            f"As planned: {counted(rounds, 'more round')} with {counted(rest, 'label')}:"
+            f" {_effort(plan, rest)}."
         )
     else:
         lines.append(
@@ -358,9 +359,9 @@ def _rounded(value: float) -> str:
 
 def _effort(plan: Plan, labels: float) -> str:
     answers = math.ceil(labels * plan.answers_per_label)
-    minutes = answers * plan.seconds / 60
-    time = f"{minutes / 60:,.1f} hours" if minutes >= 120 else f"{max(1, round(minutes)):,} minutes"
-    parts = [f"{answers:,} answers", f"{time} of people's time"]
+    minutes = max(1, round(answers * plan.seconds / 60))
+    time = f"{minutes / 60:,.1f} hours" if minutes >= 120 else counted(minutes, "minute")
+    parts = [counted(answers, "answer"), f"{time} of people's time"]
     if plan.usd_per_label:
         parts.append(f"${labels * plan.usd_per_label:,.2f}")
     if plan.per_day:

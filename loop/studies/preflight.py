@@ -26,6 +26,7 @@ from loop.campaign.store import Store
 from loop.errors import ConfigError, LoopError, ReviewerError
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
+from loop.report.wording import counted
 from loop.student.cross_fit import FOLDS
 from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
 from loop.student.steps import ENOUGH_STEPS, fitting_steps, steps_of
@@ -309,8 +310,9 @@ def _will_happen(
         f", ${answers * config.budget.usd_per_label:,.2f}" if config.budget.usd_per_label else ""
     )
     yield (
-        f"People:   {config.rounds.rounds} rounds of {batch} texts, {most} in all: {answers:,}"
-        f" answers, about {max(1, round(answers * ANSWER_S / 60)):,} minutes at {ANSWER_S:.0f}"
+        f"People:   {counted(config.rounds.rounds, 'round')} of {counted(batch, 'text')},"
+        f" {most} in all: {counted(answers, 'answer')}, about"
+        f" {counted(max(1, round(answers * ANSWER_S / 60)), 'minute')} at {ANSWER_S:.0f}"
         f" seconds each{money}"
     )
     student = config.student

@@ -191,17 +191,18 @@ def test_texts_are_open_until_they_are_chosen_or_have_gold(store):
         store.insert(session, Item, [item(1), item(2), item(3, split="test")])
         round_ = Round(campaign="c", number=1, stage="push", seed=0, config={}, versions={})
         store.add_round(session, round_)
-    assert store.has_open_texts("c")
-    assert not store.has_open_texts("another")
+    assert store.open_texts("c", 9) == 2
+    assert store.open_texts("c", 1) == 1
+    assert store.open_texts("another", 9) == 0
     chosen = {"item_id": "i1", "round_id": round_.id, "reason": "audit", "rank": 0}
     chosen |= {"suspicion": 0.0, "inclusion_prob": 1.0, "audit_prob": 1.0}
     with store.transaction() as session:
         store.insert(session, Review, [chosen])
-    assert (store.review_count("c"), store.has_open_texts("c")) == (1, True)
+    assert (store.review_count("c"), store.open_texts("c", 9)) == (1, 1)
     gold = Gold(item_id="i2", label="a", how="imported", confidence=1.0, round_number=0)
     with store.transaction() as session:
         store.put_gold(session, [gold])
-    assert not store.has_open_texts("c")
+    assert store.open_texts("c", 9) == 0
 
 
 def test_gold_takes_the_place_of_what_an_item_had(store, monkeypatch):

@@ -111,6 +111,19 @@ def test_a_campaign_knows_more_after_each_round(tmp_path):
     assert [goal.rule for goal in make_plan(config, ctx.store).goals] == ["p_uc=0.5"]
 
 
+def test_no_more_labels_are_planned_than_texts_are_there(tmp_path):
+    ctx = make(tmp_path, budget={"labels": 40}, rounds={"batch_size": 40, "rounds": 20})
+    open_campaign(ctx)
+    pool = ctx.store.item_count("c", "pool")
+    raised = ctx.config.budget.model_copy(update={"labels": 5_000})
+    config = ctx.config.model_copy(update={"budget": raised})
+    plan = make_plan(config, ctx.store, (), NOW)
+    assert plan.labels_left == pool
+    assert f" with {pool} labels: {pool} answers," in plan_lines(plan)[0]
+    run_round(ctx)
+    assert make_plan(config, ctx.store, (), NOW).labels_left == pool - 40
+
+
 def test_before_the_first_round_the_validation_sample_says_it(tmp_path):
     ctx = make(tmp_path)
     open_validation(ctx, 40)
