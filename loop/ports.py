@@ -331,7 +331,7 @@ class GivenLabel:
     """One answer that somebody gave in another tool, or a row of its export without one.
 
     Attributes:
-        texts: strings that may be the text, the likeliest first.
+        texts: column -> a string that may be the text, the likeliest first.
         row: number of the row, line or task in the export.
         person: who answered, as the tool names them; empty where it does not say.
         label: one of the campaign's classes, or None.
@@ -339,7 +339,7 @@ class GivenLabel:
         at: when, as the tool writes it; empty where it does not say.
     """
 
-    texts: tuple[str, ...]
+    texts: Mapping[str, str]
     row: int
     person: str
     label: str | None

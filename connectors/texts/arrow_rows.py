@@ -57,6 +57,8 @@ def arrow_value(scalar: Any) -> Any:
 
     if not scalar.is_valid:
         return None
+    if scalar.type in (pa.float16(), pa.float32()):  # 0.1, and not 0.10000000149011612
+        return float(str(scalar.type.to_pandas_dtype()(scalar.as_py())))
     try:
         return scalar.as_py()
     except UnicodeDecodeError:  # the file is damaged
@@ -80,6 +82,8 @@ def column_values(column: Any) -> list[Any]:
     """All values of a column, see :func:`arrow_value`."""
     import pyarrow as pa
 
+    if column.type in (pa.float16(), pa.float32()):
+        return [arrow_value(scalar) for scalar in column]
     try:
         return list(column.to_pylist())
     except UnicodeDecodeError:
@@ -116,8 +120,11 @@ def arrow_column(values: Sequence[Any], kind: Any) -> Any:
         n = len(list(group))
         cells = values[at : at + n]
         if origin:
-            rows = pa.array([cell.row for cell in cells], pa.int64())
-            parts.append(cells[0].column.take(rows))
+            column = cells[0].column
+            try:
+                parts.append(column.take(pa.array([cell.row for cell in cells], pa.int64())))
+            except pa.ArrowNotImplementedError:  # string_view, say
+                parts += [column.slice(cell.row, 1) for cell in cells]
         else:
             parts.append(pa.array(cells, kind))
         at += n

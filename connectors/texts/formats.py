@@ -23,7 +23,14 @@ from connectors.texts.opening import (
     look_at,
     other_archive,
 )
-from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, open_workbook
+from connectors.texts.sheets import (
+    CsvRows,
+    Row,
+    Sheet,
+    Unreadable,
+    open_workbook,
+    swallowed_rows,
+)
 from connectors.texts.values import (
     DATASETS_MISSING,
     EXCEL_MISSING,
@@ -167,9 +174,8 @@ def read_raw(
     except BROKEN_PACKING as exc:
         problems.error("unreadable", f"cannot be unpacked: {exc}; pack it again")
     except OSError as exc:
-        problems.error(
-            "unreadable", f"cannot be read: {exc.strerror or exc}; check its permissions"
-        )
+        advice = "check its permissions" if exc.errno else "pack it again"
+        problems.error("unreadable", f"cannot be read: {exc.strerror or exc}; {advice}")
     return None
 
 
@@ -219,6 +225,9 @@ def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | N
             yield from _readable(sheet, sheet, "line", rows.delimiter, problems)
         except csv.Error as exc:
             broken(exc)
+        if rows.swallowed:
+            lines = [line for line, _ in rows.swallowed]
+            problems.error("bad_csv", swallowed_rows(rows.swallowed), lines)
 
     return _raw_of_sheet(sheet, "line", records(), problems)
 

@@ -29,11 +29,13 @@ class JsonRows:
     Attributes:
         unit: what numbers count: ``line`` of a file with one object a line, else ``row``.
         shape: what the objects lie in, where it is something else than lines or a list.
+        unread: names of further lists of objects beside the one that is read.
     """
 
     def __init__(self, path: Path, names: Collection[str] = (), *, errors: str = "strict") -> None:
         self._path, self._names, self._errors = path, names, errors
         self.shape = ""
+        self.unread: list[str] = []
         self._by_line = self._one_a_line()
         self.unit = "line" if self._by_line else "row"
 
@@ -125,21 +127,26 @@ class JsonRows:
         asked = [
             k for k in tables if any(lookup(whole[k][0], n) is not ABSENT for n in self._names)
         ]
-        tables = asked if len(asked) == 1 else tables
-        if len(tables) == 1 or "data" in tables:
-            key = "data" if "data" in tables else tables[0]
-            self.shape = f"a list under {key!r}"
-            return list(whole[key])
+        by_column = self._names_columns(whole)
+        tables = [] if by_column else tables
+        found = asked or (["data"] if "data" in tables else tables)
+        if len(found) == 1:
+            self.shape = f"a list under {found[0]!r}"
+            self.unread = [k for k in tables if k != found[0]]
+            if self.unread:
+                self.shape += f"; what stands under {', '.join(self.unread)} is not read"
+            return list(whole[found[0]])
         if len(tables) > 1:
             self.shape = (
                 f"several lists ({', '.join(tables)}), of which none is read: write one list, with"
                 " a column for what they are called"
             )
-        if len(values) > 1 and all(isinstance(v, list) and not _objects(v) for v in values):
+        several = len(values) > 1 or by_column
+        if several and not tables and all(isinstance(v, list) for v in values):
             if len({len(v) for v in values}) == 1:
                 self.shape = "one list a column"
                 return [dict(zip(whole, row, strict=True)) for row in zip(*values, strict=True)]
-        elif len(values) > 1 and all(isinstance(v, dict) for v in values):
+        elif several and all(isinstance(v, dict) for v in values):
             if self._rows_inside(whole):
                 self.shape = "one object a row"
                 return values
@@ -148,6 +155,12 @@ class JsonRows:
                 self.shape = "one object a column"
                 return [{name: column[k] for name, column in whole.items()} for k in keys]
         return [dict(whole)]
+
+    def _names_columns(self, whole: Mapping[str, Any]) -> bool:
+        """Whether something that is asked for names many single values, and so a column."""
+        named = [whole[name] for name in self._names if isinstance(whole.get(name), list | dict)]
+        columns = [list(v.values()) if isinstance(v, dict) else v for v in named]
+        return any(columns) and not any(isinstance(v, list | dict) for c in columns for v in c)
 
     def _rows_inside(self, whole: Mapping[str, dict[str, Any]]) -> bool:
         """Whether the objects inside of one are rows, and not columns: there are more of these.

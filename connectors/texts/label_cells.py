@@ -109,6 +109,8 @@ def confirmed(
     state = record.get(STATE)
     if column != STATE and "annotation_agent" in record and state in ("Discarded", "Default"):
         return None, f"{STATE} = {state!r}"
+    if _cancelled(record, column):
+        return None, "skipped"
     if (machine := _of_a_machine(record, column, value)) is not None:
         return None, machine
     value = called(record, column, value, names)
@@ -122,6 +124,13 @@ def confirmed(
         if len(kept) < len(value):
             return kept, "not submitted"
     return value, ""
+
+
+def _cancelled(record: Mapping[str, Any], column: str) -> bool:
+    """Whether the column lies in an answer of Label Studio that somebody skipped."""
+    parts = column.split(".") if column not in record else []
+    inside = (lookup(record, ".".join(parts[:n])) for n in range(1, len(parts)))
+    return any(isinstance(part, Mapping) and part.get("was_cancelled") for part in inside)
 
 
 EXPORTED = ("source", "how", "llm_label")
@@ -138,7 +147,8 @@ def _of_a_machine(record: Mapping[str, Any], column: str, value: Any) -> str | N
     source, _, llm = (record.get(f"goldloop_{name}", record.get(name, ABSENT)) for name in EXPORTED)
     if column != ours or ABSENT in (source, llm):
         return None
-    theirs = source == "repaired" or (source == "llm" and value == llm)
+    # A repaired label is never the LLM's: somebody has put that back.
+    theirs = source in ("llm", "repaired") and (value == llm) == (source == "llm")
     return f"source = {source!r}" if theirs else None
 
 
@@ -179,6 +189,7 @@ def _letters(text: str) -> str:
     return unicodedata.normalize("NFKC", normalise(text))
 
 
+_ROUNDING = 1e-6  # sums of float32 are wrong by as much
 Scale = Literal["probability", "percent", "0-10", "log"]
 """How confidences are written; ``log`` is the natural logarithm of a probability."""
 SCALES: dict[Scale, str] = {
@@ -212,9 +223,9 @@ def probability_in(value: Any, scale: Scale = "probability") -> float | None:
     if math.isnan(number):
         return number
     if scale == "log":
-        return math.exp(number) if number <= 0 else None
+        number = math.exp(min(number, 1.0))
     number /= {"percent": 100.0, "0-10": 10.0}.get(scale, 1.0)
-    return number if 0 <= number <= 1 else None
+    return min(1.0, max(0.0, number)) if -_ROUNDING <= number <= 1 + _ROUNDING else None
 
 
 def on_another_scale(values: Iterable[Any], scale: Scale) -> bool:

@@ -17,7 +17,7 @@ from connectors.texts.values import PACKED, SUFFIXES
 CHUNK_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16
 BROKEN_PACKING = (EOFError, zlib.error, lzma.LZMAError)
-"""What a packed file raises that is cut off or damaged, besides OSError."""
+"""What a packed file raises that is cut off or damaged, besides an OSError without a number."""
 
 _PACKERS: tuple[tuple[bytes, Any], ...] = (
     (b"\x1f\x8b", gzip.open),
@@ -48,7 +48,7 @@ def inner_suffix(path: Path) -> str:
 
 def other_archive(path: Path) -> str:
     """What to do with an archive that holds files of its own, or is packed in another way."""
-    if path.suffix.lower() in ARCHIVES:
+    if {path.suffix.lower(), inner_suffix(path)} & {*ARCHIVES}:
         return "is an archive; unpack it and name a file in it (.gz, .bz2 and .xz are read packed)"
     return ""
 

@@ -77,12 +77,14 @@ class Column:
         name: as the source names it.
         filled: rows with a value.
         chars: characters of all values together.
+        prose: those of values that a text may be: not a lone word, number or address.
         counts: rows by value; empty where there are more than ``MOST_CLASSES`` different ones.
     """
 
     name: str
     filled: int = 0
     chars: int = 0
+    prose: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -136,7 +138,8 @@ def read_texts(
         hf_split: which split of a data set to read.
         meta_columns: other columns to keep; None keeps none, "plain" those without lists, objects
             or bytes, which can be very large, and those that are ``named``.
-        named: see ``meta_columns``; those that the source lacks are not told.
+        named: see ``meta_columns``; those that the source lacks are not told. "data.llm" may stand
+            for a key inside of an object, as in ``text_column``.
         labels: the campaign's classes; gold labels are checked against them if given.
         confidences: other columns that must hold probabilities, or nothing.
         confidence_scale: how these are written.
@@ -150,7 +153,7 @@ def read_texts(
         **{f"meta {c}": c for c in chosen},
     }
     asked = {*roles.values(), *confidences, gold_status(gold_column), ANSWER}
-    roots = {name.partition(".")[0] for name in asked}
+    roots = {name.partition(".")[0] for name in (*asked, *named)}
 
     def wanted(name: str, plain: bool, /) -> bool:
         if name in asked or name in roots or (plain and name in BESIDE):
@@ -171,20 +174,16 @@ def read_texts(
         confidence_scale,
     )
     keep = "none" if meta_columns is None else "chosen" if chosen else str(meta_columns)
+    inner = [name for name in named if "." in name] if keep != "none" else []
     for number, record in raw.records:
-        values = (
-            [(c, lookup(record, c)) for c in chosen]
-            if keep == "chosen"
-            else record.items()
-            if keep != "none"
-            else ()
-        )
+        values: dict[str, Any] = dict(record) if keep in ("all", "plain") else {}
+        values |= {name: lookup(record, name) for name in (*chosen, *inner)}
         reading.take(
             number,
             record,
             {
                 clean_text(c): plain(v)
-                for c, v in values
+                for c, v in values.items()
                 if c not in given.values()
                 and c not in raw.skipped
                 and v is not ABSENT
@@ -226,7 +225,7 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
     everything: Callable[[str, bool], bool] = lambda _name, _plain: True  # noqa: E731
     raw = read_raw(source, "auto", "train", everything, problems)
     rows = 0
-    filled, chars = Counter[str](), Counter[str]()
+    filled, chars, prose = Counter[str](), Counter[str](), Counter[str]()
     counts: dict[str, Counter[str]] = {}
     for _, record in raw.records if raw is not None else ():
         rows += 1
@@ -235,6 +234,7 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
                 continue
             filled[name] += 1
             chars[name] += len(cell)
+            prose[name] += len(cell) if _is_prose(cell) else 0
             seen = counts.setdefault(name, Counter())
             if len(seen) <= MOST_CLASSES:
                 seen[clean_text(cell)] += 1
@@ -242,9 +242,14 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
         raise DataError("\n".join(errors))
     few = {name: seen for name, seen in counts.items() if len(seen) <= MOST_CLASSES}
     return rows, [
-        Column(name, filled[name], chars[name], dict(few.get(name, {})))
+        Column(name, filled[name], chars[name], prose[name], dict(few.get(name, {})))
         for name in dict.fromkeys([*(raw.columns if raw is not None else ()), *filled])
     ]
+
+
+def _is_prose(cell: str) -> bool:
+    """Whether a value has words; not every script has spaces between them."""
+    return not cell.isascii() or any(character.isspace() for character in cell)
 
 
 def _cell_of(value: Any) -> str:

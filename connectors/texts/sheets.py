@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from connectors.texts.opening import SAMPLE_BYTES, inner_suffix, open_bytes, open_text, sample_of
-from connectors.texts.values import GUARDED, as_text, unescape_cell
+from connectors.texts.values import GUARDED, SHOWN, as_text, counted, unescape_cell
 
 MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
 DELIMITERS = ",;\t|"
 COMPARED_ROWS = 30  # of the sample, to tell delimiters apart
+FEWEST_SWALLOWED = 3  # lines of a row, of which each looks like a row
 HEADER_SEARCHED = 10  # rows that are looked through for column names below the first row
 _BLANK = " \t\r\n\v\f\x85\xa0\u2028\u2029\u202f\u205f\u3000"  # white space
 _BLANK += "\x1a\u2060\ufeff" + "".join(map(chr, range(0x2000, 0x2010)))  # what nobody sees
@@ -148,11 +149,14 @@ class CsvRows:
     Args:
         names: columns that are asked for, by which the delimiter is known.
         errors: of the decoding, see :func:`open`.
+    Attributes:
+        swallowed: (line, lines) of rows with a quoted cell that seems to hold rows of its own.
     """
 
     def __init__(self, path: Path, names: Collection[str] = (), *, errors: str = "strict") -> None:
         self._path, self._errors = path, errors
         self.line = 1
+        self.swallowed: list[tuple[int, int]] = []
         sample = sample_of(path)
         lines = sample.splitlines(keepends=True)
         first = next((line for line in lines if line.strip()), "")
@@ -175,10 +179,44 @@ class CsvRows:
                 handle, delimiter=self.delimiter, skipinitialspace=self._spaced, strict=True
             )
             self.line = self._skipped + 1
+            width = 0
             for cells in reader:
                 start, self.line = self.line, self._skipped + reader.line_num + 1
-                if cells:
-                    yield start, cells
+                if not cells:
+                    continue
+                width = width or len(cells)
+                if self.line - start >= FEWEST_SWALLOWED and self._hold_rows(cells, width):
+                    self.swallowed.append((start, self.line - start))
+                yield start, cells
+
+    def _hold_rows(self, cells: Sequence[str], width: int) -> bool:
+        """Whether each line of a row, without regard to quotes, is a row of as many cells itself.
+
+        Then a cell began with a quote that quotes nothing (``"Great, but it broke``), up to the
+        next such cell. Lines of prose have a space, or nothing, behind their commas.
+        """
+        if width < 2:
+            return False
+        lines = self.delimiter.join(cells).splitlines()
+        split = [line.split(self.delimiter) for line in lines]
+        return all(
+            len(parts) == width
+            and any(parts[1:])
+            and not any(part[:1].isspace() for part in parts[1:])
+            for parts in split
+        )
+
+
+def swallowed_rows(swallowed: Sequence[tuple[int, int]]) -> str:
+    """A sentence about quoted cells that seem to hold rows."""
+    shown = ", ".join(f"line {line}: {lines} lines" for line, lines in swallowed[:SHOWN])
+    more = ", …" if len(swallowed) > SHOWN else ""
+    return (
+        f"has {counted(len(swallowed), 'quoted cell')} that hold"
+        f"{'s' * (len(swallowed) == 1)} lines which look like rows ({shown}{more}); put a cell that"
+        ' begins with a quote into quotes, with that quote written twice (""), or remove it. If'
+        " the lines are a text's own, save the file as JSONL"
+    )
 
 
 def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
@@ -249,6 +287,12 @@ class Workbook:
     merged: list[int]
 
 
+def _whole(cell: Any) -> Any:
+    """Workbooks keep every number as a float; 1000.0 stands there as 1000."""
+    whole = isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53
+    return int(cell) if whole else cell
+
+
 def open_workbook(path: Path) -> Workbook:
     """Opens a workbook.
 
@@ -266,6 +310,6 @@ def open_workbook(path: Path) -> Workbook:
         rows = sheet.iter_rows() if sheet is not None else iter(())
     except calamine.CalamineError as exc:
         raise ValueError(str(exc) or type(exc).__name__) from exc
-    numbered = ((number, list(cells)) for number, cells in enumerate(rows, start=1))
+    numbered = ((n, [_whole(cell) for cell in cells]) for n, cells in enumerate(rows, start=1))
     ranges = getattr(sheet, "merged_cell_ranges", None) or ()
     return Workbook(numbered, names, [1 + a[0] for a, b in ranges if b[0] > a[0]])

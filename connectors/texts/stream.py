@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from connectors.texts.arrow_rows import ArrowCell, arrow_column, batch_rows
+from connectors.texts.arrow_rows import ArrowCell, arrow_column, batch_rows, is_plain
 from connectors.texts.json_rows import JsonRows
 from connectors.texts.label_cells import ABSENT, lookup
 from connectors.texts.opening import (
@@ -27,7 +27,14 @@ from connectors.texts.opening import (
     open_text,
     other_archive,
 )
-from connectors.texts.sheets import CsvRows, Row, Sheet, Unreadable, open_workbook
+from connectors.texts.sheets import (
+    CsvRows,
+    Row,
+    Sheet,
+    Unreadable,
+    open_workbook,
+    swallowed_rows,
+)
 from connectors.texts.values import (
     EXCEL_MISSING,
     NESTED,
@@ -95,6 +102,7 @@ class TextStream:
     Attributes:
         columns: all columns that are carried along, in order.
         left_out: what is not carried along, in words.
+        doubts: how the file as a whole may have been misread, in words.
         unit: ``line`` or ``row``, what numbers count.
         rows: how many rows can be read, those with an empty text included.
         empty: rows without a text.
@@ -115,6 +123,7 @@ class TextStream:
         self.rows = 0
         self.formulas = False
         self.left_out: list[str] = []
+        self.doubts: list[str] = []
         self._refuse_other_kinds()
         seen: dict[str, None] = {}
         resolved = False
@@ -124,9 +133,7 @@ class TextStream:
                 continue
             self.rows += 1
             resolved = resolved or lookup(read, text_column) is not ABSENT
-            self.formulas = self.formulas or any(
-                isinstance(v, str) and is_formula(v) for v in read.values()
-            )
+            self.formulas = self.formulas or any(map(_runs, read.values()))
             if not normalise(self._text(read)):
                 self.empty.add(number)
         self.columns = tuple(seen)
@@ -199,6 +206,7 @@ class TextStream:
                 f"Rows that cannot be read and are left out: {self.unreadable.told(self.unit)};"
                 f" the first is {self.unreadable.reason}."
             )
+        told += [f"{self.path} {what}." for what in self.doubts]
         told += [f"Left out: {what}." for what in self.left_out]
         return told
 
@@ -235,9 +243,11 @@ class TextStream:
             yield from read(seen)
 
     def _read_csv(self, seen: dict[str, None]) -> Iterator[Row]:
-        names = (self.text_column,)
-        sheet = Sheet(CsvRows(self.path, names), names=names, keep_blank=True)
+        rows = CsvRows(self.path, (self.text_column,))
+        sheet = Sheet(rows, names=(self.text_column,), keep_blank=True)
         yield from self._of_sheet(sheet, seen)
+        if rows.swallowed:
+            self._doubt(swallowed_rows(rows.swallowed))
 
     def _read_workbook(self, seen: dict[str, None]) -> Iterator[Row]:
         try:
@@ -273,6 +283,8 @@ class TextStream:
             else:
                 seen.update(dict.fromkeys(row))
             yield number, row
+        if rows.unread:
+            self._leave_out(f"the rows under {listed(rows.unread)}")
 
     def _read_parquet(self, seen: dict[str, None]) -> Iterator[Row]:
         import pyarrow.parquet as pq
@@ -298,6 +310,17 @@ class TextStream:
     def _leave_out(self, what: str) -> None:
         if what not in self.left_out:
             self.left_out.append(what)
+
+    def _doubt(self, what: str) -> None:
+        if what not in self.doubts:
+            self.doubts.append(what)
+
+
+def _runs(value: Any) -> bool:
+    """Whether a spreadsheet would run the value, as CSV has it, as a formula."""
+    if isinstance(value, ArrowCell) and is_plain(value.column.type):
+        value = value.as_py()
+    return isinstance(value, str) and is_formula(clean_text(value))
 
 
 def _told(unit: str, number: int, row: Unreadable) -> str:
@@ -343,7 +366,8 @@ def _faults(path: Path) -> Iterator[None]:
     except BROKEN_PACKING as exc:
         raise DataError(f"{path} cannot be unpacked: {exc}; pack it again.") from exc
     except OSError as exc:
-        raise DataError(f"{path} cannot be read: {exc.strerror or exc}.") from exc
+        advice = "" if exc.errno else "; pack it again"
+        raise DataError(f"{path} cannot be read: {exc.strerror or exc}{advice}.") from exc
     except ValueError as exc:  # pyarrow's ArrowInvalid and its like
         if not type(exc).__module__.startswith("pyarrow"):
             raise
@@ -443,21 +467,27 @@ def _parquet_writer(
     import pyarrow.parquet as pq
 
     schema = stream.arrow_schema
-    own = schema or pa.schema([(name, pa.string()) for name in stream.columns])
+    own = schema or pa.schema([(clean_text(name), pa.string()) for name in stream.columns])
+    source = dict(zip(own.names, stream.columns, strict=True))
     types = {str: pa.string(), float: pa.float64(), int: pa.int64()}
     for name, kind in added.items():
         own = own.append(pa.field(name, types[kind]))
 
     def value(row: Mapping[str, Any], name: str) -> Any:
         cell = row.get(name)
-        if schema is not None or name in added or cell is None or isinstance(cell, str):
+        if schema is not None or name in added or cell is None:
             return cell
+        if isinstance(cell, str):
+            return clean_text(cell)
         return json.dumps(plain(cell), ensure_ascii=False)
 
     with pq.ParquetWriter(file, own) as writer:
 
         def write(rows: Sequence[Mapping[str, Any]]) -> None:
-            columns = [arrow_column([value(r, f.name) for r in rows], f.type) for f in own]
+            columns = [
+                arrow_column([value(r, source.get(f.name, f.name)) for r in rows], f.type)
+                for f in own
+            ]
             writer.write_table(pa.table(columns, schema=own))
 
         yield write

@@ -15,8 +15,10 @@ from connectors.llm.label_spelling import label_in
 from connectors.texts.formats import Problems, Wanted, read_raw
 from connectors.texts.label_cells import (
     ABSENT,
+    ANSWER,
     EXPORTED,
     HANDED_IN,
+    STATE,
     called,
     confirmed,
     labels_in,
@@ -32,6 +34,8 @@ _PEOPLE = ("annotator", "_annotator_id", "_session_id", "annotation_agent", "use
 _WHO = ("user_id", "user")
 _ANSWERS = {"annotations", "completions"}  # Label Studio's name, and the one until version 1
 _TIMES = ("updated_at", "_timestamp", "created_at")
+_INNER = ("data", "fields", "inputs")  # where Label Studio and Argilla keep a record's texts
+_NO_TEXT = {*_PEOPLE, *_TIMES, STATE, ANSWER, "id", "uuid"}
 _UNSURE = "unsure / none fits"
 _GUESSED_FROM = 200  # rows
 
@@ -55,6 +59,7 @@ def read_export(
     *,
     text_column: str | None = None,
     label_column: str | None = None,
+    hf_split: str = "train",
 ) -> ToolExport:
     """People's answers in a file.
 
@@ -62,19 +67,19 @@ def read_export(
         labels: the campaign's classes.
         text_column: None tries all texts of a row.
         label_column: of Label Studio the name of the choices' tag; None looks for it.
+        hf_split: which split of a data set to read.
     Raises:
         DataError: the file cannot be read, or nobody can tell which column holds the labels.
     """
     problems = Problems(source)
     wanted: Wanted = lambda _name, _plain: True  # noqa: E731
     names = tuple(filter(None, (text_column, label_column)))
-    raw = read_raw(source, "auto", "train", wanted, problems, names)
+    raw = read_raw(source, "auto", hf_split, wanted, problems, names)
     records = list(raw.records) if raw is not None else []
     if errors := [p.message for p in problems.listed if p.level == "error"]:
         raise DataError("\n".join(errors))
     if not records:
         raise DataError(f"{source} holds no rows.")
-    _check_columns(records, source, text_column, label_column)
     return answers_of(records, labels, source, text_column, label_column)
 
 
@@ -84,20 +89,32 @@ def _check_columns(
     text_column: str | None,
     label_column: str | None,
 ) -> None:
-    """Whether some row has the columns that were named; a label may be the name of a tag."""
-    inner = [r[k] for _, r in records for k in ("data", "fields") if isinstance(r.get(k), Mapping)]
+    """Whether some row has the columns that were named; a label's may be a tag or a question."""
     rows = [record for _, record in records]
-    tools = any((_ANSWERS | {"responses"}) & record.keys() for record in rows)
-    asked = [(text_column, [*rows, *inner]), (None if tools else label_column, rows)]
-    for name, places in asked:
-        if name is not None and all(lookup(place, name) is ABSENT for place in places):
-            names = list(
-                dict.fromkeys(str(key) for place in places[:_GUESSED_FROM] for key in place)
-            )
+    inner = [part for record in rows for part in _inner(record)]
+    what, answers = _where_labels_are(records), rows
+    if what == "tag":
+        answers = [_tags_in(_annotations(record)) for record in rows]
+    elif what == "question":
+        answers = [_responses(record) for record in rows]
+    asked = [("column", text_column, [*rows, *inner]), (what, label_column, answers)]
+    for kind, name, places in asked:
+        there = any(places)  # else nobody has answered yet
+        if name and there and all(lookup(place, name) is ABSENT for place in places):
+            names = list(dict.fromkeys(str(key) for place in places for key in place))
             raise DataError(
-                f"{source} has no column {name!r};{suggestion(name, names)} it has"
-                f" {', '.join(names[:20])}."
+                f"{source} has no {kind} {name!r};{suggestion(name, names)} it has"
+                f" {listed(names) or 'none'}."
             )
+
+
+def _where_labels_are(records: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
+    """A ``tag`` of Label Studio's page, a ``question`` of Argilla's, or a ``column``."""
+    tasks = isinstance(records[0][1].get("data"), Mapping)
+    if tasks and any(_ANSWERS & record.keys() for _, record in records):
+        return "tag"
+    argilla = any(isinstance(record.get("responses"), Mapping) for _, record in records)
+    return "question" if argilla else "column"
 
 
 def answers_of(
@@ -108,14 +125,15 @@ def answers_of(
     label_column: str | None = None,
 ) -> ToolExport:
     """People's answers in the records of an export, see :func:`read_export`."""
-    _, first = records[0]
-    if isinstance(first.get("data"), Mapping) and any(_ANSWERS & r.keys() for _, r in records):
+    _check_columns(records, source, text_column, label_column)
+    where = _where_labels_are(records)
+    if where == "tag":
         tool = "Label Studio"
         tags = [label_column] if label_column else _tags(records, labels)
         if len(tags) > 1:
             tool += f", whose tags {listed(tags)} all hold labels: name one with --label-column"
         answers = _of_label_studio(records, labels, text_column, label_column, tags)
-    elif any(isinstance(record.get("responses"), Mapping) for _, record in records):
+    elif where == "question":
         tool = "Argilla"
         questions = _questions(records, labels)
         if label_column is None and len(questions) > 1:
@@ -126,7 +144,7 @@ def answers_of(
         answers = _of_argilla(records, labels, text_column, label_column)
     else:
         column = label_column or _label_column(records, labels, source, text_column)
-        tool = _tool(first, column)
+        tool = _tool(records[0][1], column)
         answers = _of_rows(records, labels, text_column, column)
     return ToolExport(tool, tuple(answers))
 
@@ -165,22 +183,30 @@ def _read(value: Any, labels: Sequence[str]) -> tuple[str | None, str]:
     return label, "" if label is not None else f"unknown label {given[0][:60]!r}"
 
 
-def _texts(record: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
-    """The strings that may be the text, the likeliest first."""
+def _inner(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [record[k] for k in _INNER if isinstance(record.get(k), Mapping)]
+
+
+def _texts(
+    record: Mapping[str, Any], column: str | None, label_column: str | None = None
+) -> dict[str, str]:
+    """Column -> a string that may be the text, the likeliest first."""
+    places = [record, *_inner(record)]
     if column is not None:
-        value = lookup(record, column)
-        if value is ABSENT and isinstance(record.get("data"), Mapping):
-            value = lookup(record["data"], column)
-        return () if value is ABSENT or isinstance(value, NESTED) else (clean_text(as_text(value)),)
-    inner = [record[k] for k in ("data", "fields") if isinstance(record.get(k), Mapping)]
-    strings = [
-        (name, value)
-        for part in (*inner, record)
-        for name, value in part.items()
-        if isinstance(value, str) and value.strip()
-    ]
-    strings.sort(key=lambda pair: (pair[0].lower() != "text", -len(pair[1])))
-    return tuple(clean_text(value) for _, value in strings)
+        found = (value for place in places if (value := lookup(place, column)) is not ABSENT)
+        value = next(found, ())
+        return {} if isinstance(value, NESTED) else {column: clean_text(as_text(value))}
+    strings = {
+        name: value
+        for place in places
+        for name, value in place.items()
+        if isinstance(value, str)
+        and value.strip()
+        and name.lower() not in _NO_TEXT
+        and name.partition(".")[0] != label_column
+    }
+    likely = sorted(strings, key=lambda name: (name.lower() != "text", -len(strings[name])))
+    return {name: clean_text(strings[name]) for name in likely}
 
 
 def _person(value: Any) -> str:
@@ -283,10 +309,9 @@ def _of_argilla(
 ) -> Iterator[GivenLabel]:
     for row, record in records:
         texts = _texts(record, text_column)
-        responses = record.get("responses")
         given = [
             response
-            for name, listed_ in (responses.items() if isinstance(responses, Mapping) else ())
+            for name, listed_ in _responses(record).items()
             if question in (None, name) and isinstance(listed_, list)
             for response in listed_
             if isinstance(response, Mapping)
@@ -302,14 +327,19 @@ def _of_argilla(
             yield GivenLabel(texts, row, person, label, why, "")
 
 
+def _responses(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Question -> its answers."""
+    given = record.get("responses")
+    return given if isinstance(given, Mapping) else {}
+
+
 def _questions(
     records: Sequence[tuple[int, Mapping[str, Any]]], labels: Sequence[str]
 ) -> list[str]:
     """The questions to which some of the first records have one of the labels."""
     values: dict[str, list[Any]] = {}
     for _, record in records[:_GUESSED_FROM]:
-        responses = record.get("responses")
-        for name, given in responses.items() if isinstance(responses, Mapping) else ():
+        for name, given in _responses(record).items():
             for one in given if isinstance(given, list) else []:
                 if isinstance(one, Mapping):
                     values.setdefault(name, []).append(one.get("value"))
@@ -364,7 +394,7 @@ def _of_rows(
     column: str,
 ) -> Iterator[GivenLabel]:
     for row, record in records:
-        texts = _texts(record, text_column)
+        texts = _texts(record, text_column, column)
         at = as_text(_first(record, _TIMES))
         value = lookup(record, column)
         value = None if value is ABSENT else value

@@ -22,6 +22,7 @@ from connectors.texts.values import (
     GUARDED,
     SUFFIXES,
     Format,
+    clean_text,
     escape_cell,
     is_formula,
     plain,
@@ -107,7 +108,7 @@ class CsvCells:
         self._guarded = guarded or any(escape_cell(name) != name for name in columns)
         # \r\n, else a lone \r is not quoted
         self._writer = csv.writer(handle, delimiter="\t" if tabs else ",", lineterminator="\r\n")
-        names = [escape_cell(name) for name in columns] + [GUARDED] * self._guarded
+        names = [escape_cell(clean_text(name)) for name in columns] + [GUARDED] * self._guarded
         # quoted where another delimiter could be taken for this one
         hidden = any(set(name) & set(DELIMITERS) for name in columns)
         csv.writer(

@@ -154,7 +154,7 @@ class _Answers:
         self.source = self._answer(self.source, question)
         self._look()
         self.text_column = self._column(
-            self.text_column, "Column with the texts", "--text-column", self._longest()
+            self.text_column, "Column with the texts", "--text-column", self._likely_text()
         )
         self.gold_column = self._column(
             self.gold_column,
@@ -218,11 +218,20 @@ class _Answers:
                 raise LoopError(problem)
             say(problem)
 
-    def _longest(self) -> str:
-        """The column "text" if there is one, else the one with the longest values."""
-        if "text" in self.columns or not self.columns:
-            return "text"
-        return max(self.columns.values(), key=lambda column: column.chars).name
+    def _likely_text(self) -> str:
+        """The column "text" if there is one, else the one with most prose."""
+        named = [name for name in self.columns if name.lower() == "text"]
+        if named or not self.columns:
+            return (named or ["text"])[0]
+        likely = max(self.columns.values(), key=lambda column: (column.prose, column.chars))
+        if self.text_column is None and not self.asks:
+            if not likely.prose:
+                raise LoopError(
+                    f"No column of {self.source} looks like texts; name it with --text-column (a"
+                    " key inside of an object as data.text)."
+                )
+            say(f"The texts are the column {likely.name!r}; --text-column names another.")
+        return likely.name
 
     def _likely_gold(self) -> str:
         named = [n for n in self.columns if n.lower() in GOLD_NAMES and n != self.text_column]

@@ -287,7 +287,8 @@ class Campaign:
                 export_ = answers_of(tasks, names, shown, **columns)
             else:
                 shown = str(source)
-                export_ = read_export(shown, names, **columns)
+                split = ctx.config.texts.hf_split
+                export_ = read_export(shown, names, **columns, hf_split=split)
             open_campaign(ctx)
             return import_labels(ctx, shown, export_.tool, export_.answers)
 

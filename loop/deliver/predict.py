@@ -31,6 +31,7 @@ from loop.ports import (
     Progress,
     each_once,
     no_progress,
+    normalise,
 )
 from loop.student.encoder_files import load_tokenizer
 from loop.student.inference import (
@@ -192,7 +193,7 @@ def predictions(labeller: Labeller, texts: Sequence[str]) -> Predictions:
     labels: list[str | None] = [None] * n
     probs = np.full((n, len(labeller.labels)), np.nan)
     stability = np.full(n, np.nan) if labeller.stable else None
-    given = [row for row, text in enumerate(texts) if text.strip()]
+    given = [row for row, text in enumerate(texts) if normalise(text)]
     for start in range(0, len(given), PIECE):
         rows = given[start : start + PIECE]
         said = labeller([texts[row] for row in rows])

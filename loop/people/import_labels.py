@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from loop.campaign.context import Context
@@ -13,6 +15,7 @@ from loop.people.forgotten import Forgotten
 from loop.ports import GivenLabel, item_id, normalise
 
 SHOWN_REASONS, SHOWN_CHARS = 8, 90
+STRANGE = "no text of the campaign"
 
 
 @dataclass
@@ -20,6 +23,7 @@ class Import:
     """What became of the texts of an export; the numbers add up to ``texts``.
 
     Attributes:
+        column: where the export's texts are; empty where none is the campaign's.
         texts: different texts in the export.
         new, changed, same: texts whose label was taken: gold that was not there, that replaces an
             earlier import's, that an earlier import brought already.
@@ -31,6 +35,7 @@ class Import:
 
     source: str
     tool: str
+    column: str = ""
     texts: int = 0
     new: int = 0
     changed: int = 0
@@ -50,6 +55,7 @@ class Import:
         return {
             "source": self.source,
             "tool": self.tool,
+            "text_column": self.column,
             "texts": self.texts,
             "taken": self.taken,
             "new": self.new,
@@ -73,6 +79,12 @@ class Import:
         if self.not_taken:
             total = self.not_taken.total()
             lines.append(f"Not taken: {total} texts: {self._reasons(self.not_taken)}.")
+            where = self.column and f"the texts were taken from the column {self.column!r}; "
+            if self.not_taken[STRANGE]:
+                lines.append(
+                    "Texts are the campaign's where they are the same but for white space"
+                    f" and what nobody sees; {where}--text-column names another column."
+                )
         if self.answers:
             total = self.answers.total()
             lines.append(f"Answers without a label: {total}: {self._reasons(self.answers)}.")
@@ -102,19 +114,23 @@ def import_labels(ctx: Context, source: str, tool: str, answers: Sequence[GivenL
     items = {item.id: item for item in ctx.store.stored_texts(ctx.name)}
     by_text = {item_id(ctx.name, item.text): item for item in items.values()}
     result = Import(source, tool)
+    ranked = _text_columns(ctx.name, answers, by_text)
+    result.column = next(iter(ranked), "")
     by_item: dict[str, list[GivenLabel]] = defaultdict(list)
     strange: dict[str, int] = {}
     for answer in answers:
         if answer.label is None:
             _note(result.answers, result, answer.problem, answer.row)
-        item = _item_of(answer, ctx.name, by_text)
+        text = next((answer.texts[name] for name in ranked if name in answer.texts), "")
+        text = text or next(iter(answer.texts.values()), "")
+        item = by_text.get(item_id(ctx.name, text))
         if item is None:
-            strange.setdefault(normalise((*answer.texts, "")[0]), answer.row)
+            strange.setdefault(normalise(text), answer.row)
         else:
             by_item[item.id].append(answer)
     result.texts = len(by_item) + len(strange)
     for row in strange.values():
-        _note(result.not_taken, result, "no text of the campaign", row)
+        _note(result.not_taken, result, STRANGE, row)
     gold = ctx.store.gold(ctx.name)
     taken: dict[str, tuple[str, float, list[GivenLabel]]] = {}
     for key, given in by_item.items():
@@ -138,13 +154,18 @@ def import_labels(ctx: Context, source: str, tool: str, answers: Sequence[GivenL
     return result
 
 
-def _item_of(
-    answer: GivenLabel, campaign: str, by_text: dict[str, StoredText]
-) -> StoredText | None:
-    for text in answer.texts:
-        if (item := by_text.get(item_id(campaign, text))) is not None:
-            return item
-    return None
+def _text_columns(
+    campaign: str, answers: Iterable[GivenLabel], by_text: dict[str, StoredText]
+) -> list[str]:
+    """The columns that hold texts of the campaign, the one that holds most of them first.
+
+    A row's text is in the first of them that the row has: another of its cells, a comment or a
+    label, may well be the same as some short text.
+    """
+    found: Counter[str] = Counter()
+    for answer in answers:
+        found.update(n for n, text in answer.texts.items() if item_id(campaign, text) in by_text)
+    return [name for name, _ in found.most_common()]
 
 
 def _note(counts: Counter[str], result: Import, reason: str, row: int) -> None:
@@ -160,20 +181,48 @@ def _decision(item: StoredText, given: Sequence[GivenLabel]) -> tuple[str, str, 
             item.split, "other"
         )
         return f"{kind}: its label belongs into texts.gold_column", "", 0.0
-    newest: dict[str, GivenLabel] = {}
+    by_person: dict[str, list[GivenLabel]] = defaultdict(list)
     for number, answer in enumerate(given):
-        if answer.label is None:
-            continue
-        who = answer.person or f"\0{number}"  # nobody knows who: each is another person
-        if who not in newest or answer.at >= newest[who].at:
-            newest[who] = answer
-    votes = Counter(str(answer.label) for answer in newest.values())
-    if not votes:
+        if answer.label is not None:  # nobody knows who: each is another person
+            by_person[answer.person or f"\0{number}"].append(answer)
+    if not by_person:
         return "no answer with a label", "", 0.0
+    votes: Counter[str] = Counter()
+    for theirs in by_person.values():
+        if (newest := _newest(theirs)) is None:
+            return "one person gave several labels, at times that cannot be read", "", 0.0
+        votes[newest] += 1
     (label, n), *rest = votes.most_common()
     if rest and rest[0][1] == n:
         return "people disagree", "", 0.0
     return "", label, n / votes.total()
+
+
+def _newest(answers: Sequence[GivenLabel]) -> str | None:
+    """A person's newest label, without any times the last one; None where nobody can tell."""
+    if len({answer.label for answer in answers}) == 1 or not any(a.at for a in answers):
+        return answers[-1].label
+    times = [_seconds(answer.at) for answer in answers]
+    if any(math.isnan(time) for time in times):
+        return None
+    return answers[max(range(len(answers)), key=lambda i: (times[i], i))].label
+
+
+def _seconds(at: str) -> float:
+    """A time as tools write it, ISO 8601 or seconds since 1970; NaN for anything else.
+
+    Days such as 9/2/2026 are not read: they begin with the month in one country, with the day in
+    another.
+    """
+    try:
+        return float(at)
+    except ValueError:
+        pass
+    try:
+        time = datetime.fromisoformat(at.strip())
+    except ValueError:
+        return math.nan
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _last_chosen(ctx: Context) -> int:

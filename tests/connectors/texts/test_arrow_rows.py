@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from connectors.texts.arrow_rows import column_values
 from connectors.texts.read import load_texts, read_texts
 from connectors.texts.stream import TextStream, writing
 
@@ -75,3 +76,9 @@ def test_columns_of_one_name_are_left_out_and_said(tmp_path):
             write([{**row.values, "p": 0.5} for row in piece])
     assert pq.read_table(tmp_path / "o.parquet").column_names == ["text", "gold", "p"]
     assert "the columns x, which are there several times" in stream.left_out
+
+
+def test_short_floats_keep_the_digits_that_they_were_written_with():
+    values = [0.1, None, 0.7, 1e20]
+    for kind, exact in ((pa.float32(), values), (pa.float16(), values[:3])):
+        assert column_values(pa.array(exact, kind)) == exact

@@ -277,7 +277,7 @@ def check_case(seed, folder, writers=WRITERS):
         given = read_export(str(path), case.labels, text_column="text", label_column="gold").answers
     except DataError as exc:
         raise AssertionError(exc) from exc
-    pairs = [(a.texts[0], a.label) for a in given if a.texts and a.texts[0]]
+    pairs = [(text, a.label) for a in given for text in a.texts.values() if text]
     assert pairs == [(text_of(t), g) for t, g in wanted]
 
     spoil(path, rng, case.labels)

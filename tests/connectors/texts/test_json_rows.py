@@ -88,6 +88,30 @@ def test_rows_and_columns_of_objects_are_told_apart_without_names(tmp_path):
     assert "holds its rows in several lists (train, test)" in problems[-1].message
 
 
+def test_a_second_list_is_told(tmp_path):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"data": ROWS[:2], "archive": ROWS[2:]}))
+    problems = find_problems(str(path), gold_column="gold")
+    assert "several lists (data, archive), of which none is read" in problems[-1].message
+    path.write_text(json.dumps({"data": ROWS, "errors": [{"code": 1}]}))
+    table = read_texts(str(path))
+    assert len(table.rows) == len(ROWS)
+    assert "under 'data'; what stands under errors is not read" in table.problems[0].message
+    stream = TextStream(path)
+    assert (stream.rows, stream.left_out) == (len(ROWS), ["the rows under errors"])
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [{"text": ["a", "b"]}, {"text": {"0": "a", "1": "b"}}, {"text": ["a", "b"], "s": [{}] * 2}],
+)
+def test_columns_that_are_named_are_columns_however_few_they_are(tmp_path, whole):
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(whole))
+    assert [r.text for r in load_texts(str(path))] == ["a", "b"]
+    assert [r.text for piece in TextStream(path).pieces(9) for r in piece] == ["a", "b"]
+
+
 def test_keys_inside_of_objects_have_dotted_names(tmp_path):
     path = tmp_path / "t.jsonl"
     rows = [{"data": {"text": f"t{i}", "l": [{"c": "ab"[i]}]}, "a.b": i} for i in range(2)]
@@ -95,6 +119,8 @@ def test_keys_inside_of_objects_have_dotted_names(tmp_path):
     table = read_texts(str(path), text_column="data.text", gold_column="data.l.0.c")
     assert [(r.text, r.gold) for r in table.rows] == [("t0", "a"), ("t1", "b")]
     assert [r.text for r in load_texts(str(path), text_column="a.b")] == ["0", "1"]
+    table = read_texts(str(path), text_column="a.b", meta_columns="plain", named=["data.l.0.c"])
+    assert [r.meta["data.l.0.c"] for r in table.rows] == ["a", "b"]
     assert [r.text for p in TextStream(path, "data.text").pieces(9) for r in p] == ["t0", "t1"]
     (problem,) = find_problems(str(path))
     assert "no column 'text'; did you mean 'data.text'?" in problem.message

@@ -168,6 +168,21 @@ def test_labels_that_people_refused_are_none(tmp_path):
         for meta in (None, "plain"):
             table = read_texts(source, gold_column="label", labels=BOTH, meta_columns=meta)
             assert [r.gold for r in table.rows] == [None, "negative"], source
+    own = {"label": ["negative", "positive"], "source": ["repaired"] * 2, "how": ["r"] * 2}
+    for source in in_every_format(
+        tmp_path, own | {"text": ["a", "b"], "llm_label": ["positive"] * 2}
+    ):  # the second one was put back: repair never leaves the LLM's label
+        table = read_texts(source, gold_column="label", labels=BOTH)
+        assert [r.gold for r in table.rows] == [None, "positive"], source
+    lines = [
+        json.dumps({"text": f"t{i}", "annotations": [{"result": [y], "was_cancelled": i == 0}]})
+        for i, y in enumerate(BOTH)
+    ]
+    (tmp_path / "skipped.jsonl").write_text("\n".join(lines))
+    inner = "annotations.0.result.0"
+    table = read_texts(str(tmp_path / "skipped.jsonl"), gold_column=inner, labels=BOTH)
+    assert [r.gold for r in table.rows] == [None, BOTH[1]]
+    assert "skipped (1)" in table.problems[-1].message
     asked = [[("positive", "discarded")], [("negative", "submitted"), ("positive", "draft")]]
     lines = [
         json.dumps({"text": f"t{i}", "q": [{"value": v, "status": s} for v, s in one]})
@@ -275,4 +290,6 @@ def test_probabilities_on_every_scale():
 def test_probabilities_and_empty_cells_are_fine():
     assert [probability_in(v) for v in (0, 1, 0.5, "0.5", " 1e-3 ")] == [0, 1, 0.5, 0.5, 0.001]
     assert all(math.isnan(probability_in(v)) for v in (None, "", " ", math.nan))
-    assert [probability_in(v) for v in (True, "nan", "inf", 1.0000001, -1e-9, [])] == [None] * 6
+    assert [probability_in(v) for v in (True, "nan", "inf", 1.00001, -1e-5, [])] == [None] * 6
+    assert [probability_in(v) for v in (1.0000001, "1.0000000000000002", -1e-9)] == [1, 1, 0]
+    assert [probability_in(v, "log") for v in (1e-9, 0.1)] == [1, None]

@@ -27,12 +27,16 @@ def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name)
     assert [r.text for piece in stream.pieces(9) for r in piece] == ["a", "b"]
     assert (stream.stem, stream.suffix) == ("t", ".csv")
     whole = path.read_bytes()
-    for damaged in (whole[:-9], whole[:12] + b"\0\0\0\0" + whole[16:]):
-        path.write_bytes(damaged)
+    last = len(whole) - 7 if name.endswith(".gz") else len(whole) // 2  # of gzip, its checksum
+    for at in (12, last):
+        path.write_bytes(whole[:at] + b"\1\1\1\1" + whole[at + 4 :])
         problems = find_problems(str(path), gold_column="gold")
         assert [p.kind for p in problems] == ["unreadable"]
-        with pytest.raises(DataError, match="cannot be"):
+        assert problems[0].message.endswith("pack it again.")
+        with pytest.raises(DataError, match="pack it again"):
             TextStream(path)
+    path.write_bytes(whole[:-9])
+    assert [p.kind for p in find_problems(str(path))] == ["unreadable"]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,7 @@ def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name)
         ("t.csv", b"PK\x03\x04rest", "workbook"),
         ("t.jsonl", b"\xd0\xcf\x11\xe0rest", "workbook"),
         ("t.csv.zip", b"PK\x03\x04rest", "is an archive; unpack it and name a file in it"),
+        ("t.tar.gz", gzip.compress(b"tar"), "is an archive; unpack it"),
         ("t.zst", b"(\xb5/\xfdrest", "is an archive; unpack it"),
         ("t.csv", b"PAR1rest", "Parquet"),
         ("t.csv", "text,gold\na,b\nc,d\n".encode("utf-16-le"), "UTF-16"),

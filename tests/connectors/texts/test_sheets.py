@@ -70,6 +70,30 @@ def test_delimiters_are_told_by_names_then_by_even_rows():
     assert csv_delimiter("text;gold\na, b;1\nc, d\ne;f;g;h\n") == ";"
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_rows_that_a_stray_quote_swallows_are_told(tmp_path, mark):
+    rows = [[f"text {i}", "yes", "no"] for i in range(9)]
+    rows[2][0], rows[6][0] = '"Great, but it broke'.replace(",", " "), 'only 42"'
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(mark.join(row) for row in [["text", "gold", "llm"], *rows]))
+    (problem, *_) = find_problems(str(path), gold_column="gold", labels=["yes", "no"])
+    assert problem.level == "error"
+    assert (
+        "1 quoted cell that holds lines which look like rows (line 4: 5 lines)" in problem.message
+    )
+    assert "look like rows" in " ".join(TextStream(path).lines())
+
+
+@pytest.mark.parametrize(
+    "text", ["Roses are red,\nviolets are blue,\nsugar is sweet", "a, b\nc, d\ne", "1\n2\n3"]
+)
+def test_texts_of_several_lines_are_texts(tmp_path, text):
+    path = tmp_path / "t.csv"
+    path.write_text(f'text,gold\n"{text}",yes\nplain,no\n')
+    assert [r.text for r in read_texts(str(path), gold_column="gold").rows] == [text, "plain"]
+    assert TextStream(path).lines() == []
+
+
 def test_rows_of_empty_cells_are_left_out_and_counted(tmp_path):
     source = put(tmp_path, "text,gold\na,no\n,\nb,yes\n,,,\n")
     problems = find_problems(source, gold_column="gold")
@@ -152,6 +176,9 @@ def test_a_workbook_is_read_like_a_table(tmp_path):
         ("d", "1", 6),
     ]
     assert [r.meta["sure"] for r in table.rows] == [0.5, "", "-3"]
+    first = next(TextStream(tmp_path / "t.xlsx").pieces(9))[0]
+    assert repr(first.values["gold"]) == "1"
+    assert all(not isinstance(v, float) or v == 0.5 for r in table.rows for v in r.meta.values())
     assert {p.kind for p in table.problems} == {"sheets", "blank_row", "respelt_label"}
     stream = TextStream(tmp_path / "t.xlsx")
     assert (stream.suffix, stream.rows, stream.left_out) == (

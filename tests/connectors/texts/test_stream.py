@@ -161,6 +161,27 @@ def test_parquet_out_keeps_the_types_of_parquet_in(tmp_path):
     assert lines[1] == {"text": None, "n": None, "l": [], "predicted_label": "=a", "p_a": 0.25}
 
 
+def test_formulas_are_disarmed_whatever_type_they_come_in(tmp_path):
+    formula = ["=1+1", "plain"]
+    for cells in (pa.array(formula).dictionary_encode(), pa.array(formula, pa.string_view())):
+        pq.write_table(pa.table({"text": ["a", "b"], "x": cells}), tmp_path / "t.parquet")
+        assert TextStream(tmp_path / "t.parquet").formulas
+        copy(tmp_path / "t.parquet", tmp_path / "out.csv")
+        assert "'=1+1" in (tmp_path / "out.csv").read_text()
+        copy(tmp_path / "t.parquet", tmp_path / "out.parquet")
+        assert pq.read_table(tmp_path / "out.parquet")["x"].to_pylist() == formula
+    (tmp_path / "t.jsonl").write_text('{"text": "\\u0000=1+1"}')
+    assert TextStream(tmp_path / "t.jsonl").formulas
+
+
+def test_broken_unicode_can_be_written_everywhere(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "by\\ud83d": "\\ud83d bob"}')
+    for suffix in ("csv", "jsonl", "parquet"):
+        copy(tmp_path / "t.jsonl", tmp_path / f"out.{suffix}")
+        (row,) = rows_of(TextStream(tmp_path / f"out.{suffix}"))
+        assert row.values["by\ufffd"] == "\ufffd bob"
+
+
 def test_texts_inside_of_objects_and_bytes_that_are_no_texts_in_parquet(tmp_path):
     path = tmp_path / "t.parquet"
     columns = {

@@ -21,7 +21,8 @@ def choices(*labels, tag="sentiment"):
 def answers(tmp_path, content, name="t.json", **columns):
     (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
     found = read_export(str(tmp_path / name), BOTH, **columns)
-    return found.tool, [(a.texts[0], a.person, a.label, a.problem) for a in found.answers]
+    told = ((next(iter(a.texts.values())), a) for a in found.answers)
+    return found.tool, [(text, a.person, a.label, a.problem) for text, a in told]
 
 
 def task(text, *annotations, **more):
@@ -339,3 +340,38 @@ def test_columns_that_are_not_there_are_refused(tmp_path):
         answers(tmp_path, tasks, text_column="words")
     for columns in ({"text_column": "text"}, {"text_column": "data.text"}):
         assert answers(tmp_path, tasks, label_column="sentiment", **columns)[1][0][2] == "positive"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([task("a", {"result": choices("positive")})], "no tag 'sentimnt'; did you mean 'sentime"),
+        (
+            [{"fields": {"text": "a"}, "responses": {"sentiment": [{"value": "positive"}]}}],
+            "has no question 'sentimnt'; did you mean 'sentiment'",
+        ),
+    ],
+)
+def test_a_tag_or_question_that_is_not_there_is_refused(tmp_path, content, said):
+    with pytest.raises(DataError, match=said):
+        answers(tmp_path, content, label_column="sentimnt")
+    assert answers(tmp_path, content, label_column="sentiment")[1][0][2] == "positive"
+
+
+def test_what_is_no_text_is_not_taken_for_one(tmp_path):
+    record = {"text": None, "inputs": {"review": "fine"}, "annotation": "positive"}
+    record |= {"annotation_agent": "argilla", "status": "Validated", "id": "x1"}
+    (tmp_path / "t.json").write_text(json.dumps([record]))
+    assert read_export(str(tmp_path / "t.json"), BOTH).answers[0].texts == {"review": "fine"}
+    (tmp_path / "t.csv").write_text("comment,label,annotator,city\nfine,positive,ann,Rome\n")
+    (answer,) = read_export(str(tmp_path / "t.csv"), BOTH).answers
+    assert answer.texts == {"comment": "fine", "city": "Rome"}
+
+
+def test_the_split_of_a_data_set_can_be_named(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
+    rows = datasets.Dataset.from_dict({"text": ["a"], "label": ["positive"]})
+    datasets.DatasetDict({"test": rows}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match="no split 'train'"):
+        read_export(str(tmp_path / "saved"), BOTH)
+    assert read_export(str(tmp_path / "saved"), BOTH, hf_split="test").answers[0].label

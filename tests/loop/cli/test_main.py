@@ -220,6 +220,18 @@ def test_init_reads_the_labels_from_the_gold_column(run, tmp_path):
     assert (data["budget"]["labels"], data["rounds"]["batch_size"]) == (10, 3)
 
 
+def test_init_takes_the_column_with_prose_for_the_texts_and_says_so(run, tmp_path):
+    row = "{i},It was quite good {i},https://example.org/a/very/long/address/indeed/{i},{y}\n"
+    rows = "".join(row.format(i=i, y="no" if i % 2 else "yes") for i in range(30))
+    (tmp_path / "t.csv").write_text("id,review,url,gold\n" + rows)
+    code, _, err = run("init", "t.csv", "--task", "x", "--gold-column", "gold")
+    assert (code, "The texts are the column 'review'" in err) == (0, True)
+    assert tomllib.loads(Path("goldloop.toml").read_text())["texts"]["text_column"] == "review"
+    (tmp_path / "u.csv").write_text("id,url,gold\n1,https://example.org,yes\n2,b,no\n")
+    code, _, err = run("init", "u.csv", "--task", "x", "--gold-column", "gold", "--force")
+    assert (code, "No column of u.csv looks like texts" in one_sentence(err)) == (1, True)
+
+
 def test_init_takes_the_spellings_of_one_value_as_one_label(run, tmp_path):
     values = ["1", "1.0", "0", "0", "café", "cafe\u0301"]
     write_texts(tmp_path, [(f"text {i}", values[i % 6], "1") for i in range(60)])

@@ -85,7 +85,7 @@ def test_other_names_are_remembered_and_imports_are_looked_at(campaign):
     free = [item for item in ctx.store.items("c", "pool") if item.id not in ctx.store.gold("c")]
     label = ctx.config.label_names[0]
     given = [
-        GivenLabel((item.text,), 1, person, label, "", "")
+        GivenLabel({"text": item.text}, 1, person, label, "", "")
         for item, person in zip(free, ("user 5", "carol@x.org"), strict=False)
     ]
     assert import_labels(ctx, "t.json", "x", given).new == len(given) == min(2, len(texts))

@@ -12,7 +12,47 @@ from loop.round import run_round
 
 
 def given(text, label="good", *, person="", at="", problem="", row=1):
-    return GivenLabel((text,), row, person, label, problem, at)
+    return GivenLabel({"text": text}, row, person, label, problem, at)
+
+
+def test_a_cell_that_happens_to_be_a_short_text_is_not_the_text(tmp_path):
+    ctx = begun(tmp_path)
+    pool = [item.text for item in ctx.store.items("c", "pool")]
+    rows = [
+        {"review": pool[0], "comment": "x"},
+        {"review": pool[1], "comment": ""},
+        {"review": "a stranger", "comment": pool[2]},
+        {"comment": pool[3]},  # a row that has nothing else
+    ]
+    answers = [GivenLabel(texts, i, "", "good", "", "") for i, texts in enumerate(rows)]
+    found = import_labels(ctx, "t.csv", "column 'label'", answers)
+    assert (found.column, found.new, found.not_taken.total()) == ("review", 3, 1)
+    assert "taken from the column 'review'; --text-column names another" in found.lines()[-1]
+    gold = ctx.store.gold("c")
+    known = {item.text for item in ctx.store.items("c") if item.id in gold}
+    assert known == {pool[0], pool[1], pool[3]}
+
+
+def test_times_are_compared_as_times(tmp_path):
+    ctx = begun(tmp_path)
+    pool = [item.text for item in ctx.store.items("c", "pool")]
+    times = [
+        ("9", "10"),  # seconds
+        ("2026-02-09T09:00:00+05:00", "2026-02-09T05:00:00Z"),
+        ("9/2/2026 10:00", "10/2/2026 10:00"),
+        ("", ""),
+    ]
+    answers = [
+        given(pool[i], label, person="ann", at=at)
+        for i, pair in enumerate(times)
+        for label, at in zip(("bad", "good"), pair, strict=True)
+    ]
+    answers += [given(pool[4], "good", person="bob", at=at) for at in times[2]]
+    found = import_labels(ctx, "t.csv", "table", answers)
+    assert found.not_taken == {"one person gave several labels, at times that cannot be read": 1}
+    gold = ctx.store.gold("c")
+    by_text = {i.text: gold[i.id].label for i in ctx.store.items("c") if i.id in gold}
+    assert by_text == dict.fromkeys((pool[0], pool[1], pool[3], pool[4]), "good")
 
 
 def begun(tmp_path, **sections):
