@@ -197,6 +197,8 @@ def texts_that_fit(config: Config, store: Store) -> int:
 def why_nothing_to_buy(config: Config, store: Store) -> str | None:
     """Why not one more text can be sent to people, or None."""
     name, budget = config.campaign.name, config.budget
+    if not store.open_texts(name, 1):
+        return "every text of the pool has been sent to people, or has an imported label"
     if not labels_left(config, store):
         return f"the budget of {budget.labels} labels is spent (budget.labels)"
     if not texts_that_fit(config, store):
@@ -204,8 +206,6 @@ def why_nothing_to_buy(config: Config, store: Store) -> str | None:
         usd = config.people.panel.first * money.answer_usd
         back = "; `goldloop pull --withdraw` takes texts back" if money.open_answers else ""
         return f"one more text would cost ${usd:.2f} in answers, but {money}{back}"
-    if not store.open_texts(name, 1):
-        return "every text of the pool has been sent to people, or has an imported label"
     return None
 
 

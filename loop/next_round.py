@@ -109,10 +109,12 @@ def _why_finished(config: Config, store: Store) -> tuple[str, str] | None:
     if enough := why_stop(config, rounds):
         return enough, "change or remove that rule (rounds.stop, rounds.stop_below)"
     if nothing := why_nothing_to_buy(config, store):
+        more = [] if store.open_texts(config.campaign.name, 1) else ["add texts to the source"]
         if not labels_left(config, store):
-            return nothing, "raise budget.labels"
-        usd = config.budget.usd is not None and not texts_that_fit(config, store)
-        return nothing, "raise budget.usd" if usd else "add texts to the source"
+            more.append("raise budget.labels")
+        elif not texts_that_fit(config, store):
+            more.append("raise budget.usd")
+        return nothing, " and ".join(more)
     return None
 
 
@@ -134,7 +136,9 @@ def next_step(config: Config, store: Store) -> str:
         )
     if last is None or _why_finished(config, store) is None:
         return "`goldloop run`"
-    return "`goldloop report`, `goldloop export labels.csv`, `goldloop model`"
+    rounds = store.rounds(config.campaign.name)
+    model = any(r.stage == "done" and r.number != VALIDATION for r in rounds)
+    return "`goldloop report`, `goldloop export labels.csv`" + ", `goldloop model`" * model
 
 
 def how_to_extend(config: Config, store: Store) -> str:

@@ -257,7 +257,8 @@ def rate_ratio(
     from scipy.special import ndtri
 
     ratio = ((hits + 0.5) / (n + 0.5)) / ((other_hits + 0.5) / (other_n + 0.5))
-    spread = 1 / (hits + 0.5) - 1 / (n + 0.5) + 1 / (other_hits + 0.5) - 1 / (other_n + 0.5)
+    # A whole item here: with half of one, n of n would be certain.
+    spread = 1 / (hits + 0.5) - 1 / (n + 1) + 1 / (other_hits + 0.5) - 1 / (other_n + 1)
     factor = float(np.exp(ndtri(0.5 + level / 2.0) * np.sqrt(spread)))
     return Estimate(ratio, ratio / factor, ratio * factor)
 

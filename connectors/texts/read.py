@@ -517,9 +517,9 @@ def _check_texts(
         problems.note(
             "long_text",
             f"has {counted(len(long), 'text')} of more than {long_text_chars:,} characters"
-            f" ({some_of(unit, [r.line for r in long])}; the longest has {longest:,}); the LLM and"
-            " the student read only the beginning, as far as annotator.max_text_tokens and"
-            " student.max_tokens go",
+            f" ({some_of(unit, [r.line for r in long])}; the longest has {longest:,}), of which LLM"
+            " and student may read a part: see annotator.max_text_tokens, student.max_tokens and"
+            " student.long_texts",
             [row.line for row in long],
         )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+ROUNDING = 1e-12  # differences below are no differences
 SPENT = ("label_accuracy", "pushed_wrong", "errors_caught")
 REFERENCES = ("llm_only", "all_gold")
 SHOWN = ("macro_f1", "reliable_accuracy", "alpha_k", "p_uc")
@@ -159,7 +160,7 @@ def _percentiles(values: NDArray[np.float64]) -> dict[str, float | None]:
     if not len(known):
         return {"low": None, "high": None}
     low, high = np.percentile(known, [2.5, 97.5])
-    if low == high:  # resamples of texts that all agree are no certainty
+    if high - low <= ROUNDING:  # resamples of texts that all agree are no certainty
         return {"low": None, "high": None}
     return {"low": float(low), "high": float(high)}
 
@@ -210,7 +211,7 @@ def compare(
                     difference, known = difference | over_items, True
                 sign = 1.0 if metric in SPENT or METRICS[metric].higher_is_better else -1.0
                 low, high = sorted((sign * difference["low"], sign * difference["high"]))
-                told = known and low < high and not low <= 0 <= high
+                told = known and high - low > ROUNDING and not low <= 0 <= high
                 verdict = ("win" if low > 0 else "loss") if told else "tie"
                 out.append(
                     {

@@ -410,6 +410,7 @@ class Campaign:
         from loop.deliver.data_card import data_card, refuse_other_files
         from loop.deliver.export import final_labels, labels_by_text
         from loop.files import SHARED, write_whole
+        from loop.report.wording import counted
 
         with reading(self.file) as (config, store):
             for path in (out, card):
@@ -423,7 +424,9 @@ class Campaign:
             text = "" if card is None else data_card(config, store, records)
             labels = labels_by_text(config, store) if all_rows else {}
             apart = store.item_count(config.campaign.name) - len(records)
-        written = len(records)
+        written = sum(record["label"] is not None for record in records)
+        if silent := 0 if all_rows else len(records) - written:
+            say(f"Without a label: {counted(silent, 'row')}, for which nobody gave one.")
         if all_rows:
             written, apart = _write_all_rows(config, labels, Path(out)), 0
         else:
@@ -432,8 +435,8 @@ class Campaign:
             write_whole(Path(card), text, mode=SHARED)
         if apart:
             say(
-                f"Left out: {apart:,} texts that are held out for tests and examples, or have no"
-                " label yet. With --all-rows every row of the source is written."
+                f"Left out: {apart:,} texts that are held out for tests and examples, or have come"
+                " since. With --all-rows every row of the source is written."
             )
         return written
 

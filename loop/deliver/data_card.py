@@ -62,14 +62,16 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
     done = sum(r.stage == "done" for r in rounds)
     answers = [a for a in store.annotations(config.campaign.name) if a.label]
     n = len({a.annotator for a in answers})
+    silent = any(record["llm_label"] is None for record in records)
     persons = f"{n} {'person' if n == 1 else 'people'}"
     parts = [
         _front_matter(config, len(records)),
         f"# {escape(config.campaign.name)}",
         f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
         f" {escape(config.campaign.task)}",
-        f"An LLM labelled every text: {escape(llm_in_words(config))}. In {done} finished"
-        f" round{'s' * (done != 1)} goldloop asked {people} about the labels that were probably"
+        f"An LLM labelled {'the texts' if silent else 'every text'}:"
+        f" {escape(llm_in_words(config))}. In {done} finished round{'s' * (done != 1)} goldloop"
+        f" asked {people} about the labels that were probably"
         f" wrong and about texts drawn at random: {len(answers):,} answers by {persons}.",
         "## Labels\n\n" + _labels(config),
         "## Where the labels come from\n\n" + _sources(config, records),

@@ -255,15 +255,19 @@ def _calibration(facts: CardFacts) -> str:
     return f"## Calibration\n\n{told}"
 
 
+LONG = {"head_tail": "head and tail", "windows": "all, in windows of this size"}
+"""By ``student.long_texts``, what is read of texts beyond the limit."""
+
+
 def _limits(facts: CardFacts) -> str:
     counts = Counter(source for _, source in facts.learned)
     by_people = 100 * counts["gold"] / max(1, len(facts.learned))
-    limit = facts.record["max_tokens"]
+    limit, long = facts.record["max_tokens"], facts.record.get("long_texts", "head_tail")
     lines = [
         f"People saw {by_people:.0f} % of the training labels; errors that the LLM makes"
         " systematically may be in the others, and the model may have learned them.",
         "It was measured on texts of the same source; elsewhere it may do worse.",
-        f"It reads {limit} tokens. Of longer texts `goldloop predict` reads head and tail, a plain"
+        f"It reads {limit} tokens. Of longer texts `goldloop predict` reads {LONG[long]}, a plain"
         " pipeline with `truncation=True` the head alone.",
     ]
     if facts.config.raters.kind != "people":

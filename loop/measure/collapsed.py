@@ -72,11 +72,24 @@ def without_agreement(metrics: RoundMetrics, before: RoundMetrics | None = None)
     )
 
 
+ONE_CLASS_ALONE = (
+    "Every text has the same label, and the students give it, so no stability can be shown. Add"
+    " texts of the other labels, also to the test texts"
+)
+
+
+def learned_nothing(metrics: RoundMetrics, arm: Arm = "loop") -> bool:
+    """Whether the students answer one class although there are others."""
+    return collapsed_line(metrics, arm) not in (None, ONE_CLASS_ALONE)
+
+
 def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
     """One sentence on a measured round whose students answer one class, or None."""
     stability = metrics.arms.get(arm)
     if stability is None or not _answers_one_class(stability):
         return None
+    if _one_class_alone(metrics, stability):
+        return ONE_CLASS_ALONE
     return (
         "The students give every test text the same label, so no stability is shown: seeds that"
         f" have nothing to disagree about agree, whatever the labels are worth. {REMEDY}"
@@ -100,6 +113,15 @@ def failed_seeds_line(metrics: RoundMetrics) -> str | None:
 def _answers_one_class(stability: Stability) -> bool:
     """Whether all seeds give every text the same class: alpha is undefined only then."""
     return stability.items > 1 and stability.seeds > 1 and not stability.alpha_k.known
+
+
+def _one_class_alone(metrics: RoundMetrics, stability: Stability) -> bool:
+    """Whether no other class is known: on the test texts, or else among those of the pool."""
+    if (accuracy := stability.metric("accuracy")) is not None:
+        return accuracy.value == 1.0
+    quality = metrics.label_quality
+    shares = [share for row in quality.confusion for share in row if share] if quality else []
+    return len(shares) == 1 and quality is not None and quality.accuracy is not None
 
 
 def _less(values: Mapping[str, Kept]) -> dict[str, Kept]:

@@ -279,8 +279,8 @@ def suspect_line(suspects: Suspects) -> str | None:
     )
     if suspects.next == "coverage":
         return (
-            f"{line}. goldloop cannot tell here which labels are wrong, so the next round's whole"
-            " batch is drawn at random, spread over all kinds of texts"
+            f"{line}. Suspects are not wrong more often here, so a further round's whole batch is"
+            " drawn at random, spread over all kinds of texts"
         )
     if ratio.low <= 1.0:
         return f"{line}. So few texts may show this by chance; suspects are sent again"
@@ -303,11 +303,11 @@ def quality_lines(metrics: RoundMetrics) -> list[str]:
         )
     if foreseen is not None and foreseen.auroc is not None:
         auroc = foreseen.auroc
-        can = (
-            "goldloop can tell which labels are wrong"
-            if auroc.low > 0.5
-            else "goldloop cannot yet tell which labels are wrong"
-        )
+        can = "goldloop can tell which labels are wrong"
+        if auroc.low <= 0.5:
+            can = "goldloop cannot yet tell which labels are wrong"
+        elif metrics.suspects is not None and metrics.suspects.next == "coverage":
+            can = "Within the last batch, goldloop ranked wrong labels above right ones"
         lines.append(
             f"{can} (AUROC {_hundred(auroc)} on the last batch, where 50 is chance; it had learned"
             f" from {foreseen.learned_from} earlier labels of people)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 from loop.campaign.config import Config
@@ -197,7 +198,11 @@ def _bought(config: Config, measured: Sequence[RoundMetrics]) -> str:
     newest, rounds = measured[-1], len(measured)
     people = "simulated people" if config.raters.kind != "people" else "people"
     gold = newest.bought if newest.gold is None else newest.gold
-    audit = config.rounds.audit_frac
+    sent_as = Counter[str]()
+    for metrics in measured:
+        sent_as.update({reason: share.n for reason, share in metrics.pushed_wrong.items()})
+    by_chance = sent_as["audit"] + sent_as["coverage"]
+    audit = by_chance / sent_as.total() if sent_as else config.rounds.audit_frac
     spread = config.rounds.audit == "spread"
     drawn = " spread over the texts [[pivotal]]" if spread and audit else ""
     signals = ", ".join(name.replace("_", " ") for name in config.strategy.signals)
@@ -226,8 +231,8 @@ def _bought(config: Config, measured: Sequence[RoundMetrics]) -> str:
         )
     return (
         f"In {rounds} round{'s' * (rounds != 1)}, {newest.bought:,} {sent} sent to {people}"
-        f" ({each}), of which {gold:,} got a gold label{agreed}. {percent(audit)} % of each batch"
-        f" was a random sample with known inclusion probabilities{drawn}{others}{at_random}."
+        f" ({each}), of which {gold:,} got a gold label{agreed}. {percent(audit)} % of them"
+        f" were a random sample with known inclusion probabilities{drawn}{others}{at_random}."
     )
 
 

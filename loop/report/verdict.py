@@ -10,7 +10,7 @@ from loop.campaign.config import Config
 from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
-from loop.measure.collapsed import REMEDY, collapsed_line, measured_rounds
+from loop.measure.collapsed import REMEDY, collapsed_line, learned_nothing, measured_rounds
 from loop.measure.stopping import why_good_enough, why_stop
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
@@ -71,7 +71,9 @@ def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
     """The newest students against those of the LLM's labels alone."""
     gold = newest.bought if newest.gold is None else newest.gold
     labels = f"{gold:,} label{'s' * (gold != 1)} from {'simulated ' * simulated}people"
-    if collapsed_line(newest):
+    if collapsed_line(newest) and not learned_nothing(newest):
+        return f"Every text has the same label: nothing can be shown of what the {labels} brought."
+    if learned_nothing(newest):
         return (
             "The students learned nothing: every run gives every text the same label, so that"
             f" nothing is shown of what the {labels} brought."
@@ -155,7 +157,7 @@ def goal_sentence(goal: ToGoal) -> str:
 
 def _next(newest: RoundMetrics | None, step: str) -> str:
     """The next step, after what has to be mended first."""
-    if newest is not None and collapsed_line(newest):
+    if newest is not None and learned_nothing(newest):
         return f"First correct the students' training: {REMEDY[0].lower()}{REMEDY[1:]}. {step}"
     if newest is not None and newest.suspects is not None and newest.suspects.next == "coverage":
         return (

@@ -22,6 +22,7 @@ from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION, Annotation, Rou
 from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.collapsed import measured_rounds
+from loop.measure.stopping import why_stop
 from loop.measure.to_goal import answers_per_label, seconds_per_answer, to_goal
 from loop.money import account, labels_left
 from loop.people.pace import pace, when_given
@@ -61,7 +62,9 @@ class Plan:
     Attributes:
         goals: one for each that was asked for.
         labels_left: of ``budget.labels``, and no more than texts without gold.
-        rounds_left: of ``rounds.rounds``, those whose batch is not chosen yet.
+        rounds_left: of ``rounds.rounds``, those whose batch is not chosen yet; none where a
+            stopping rule holds.
+        stopped: which rule that is, in words; empty for none.
         answers_per_label: answers that one gold label has taken so far, or else is asked for.
         usd_per_label: price of these answers.
         seconds: median time of an answer; assumed where nobody has answered.
@@ -80,6 +83,7 @@ class Plan:
     measured_time: bool
     usd_left: float | None
     per_day: float | None
+    stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; labels that no curve reaches are null."""
@@ -117,10 +121,12 @@ def make_plan(
     money = account(config, store)
     chosen = STAGES[STAGES.index("select") + 1 :]  # whose labels the budget has counted already
     asked_in = sum(r.stage in chosen and r.number != VALIDATION for r in rounds)
+    over = all(r.stage == "done" for r in rounds)
+    stopped = why_stop(config, rounds) if over else None
     return Plan(
         goals=tuple(_goal(config, store, rounds, rule) for rule in asked),
         labels_left=store.open_texts(name, labels_left(config, store)),
-        rounds_left=max(0, config.rounds.rounds - asked_in),
+        rounds_left=0 if stopped else max(0, config.rounds.rounds - asked_in),
         batch=config.rounds.batch_size,
         answers_per_label=each,
         usd_per_label=each * money.answer_usd,
@@ -128,6 +134,7 @@ def make_plan(
         measured_time=seconds is not None,
         usd_left=None if money.cap_usd is None else money.cap_usd - money.committed_usd,
         per_day=_per_day(answers, at or datetime.now(UTC)),
+        stopped=stopped or "",
     )
 
 
@@ -140,9 +147,8 @@ def points_of(rounds: Sequence[Round], key: str) -> list[tuple[int, Metric, floa
 
     The first point is the students of the LLM's labels alone.
     """
-    loops = [m for r, m in measured_rounds(rounds) if r.stage == "done" and r.number != VALIDATION]
     points: list[tuple[int, Metric, float]] = []
-    for metrics in loops:
+    for metrics in _loops(rounds):
         first = _of(metrics, "llm_only", key)
         if not points and first is not None and first.has_interval:
             points.append((0, first, _own_sd(first, None)))
@@ -154,6 +160,11 @@ def points_of(rounds: Sequence[Round], key: str) -> list[tuple[int, Metric, floa
             (bought, value, _own_sd(value, metrics.compared.get("previous", {}).get(key)))
         )
     return points
+
+
+def _loops(rounds: Sequence[Round]) -> list[RoundMetrics]:
+    """What the finished rounds measured, oldest first."""
+    return [m for r, m in measured_rounds(rounds) if r.stage == "done" and r.number != VALIDATION]
 
 
 STRAY_SD = {"reliable_accuracy": 0.02}
@@ -187,17 +198,22 @@ def _goal(config: Config, store: Store, rounds: Sequence[Round], rule: str) -> G
     if key == "remaining-error":
         return _remaining(config, store, rounds, rule, value)
     points = points_of(rounds, key)
-    now = points[-1][1] if points else None
+    newest = _loops(rounds)[-1:]
+    now = _of(newest[0], "loop", key) if newest else None
+    if newest and now is None:
+        return Goal(rule, None, None, "could not be measured in the newest round")
     bought = points[-1][0] if points else 0
     if now is not None and now.value >= value:
         return Goal(rule, now, Metric(0.0, 0.0, 0.0))
     curve = curve_of(points, key, stream("plan", config.rounds.seed, len(points)))
     if curve is None:
-        missing = "needs two finished rounds whose test texts have known labels"
+        missing = "this needs two finished rounds whose test texts have known labels"
         return Goal(rule, now, None, f"{missing}; {max(0, len(points) - 1)} so far")
     more = np.maximum(curve.labels_to(value) - bought, 0.0)
     more = np.where(more > MOST_TIMES * max(bought, 1), np.inf, more)
     middle, low, high = curve.quantiles(more, (0.5, 0.025, 0.975))
+    if middle == 0:  # by the curve it is reached, by the newest round it is not
+        return Goal(rule, now, None, "more labels have not raised it so far")
     return Goal(rule, now, Metric(middle, low, high))
 
 
@@ -207,12 +223,12 @@ def _remaining(
     """By the newest round, or else by the validation sample."""
     measured = measured_rounds([r for r in rounds if r.number != VALIDATION])
     if not measured:
-        missing = "needs a finished round, or `goldloop validate` before the first one"
+        missing = "this needs a finished round, or `goldloop validate` before the first one"
         return _priced(config, store, rule, error) or Goal(rule, None, None, missing)
     newest = measured[-1][1]
     told = to_goal(config, newest, store.annotations(config.campaign.name), error)
     now = newest.label_quality.remaining_error if newest.label_quality else None
-    return Goal(rule, now, told.labels, told.missing and f"is missing: {told.missing}")
+    return Goal(rule, now, told.labels, told.missing)
 
 
 def _finite(labels: Metric | None) -> dict[str, float | None] | None:
@@ -296,9 +312,8 @@ def plan_lines(plan: Plan) -> list[str]:
             f" {_effort(plan, rest)}."
         )
     else:
-        lines.append(
-            "As planned: no further round, because the campaign's rounds or labels are used."
-        )
+        why = plan.stopped or "the campaign's rounds or labels are used"
+        lines.append(f"As planned: no further round, because {why}.")
     for goal in plan.goals:
         lines.append(_goal_line(plan, goal, rest))
     if not plan.goals:
@@ -318,7 +333,7 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
     at = "" if now is None else f" (now {100 * now.value:.1f})"
     labels = goal.labels
     if labels is None:
-        return f"{wanted}{at}: not known yet; this {goal.why}."
+        return f"{wanted}{at}: not known yet; {goal.why}."
     if labels.value == 0 and labels.high == 0:
         if now is not None and key in METRICS and now.low < float(value):
             return (
@@ -334,7 +349,9 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
             least = f"at the present rate it takes at least {_rounded(labels.low)} more labels"
         return f"{wanted}{at}: not in sight; {least}. A better prompt or another LLM may help more."
     enough = "The campaign as planned may suffice."
-    if labels.value > rest:
+    if plan.stopped:
+        enough = "A stopping rule keeps the campaign from going on (rounds.stop)."
+    elif labels.value > rest:
         enough = (
             "The campaign as planned does not suffice: raise budget.labels and rounds.rounds by"
             f" about {labels.value - rest:,.0f} labels."

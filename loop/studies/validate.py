@@ -297,8 +297,14 @@ def validation_lines(result: Validation, budget: int) -> list[str]:
     }
     lines.append(f"{said[result.verdict]}: {RULE}.")
     price = result.price.by_entropy
-    if price.value == 0:
-        lines.append(f"{100 * result.goal:g} % right labels: reached without gold labels.")
+    aim = f"{100 * result.goal:g} % right labels"
+    if price.high == 0:
+        lines.append(f"{aim}: reached without gold labels.")
+    elif price.value == 0:
+        lines.append(
+            f"{aim}: probably reached without gold labels, but this is not sure; up to"
+            f" {price.high:,.0f} gold labels would make it so."
+        )
     else:
         fits = "within" if price.value <= budget else "beyond"
         lines.append(

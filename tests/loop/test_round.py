@@ -14,11 +14,12 @@ from loop.campaign.store import Store
 from loop.campaign.tables import STAGES
 from loop.deliver.export import final_labels
 from loop.errors import ConfigError, StageError, StudentError
-from loop.next_round import open_campaign, open_round, why_finished
+from loop.next_round import open_campaign, open_round, what_next, why_finished
 from loop.ports import OwnAnswers
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
 from loop.round import RUN, close_early, mended_labels, run_round, run_stage, train
+from loop.studies.validate import open_validation
 
 
 def finish(ctx):
@@ -337,6 +338,21 @@ def test_a_text_without_an_llm_answer_has_no_llm_label_and_counts_neither_right_
     assert any(f"no label to {len(without)} texts" in line for line in lines)
     assert not any("--retry" in line for line in [*lines, *said])
     assert any("goldloop check" in line for line in said)
+
+
+def test_a_pool_that_is_used_up_asks_for_texts_not_for_budget_alone(tmp_path):
+    ctx = make(tmp_path, rows=texts(n=50), budget={"labels": 40}, rounds={"batch_size": 40})
+    finish(ctx)
+    assert ctx.store.open_texts("c", 1) == 0
+    assert "every text of the pool has been sent" in why_finished(ctx)
+    assert "add texts to the source and raise budget.labels" in what_next(ctx.config, ctx.store)
+
+
+def test_validation_alone_leaves_no_model_to_take_along(tmp_path):
+    ctx = make(tmp_path)
+    open_validation(ctx, 500)
+    run_round(ctx)
+    assert "`goldloop export labels.csv`. To go on, raise" in what_next(ctx.config, ctx.store)
 
 
 def test_money_stops_the_campaign_cleanly(tmp_path):

@@ -250,6 +250,14 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says(a, b):
     assert rate_ratio(0, 30, 0, 30).value == 1.0
 
 
+@pytest.mark.parametrize(("a", "b", "n"), [(0.98, 0.9, 10), (0.99, 0.95, 20)])
+def test_the_interval_of_a_ratio_holds_it_where_nearly_all_are_hits(a, b, n):
+    rng = np.random.default_rng(0)
+    pairs = zip(rng.binomial(n, a, 500), rng.binomial(n, b, 500), strict=True)
+    found = [rate_ratio(int(hits), n, int(other), n) for hits, other in pairs]
+    assert np.mean([f.low <= a / b <= f.high for f in found]) >= 0.95
+
+
 def drawn(seed, *, n=1000, labels=100, audit_frac=0.5, k=3, error=0.2, rounds=1):
     """A pool whose suspects are often wrong, and what was bought of it."""
     rng = np.random.default_rng(seed)

@@ -408,6 +408,7 @@ def test_agreement_with_an_ensemble_that_says_one_class_is_not_told():
 def test_no_final_model_is_made_of_students_that_learned_nothing(ctx):
     (round_,) = ctx.store.rounds("c")
     students = replace(round_.metrics.arms["loop"], alpha_k=Metric(float("nan")), p_uc=Metric(1.0))
+    students = replace(students, accuracy=Metric(0.5))
     flat = replace(round_.metrics, arms={"loop": students})
     with ctx.store.transaction() as session:
         session.exec(update(Round).where(col(Round.id) == round_.id).values(metrics=flat))

@@ -304,7 +304,7 @@ def test_suspects_that_are_never_wrong_give_way_to_random_texts(tmp_path, monkey
     line = [
         line for line in status_lines(campaign_status(ctx.config, ctx.store)) if "drawn" in line
     ]
-    assert "cannot tell here which labels are wrong" in line[0]
+    assert "Suspects are not wrong more often here" in line[0]
     assert any(
         "whole batch is drawn at random" in n for n in campaign_view(ctx.config, ctx.store).notes
     )

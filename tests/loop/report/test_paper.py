@@ -156,7 +156,7 @@ def test_the_paragraph_has_this_campaigns_figures_and_cites_in_order():
         "3 answers for each text, settled by the model of Dawid and Skene",
         "of which 207 got a gold label",
         "alpha 71.0",
-        "50.0 % of each batch was a random sample",
+        "50.0 % of them were a random sample",
         "roberta-base, 3 epochs, batch size 16",
         "evaluated on 199 test texts with known labels",
         "78.0 (72.0 to 83.0) % were right, estimated from 207 gold labels (124 drawn at random)",

@@ -121,6 +121,16 @@ def test_students_that_learned_nothing_are_never_called_stable():
     assert told.next.endswith("Next: `x`.")
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_where_all_texts_have_one_label_nobody_is_told_to_train_better(known):
+    flat = replace(students(), alpha_k=UNKNOWN, p_uc=Metric(1.0), ac1=UNKNOWN)
+    flat = replace(flat, accuracy=Metric(1.0) if known else None)
+    quality = LlmQuality(accuracy=Metric(1.0), confusion=((1.0, 0.0), (0.0, 0.0)))
+    told = verdict_on(metrics(arms={"loop": flat}, label_quality=None if known else quality))
+    assert told.gain.startswith("Every text has the same label: nothing can be shown")
+    assert told.next == "Next: `x`."
+
+
 def test_what_is_not_known_is_said_with_what_is_missing():
     nothing = verdict_on(None)
     assert "not known yet" in nothing.llm

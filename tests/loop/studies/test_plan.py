@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from campaigns import make
 
-from loop.campaign.metrics import Metric
+from loop.campaign.metrics import Metric, RoundMetrics, Stability
 from loop.errors import StageError
 from loop.measure.to_goal import to_goal
 from loop.next_round import open_campaign, why_finished
@@ -122,6 +123,46 @@ def test_no_more_labels_are_planned_than_texts_are_there(tmp_path):
     assert f" with {pool} labels: {pool} answers," in plan_lines(plan)[0]
     run_round(ctx)
     assert make_plan(config, ctx.store, (), NOW).labels_left == pool - 40
+
+
+def stored(accuracy, low=None, number=1):
+    """A finished round of ten gold labels each, whose students have this accuracy."""
+    known = accuracy is not None
+    ends = (accuracy, accuracy - 0.02 if low is None else low, accuracy + 0.02) if known else ()
+    nothing = Metric(math.nan)
+    loop = Stability(50, 3, 50, nothing, nothing, nothing, nothing, ())
+    llm = replace(loop, accuracy=Metric(0.9, 0.88, 0.92))
+    loop = replace(loop, accuracy=Metric(*ends) if known else None)
+    found = RoundMetrics(arms={"loop": loop, "llm_only": llm}, bought=10 * number)
+    return SimpleNamespace(stage="done", number=number, metrics=found)
+
+
+def test_a_goal_is_judged_by_the_newest_students_alone(tmp_path, monkeypatch):
+    ctx = make(tmp_path)
+
+    def goal(*accuracies):
+        rounds = [stored(a, number=i) for i, a in enumerate(accuracies, start=1)]
+        monkeypatch.setattr(ctx.store, "rounds", lambda _name: rounds)
+        return make_plan(ctx.config, ctx.store, ["accuracy=0.8"], NOW).goals[0]
+
+    unknown = goal(None)  # the students of the LLM's labels have 0.9
+    assert (unknown.now, unknown.labels) == (None, None)
+    assert "could not be measured in the newest round" in told(unknown)[1]
+    falling = goal(0.8, 0.79, 0.78)
+    assert (falling.now.value, falling.labels) == (0.78, None)
+    assert "not known yet; more labels have not raised it so far" in told(falling)[1]
+    assert goal(0.7, 0.85).labels == Metric(0.0, 0.0, 0.0)
+
+
+def test_a_stopping_rule_leaves_nothing_to_plan(tmp_path):
+    ctx = make(tmp_path, rounds={"batch_size": 15, "rounds": 2, "stop": ["accuracy=0.01"]})
+    open_campaign(ctx)
+    run_round(ctx)
+    plan = make_plan(ctx.config, ctx.store, ["accuracy=0.999"], NOW)
+    assert plan.rounds_left == 0
+    assert "no further round, because accuracy is " in plan_lines(plan)[0]
+    goal = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(63, 21, 250))
+    assert told(goal, stopped=plan.stopped)[1].endswith("from going on (rounds.stop).")
 
 
 def test_before_the_first_round_the_validation_sample_says_it(tmp_path):

@@ -1,6 +1,7 @@
 """Validation: a random sample first, an honest verdict, and a campaign that continues after it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from loop.studies.validate import (
     validation_json,
     validation_lines,
 )
+from strategies.estimate import Estimate
 
 
 def campaign(tmp_path, *, n=400, wrong=0.3, raters=True, **sections):
@@ -75,6 +77,13 @@ def test_good_labels_are_cleared_and_cost_nothing(tmp_path):
     assert found.quality.accuracy.low >= SAFE_FROM
     assert (found.verdict, found.side_by_side) == ("unlikely", ())
     assert "reached without gold labels" in "\n".join(validation_lines(found, 150))
+
+
+def test_a_goal_is_reached_only_where_the_whole_interval_says_so(sampled):
+    found = result(sampled)
+    unsure = replace(found, price=replace(found.price, by_entropy=Estimate(0.0, 0.0, 42.0)))
+    (line,) = [line for line in validation_lines(unsure, 150) if "right labels" in line]
+    assert line.endswith("but this is not sure; up to 42 gold labels would make it so.")
 
 
 def test_the_rounds_come_after_it_and_its_gold_counts(sampled, tmp_path):
