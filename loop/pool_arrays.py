@@ -96,6 +96,7 @@ def pool_arrays(
         ordinal=ctx.config.campaign.ordinal,
         inclusion_prob=over_all_rounds(gold, prob_in_round, chosen, arrived=arrived),
         unsure=by_item(items, unsure, default=False),
+        answered=votes.answered,
         states=states.values,
         neighbours=neighbours,
     )

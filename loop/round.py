@@ -361,8 +361,12 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
                 if old is not None:  # the answers that it came from were withdrawn
                     ctx.store.delete_gold(session, old)
                     changed += 1
-            elif old is None or (old.label, old.how) != (decision.label, decision.how):
-                changed += 1
+            elif old is None or (old.label, old.how, old.confidence) != (
+                decision.label,
+                decision.how,
+                decision.confidence,
+            ):
+                changed += old is None or (old.label, old.how) != (decision.label, decision.how)
                 gold_now.append(
                     Gold(
                         item_id=item_id,

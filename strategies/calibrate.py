@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.pool import BoolArray, FloatArray, IntArray
+from strategies.pool import BoolArray, FloatArray, IntArray, Pool
 
 FLOOR = 1e-6
 
@@ -63,6 +63,19 @@ def batch_calibrate(
             target = target / target.sum()
         out[rows, v] = _divide_out(cube[rows, v], target, pseudo_rows)
     return out[:, 0] if probs.ndim == 2 else out
+
+
+def calibrated_votes(pool: Pool) -> FloatArray:
+    """(n, m, k) the pool's votes after batch calibration; uniform where the LLM gave no answer.
+
+    Items without an answer have no part in the means: they would draw them towards a flat mix.
+    """
+    if pool.answered is None:
+        return batch_calibrate(pool.probs, pool.class_prior)
+    asked = np.where(pool.answered[:, None, None], pool.probs, np.nan)
+    out = batch_calibrate(asked, pool.class_prior)
+    out[~pool.answered, 0] = 1.0 / pool.k
+    return out
 
 
 def contextual_calibrate(

@@ -92,6 +92,8 @@ class Pool:
             together, up to a common factor; read only where gold is known; None weighs all gold
             alike. See ``over_all_rounds``.
         unsure: (n,) bool, items that people answered and could give no label; None for none.
+        answered: (n,) bool, items of which the LLM gave any answer; of the others ``probs`` is
+            uniform. None for all.
     """
 
     probs: FloatArray
@@ -104,6 +106,7 @@ class Pool:
     ordinal: bool = False
     inclusion_prob: FloatArray | None = None
     unsure: BoolArray | None = None
+    answered: BoolArray | None = None
     states: NDArray[np.float16] | None = None
     p_gold: FloatArray | None = None
     p_tuned: FloatArray | None = None
@@ -147,6 +150,8 @@ class Pool:
             raise ValueError(f"inclusion_prob must be ({n},), not {self.inclusion_prob.shape}")
         if self.unsure is not None and self.unsure.shape != (n,):
             raise ValueError(f"unsure must be ({n},), not {self.unsure.shape}")
+        if self.answered is not None and self.answered.shape != (n,):
+            raise ValueError(f"answered must be ({n},), not {self.answered.shape}")
         if self.off_label_mass is not None and self.off_label_mass.shape != (n, m):
             raise ValueError(f"off_label_mass must be ({n}, {m}), not {self.off_label_mass.shape}")
         if self.class_prior is not None and self.class_prior.shape != (k,):

@@ -98,7 +98,9 @@ def choose_view(
         np.where(votes.answered, gold, -1), inclusion_prob, k, pseudo=PSEUDO, towards=stated
     )
     prior = (1.0 - BY_GOLD) * before + BY_GOLD * prior
-    batch = _posterior(votes, batch_calibrate(votes.probs, prior))
+    # What stands for a missing answer is flat, and would draw the means towards a flat mix.
+    said = np.where(votes.answered[:, None, None], votes.probs, np.nan)
+    batch = _posterior(votes, batch_calibrate(said, prior))
     shares = ", ".join(
         f"{name} {100 * p:.0f} %" for name, p in zip(config.label_names, prior, strict=True)
     )

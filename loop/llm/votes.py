@@ -131,12 +131,18 @@ def content_free_probs(config: Config, store: Store, annotator: str) -> FloatArr
 def calibrated_votes(
     config: Config, probs: FloatArray, content_free: FloatArray | None = None
 ) -> FloatArray:
-    """(n, m, k) what labels are read from before any gold is known."""
+    """(n, m, k) what labels are read from before any gold is known.
+
+    Args:
+        content_free: see ``content_free_probs``; contextual calibration alone needs it.
+    """
     from strategies.calibrate import batch_calibrate, contextual_calibrate
 
     if config.calibration == "none":
         return probs
-    if content_free is not None:
+    if config.calibration == "contextual":
+        if content_free is None:
+            raise ValueError("the answers to texts without content are missing")
         return contextual_calibrate(probs, content_free, class_prior(config))
     return batch_calibrate(probs, class_prior(config))
 

@@ -112,12 +112,14 @@ def _hit_rate(newest: RoundMetrics) -> float | None:
 def answers_per_label(config: Config, newest: RoundMetrics, answers: Sequence[Annotation]) -> float:
     """Answers that a gold label has taken so far; before there are any, those that it is asked for.
 
-    Texts on which people disagree bring no label, but cost as much as the others.
+    Hidden checks and texts on which people disagree bring no label, but cost as much as the others.
     """
-    texts = {a.item_id for a in answers}
+    with_checks = 1.0 + config.people.check_frac
+    texts = {a.item_id for a in answers}  # among them the checks, which have ids of their own
     if not texts:
-        return config.people.panel.first * (1.0 + config.people.check_frac)
-    return len(answers) / len(texts) * max(1.0, newest.bought / (newest.gold or 1))
+        return config.people.panel.first * with_checks
+    each = len(answers) / len(texts) * with_checks
+    return each * max(1.0, newest.bought / (newest.gold or 1))
 
 
 def seconds_per_answer(config: Config, answers: Sequence[Annotation]) -> float | None:

@@ -28,7 +28,7 @@ from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
 from loop.report.wording import counted
 from loop.student.cross_fit import FOLDS
-from loop.student.learning_rate import EMBEDDED, config_folder, is_hub_name
+from loop.student.learning_rate import EMBEDDED, config_folder, fitting_rate, is_hub_name
 from loop.student.steps import ENOUGH_STEPS, fitting_steps, steps_of
 from strategies.estimate import share_interval
 
@@ -259,11 +259,16 @@ def _unpaid(config: Config) -> Iterator[str]:
         )
 
 
+def _answers(config: Config, texts: int) -> int:
+    """Answers that people are asked for, those to hidden checks included."""
+    return (texts + config.people.checks_for(texts)) * config.people.panel.first
+
+
 def _money(config: Config, plan: Plan | None) -> Iterator[str]:
     budget = config.budget
     if budget.usd is None or plan is None:
         return
-    people = budget.labels * config.people.panel.first * budget.usd_per_label
+    people = _answers(config, budget.labels) * budget.usd_per_label
     if plan.usd_uncached + people > budget.usd:
         yield (
             f"budget.usd = {budget.usd:.2f} does not pay for everything: the LLM may cost"
@@ -305,7 +310,7 @@ def _will_happen(
         )
     batch = min(config.rounds.batch_size, counts["pool"])
     most = min(config.rounds.rounds * batch, config.budget.labels, counts["pool"])
-    answers = most * config.people.panel.first
+    answers = _answers(config, most)
     money = (
         f", ${answers * config.budget.usd_per_label:,.2f}" if config.budget.usd_per_label else ""
     )
@@ -318,6 +323,9 @@ def _will_happen(
     student = config.student
     rate = "" if student.lr is None else f", learning rate {student.lr:g}"
     why = f", which {config.lr_why} (student.lr sets another)" if config.lr_why else ""
+    if student.lr is not None and not config.lr_why:
+        fits = fitting_rate(student.encoder, config_folder(student.encoder, config.folder))
+        why = f" ({fits.value:g} {fits.why})" if fits.value != student.lr else ""
     arms = 1 + ("random" in student.references)
     once = len(set(student.references) - {"random"})
     judges = f", {FOLDS} more that judge labels" if config.strategy.judged else ""

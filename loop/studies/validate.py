@@ -145,7 +145,8 @@ def validation(config: Config, store: Store, annotator: str, *, goal: float) -> 
         ) from exc
     rivals = []
     taken = _taken(config, store, annotator, items)
-    view = calibrated_votes(config, votes.probs)
+    said_by = np.where(said[:, None, None], votes.probs, np.nan)
+    view = calibrated_votes(config, said_by, votes.content_free)
     for v, title in enumerate(_titles(config, view.shape[1]) if view.shape[1] > 1 else ()):
         if taken[said, v].all():
             own = view[said, v].argmax(axis=1)

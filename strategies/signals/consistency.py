@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.calibrate import batch_calibrate
+from strategies.calibrate import calibrated_votes
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, clip_unit
 
 
@@ -51,7 +51,7 @@ def votes_against(pool: Pool, rng: np.random.Generator) -> FloatArray:
     _check_variants(pool, "votes_against")
     if not pool.n:
         return np.zeros(0)
-    calibrated = batch_calibrate(pool.probs, pool.class_prior)
+    calibrated = calibrated_votes(pool)
     taken: BoolArray = np.asarray(np.isfinite(calibrated).all(axis=2))
     said = np.where(taken[:, :, None], calibrated, 0.0).argmax(axis=2)
     against = taken & (said != pool.y_llm[:, None])

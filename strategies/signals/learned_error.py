@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from strategies.calibrate import batch_calibrate
+from strategies.calibrate import calibrated_votes
 from strategies.fuse import fuse_ranks
 from strategies.pool import FloatArray, IntArray, Pool, Vectors, blocks, clip_unit
 from strategies.signals.components import Directions, leading_directions
@@ -211,7 +211,7 @@ def _experts(
     pool: Pool, evidence: FloatArray | None, also: FloatArray | None
 ) -> tuple[list[FloatArray], FloatArray]:
     """(n, k) log opinions of each of e experts, and the (e,) slopes that are assumed of them."""
-    calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
+    calibrated = np.nanmean(calibrated_votes(pool), axis=1)
     held: list[FloatArray] = [np.log(np.maximum(calibrated, 0.02)), np.eye(pool.k)[pool.y_llm]]
     slopes = [0.3, float(np.log(4.0 * (pool.k - 1)))]
     if pool.p_student is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from strategies.calibrate import batch_calibrate
+from strategies.calibrate import calibrated_votes
 from strategies.pool import FloatArray, Pool, clip_unit
 
 
@@ -35,7 +35,7 @@ def entropy_calibrated(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """
     if not pool.n:
         return np.zeros(0)
-    calibrated = batch_calibrate(pool.probs, pool.class_prior)
+    calibrated = calibrated_votes(pool)
     return normalised_entropy(np.nanmean(calibrated, axis=1))
 
 
@@ -55,7 +55,7 @@ def label_doubt(pool: Pool, rng: np.random.Generator) -> FloatArray:
     """
     if not pool.n:
         return np.zeros(0)
-    calibrated = np.nanmean(batch_calibrate(pool.probs, pool.class_prior), axis=1)
+    calibrated = np.nanmean(calibrated_votes(pool), axis=1)
     return clip_unit(1.0 - calibrated[np.arange(pool.n), pool.y_llm])
 
 

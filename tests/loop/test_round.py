@@ -232,6 +232,28 @@ def test_deleted_answers_take_their_gold_with_them(tmp_path):
     assert len(ctx.store.gold("c")) == 29
 
 
+def test_a_late_answer_lowers_the_confidence_of_a_label_that_stays(tmp_path):
+    ctx = make(tmp_path, raters=False, people={"overlap": 3})
+    run_round(ctx)
+    items = ctx.reviewer.open_items()
+    for item in items:
+        for person in ("ann", "bob", "cem"):
+            ctx.reviewer.answer(item, person, "good")
+    ctx.reviewer.answer(items[0], "dee", "bad")
+    run_round(ctx)
+    before = ctx.store.gold("c")[items[0]]
+    assert (before.label, before.how, before.confidence) == ("good", "majority", 0.75)
+    ctx.reviewer.answer(items[0], "eve", "bad")
+    run_round(ctx)
+    for item in [i for i in ctx.reviewer.open_items() if i != items[0]]:
+        for person in ("ann", "bob", "cem"):
+            ctx.reviewer.answer(item, person, "good")
+    run_round(ctx)
+    after = ctx.store.gold("c")[items[0]]
+    assert (after.label, after.how, after.confidence) == ("good", "majority", 0.6)
+    assert after.round_number == before.round_number
+
+
 def test_ties_and_skips_give_no_gold_but_close_the_text(tmp_path):
     ctx = make(tmp_path, raters=False, overlap=2)
     run_round(ctx)

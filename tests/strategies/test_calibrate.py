@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,11 +9,13 @@ from hypothesis import strategies as st
 
 from strategies.calibrate import (
     batch_calibrate,
+    calibrated_votes,
     contextual_calibrate,
     effective_size,
     inverse_probability,
     prior_from_gold,
 )
+from strategies.pool import Pool
 
 
 def biased(n, k, seed=0):
@@ -76,6 +80,23 @@ def test_a_variant_asked_about_one_class_only_is_not_flattened():
     kept = (batch_calibrate(cascade)[asked, 1].argmax(axis=1) == truth[asked]).mean()
     flattened = (batch_calibrate(probs[asked]).argmax(axis=1) == truth[asked]).mean()
     assert kept > flattened + 0.02
+
+
+def test_items_without_an_answer_have_no_part_in_the_means():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet([8.0, 2.0, 1.0], size=(60, 2))
+    alone = Pool(probs, np.zeros(60, dtype=np.int64), np.full(60, -1))
+    silent = np.full((40, 2, 3), np.nan)
+    silent[:, 0] = 1 / 3
+    both = np.concatenate([probs, silent])
+    answered = np.arange(100) < 60
+    pool = Pool(both, np.zeros(100, dtype=np.int64), np.full(100, -1), answered=answered)
+    found = calibrated_votes(pool)
+    np.testing.assert_allclose(found[:60], calibrated_votes(alone))
+    np.testing.assert_allclose(found[60:, 0], 1 / 3)
+    assert np.isnan(found[60:, 1]).all()
+    with pytest.raises(ValueError, match="answered must be"):
+        replace(pool, answered=answered[:60])
 
 
 def test_a_prior_that_rules_a_class_out_breaks_no_row():

@@ -7,7 +7,7 @@ from sqlmodel import select
 
 from loop.campaign.tables import Event
 from loop.llm.calibration import choose_view, summary
-from loop.llm.votes import LlmVotes
+from loop.llm.votes import LlmVotes, calibrated_votes
 from loop.report import plots
 from loop.report.collect import campaign_view
 from loop.report.html import render
@@ -70,6 +70,34 @@ def test_the_class_mix_moves_half_way_to_that_of_audit_gold_and_mends_the_labels
     whole = batch_calibrate(votes.probs, np.array([0.9, 0.1]))[:, 0]
     found = [(p.argmax(axis=1) == 1)[gold == 1].mean() for p in (view.posterior, whole)]
     assert found[0] > found[1] + 0.05
+
+
+@pytest.mark.parametrize("n_audit", [0, 100])
+def test_texts_without_an_answer_change_no_other_texts_label(tmp_path, n_audit):
+    gold, votes = world(bias=2.0)
+    silent = np.arange(len(gold)) >= 400  # none of them in the audit
+    said = np.where(silent[:, None, None], np.nan, votes.probs)
+    holes = LlmVotes(
+        np.where(silent[:, None, None], 0.5, votes.probs),
+        votes.off_label_mass,
+        np.where(silent[:, None], 0.5, batch_calibrate(said)[:, 0]),
+        ~silent,
+    )
+    alone = LlmVotes(
+        votes.probs[:400], votes.off_label_mass[:400], holes.posterior[:400], ~silent[:400]
+    )
+    view, _ = view_of(tmp_path, gold, holes, n_audit)
+    without, _ = view_of(tmp_path / "alone", gold[:400], alone, n_audit)
+    np.testing.assert_allclose(view.posterior[:400], without.posterior, atol=1e-9)
+    assert (view.posterior[400:] == 0.5).all()
+
+
+def test_without_its_answers_contextual_calibration_is_refused(tmp_path):
+    config = make(
+        tmp_path, prompt={"calibrate": "contextual"}, annotator={"kind": "local_lm"}
+    ).config
+    with pytest.raises(ValueError, match="texts without content are missing"):
+        calibrated_votes(config, np.full((2, 1, 2), 0.5))
 
 
 def test_a_stated_class_mix_is_where_it_starts_from(tmp_path):

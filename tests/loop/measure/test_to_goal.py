@@ -1,10 +1,13 @@
 """What the goal still takes: bounds that hold in replays of checking, and what is missing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from campaigns import make
 
-from loop.campaign.metrics import Metric
-from loop.measure.to_goal import labels_to_goal
+from loop.campaign.metrics import Metric, RoundMetrics
+from loop.measure.to_goal import answers_per_label, labels_to_goal
 
 
 def checked_until(wrong, goal, order):
@@ -48,3 +51,12 @@ def test_nothing_is_to_be_done_where_the_goal_is_reached():
     assert all_checked.high == 0
     empty = labels_to_goal(Metric(0.0, 0.0, 0.0), 0.05, texts=0, checked=0, hit_rate=None)
     assert empty.high == 0
+
+
+def test_hidden_checks_are_a_part_of_what_a_label_costs(tmp_path):
+    config = make(tmp_path, people={"overlap": 2, "check_frac": 0.25}).config
+    assert answers_per_label(config, RoundMetrics(), []) == 2.5
+    asked = [f"text {i}" for i in range(20)] + [f"check {i}" for i in range(5)]
+    answers = [SimpleNamespace(item_id=item) for item in asked for _ in range(2)]
+    assert answers_per_label(config, RoundMetrics(bought=20, gold=20), answers) == 2.5
+    assert answers_per_label(config, RoundMetrics(bought=20, gold=10), answers) == 5.0

@@ -188,6 +188,10 @@ def test_what_will_happen_is_told(tmp_path):
         "6 trainings a round and 6 once",
     ):
         assert part in lines
+    checked = looked_at(tmp_path, texts(400), budget=money, people={"check_frac": 0.2})
+    assert "30 in all: 36 answers" in "\n".join(checked.lines)
+    steep = looked_at(tmp_path, texts(400), student={"encoder": "minilm", "lr": 0.1})
+    assert "minilm, learning rate 0.1 (0.0001 fits minilm); " in steep.lines[-1]
     judged = looked_at(tmp_path, texts(400), strategy={"repair_students": "fine-tuned"})
     assert "6 trainings a round, 5 more that judge labels and 6 once" in "\n".join(judged.lines)
     asked = {"kind": "openai_server", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
