@@ -159,6 +159,9 @@ def label_quality(
             if per_unit > 0 and (design.random & (truth == c)).sum() < MIN_RANDOM:
                 # so few show hardly anything of what the LLM does with the class
                 f1_hidden += (2.0 / both / k) ** 2 * _one_error(per_unit) * per_unit
+    # Each share is an estimate of its own; together they are the whole pool.
+    whole = sum(share.value for share in shares)
+    shares = [Estimate(s.value / whole, s.low / whole, min(1.0, s.high / whole)) for s in shares]
     # A few items of a rare class can carry nearly all of macro-F1's variance: then these few, and
     # not the whole audit, say how well that variance is known.
     carrying = effective_size(design.spread * e_f1**2)

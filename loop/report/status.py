@@ -133,7 +133,8 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             for key in COMPARED
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
-        lines.append(f"Round {status['measured_round']} measured: {', '.join(figures)}")
+        shown = ", ".join(figures) or "nothing, as too few texts are there to test on"
+        lines.append(f"Round {status['measured_round']} measured: {shown}")
     if status["nothing_learned"]:
         lines.append(f"{status['nothing_learned']}.")
     lines += status["what_gold_says"]

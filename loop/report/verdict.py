@@ -85,9 +85,11 @@ def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
     students = newest.arms.get("loop")
     accuracy = None if students is None else students.metric("accuracy")
     if accuracy is None or newest.accuracy_from is None:
+        known = students.known if students is not None else 0
+        few = "no known label" if not known else f"too few known labels ({known})"
         return (
-            f"Whether the {labels} made the students better cannot be said, because there is no"
-            f" known label to test them on (texts.gold_column); {steadier}."
+            f"Whether the {labels} made the students better cannot be said, because there"
+            f" {'are' if known else 'is'} {few} to test them on (texts.gold_column); {steadier}."
         )
     right = f"right on {percent(accuracy.value)} % of the {TESTED_ON[newest.accuracy_from]}"
     more = against.get("accuracy")

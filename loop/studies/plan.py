@@ -341,6 +341,11 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
                 f" {100 * now.low:.1f}."
             )
         return f"{wanted}{at}: reached."
+    if labels.value < 0.5:
+        sure = "nobody can tell yet how many more labels make it sure"
+        if math.isfinite(labels.high):
+            sure = f"up to {_rounded(labels.high)} more labels would make it sure"
+        return f"{wanted}{at}: probably reached, but not surely; {sure}."
     if not math.isfinite(labels.value):
         least = f"at the present rate it takes more than {MOST_TIMES:g} times the labels so far"
         if labels.low < 1:

@@ -45,6 +45,7 @@ def estimates(quality):
     out = {"accuracy": quality.accuracy, "macro_f1": quality.macro_f1, "kl": quality.kl}
     for c in range(K):
         out |= {f"precision{c}": quality.precision[c], f"recall{c}": quality.recall[c]}
+        assert sum(e.value for e in quality.class_share) == pytest.approx(1.0)
         out |= {f"share{c}": quality.class_share[c]}
     return out
 

@@ -102,8 +102,12 @@ def test_a_gain_is_told_with_its_size_and_what_is_not_shown():
         (metrics(compared={}), 'student.references does not name "llm_only"'),
         (metrics(accuracy_from="audit"), "% of the randomly drawn texts that people labelled"),
         (
-            metrics(accuracy_from=None, arms={"loop": students(accuracy=None)}),
+            metrics(accuracy_from=None, arms={"loop": replace(students(accuracy=None), known=0)}),
             "no known label to test them on (texts.gold_column)",
+        ),
+        (
+            metrics(accuracy_from=None, arms={"loop": replace(students(accuracy=None), known=1)}),
+            "there are too few known labels (1) to test them on",
         ),
         (metrics((0.1, nan, nan)), "It is not shown"),
     ],

@@ -65,6 +65,10 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     assert told(Goal("p_uc=0.7", now, Metric(0, 0, 0)))[1].endswith("(now 75.0): reached.")
     perhaps = told(Goal("p_uc=0.74", now, Metric(0, 0, 0)))[1]
     assert perhaps.endswith("reached, but not surely: the interval begins at 70.0.")
+    nearly = told(Goal("remaining-error=0.05", Metric(0.01, 0, 0.1), Metric(0, 0, 23)))[1]
+    assert nearly.endswith(
+        "probably reached, but not surely; up to 23 more labels would make it sure."
+    )
     never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
     assert "not in sight; at the present rate it takes at least 400 more labels" in told(never)[1]
     open_ = Goal("p_uc=0.9", now, Metric(math.inf, 0.0, math.inf))
