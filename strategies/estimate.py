@@ -332,7 +332,7 @@ def _design(
         few = int(chance.sum())
         raise TooFewRandomError(
             f"{few} randomly chosen gold item{'s' * (few != 1)} cannot speak for {n} items;"
-            f" buy an audit of at least {MIN_RANDOM} (rounds.audit_frac)"
+            f" at least {MIN_RANDOM} must have a label of people (rounds.audit_frac draws more)"
         )
     strength = strength / strength.sum()
     later = strength[::-1].cumsum()[::-1] - strength

@@ -70,7 +70,7 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
         if gain is None or not gain.has_interval or gain.high >= value:
             return None
         return (
-            f"the last round raised accuracy by {_points(gain)}, surely by less than"
+            f"the last round changed accuracy by {_points(gain)}, surely by less than"
             f" {100 * value:.1f} points"
         )
     if name == "plateau":

@@ -175,7 +175,7 @@ def test_the_goal_is_that_of_the_stopping_rules():
     still = {"accuracy": Metric(0.001, -0.01, 0.005)}
     flat = replace(metrics(), compared={**metrics().compared, "previous": still})
     told = verdict_on(flat, rounds={"stop": ["gain=0.01"]})
-    assert told.goal.startswith("The campaign may end: the last round raised accuracy")
+    assert told.goal.startswith("The campaign may end: the last round changed accuracy")
 
 
 def test_page_status_and_json_say_the_same(tmp_path, monkeypatch):
