@@ -92,6 +92,8 @@ def _check_columns(
     """Whether some row has the columns that were named; a label's may be a tag or a question."""
     rows = [record for _, record in records]
     inner = [part for record in rows for part in _inner(record)]
+    if text_column is None and label_column is None:
+        return
     what, answers = _where_labels_are(records), rows
     if what == "tag":
         answers = [_tags_in(_annotations(record)) for record in rows]
