@@ -88,7 +88,10 @@ def test_commands_in_the_services_exist():
     commands = typer.main.get_command(app).commands
     name, *words = SERVICES["serve"]["command"]
     options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
-    assert {word for word in words if word.startswith("--")} <= options
+    given = dict(word.partition("=")[::2] for word in words)
+    assert set(given) <= options
+    assert given["--public-url"] == f"http://serve:{given['--port']}"
+    assert given["--page-url"] == f"${{PAGE_URL:-http://{SERVICES['serve']['ports'][0][:14]}}}"
     assert "goldloop backup /backups" in SERVICES["backup"]["command"][0]
     for service in ("backup", "label-studio-backup"):
         script = SERVICES[service]["command"][0].replace("$$", "$")
