@@ -25,7 +25,11 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class LoopError(Exception):
@@ -102,6 +106,46 @@ class Stopped(BaseException):
         super().__init__(signal)
         self.signal = signal
         self.tokens: tuple[int, int, int] | None = None
+
+
+ENDING = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP"))
+"""Requests to end: Ctrl-C, the system's, and a terminal that was closed; as far as it has them."""
+
+
+@contextmanager
+def ending_later() -> Iterator[None]:
+    """A request to end that comes meanwhile is answered when this is left, not in its middle.
+
+    For what is paid and must be stored: an exception between two lines would leave open whether it
+    is. In another thread than the main one, which no signal interrupts, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {number: signal.getsignal(number) for number in ENDING}
+    came: list[int] = []
+    waits = True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        # Once left, it passes on: an exception may keep it from being taken out below.
+        handler = usual[signal.Signals(number)]
+        if waits:
+            came.append(number)
+        elif callable(handler):
+            handler(number, frame)
+
+    try:
+        for number, handler in usual.items():
+            if callable(handler):
+                signal.signal(number, handle)
+        yield
+    finally:
+        waits = False
+        for number, handler in usual.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for first in came[:1]:
+            signal.raise_signal(first)
 
 
 # what libraries raise

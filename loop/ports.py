@@ -268,6 +268,8 @@ class StreamingAnnotator(Annotator, Protocol):
         """Items and their class probabilities as they come, in any order, each item once.
 
         A lot is taken when there is room for it, and never while answers that came are kept back.
+        A generator is thrown a ``Stopped`` that comes while it waits to be continued; it may hand
+        over what is under way before it raises that again.
 
         Raises:
             AnnotatorError: nothing more can be answered; its tokens are those of items that were

@@ -107,6 +107,7 @@ def run_stage(ctx: Context, stage: str) -> Round:
         StageError: another stage comes first.
     """
     open_campaign(ctx)
+    write_missing_results(ctx)
     round_ = open_round(ctx)
     last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
     first = {"train": "repair"}.get(stage, stage)
@@ -462,15 +463,34 @@ def train(ctx: Context, round_: Round) -> bool:
 
 def measure(ctx: Context, round_: Round) -> bool:
     """Computes the round's metrics and writes rounds.json and report.html."""
-    from loop.report.collect import write_outputs
-
     metrics = _with_gold(ctx, round_, measure_round(ctx, round_, evaluation_items(ctx)))
     with ctx.store.transaction() as session:
         ctx.store.set_metrics(session, round_, metrics)
         spent = account(ctx.config, ctx.store, session).spent_usd
         _advance(ctx, round_, "measure", session, spent_usd=spent)
-    write_outputs(ctx.config, ctx.store)
+    _write_results(ctx, round_)
     return True
+
+
+def write_missing_results(ctx: Context) -> None:
+    """Writes rounds.json and report.html where the last measured round did not get so far.
+
+    Raises:
+        LoopError: a file cannot be written.
+    """
+    measured = [round_ for round_ in ctx.store.rounds(ctx.name) if round_.metrics is not None]
+    written = {e.detail["round"] for e in ctx.store.events(ctx.name, "results", "written")}
+    if measured and measured[-1].number not in written:
+        _write_results(ctx, measured[-1])
+        ctx.say(f"Round {measured[-1].number} was measured before; its results are written now.")
+
+
+def _write_results(ctx: Context, round_: Round) -> None:
+    from loop.report.collect import write_outputs
+
+    write_outputs(ctx.config, ctx.store)
+    with ctx.store.transaction() as session:
+        ctx.store.log(session, ctx.name, "results", "written", round=round_.number)
 
 
 def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:

@@ -88,7 +88,10 @@ def test_commands_in_the_services_exist():
     commands = typer.main.get_command(app).commands
     name, *words = SERVICES["serve"]["command"]
     options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
-    assert {word for word in words if word.startswith("--")} <= options
+    given = dict(word.partition("=")[::2] for word in words)
+    assert set(given) <= options
+    assert given["--public-url"] == f"http://serve:{given['--port']}"
+    assert given["--page-url"] == f"${{PAGE_URL:-http://{SERVICES['serve']['ports'][0][:14]}}}"
     assert "goldloop backup /backups" in SERVICES["backup"]["command"][0]
     for service in ("backup", "label-studio-backup"):
         script = SERVICES[service]["command"][0].replace("$$", "$")
@@ -136,10 +139,41 @@ def test_ray_clusters_have_the_ray_that_was_tried():
         assert ["ARG", 'RAY=""'] in instructions(name)
 
 
+AUTH = {
+    json.dumps(variable, sort_keys=True)
+    for variable in (
+        {"name": "RAY_AUTH_MODE", "value": "token"},
+        {
+            "name": "RAY_AUTH_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "goldloop-ray-token", "key": "auth_token"}},
+        },
+    )
+}
+"""With these Ray asks for a token, and knows the one of the secret."""
+
+
+def test_every_ray_cluster_asks_for_a_token_and_says_how_to_make_it():
+    made_by = {
+        "ray-cluster.yaml": "ray get-auth-token --generate",
+        "kuberay.yaml": "kubectl create secret generic goldloop-ray-token --from-literal=auth",
+    }
+    texts = {path.name: path.read_text(encoding="utf-8") for path in DEPLOY.glob("*.yaml")}
+    starting = {name for name, text in texts.items() if re.search("ray start|RayCluster", text)}
+    assert starting == set(made_by)
+    for name, how in made_by.items():
+        assert how in texts[name], name
+        for start in re.findall("^ .*bin/ray start", texts[name], re.MULTILINE):
+            assert "RAY_AUTH_MODE=token" in start
+    mounts = yaml.safe_load(texts["ray-cluster.yaml"])["file_mounts"]
+    assert mounts["/home/goldloop/.ray/auth_token"] == "~/.ray/auth_token"
+
+
 def test_kuberay_keeps_the_campaign_with_a_head_that_does_no_heavy_work():
     claim, cluster = yaml.safe_load_all((DEPLOY / "kuberay.yaml").read_text(encoding="utf-8"))
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     spec = cluster["spec"]
+    autoscaler = spec["autoscalerOptions"]["env"]
+    assert {json.dumps(variable, sort_keys=True) for variable in autoscaler} == AUTH
     head = spec["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     pods = {"head": head, **{group["groupName"]: group for group in spec["workerGroupSpecs"]}}
@@ -152,6 +186,7 @@ def test_kuberay_keeps_the_campaign_with_a_head_that_does_no_heavy_work():
         assert resources["requests"] == resources["limits"], name
         assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
         assert ("nvidia.com/gpu" in resources["limits"]) == (name == "gpu")
+        assert {json.dumps(variable, sort_keys=True) for variable in container["env"]} >= AUTH
         mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", ())}
         volumes = {
             v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod.get("volumes", ())
@@ -165,7 +200,7 @@ def test_kuberay_keeps_the_campaign_with_a_head_that_does_no_heavy_work():
 def test_the_ray_cluster_file_is_one_that_ray_takes():
     text = (DEPLOY / "ray-cluster.yaml").read_text(encoding="utf-8")
     cluster = yaml.safe_load(text)
-    (source,) = cluster["file_mounts"]
+    source, _token = cluster["file_mounts"]
     assert (DEPLOY / cluster["file_mounts"][source] / "pyproject.toml").is_file()
     extras = re.search(re.escape(source) + r"\[([\w,]+)\]", text)[1].split(",")
     assert set(extras) <= set(EXTRAS)

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -307,3 +308,35 @@ def test_every_error_class_is_public_and_nothing_else():
         if issubclass(value, LoopError)
     }
     assert set(goldloop.__all__) == ours | {"Campaign", "bench", "STRATEGIES"}
+
+
+@pytest.mark.parametrize("dies_in", ["loop.report.collect.write_report", "track_measured"])
+def test_results_of_the_last_round_that_were_not_written_are_written_later(
+    folder, monkeypatch, capsys, dies_in
+):
+    campaign, told = Campaign.open(), []
+    monkeypatch.setattr("loop.cli.face.track_measured", lambda ctx: told.append(ctx.name))
+    assert campaign.run(rounds=1)
+
+    def full(*_args):
+        raise OSError(28, "No space left on device", "report.html")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dies_in if "." in dies_in else f"loop.cli.face.{dies_in}", full)
+        with pytest.raises(LoopError, match="no room left"):
+            campaign.run()
+    assert campaign.status()["stage"] == "done"
+    (folder / "runs" / "report.html").unlink(missing_ok=True)
+    told.clear()
+    capsys.readouterr()
+    assert campaign.run()
+    err = capsys.readouterr().err
+    assert "The campaign is finished" in err
+    assert told == ["c"]
+    if "." in dies_in:
+        assert "Round 2 was measured before; its results are written now." in err
+        rows = json.loads((folder / "runs" / "rounds.json").read_text())["rows"]
+        assert {row["round"] for row in rows} >= {1, 2}
+        assert (folder / "runs" / "report.html").exists()
+    assert campaign.run()
+    assert "results are written now" not in capsys.readouterr().err

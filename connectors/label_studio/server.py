@@ -7,7 +7,8 @@ One folder holds one server:
     home()/template-VERSION/  an empty, migrated database: saves most of a first start
     home()/server/            the default folder
         data/                 Label Studio's own files: database, uploads, secret key
-        server.json           port, pid, passwords and tokens; readable by its owner only
+        server.json           port, passwords and tokens; readable by its owner only
+        server.pid            noted by the server itself, which keeps it locked as long as it lives
         server.log            what the server prints
         launch.py             how it was started
 
@@ -81,23 +82,31 @@ _ENVIRONMENT = {
     ),
 }
 DATABASE = "GOLDLOOP_LABEL_STUDIO_DATABASE"  # names one on PostgreSQL, instead of a file
+NOTED = "server.pid"
 SUBMIT_KEYS = "Enter or Space"  # as people read them
 
 # Label Studio reads settings under bare names such as HOST or DEBUG: only these are handed on.
 _INHERITED = re.compile(r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|USER|LD_LIBRARY_PATH|SSL_CERT_\w+")
 
 _LAUNCH = '''\
-"""Starts Label Studio: `migrate`, or `start PORT LOG` (detached; prints the pid)."""
+"""Starts Label Studio: `migrate`, or `start PORT LOG PID` (detached; PID is a file)."""
+import fcntl
 import os
 import sys
 
 job, data = sys.argv[1], sys.argv[2]
 os.environ["LABEL_STUDIO_BASE_DATA_DIR"] = data
 if job == "start":
-    port, log = sys.argv[3], sys.argv[4]
+    port, log, noted = sys.argv[3:6]
+    held = os.open(noted, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child keeps it
+    except BlockingIOError:
+        sys.exit("another one is being started in this folder; try again")
     pid = os.fork()
+    # Both note it, always as long: whoever dies or reads in between, the number is there.
+    os.pwrite(held, b"%-20d" % (pid or os.getpid()), 0)
     if pid:
-        print(pid, flush=True)
         os._exit(0)
     os.setsid()
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -188,24 +197,25 @@ def up(
     """
     folder = server_folder(data_dir)
     _private(folder)
-    python = None if _running(folder) else install(progress, show)
+    python = None if _pid(folder) else install(progress, show)
     with _lock(folder):
-        if (running := _running(folder)) is not None:
-            if port is not None and not running.url.endswith(f":{port}"):
+        state = _read(folder)
+        if _pid(folder):
+            if "port" not in state or port not in (None, state["port"]):
+                where = f"at {_url(state)}" if "port" in state else "on an unknown port"
                 raise ReviewerError(
-                    f"Label Studio already runs at {running.url}, not on port {port}; stop it first"
-                    " or leave the port out."
+                    f"Label Studio already runs {where}; stop it first with `goldloop label-studio"
+                    " down`, or leave the port out."
                 )
-            return running
+            progress("waiting for the Label Studio that was started before")
+            return _wait(folder, state, timeout_s)
         python = python or install(progress, show)
         version = _version_of(python)
-        state = _read(folder)
         state.setdefault("username", ADMIN)
         state.setdefault("password", secrets.token_urlsafe(18))
         state.setdefault("token", secrets.token_hex(20))
         state["port"] = _port(port, state.get("port"))
         state["version"], state["submit_keys"] = version, SUBMIT_KEYS
-        state.pop("pid", None)
         _write(folder, state)  # before the start: the account must never be one we do not know
         data = folder / "data"
         if _database():
@@ -216,8 +226,7 @@ def up(
             template = _template(python, version, progress, timeout_s)
             _copy(template, data)
         progress("starting Label Studio")
-        state["pid"] = _launch(python, folder, state)
-        _write(folder, state)
+        _launch(python, folder, state)
         return _wait(folder, state, timeout_s)
 
 
@@ -236,16 +245,14 @@ def down(*, data_dir: Path | None = None) -> bool:
     if not folder.exists():
         return False
     with _lock(folder):
-        state = _read(folder)
-        pid = int(state.pop("pid", 0))
-        if not _is_ours(pid, folder):
+        pid, port = _pid(folder), int(_read(folder).get("port", 0))
+        if not pid:
             return False
         os.kill(pid, signal.SIGTERM)
         for signal_after, wait_s in ((signal.SIGKILL, STOP_TIMEOUT_S), (None, 5.0)):
             end = time.monotonic() + wait_s
             while time.monotonic() < end:
-                if not _is_ours(pid, folder) and _is_free(int(state["port"])):
-                    _write(folder, state)
+                if not _is_ours(pid, folder) and _is_free(port):
                     return True
                 time.sleep(0.05)
             if signal_after is not None:
@@ -470,23 +477,24 @@ def _database() -> dict[str, str]:
     }
 
 
-def _launch(python: Path, folder: Path, state: dict[str, Any]) -> int:
+def _launch(python: Path, folder: Path, state: dict[str, Any]) -> None:
     script = folder / "launch.py"
     script.write_text(_LAUNCH)
     log = folder / "server.log"
     log.unlink(missing_ok=True)
+    noted = folder / NOTED
     started = subprocess.run(
-        [str(python), str(script), "start", str(folder / "data"), str(state["port"]), str(log)],
+        [str(python), *map(str, (script, "start", folder / "data", state["port"], log, noted))],
         env=_environment(state),
         cwd=folder / "data",
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
-    if not started.stdout.strip().isdigit():
-        raise ReviewerError(f"Label Studio cannot be started from {script}.")
-    return int(started.stdout)
+    if started.returncode != 0:
+        why = (started.stderr.strip() or "no reason given").splitlines()[-1]
+        raise ReviewerError(f"Label Studio cannot be started from {script}: {why}.")
 
 
 def _wait(folder: Path, state: dict[str, Any], timeout_s: float) -> ServerInfo:
@@ -494,19 +502,20 @@ def _wait(folder: Path, state: dict[str, Any], timeout_s: float) -> ServerInfo:
     log = folder / "server.log"
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if not _is_ours(state["pid"], folder):
+        if not (pid := _pid(folder)):
             raise ReviewerError(f"Label Studio ended while starting; see {log}.")
         if _healthy(_url(state)):
             if _answers(_url(state), state["token"], state["username"]):
-                return _info(folder, state)
+                return _info(folder, state, pid)
             if _moved(log, state["port"]):
-                os.kill(state["pid"], signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
                 raise ReviewerError(
                     f"Port {state['port']} was taken while Label Studio started; try again."
                 )
         time.sleep(0.1)
-    with suppress(ProcessLookupError):
-        os.kill(state["pid"], signal.SIGTERM)
+    if pid := _pid(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     raise ReviewerError(f"Label Studio did not answer within {timeout_s:.0f} s; see {log}.")
 
 
@@ -541,19 +550,19 @@ def _is_free(port: int) -> bool:
 
 
 def _running(folder: Path) -> ServerInfo | None:
-    state = _read(folder)
-    if "pid" not in state or not _is_ours(int(state["pid"]), folder):
+    pid, state = _pid(folder), _read(folder)
+    if not pid or "port" not in state:
         return None
     if not _answers(_url(state), state["token"], state["username"]):
         return None
-    return _info(folder, state)
+    return _info(folder, state, pid)
 
 
-def _info(folder: Path, state: dict[str, Any]) -> ServerInfo:
+def _info(folder: Path, state: dict[str, Any], pid: int) -> ServerInfo:
     return ServerInfo(
         url=_url(state),
         username=state["username"],
-        pid=int(state["pid"]),
+        pid=pid,
         data_dir=folder,
         version=state["version"],
         submit_keys=state.get("submit_keys", ""),
@@ -564,6 +573,15 @@ def _info(folder: Path, state: dict[str, Any]) -> ServerInfo:
 
 def _url(state: dict[str, Any]) -> str:
     return f"http://127.0.0.1:{state['port']}"
+
+
+def _pid(folder: Path) -> int:
+    """Of the server that lives in this folder, whoever started it; 0 where none does."""
+    try:
+        pid = int((folder / NOTED).read_text())
+    except (OSError, ValueError):
+        return 0
+    return pid if _is_ours(pid, folder) else 0
 
 
 def _is_ours(pid: int, folder: Path) -> bool:

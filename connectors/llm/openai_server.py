@@ -203,10 +203,15 @@ class OpenAIServerAnnotator:
 
         asking = self._asked(variant, opened())
         try:
+            done = next(asking)
             while True:
-                done = next(asking)
                 open_.difference_update(done)
-                yield [q.item for q in done], _class_probs(done, len(variant.labels))
+                try:
+                    yield [q.item for q in done], _class_probs(done, len(variant.labels))
+                except Stopped as exc:  # what is under way comes still
+                    done = asking.throw(exc)
+                else:
+                    done = next(asking)
         except StopIteration as end:
             if end.value is not None:
                 raise AnnotatorError(end.value, tokens=_tokens(open_)) from None

@@ -24,7 +24,7 @@ from loop import __version__
 from loop.addresses import hidden
 from loop.cli import campaign, operations, reports, rounds, serving, studies
 from loop.cli.terminal import say
-from loop.errors import LoopError, Stopped, foreign
+from loop.errors import ENDING, LoopError, Stopped, foreign
 from loop.operate.log_file import logging_to
 
 USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
@@ -92,6 +92,10 @@ app.add_typer(serving.label_studio_app, name="label-studio")
 COLLECTED_AFTER = 50_000
 """New objects after which Python looks for garbage; 700 if nobody says otherwise."""
 
+AT_THE_SECOND = b"""
+Stopping: what is under way and paid for is stored first. Once more ends at once and may lose it.
+"""
+
 _debug = False
 _log = ExitStack()
 """Closes the log file after the last words."""
@@ -129,14 +133,25 @@ def _run() -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Ctrl-C and a request to end become ``Stopped``, which typer does not swallow."""
+    """The first and the third request to end become ``Stopped``, which typer does not swallow.
+
+    The second only says so: shells and ``timeout`` send theirs twice, and what was paid for is
+    being stored meanwhile.
+    """
+    asked = 0
 
     def stop(number: int, _frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            with suppress(OSError):  # not say(): the stream may be in the middle of a line
+                os.write(2, AT_THE_SECOND)
+            return
         raise Stopped(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells may ask
                 before[number] = signal.signal(number, stop)
     try:

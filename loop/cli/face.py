@@ -749,9 +749,10 @@ def run_rounds(
         why_reached,
     )
     from loop.report.verdict import campaign_verdict
-    from loop.round import close_early, run_round
+    from loop.round import close_early, run_round, write_missing_results
 
     open_campaign(ctx)
+    write_missing_results(ctx)
     finished, told, measured = 0, "", False
     while rounds is None or finished < rounds:
         take_in_new_texts(ctx)
@@ -761,6 +762,8 @@ def run_rounds(
         begun = ctx.store.last_round(ctx.name) is not None
         if begun and (reason := why_finished(ctx)):
             say(f"The campaign is finished: {reason}. {how_to_extend(ctx.config, ctx.store)}")
+            if not finished:  # the last round may have ended before its trackers were told
+                track_measured(ctx)
             break
         if measured:  # after the last round the table says it
             verdict = campaign_verdict(ctx.config, ctx.store, what_next(ctx.config, ctx.store))

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 
@@ -39,6 +40,9 @@ def serve(
     public_url: Annotated[
         str | None, typer.Option(help="Where Label Studio reaches this server, if not at --host.")
     ] = None,
+    page_url: Annotated[
+        str | None, typer.Option(help="Where people reach the page, if not there either.")
+    ] = None,
 ) -> None:
     """Pull as people answer, serve the student to Label Studio, and show live progress."""
     try:
@@ -54,10 +58,13 @@ def serve(
     from loop.serve.tokens import Tokens, load_state, save_state, state_file
     from loop.student.inference import SavedClassifier
 
-    if public_url and (secret := secret_in(public_url)):
-        raise LoopError(
-            f"--public-url holds {secret}; goldloop has tokens of its own, so leave it out."
-        )
+    for option, address in (("--public-url", public_url), ("--page-url", page_url)):
+        if address and (secret := secret_in(address)):
+            raise LoopError(
+                f"{option} holds {secret}; goldloop has tokens of its own, so leave it out."
+            )
+    if page_url is not None:
+        page_url = _page_address(page_url)
     config = load(file)
     with open_store(config) as store:
         path = state_file(config, store)
@@ -74,6 +81,7 @@ def serve(
         if state != wanted:
             save_state(path, wanted)
         url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
+        page = page_url or url
         links = server.OneTimeLinks()
         puller = Puller(lambda: _pull_quietly(file), say=say)
         student = CurrentStudent(
@@ -95,18 +103,19 @@ def serve(
                 metrics=lambda: metrics_text(campaign_status(config, store), puller.counts),
                 sick=lambda: puller.sick,
                 backend=MlBackend(blind=config.people.assist == "blind"),
-                hosts=server.own_hosts(host, public_url),
+                hosts=server.own_hosts(host, public_url, page_url),
+                over_https=(page_url or "").startswith("https:"),
                 links=links,
             )
         )
 
         def ready() -> None:
-            typer.echo(url)
+            typer.echo(page)
             if sys.stderr.isatty():
-                say(f"Open {url}{links.new()} (good once, for ten minutes).")
-                say(f"Later, or elsewhere: {url}; token: {tokens.page}")
+                say(f"Open {page}{links.new()} (good once, for ten minutes).")
+                say(f"Later, or elsewhere: {page}; token: {tokens.page}")
             else:  # a log is no place for a secret
-                say(f"Progress at {url}; token: page_token in {path}")
+                say(f"Progress at {page}; token: page_token in {path}")
             if connect:
                 try:
                     connect_project(config, store, url, tokens)
@@ -118,6 +127,25 @@ def serve(
             server.serve_app(application, listener, ready)
         finally:
             puller.stop()
+
+
+def _page_address(url: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        LoopError: it is none of a host, at whose root the page lies.
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known or parts.path.strip("/") or parts.query or parts.fragment:
+        raise LoopError(
+            f"--page-url is {url!r}; it must be http:// or https:// with a host, and a port if need"
+            " be, and nothing after it, because the page lies at the root."
+        )
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _progress(config: Config, store: Store) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
-from loop.errors import AnnotatorError, Stopped
+from loop.errors import AnnotatorError, Stopped, ending_later
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
@@ -427,21 +427,30 @@ class _Asking:
             AnnotatorError: not one item of the first lot got an answer, the cap is reached, or the
                 annotator is down.
         """
-        clerk = self._clerk
+        answers = self._answers()
         try:
-            for items, answer in self._answers():
-                clerk.check(self._asked, items, answer)
-                self._under_way -= len(items)
-                self._block.append((items, answer))
-                self._waiting += len(items)
-                if self._is_due():
-                    self._store()
+            try:
+                for items, answer in answers:
+                    self._take(items, answer)
+            except Stopped as exc:  # out here the annotator has not heard of it
+                self._take(*answers.throw(exc))
+                for items, answer in answers:
+                    self._take(items, answer)
         except BaseException:  # what came is paid; what is under way stays committed
             self._store()
             raise
         self._store()
         self._raise_if_all_failed()
         return [item_id for item_id, _ in self._failures]
+
+    def _take(self, items: Sequence[TextItem], answer: ClassProbs) -> None:
+        with ending_later():
+            self._clerk.check(self._asked, items, answer)
+            self._under_way -= len(items)
+            self._block.append((items, answer))
+            self._waiting += len(items)
+            if self._is_due():
+                self._store()
 
     def _is_due(self) -> bool:
         """Whether what came is stored now rather than with what comes next."""
@@ -452,7 +461,7 @@ class _Asking:
             return not self._under_way or self._waiting >= max(1, CHUNK // 2)
         return self._waiting >= KEPT_BACK
 
-    def _answers(self) -> Iterator[tuple[Sequence[TextItem], ClassProbs]]:
+    def _answers(self) -> Generator[tuple[Sequence[TextItem], ClassProbs]]:
         purse = self._clerk.purse
         try:
             yield from answers_of(self._clerk.annotator, self._asked, self._lots())
@@ -483,8 +492,11 @@ class _Asking:
             yield texts[:count]
 
     def _store(self) -> None:
-        if not self._waiting:
-            return
+        if self._waiting:
+            with ending_later():
+                self._store_block()
+
+    def _store_block(self) -> None:
         block, count = self._block, self._waiting
         ended = time.perf_counter()
         seconds, self._started = (ended - self._started) / count, ended

@@ -13,11 +13,12 @@ import hmac
 import json
 import logging
 import secrets
+import signal
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from loop.addresses import hidden
@@ -107,6 +109,7 @@ class Served:
         sick: why answers are not read any more, or None while all is well.
         backend: the labelling platform's own way to ask and to be answered.
         hosts: names under which the server is reached, besides localhost and numbers.
+        over_https: whether people reach the page that way, so that the cookie goes no other.
     """
 
     tokens: Tokens
@@ -120,6 +123,7 @@ class Served:
     metrics: Callable[[], str] = lambda: ""
     sick: Callable[[], str | None] = lambda: None
     hosts: frozenset[str] = frozenset()
+    over_https: bool = False
     links: OneTimeLinks = field(default_factory=OneTimeLinks)
 
 
@@ -215,7 +219,10 @@ def make_app(served: Served) -> FastAPI:
             if is_own_host(request.headers.get("host", ""), served.hosts):
                 response = await call_next(request)
             else:
-                detail = "this server does not go by that name; give it as --public-url"
+                detail = (
+                    "this server does not go by that name; if people reach it so, start it with"
+                    " --page-url, if Label Studio does, with --public-url"
+                )
                 response = JSONResponse({"detail": detail}, 421)
         except Exception as exc:  # the server must live on
             log.error("%s", foreign(exc))
@@ -311,17 +318,28 @@ def make_app(served: Served) -> FastAPI:
         return logged_in()
 
     @app.get("/open")
-    async def opened(once: str = "") -> Response:
+    async def opened(request: Request, once: str = "") -> Response:
         """The link of the terminal. A used one shows the login page, or the progress if known."""
-        return logged_in() if served.links.take(once) else RedirectResponse("/", 303)
+        looked_at = request.method == "HEAD"  # as chats do with links: it is not used up by that
+        if looked_at or not served.links.take(once):
+            return RedirectResponse("/", 303)
+        return logged_in()
 
     def logged_in() -> Response:
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
-            cookie, tokens.cookie, max_age=30 * 86400, httponly=True, samesite="strict"
+            cookie,
+            tokens.cookie,
+            max_age=30 * 86400,
+            secure=served.over_https,
+            httponly=True,
+            samesite="strict",
         )
         return answer
 
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # the server leaves the body out
     return app
 
 
@@ -372,9 +390,9 @@ def listen(host: str, port: int, last: int | None) -> socket.socket:
     )
 
 
-def own_hosts(host: str, public_url: str | None) -> frozenset[str]:
-    """Names under which a server is reached that listens at ``host``."""
-    names = {host, urlsplit(public_url or "").hostname or "", socket.gethostname()}
+def own_hosts(host: str, *urls: str | None) -> frozenset[str]:
+    """Names under which a server is reached that listens at ``host`` and is known by ``urls``."""
+    names = {host, socket.gethostname(), *(urlsplit(url or "").hostname or "" for url in urls)}
     return frozenset(name.lower() for name in names if name)
 
 
@@ -408,5 +426,20 @@ def serve_app(app: FastAPI, listener: socket.socket, on_ready: Callable[[], None
             on_ready()
 
     threading.Thread(target=when_ready, name="ready", daemon=True).start()
-    with seldom_logged(__name__, "uvicorn.error", "asyncio"):
+    with seldom_logged(__name__, "uvicorn.error", "asyncio"), _hangup_as_request_to_end():
         server.run(sockets=[listener])
+
+
+@contextmanager
+def _hangup_as_request_to_end() -> Iterator[None]:
+    """Its server ends in good order at SIGTERM, and knows nothing of terminals that are closed."""
+    hangup = getattr(signal, "SIGHUP", None)
+    main = threading.current_thread() is threading.main_thread()
+    if hangup is None or not main or signal.getsignal(hangup) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(hangup, before)

@@ -6,6 +6,7 @@ Device, precision and padding are chosen here for training as well.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from loop.student.encoder_files import (
 HEAD_FRAC = 0.25  # Sun et al. 2020: 128 of 510 tokens from the head, the rest from the tail
 WINDOW_OVERLAP = 0.25  # share of a window that the next one sees again
 CPU_TOKENS, GPU_TOKENS = 1024, 65_536  # padded tokens of one pass; larger ones leave the CPU cache
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 # device and precision
@@ -149,7 +151,7 @@ def _with_specials(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[IntAr
     if not texts:
         return
     encoding = tokenizer(
-        list(texts),
+        _whole(texts),
         truncation=False,
         padding=False,
         verbose=False,
@@ -157,6 +159,11 @@ def _with_specials(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[IntAr
     )
     for ids, mask in zip(encoding["input_ids"], encoding["special_tokens_mask"], strict=True):
         yield np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=np.int64)
+
+
+def _whole(texts: Sequence[str]) -> list[str]:
+    """Halves of surrogate pairs, which no tokenizer takes, become U+FFFD, as in texts of files."""
+    return [_HALF_PAIR.sub("\ufffd", text) for text in texts]
 
 
 def _windows(ids: IntArray, special: IntArray, limit: int) -> list[IntArray]:
@@ -187,7 +194,7 @@ def encode(tokenizer: Any, texts: Sequence[str], limit: int) -> list[IntArray]:
     """
     if not texts:
         return []
-    encoding = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
+    encoding = tokenizer(_whole(texts), truncation=False, padding=False, verbose=False)["input_ids"]
     head = 1 + round((limit - 2) * HEAD_FRAC)
     return [
         np.asarray(

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ import sqlalchemy.exc
 
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
-from loop.errors import LoopError, Stopped, StoreError, UnforeseenError, foreign
+from loop.errors import (
+    ENDING,
+    LoopError,
+    Stopped,
+    StoreError,
+    UnforeseenError,
+    ending_later,
+    foreign,
+)
 from tests.loop.cli.test_main import goldloop, good_rows, write_campaign, write_texts
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +210,7 @@ def test_usage_errors_keep_their_code_and_their_words(run):
     assert run("--version")[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
     before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     monkeypatch.setattr(signal, "getsignal", lambda _number: before)  # whatever started the tests
@@ -216,6 +225,79 @@ def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
     assert err == "Stopped. Run the same command again to go on.\n"
     with pytest.raises(Stopped):
         run("--debug", "status")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_only_the_first_and_the_third_request_to_end_break_in(monkeypatch, capfd, number):
+    monkeypatch.setattr(signal, "getsignal", lambda _number: signal.SIG_DFL)
+    heard, cleaned = [], []
+
+    def command():
+        try:
+            signal.raise_signal(number)
+        except Stopped as first:
+            heard.append(first.signal)
+            signal.raise_signal(number)
+            cleaned.append(True)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(cli, "app", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (heard, cleaned, ended.value.code) == ([number], [True], 128 + number)
+    assert "Once more ends at once" in capfd.readouterr().err
+
+
+def test_a_request_that_was_to_be_ignored_is_ignored(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does it
+    try:
+        monkeypatch.setattr(cli, "app", lambda: signal.raise_signal(signal.SIGHUP))
+        cli.main()
+        with ending_later():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
+def stoppable():
+    def stop(number, _frame):
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in ENDING}
+    yield stop
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_request_to_end_waits_until_what_must_not_break_off_is_done(stoppable):
+    done = []
+
+    def work():
+        with ending_later():
+            with ending_later():  # one within the other waits for the outer one
+                signal.raise_signal(signal.SIGTERM)
+                done.append("inner")
+            signal.raise_signal(signal.SIGINT)
+            done.append("outer")
+
+    with pytest.raises(Stopped) as stopped:
+        work()
+    assert (done, stopped.value.signal) == (["inner", "outer"], signal.SIGTERM)
+    assert {signal.getsignal(number) for number in ENDING} == {stoppable}
+
+
+def test_requests_to_end_are_left_alone_in_other_threads(stoppable):
+    seen = []
+
+    def other():
+        with ending_later():
+            seen.append({signal.getsignal(number) for number in ENDING})
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(other).result()
+    assert seen == [{stoppable}]
 
 
 def shell(command, folder):
@@ -249,7 +331,7 @@ def test_streams_that_take_nothing_more(tmp_path, command, expected):
     assert expected in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
     begun(tmp_path)
     (tmp_path / "wait.py").write_text(

@@ -228,9 +228,10 @@ def test_honest_addresses_pass(address):
     assert Path(address)
 
 
-def test_a_public_address_with_a_password_is_refused(run, tmp_path):
+@pytest.mark.parametrize("option", ["--public-url", "--page-url"])
+def test_a_public_address_with_a_password_is_refused(run, tmp_path, option):
     write_campaign(tmp_path)
-    code, out, err = run("serve", "--public-url", PLANTED[0])
+    code, out, err = run("serve", option, PLANTED[0])
     assert code == 1
-    assert "--public-url holds a password" in err
+    assert f"{option} holds a password" in err
     assert SECRET not in out + err

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -163,6 +164,66 @@ def test_its_data_can_lie_in_postgresql(monkeypatch):
 def test_a_process_of_somebody_else_is_never_ours(tmp_path):
     assert not server._is_ours(os.getpid(), tmp_path)
     assert not server._is_ours(0, tmp_path)
+
+
+SERVES = """
+import http.server
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"status": "UP", "email": "admin@goldloop.local"}')
+
+
+http.server.HTTPServer(("127.0.0.1", int(port)), Healthy).serve_forever()
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A folder whose Label Studio is started as ever, but is a small server that says it is up."""
+    monkeypatch.setattr(server, "_LAUNCH", server._LAUNCH.split("from django")[0] + SERVES)
+    monkeypatch.setattr(server, "install", lambda *_args: Path(sys.executable))
+    monkeypatch.setattr(server, "_version_of", lambda _python: "1")
+    folder = tmp_path / "server"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "label_studio.sqlite3").touch()
+    yield folder
+    server.down(data_dir=folder)
+
+
+def test_a_server_whose_starter_died_is_found_and_stopped(monkeypatch, quick):
+    def dies(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_wait", dies)
+        with pytest.raises(KeyboardInterrupt):
+            server.up(data_dir=quick)
+    pid = server._pid(quick)
+    assert pid
+    again = server.up(data_dir=quick)
+    assert again.pid == pid
+    assert server.status(data_dir=quick) == again
+    with pytest.raises(ReviewerError, match=f"already runs at {again.url}"):
+        server.up(data_dir=quick, port=1)
+    (quick / "server.json").unlink()
+    with pytest.raises(ReviewerError, match="already runs on an unknown port"):
+        server.up(data_dir=quick)
+    assert server.down(data_dir=quick)
+    assert not server._is_ours(pid, quick)
+    assert not server.down(data_dir=quick)
+    assert server.up(data_dir=quick).pid != pid
+
+
+def test_two_servers_never_share_a_folder(quick):
+    first = server.up(data_dir=quick)
+    state = server._read(quick) | {"port": server._port(None, None)}
+    with pytest.raises(ReviewerError, match="another one is being started in this folder; try"):
+        server._launch(Path(sys.executable), quick, state)
+    assert server.status(data_dir=quick) == first
 
 
 @pytest.mark.slow

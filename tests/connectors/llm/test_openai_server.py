@@ -929,6 +929,23 @@ def test_what_came_before_an_interrupt_is_handed_over(after):
     assert set(came) == answered
 
 
+def test_a_request_to_end_that_comes_to_the_one_who_asks_hands_over_what_is_under_way():
+    ask = OpenAIServerAnnotator(
+        "http://x/v1", "m", chat=True, concurrency=4, transport=talking(listing([("positive", 1)]))
+    )
+    lots = (items(20, start) for start in range(0, 2000, 20))
+    answers = ask.annotate_stream(variant(("positive", "negative")), lots)
+    came = [len(next(answers)[0]) for _ in range(10)]
+    stopped = Stopped(signal.SIGTERM)
+    came.append(len(answers.throw(stopped)[0]))
+    with pytest.raises(Stopped) as raised:
+        came += [len(some) for some, _ in answers]
+    ask.close()
+    assert raised.value is stopped
+    assert stopped.tokens == (0, 0, 0)  # nothing was asked that is not handed over
+    assert sum(came) < 2000
+
+
 @pytest.mark.parametrize(
     ("chat", "prompt", "said"), [(False, "", "listed no tokens"), (True, None, "chat template")]
 )

@@ -362,6 +362,43 @@ def test_duplicates_are_merged_and_long_texts_accepted(run, tmp_path):
     assert json.loads(run("status", "--json")[1])["texts"] == 41
 
 
+@pytest.fixture
+def served(run, tmp_path, monkeypatch):
+    """``goldloop serve`` as far as it says where; what it says, and what it registers."""
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    registered = []
+
+    def serve_app(_app, listener, ready):
+        ready()
+        listener.close()
+
+    monkeypatch.setattr("loop.serve.app.serve_app", serve_app)
+    monkeypatch.setattr("loop.serve.puller.Puller.start", lambda _self: None)
+    monkeypatch.setattr(
+        "loop.cli.serving.connect_project", lambda _c, _s, url, _t: registered.append(url)
+    )
+    assert run("annotate")[0] == 0
+    return lambda *options: (*run("serve", "--connect", *options), registered)
+
+
+def test_people_and_label_studio_may_reach_the_server_at_two_addresses(served):
+    code, out, err, registered = served(
+        "--public-url", "http://serve:8500", "--page-url", "https://progress.example.org/"
+    )
+    assert (code, out, registered) == (0, "https://progress.example.org\n", ["http://serve:8500"])
+    assert "Progress at https://progress.example.org; token" in err
+    assert "serve:8500" not in err
+    assert served("--public-url", "http://serve:8500")[1] == "http://serve:8500\n"
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", served()[1])
+
+
+@pytest.mark.parametrize("url", ["progress.example.org", "https://a/b", "http://a:b", "http:"])
+def test_an_address_at_which_no_page_can_lie_is_refused(served, url):
+    code, _, err, _ = served("--page-url", url)
+    assert (code, f"--page-url is {url!r}; it must be http://" in err) == (1, True)
+
+
 def test_hostile_label_names_survive_to_the_export(run, tmp_path):
     second = 'a "b", <i>c</i> & =1+1'
     write_texts(tmp_path, good_rows(second=second))

@@ -1,5 +1,7 @@
 """Asking the LLM: what is asked, what is stored, and where it stops."""
 
+import signal
+from collections import deque
 from dataclasses import replace
 from itertools import count
 
@@ -9,7 +11,7 @@ from campaigns import make, stored_votes, texts
 from sqlalchemy import delete
 
 from loop.campaign.tables import ContentFree
-from loop.errors import AnnotatorError
+from loop.errors import AnnotatorError, Stopped
 from loop.llm.ask import CONTENT_FREE, calls_limit, retry_unanswered, take_votes, unanswered_line
 from loop.llm.prompts import freeze_variants, stored_variants
 from loop.llm.votes import mean_vote, read_votes
@@ -109,6 +111,62 @@ def test_killed_in_the_cascade_it_goes_on_without_asking_twice(tmp_path, dies_af
     asked_again = {(item, hashes[variant]) for variant, item in again.asked}
     assert not asked_again & before
     assert len(before) + len(again.asked) == len(stored(ctx)) <= 1.5 * len(items)
+
+
+class WaitingLLM(DoubtfulLLM):
+    """Has several lots under way, and hands them over when it is stopped."""
+
+    def annotate_stream(self, variant, lots):
+        under_way, stopped = deque(), None
+        for lot in lots:
+            under_way.append(lot)
+            try:
+                if len(under_way) == 3:
+                    done = under_way.popleft()
+                    yield done, self.annotate(variant, done)
+            except Stopped as exc:
+                stopped = exc
+                break
+        for lot in under_way:
+            yield lot, self.annotate(variant, lot)
+        if stopped is not None:
+            raise stopped
+
+
+@pytest.mark.parametrize("when", ["before", "within", "after"])
+@pytest.mark.parametrize("llm", [DoubtfulLLM, WaitingLLM])
+def test_a_request_to_end_while_answers_are_stored_loses_none(tmp_path, monkeypatch, llm, when):
+    prompt = {"shots": 2, "variants": 1, "demonstrations": DEMOS}
+    monkeypatch.setattr("loop.llm.ask.CHUNK", 64)
+    ctx = campaign(tmp_path, stopping := llm(), n=600, prompt=prompt)
+    real = ctx.store.add_votes
+
+    def add_votes(*args, **kwargs):
+        if when != "after":
+            signal.raise_signal(signal.SIGTERM)
+        real(*args, **kwargs)
+        if when != "before":
+            signal.raise_signal(signal.SIGTERM)
+
+    def stop(number, _frame):
+        raise Stopped(number)
+
+    monkeypatch.setattr(ctx.store, "add_votes", add_votes)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Stopped):
+            annotate(ctx)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    asked = {item for _, item in stopping.asked}
+    assert 0 < len(asked) < len(ctx.store.keys("c", "pool"))
+    assert len(stored_votes(ctx.store)) == len(asked)
+    assert {item for item, _ in stored(ctx)} == asked
+    monkeypatch.setattr(ctx.store, "add_votes", real)
+    ctx.__dict__["annotator"] = again = llm()
+    _, items = annotate(ctx)
+    assert not asked & {item for _, item in again.asked}
+    assert len(stored_votes(ctx.store)) == len(items)
 
 
 @pytest.mark.parametrize("calls", [0, 5, 9])

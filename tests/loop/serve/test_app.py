@@ -35,7 +35,7 @@ PULLS = Pulls(good=3, failed=2, failed_in_a_row=0, since_good_s=7.5)
 
 
 class Fixture:
-    def __init__(self, ctx, *, blind=False):
+    def __init__(self, ctx, *, blind=False, over_https=False):
         self.ctx = ctx
         self.hints = 0
         self.models = {}
@@ -55,6 +55,7 @@ class Fixture:
             sick=lambda: self.sick,
             backend=MlBackend(blind=blind),
             links=self.links,
+            over_https=over_https,
         )
         self.http = TestClient(
             make_app(served), base_url="http://127.0.0.1:8001", follow_redirects=False
@@ -421,12 +422,35 @@ def test_a_link_lets_in_once_and_not_for_ever(site):
     answer = site.http.get(path)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert "HttpOnly" in answer.headers["set-cookie"]
+    assert "Secure" not in answer.headers["set-cookie"]
     assert site.http.get("/").status_code == 200
     site.http.cookies.clear()
     assert "set-cookie" not in site.http.get(path).headers
     late = site.links.new()
     site.clock += LINK_S + 1
     assert "set-cookie" not in site.http.get(late).headers
+
+
+def test_the_cookie_of_a_page_behind_https_goes_no_other_way(tmp_path):
+    site = Fixture(make(tmp_path, raters=False), over_https=True)
+    for answer in (
+        site.http.get(site.links.new()),
+        site.http.post("/login", data={"token": TOKENS.page}),
+    ):
+        assert "Secure" in answer.headers["set-cookie"]
+
+
+def test_whoever_only_looks_gets_what_a_reader_gets(site):
+    readers = [r.path for r in site.http.app.routes if "GET" in r.methods]
+    assert set(readers) == {"/", "/health", "/metrics", "/progress.json", "/open"}
+    for headers in ({}, {"Authorization": f"Bearer {TOKENS.page}"}):
+        for path in readers:
+            looked = site.http.head(path, headers=headers)
+            assert looked.status_code == site.http.get(path, headers=headers).status_code
+    assert site.http.head("/webhook").status_code == 405
+    link = site.links.new()
+    assert "set-cookie" not in site.http.head(link).headers
+    assert "set-cookie" in site.http.get(link).headers  # the look did not use it up
 
 
 # secrets

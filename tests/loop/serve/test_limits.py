@@ -1,6 +1,8 @@
 """What `goldloop serve` bears: slow clients, many of them, foreign names, and floods of the log."""
 
 import logging
+import os
+import signal
 import socket
 import threading
 import time
@@ -12,6 +14,7 @@ import pytest
 import uvicorn
 
 from connectors.label_studio.ml_backend import MlBackend
+from loop.errors import ENDING
 from loop.serve import app as serve
 from loop.serve import limits as serve_limits
 from loop.serve.app import Served, listen, make_app, own_hosts, serve_app
@@ -52,7 +55,7 @@ def site(monkeypatch):
         student=None,
         progress=progress,
         backend=MlBackend(blind=True),
-        hosts=own_hosts("::1", None),
+        hosts=own_hosts("::1", None, "https://progress.example"),
     )
     listener = listen("127.0.0.1", 0, None)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # so that little fills it
@@ -177,11 +180,35 @@ def test_a_foreign_host_is_refused(site, host, path):
     for method in ("GET", "POST"):
         answer = httpx.request(method, f"{site.url}{path}", headers=HEADERS | {"Host": host})
         assert answer.status_code == 421
+    assert "--page-url" in answer.json()["detail"]
     assert site.hints == 0
 
 
+def test_people_and_load_balancers_reach_it_by_the_name_of_the_page(site):
+    for method, length in (("GET", 2), ("HEAD", 0)):
+        answer = httpx.request(method, f"{site.url}/health", headers={"Host": "progress.example"})
+        assert answer.status_code == 200
+        assert (len(answer.content) >= length) if length else answer.content == b""
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_request_to_end_ends_it_in_good_order(caplog, number):
+    served = Served(TOKENS, "c", tuple, print, str, None, dict, MlBackend(blind=True))
+    listener = listen("127.0.0.1", 0, None)
+    heard = []
+    before = {each: signal.signal(each, lambda n, _: heard.append(n)) for each in ENDING}
+    try:
+        serve_app(make_app(served), listener, lambda: os.kill(os.getpid(), number))
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        listener.close()
+    assert len(heard) == 1  # whoever had it served is told
+    assert caplog.text == ""
+
+
 def test_own_names():
-    ours = own_hosts("Label.Example", "https://people.example:8443/x")
+    ours = own_hosts("Label.Example", None, "http://serve:8500", "https://people.example:8443/x")
     for header in (
         "localhost",
         "localhost:8001",
@@ -191,6 +218,7 @@ def test_own_names():
         "10.0.0.7",
         "label.example:8001",
         "people.example",
+        "serve:8500",
         socket.gethostname(),
     ):
         assert is_own_host(header, ours), header

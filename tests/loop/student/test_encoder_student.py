@@ -243,6 +243,18 @@ def test_long_texts_keep_head_and_tail(tiny):
     assert encode(tokenizer, [], 18) == []
 
 
+@pytest.mark.parametrize("long_texts", ["head_tail", "windows"])
+def test_half_a_surrogate_pair_is_read_as_the_sign_that_stands_for_it_in_files(tiny, long_texts):
+    from loop.student.encoder_files import load_tokenizer
+    from loop.student.inference import tokenise
+
+    tokenizer = load_tokenizer(tiny)
+    halves = tokenise(tokenizer, ["w1 \ud800 w2", "\udfff", "w1 \U0001f600"], 64, long_texts)
+    whole = tokenise(tokenizer, ["w1 \ufffd w2", "\ufffd", "w1 \U0001f600"], 64, long_texts)
+    for one, other in zip(halves.rows, whole.rows, strict=True):
+        assert one.tolist() == other.tolist()
+
+
 # embeddings
 
 
