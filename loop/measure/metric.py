@@ -206,9 +206,3 @@ def with_width(
         open_ = scale * unseen(n)
         return low - open_, high + open_
     return share_interval(min(max(low, 0.0), 1.0), n)
-
-
-def effective(weight: FloatArray) -> float:
-    """Number of equally weighted items that would say as much as these; 0 for none."""
-    total = float((weight**2).sum())
-    return float(weight.sum()) ** 2 / total if total else 0.0

@@ -33,7 +33,7 @@ from strategies.fuse import fuse_ranks
 from strategies.pool import Pool
 from strategies.repair import repair
 from strategies.select import select_batch
-from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, nearest, unit_rows
+from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, nearest
 from strategies.signals.students import out_of_fold_probs
 
 CLASSES, VARIANTS, DIMENSIONS, SEEDS, TOPICS = 5, 5, 384, 5, 2000
@@ -213,7 +213,8 @@ def floor(pool: Pool) -> dict[str, Any]:
         found[:] = nearest(arrays_of(pool), K_NEIGHBOURS + SPARE + 1, exact_up_to=0)
 
     whole = measured(step, pool)
-    units = unit_rows(arrays_of(pool), "floor")
+    units = arrays_of(pool).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
     rows = np.random.default_rng(0).choice(pool.n, min(QUERIES, pool.n), replace=False)
     exact = faiss.IndexFlatIP(DIMENSIONS)
     exact.add(units)
