@@ -208,7 +208,7 @@ def paired_difference(
     over: Over = "items and seeds",
     rng: np.random.Generator,
 ) -> Difference:
-    """Whether b is more stable, or more often right, than a on the same items.
+    """Whether b is more stable, or more often right, than a on the same items; for benchmarks.
 
     Arguments, errors and source as in ``paired_differences``, of one metric.
     """
@@ -341,12 +341,12 @@ def _spreads_of_difference(
 
 
 def metric_replicates(
-    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000, seed: int = 0
+    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000
 ) -> dict[str, FloatArray]:
-    """Bootstrap replicates of each of ``METRICS``, over items.
+    """Bootstrap replicates of each of ``METRICS``, over items; for ``loop.bench``.
 
-    Calls with the same seed and the same number of items share their draws, so that replicates of
-    several sets of predictions may be subtracted or divided one by one.
+    Calls with the same number of items share their draws, so that replicates of several sets of
+    predictions may be subtracted or divided one by one.
 
     Returns:
         Metric -> (bootstrap,) values, nan where a replicate leaves the metric undefined.
@@ -356,7 +356,7 @@ def metric_replicates(
     sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
     drawn = [
         metrics_of(sums, weights, checked.shape[0])
-        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
+        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(0))
     ]
     undefined = AGREEMENT if one_class(checked) else ()
     return {

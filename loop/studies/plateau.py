@@ -85,7 +85,7 @@ class Plateau:
     """Learning curves side by side.
 
     Attributes:
-        curves: by kind, see ``LABELS``.
+        curves: by kind, see ``CURVE_NAMES``.
         reference: the kind that the LLM's labels are held against: gold, else merged.
         gap: the reference's asymptote minus that of the LLM's labels.
         below: the gap relative to the reference's asymptote.

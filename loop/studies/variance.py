@@ -70,7 +70,7 @@ class Variance:
     """The instability taken apart.
 
     Attributes:
-        parts: of ``PARTS`` and ``TOGETHER``, by name.
+        parts: of ``RANDOM_PARTS`` and ``PARTS_TOGETHER``, by name.
         told: one plain sentence.
         items: texts that were classified.
     """
@@ -184,7 +184,7 @@ def take_apart(
     Args:
         predictions: (n,) classes of every run of ``measure_variance``, by its name.
         bases: their number.
-        parts: names in ``PARTS``.
+        parts: names in ``RANDOM_PARTS``.
         truth: of the n texts.
         k: number of classes.
         rng: draws the replicates.
