@@ -16,13 +16,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loop.ports import FloatArray, IntArray
+from loop.ports import BoolArray, FloatArray, IntArray
 from strategies.logistic import fit_logistic, logistic_probs
 from strategies.threads import one_blas_thread
-
-BoolArray = NDArray[np.bool_]
 
 WAVES = 12  # the budget for further calls is spent in about so many waves, learning in between
 SMALLEST_WAVE = 24

@@ -10,12 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from loop.ports import FloatArray, IntArray
 from strategies.estimate import share_interval, unseen
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
 

@@ -22,8 +22,6 @@ from numpy.typing import ArrayLike
 
 from loop.campaign.metrics import AGREEMENT, METRICS, ONE_CLASS, Metric, Over, Stability
 from loop.measure.metric import (
-    FloatArray,
-    IntArray,
     item_sums,
     metrics_of,
     one_class,
@@ -31,6 +29,7 @@ from loop.measure.metric import (
     seed_spread,
     with_width,
 )
+from loop.ports import FloatArray, IntArray
 from strategies.calibrate import effective_size
 
 ONE_SEED = "one seed cannot disagree with itself"

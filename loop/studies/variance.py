@@ -24,8 +24,6 @@ from loop.campaign.tables import Round, TrainingLabels
 from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
-    FloatArray,
-    IntArray,
     item_sums,
     metrics_of,
     one_class,
@@ -33,7 +31,7 @@ from loop.measure.metric import (
     seed_spread,
     with_width,
 )
-from loop.ports import Draws
+from loop.ports import Draws, FloatArray, IntArray
 from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 from loop.studies.side_runs import SideRuns, merged_labels
 
