@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from loop.campaign.metrics import Metric
-from loop.measure.to_goal import labels_to_goal
+from loop.campaign.metrics import Metric, RoundMetrics
+from loop.measure.to_goal import answers_per_label, labels_to_goal
+from tests.loop.people.test_gold import answer
 
 
 def checked_until(wrong, goal, order):
@@ -45,6 +46,19 @@ def test_nothing_is_to_be_done_where_the_goal_is_reached():
     done = labels_to_goal(Metric(0.02, 0.0, 0.04), 0.05, texts=900, checked=50, hit_rate=0.3)
     assert (done.value, done.low, done.high) == (0, 0, 0)
     all_checked = labels_to_goal(Metric(0.2, 0.1, 0.3), 0.05, texts=90, checked=90, hit_rate=0.3)
-    assert all_checked.high == 0
+    assert (all_checked.value, all_checked.low, all_checked.high) == (0, 0, 0)
     empty = labels_to_goal(Metric(0.0, 0.0, 0.0), 0.05, texts=0, checked=0, hit_rate=None)
     assert empty.high == 0
+
+
+def test_no_label_puts_right_more_than_one():
+    few_left = labels_to_goal(Metric(0.2, 0.1, 0.5), 0.05, texts=100, checked=90, hit_rate=None)
+    # 15 wrong labels are too many, and random texts would need 7.5 of the 10 that are left.
+    assert few_left.value == few_left.high == 9
+
+
+def test_texts_without_gold_cost_what_the_others_do():
+    answers = [answer(who, "x") for who in "ab" for _ in range(5)]
+    for i, one in enumerate(answers):
+        one.item_id = f"i{i % 5}"
+    assert answers_per_label(None, RoundMetrics(bought=5, gold=4), answers) == 10 / 4
