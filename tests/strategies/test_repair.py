@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
-from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
+from strategies.repair import (
+    FLOOR_FRAC,
+    MODES,
+    _likeliest,
+    _restore_buried,
+    class_floor,
+    corrected_posterior,
+    repair,
+)
 from strategies.signals.learned_error import class_posterior
 from strategies.signals.students import gold_students, out_of_fold_probs
 
@@ -272,3 +280,21 @@ def test_without_gold_fine_tuned_students_change_nothing():
     pool = replace(pool, gold=np.full(pool.n, -1), p_tuned=np.full((pool.n, pool.k), 1 / pool.k))
     mended = repair(pool, "soft", rng=np.random.default_rng(0))
     np.testing.assert_array_equal(mended.y, np.eye(pool.k)[pool.y_llm])
+
+
+def test_the_least_suspect_of_a_buried_class_come_back_first():
+    n = 100
+    y_llm = np.repeat([0, 1], [90, 10])
+    kept = np.eye(2)[y_llm]
+    pool = Pool(probs=kept[:, None], y_llm=y_llm, gold=np.full(n, -1))
+    p_wrong = np.random.default_rng(0).permutation(n) / n
+    y, weight = kept.copy(), np.where(y_llm == 1, 0.0, 1.0)
+    _restore_buried(pool, y, weight, kept, p_wrong, np.array([0.0, 0.05]))
+    rare = np.arange(90, 100)
+    back = rare[np.argsort(p_wrong[rare])[:5]]  # 5 of 95 are 5 %
+    np.testing.assert_array_equal(np.flatnonzero(weight[rare]) + 90, np.sort(back))
+
+
+def test_of_classes_that_are_as_likely_the_llms_stays():
+    posterior = np.array([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
+    assert _likeliest(posterior, np.array([0, 1, 2])).tolist() == [0, 1, 0]
