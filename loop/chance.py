@@ -32,7 +32,9 @@ STREAMS = {
 }
 """What goldloop draws, by the number that keeps each drawing apart from the others.
 
-A number is never changed, so that a campaign that continues draws what it would have drawn.
+A number is never changed, so that a campaign that continues draws what it would have drawn. A
+stream without a round that uses ``then`` may repeat one of round 1: the prompt examples that round
+3 draws again and the batch of round 1 come of the same numbers, (seed, 1, 3).
 """
 
 

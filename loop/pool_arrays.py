@@ -148,7 +148,8 @@ def order_of_gold(
     Rounds count in twos, so that gold imported after one and before the next stands between them.
 
     Returns:
-        (n,) when it was chosen, -1 without gold, and (n,) the first round that could choose it.
+        (n,) when each text was chosen or its gold imported, -1 where neither has happened, and
+        (n,) the first round that could choose it.
     """
     rounds = ctx.store.rounds(ctx.name)
     numbers = {r.id: 2 * r.number for r in rounds}

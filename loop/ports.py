@@ -22,6 +22,7 @@ from loop.prompt import Label, PromptVariant
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 Progress = Callable[[int], None]
 """Called with the number of items finished since the last call."""

@@ -407,7 +407,7 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
 
     def repaired(pool: Pool) -> tuple[Repaired, FloatArray]:
         rng = stream("repair", round_.seed, round_.number)
-        made = repair_labels(pool, mode, inclusion_prob=pool.inclusion_prob, rng=rng)
+        made = repair_labels(pool, mode, rng=rng)
         return made, np.where(taught, made.weight, 0.0)
 
     made, weight = repaired(arrays.pool)
@@ -586,8 +586,6 @@ def _open_project(ctx: Context) -> str:
 
 def pull_answers(ctx: Context) -> Round | None:
     """Pulls and adjudicates where a round waits for people; None where none does."""
-    from loop.round import run_stage
-
     last = ctx.store.last_round(ctx.name)
     if last is None or last.stage not in ("pull", "adjudicate"):
         return None

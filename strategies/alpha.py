@@ -7,34 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from strategies.pool import FloatArray, IntArray
-
-
-def value_counts(answers: ArrayLike, k: int) -> IntArray:
-    """How many people gave each class to each item.
-
-    Args:
-        answers: (p, n) integer classes in 0..k-1, one row a person; -1 where there is no answer.
-        k: number of classes.
-
-    Returns:
-        (n, k) counts.
-
-    Raises:
-        ValueError: not integers, not two-dimensional, or classes outside -1..k-1.
-    """
-    given = np.asarray(answers)
-    if given.ndim != 2 or given.dtype.kind not in "iu":
-        raise ValueError(
-            f"answers must be (people, items) integers, not {given.shape} {given.dtype}"
-        )
-    if given.size and (given.min() < -1 or given.max() >= k):
-        raise ValueError(f"answers must be in [-1, {k}), not [{given.min()}, {given.max()}]")
-    n = given.shape[1]
-    items = np.broadcast_to(np.arange(n), given.shape)
-    there = given >= 0
-    counted = np.bincount(items[there] * k + given[there], minlength=n * k)
-    return np.asarray(counted.reshape(n, k), dtype=np.int64)
+from strategies.pool import FloatArray
 
 
 def alpha(counts: ArrayLike, *, ordinal: bool = False) -> float:
@@ -45,8 +18,8 @@ def alpha(counts: ArrayLike, *, ordinal: bool = False) -> float:
     (ordinal), which is the squared distance of the classes' mean ranks.
 
     Args:
-        counts: (n, k) how many people gave each class to each item, see ``value_counts``; items
-            with fewer than two answers say nothing about agreement and are left out.
+        counts: (n, k) how many people gave each class to each item; items with fewer than two
+            answers say nothing about agreement and are left out.
         ordinal: the classes are in ascending order.
 
     Returns:

@@ -17,6 +17,9 @@ BIAS_PENALTY = 0.5
 PENALTY = 5.0  # of log(temperature) squared, in gold labels: some right answers are no proof
 LIMITS = (-3.0, 3.0)  # of log temperature
 
+FOLDS = 5  # fits that each leave a part of the gold items out
+BINS = 10
+
 
 def batch_calibrate(
     probs: FloatArray, class_prior: FloatArray | None = None, *, pseudo_rows: float = 8.0
@@ -237,10 +240,7 @@ def fit_scaling(probs: FloatArray, gold: IntArray) -> Scaling:
     Source: Guo et al. 2017, temperature and vector scaling, with one slope for all classes: few
         gold labels carry no more.
     """
-    if probs.ndim != 2 or gold.shape != (len(probs),):
-        raise ValueError(
-            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
-        )
+    _check_gold(probs, gold)
     from scipy.optimize import minimize
 
     k = probs.shape[1]
@@ -262,28 +262,25 @@ def fit_scaling(probs: FloatArray, gold: IntArray) -> Scaling:
     return Scaling(float(np.exp(fit.x[0])), np.asarray(fit.x[1:], dtype=np.float64))
 
 
-def scale_with_gold(
-    probs: FloatArray, gold: IntArray, *, rng: np.random.Generator, folds: int = 5
-) -> FloatArray:
+def scale_with_gold(probs: FloatArray, gold: IntArray, *, rng: np.random.Generator) -> FloatArray:
     """Probabilities scaled by gold; a gold item's own answer never scales it.
 
     Args:
         probs: (n, k), rows sum to 1.
         gold: (n,) class, -1 where unknown.
         rng: deals the gold items to folds.
-        folds: number of fits that each leave a part of the gold items out.
 
     Returns:
         (n, k); rows sum to 1.
 
     Raises:
-        ValueError: fewer gold items than folds.
+        ValueError: fewer gold items than ``FOLDS``.
     """
     rows = rng.permutation(np.flatnonzero(gold >= 0))
-    if len(rows) < folds:
-        raise ValueError(f"{len(rows)} gold items cannot be dealt to {folds} folds")
+    if len(rows) < FOLDS:
+        raise ValueError(f"{len(rows)} gold items cannot be dealt to {FOLDS} folds")
     out = fit_scaling(probs[rows], gold[rows]).apply(probs)
-    for part in np.array_split(rows, folds):
+    for part in np.array_split(rows, FOLDS):
         rest = np.setdiff1d(rows, part)
         out[part] = fit_scaling(probs[rest], gold[rest]).apply(probs[part])
     return out
@@ -304,23 +301,23 @@ class Bin:
     n: int
 
 
-def reliability(probs: FloatArray, gold: IntArray, *, bins: int = 10) -> list[Bin]:
+def reliability(probs: FloatArray, gold: IntArray) -> list[Bin]:
     """Confidence against accuracy, in bins of equally many items, least confident first.
 
     Args:
         probs: (g, k), rows sum to 1.
         gold: (g,) classes.
-        bins: as many as there are items for, 15 each, but two at least.
 
     Returns:
-        The bins; none without items.
+        As many bins as there are items for, 15 each, but two at least and ``BINS`` at most; none
+        without items.
     """
     if not len(gold):
         return []
     confidence = probs.max(axis=1)
     right = probs.argmax(axis=1) == gold
     order = np.argsort(confidence, kind="stable")
-    parts = np.array_split(order, max(2, min(bins, len(gold) // 15)))
+    parts = np.array_split(order, max(2, min(BINS, len(gold) // 15)))
     return [
         Bin(float(confidence[part].mean()), float(right[part].mean()), len(part))
         for part in parts
@@ -389,6 +386,13 @@ def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) ->
     return float(stdtr(len(worse) - 1, -worse.mean() * np.sqrt(len(worse)) / spread))
 
 
+def _check_gold(probs: FloatArray, gold: IntArray) -> None:
+    if probs.ndim != 2 or gold.shape != (len(probs),):
+        raise ValueError(
+            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
+        )
+
+
 def _softmax(logits: FloatArray) -> FloatArray:
     raised = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)
@@ -411,10 +415,7 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
         ValueError: shapes that do not fit.
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks.
     """
-    if probs.ndim != 2 or gold.shape != (len(probs),):
-        raise ValueError(
-            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
-        )
+    _check_gold(probs, gold)
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
@@ -427,9 +428,7 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
 
 def with_temperature(probs: FloatArray, temperature: float) -> FloatArray:
     """(n, k) ``softmax(log p / temperature)``; the likeliest class stays the same."""
-    logits = np.log(np.maximum(probs, TINY)) / temperature
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)
+    return _softmax(np.log(np.maximum(probs, TINY)) / temperature)
 
 
 def log_losses(probs: FloatArray, gold: IntArray) -> FloatArray:

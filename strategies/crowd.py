@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from strategies.pool import FloatArray
 
 SHRINK = 1.0  # a person's few answers count beside this many of the average person
 MAX_STEPS = 200

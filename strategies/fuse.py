@@ -1,4 +1,4 @@
-"""Several suspicions into one: fused ranks, and weights learned from what earlier rounds found."""
+"""Several suspicions into one, by their ranks, and how well one tells wrong labels from right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from strategies.calibrate import effective_size
 from strategies.pool import BoolArray, FloatArray, clip_unit
 
 
@@ -44,56 +43,6 @@ def fuse_ranks(
         places = (np.cumsum(tied) - 0.5 * (tied + 1.0))[group]  # from 0; ties share their mean
         fused += share[name] * (places / (n - 1.0) if n > 1 else np.full(n, 0.5))
     return clip_unit(fused)
-
-
-def learn_weights(
-    signals: Mapping[str, FloatArray],
-    wrong: BoolArray,
-    inclusion_prob: FloatArray | None = None,
-    *,
-    prior_gold: float = 50.0,
-) -> dict[str, float]:
-    """Weights of the signals from how well each told wrong labels from right ones so far.
-
-    A signal's skill is its area under the ROC curve above chance on the bought items, weighted by
-    1/pi because the bought items are mostly suspects already. Skill and equal weights are mixed;
-    the scarcer of wrong and right labels sets how much the skill counts.
-
-    Args:
-        signals: name -> (g,) suspicion that each bought item had when it was chosen.
-        wrong: (g,) bool, whether the LLM's label turned out wrong.
-        inclusion_prob: (g,) in (0, 1], or None for equal weights.
-        prior_gold: effective number of gold labels at which both halves count the same.
-
-    Returns:
-        Name -> weight >= 0; the mean weight is 1.
-
-    Raises:
-        ValueError: no signal, or shapes that differ.
-    """
-    if not signals:
-        raise ValueError("learn_weights needs at least one signal")
-    is_wrong = np.asarray(wrong, dtype=bool)
-    for name, values in signals.items():
-        if values.shape != is_wrong.shape:
-            raise ValueError(f"signal {name!r} must be {is_wrong.shape}, not {values.shape}")
-    pi = np.ones(len(is_wrong)) if inclusion_prob is None else inclusion_prob
-    if pi.shape != is_wrong.shape or not ((pi > 0) & (pi <= 1 + 1e-9)).all():
-        raise ValueError(f"inclusion_prob must be {is_wrong.shape} and in (0, 1]")
-    weight = 1.0 / pi
-    scarce = min(effective_size(weight[is_wrong]), effective_size(weight[~is_wrong]))
-    equal = dict.fromkeys(signals, 1.0)
-    if scarce == 0:
-        return equal
-    skill = {
-        name: max(0.0, 2.0 * weighted_auroc(values, is_wrong, weight) - 1.0)
-        for name, values in signals.items()
-    }
-    mean = sum(skill.values()) / len(skill)
-    if mean == 0:
-        return equal
-    trust = 2.0 * scarce / (2.0 * scarce + prior_gold)
-    return {name: (1.0 - trust) + trust * skill[name] / mean for name in signals}
 
 
 def weighted_auroc(scores: FloatArray, positive: BoolArray, weight: FloatArray) -> float:

@@ -37,13 +37,7 @@ class Repaired:
     source: NDArray[np.str_]
 
 
-def repair(
-    pool: Pool,
-    mode: Mode,
-    *,
-    inclusion_prob: FloatArray | None = None,
-    rng: np.random.Generator,
-) -> Repaired:
+def repair(pool: Pool, mode: Mode, *, rng: np.random.Generator) -> Repaired:
     """Labels and weights of all items: gold where it is known, else the LLM's label, mended.
 
     Items with gold are always their gold label at weight 1. For the others:
@@ -65,8 +59,6 @@ def repair(
     Args:
         pool: uses everything it has.
         mode: one of the above.
-        inclusion_prob: (n,) probability with which each gold item was chosen, read only where
-            gold is known; None uses the pool's.
         rng: deals the gold items into folds.
 
     Returns:
@@ -77,7 +69,6 @@ def repair(
     """
     if mode not in MODES:
         raise ValueError(f"Unknown repair {mode!r}. Available: {', '.join(MODES)}.")
-    pi = pool.inclusion_prob if inclusion_prob is None else inclusion_prob
     gold = pool.gold >= 0
     kept: FloatArray = np.eye(pool.k)[np.where(gold, pool.gold, pool.y_llm)]
     y, weight = kept.copy(), np.ones(pool.n)
@@ -94,7 +85,7 @@ def repair(
             weight[rows] = 1.0 - p_wrong[rows]
         else:
             weight[rows] = np.where(p_wrong[rows] > 0.5, 0.0, 1.0)
-        _restore_buried(pool, y, weight, kept, p_wrong, class_floor(pool, pi))
+        _restore_buried(pool, y, weight, kept, p_wrong, class_floor(pool))
     if pool.unsure is not None:
         weight[pool.unsure & ~gold] = 0.0  # the LLM's word is not better than people's
     changed = np.abs(y - kept).max(axis=1, initial=0.0) > 1e-9
@@ -180,12 +171,11 @@ def _trust(pool: Pool) -> float:
     return float(g**2 / (g**2 + SCARCE_GOLD**2))
 
 
-def class_floor(pool: Pool, inclusion_prob: FloatArray | None) -> FloatArray:
+def class_floor(pool: Pool) -> FloatArray:
     """The share of training weight below which no repair may push a class.
 
     Args:
-        pool: uses ``gold`` and ``y_llm``.
-        inclusion_prob: (n,), read where gold is known, or None.
+        pool: uses ``gold``, ``y_llm`` and ``inclusion_prob``.
 
     Returns:
         (k,) ``FLOOR_FRAC`` of the weighted gold's class shares, those smoothed by 50 labels
@@ -193,7 +183,7 @@ def class_floor(pool: Pool, inclusion_prob: FloatArray | None) -> FloatArray:
     """
     llm = np.bincount(pool.y_llm, minlength=pool.k) / pool.n
     said = prior_from_gold(
-        pool.gold, inclusion_prob, pool.k, pseudo=PRIOR_GOLD / pool.k, towards=llm
+        pool.gold, pool.inclusion_prob, pool.k, pseudo=PRIOR_GOLD / pool.k, towards=llm
     )
     kept = np.bincount(np.where(pool.gold >= 0, pool.gold, pool.y_llm), minlength=pool.k) / pool.n
     return np.minimum(FLOOR_FRAC * said, kept)

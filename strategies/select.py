@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.pool import FloatArray, IntArray, Vectors
+from strategies.pool import FloatArray, IntArray
 
 MOST_COMPARED = 4000  # candidates that are compared with one another, or 10 for each item drawn
 
@@ -40,10 +40,6 @@ def select_batch(
     *,
     audit_frac: float,
     rng: np.random.Generator,
-    y_llm: IntArray | None = None,
-    min_class_frac: float = 0.0,
-    embeddings: Vectors | None = None,
-    same_text: float | None = None,
     about: FloatArray | None = None,
     cover: bool = False,
 ) -> Batch:
@@ -52,9 +48,7 @@ def select_batch(
     ``round(audit_frac * n)`` items are audited (at least one where ``audit_frac`` > 0 and n > 1).
     How many of them come from the top of the order, where the suspects are, is settled first, and
     the audit is then drawn from the top and from the rest apart: so every probability is known
-    exactly, however the two draws are made. With ``about`` they are spread over the texts. Class
-    quotas and the spread over near-identical texts only change the fixed order in which suspects
-    are taken; the inclusion probabilities follow from that order and stay exact.
+    exactly, however the two draws are made. With ``about`` they are spread over the texts.
 
     Args:
         suspicion: (pool,) higher = more suspect. A strategy that draws random numbers makes the
@@ -63,23 +57,16 @@ def select_batch(
         n: size of the batch.
         audit_frac: share of the batch drawn uniformly, in [0, 1].
         rng: source of the audit and of the order of ties.
-        y_llm: (pool,) predicted classes, needed by ``min_class_frac``.
-        min_class_frac: share of the suspects that every predicted class gets at least, as long as
-            it has candidates; at most one over the number of classes.
-        embeddings: (pool, d), needed by ``same_text``.
-        same_text: cosine from which two texts count as the same; of such texts only the most
-            suspect is taken as long as others are left. An audit item may still resemble one.
         about: (pool, c) what each text is about; the random items then lie far apart in this
             space, see ``spread_sample``. None draws them independently of it.
         cover: draws the whole batch at random: 'coverage' items in the place of suspects.
 
     Returns:
-        The batch. Ties are in random order; without the two options the probability of tied items
-        is their common one, with them it is conditional on the order drawn.
+        The batch. Ties are in random order; the probability of tied items is their common one.
 
     Raises:
         ValueError: more items asked than there are candidates, candidates that repeat or lie
-            outside the pool, suspicion that is not finite, or an option without its array.
+            outside the pool, or suspicion that is not finite.
     """
     _check(suspicion, candidates, n, audit_frac)
     if n == 0:
@@ -103,22 +90,9 @@ def select_batch(
     score = suspicion[candidates]
     order = np.lexsort((rng.random(total), -score))
     ranked, score = candidates[order].astype(np.int64), score[order]
-    plain = min_class_frac == 0 and same_text is None
-    if not plain:
-        front = _preferred(
-            ranked,
-            n,
-            y_llm=y_llm,
-            min_class_frac=min_class_frac,
-            embeddings=embeddings,
-            same_text=same_text,
-        )
-        rest = np.setdiff1d(np.arange(total), front, assume_unique=True)
-        ranked = ranked[np.concatenate([front, rest])]
     design = audit_design(total, n_audit=n_audit, n_suspect=n - n_audit)
-    pi, audit_prob = design.inclusion_prob, design.audit_prob
-    if plain:
-        pi, audit_prob = _mean_over_ties(pi, score), _mean_over_ties(audit_prob, score)
+    pi = _mean_over_ties(design.inclusion_prob, score)
+    audit_prob = _mean_over_ties(design.audit_prob, score)
     at_top = design.fewest + int(rng.random() < design.one_more)
     top, below = np.split(np.arange(total), [n - n_audit + at_top])
     audit = np.concatenate([draw(top, at_top), draw(below, n_audit - at_top)])
@@ -250,64 +224,6 @@ def _interleave(
     place[reason == why] = others
     place[reason == "audit"] = audit
     return place, reason
-
-
-def _preferred(
-    ranked: IntArray,
-    n: int,
-    *,
-    y_llm: IntArray | None,
-    min_class_frac: float,
-    embeddings: Vectors | None,
-    same_text: float | None,
-) -> IntArray:
-    """Places in ``ranked`` of the first n items of the order with quotas and spread.
-
-    Every item taken is the most suspect of the class furthest behind its quota, or of all where no
-    class is behind; near-identical texts of what was taken wait until nothing else is left.
-    """
-    classes: IntArray = np.zeros(len(ranked), dtype=np.int64)
-    if min_class_frac > 0:
-        if y_llm is None:
-            raise ValueError("min_class_frac needs y_llm, the predicted classes")
-        classes = np.asarray(y_llm[ranked])
-        present = len(np.unique(classes))
-        if min_class_frac * present > 1 + 1e-9:
-            raise ValueError(
-                f"min_class_frac must be at most 1/{present} with {present} predicted classes,"
-                f" not {min_class_frac}"
-            )
-    units: NDArray[np.float32] | None = None
-    if same_text is not None:
-        if embeddings is None:
-            raise ValueError("same_text needs embeddings")
-        units = embeddings[ranked].astype(np.float32)
-        units /= np.maximum(np.linalg.norm(units, axis=1, keepdims=True), 1e-12)
-    # One queue per class, each in falling suspicion; `head` points at its next item.
-    queues = {int(c): np.flatnonzero(classes == c) for c in np.unique(classes)}
-    head = dict.fromkeys(queues, 0)
-    held = dict.fromkeys(queues, 0)
-    taken: list[int] = []
-    waiting: list[int] = []
-    kept = None if units is None else np.empty((n, units.shape[1]), dtype=np.float32)
-    while len(taken) < n:
-        open_ = [c for c in queues if head[c] < len(queues[c])]
-        if not open_:
-            break
-        due = min_class_frac * (len(taken) + 1)
-        behind = [c for c in open_ if held[c] + 1 <= due + 1e-9]
-        best = min(behind or open_, key=lambda c: queues[c][head[c]])
-        place = int(queues[best][head[best]])
-        head[best] += 1
-        if units is not None and kept is not None and same_text is not None:
-            if taken and float((kept[: len(taken)] @ units[place]).max()) >= same_text:
-                waiting.append(place)
-                continue
-            kept[len(taken)] = units[place]
-        taken.append(place)
-        held[best] += 1
-    taken += sorted(waiting)[: n - len(taken)]
-    return np.array(taken, dtype=np.int64)
 
 
 def _check(suspicion: FloatArray, candidates: IntArray, n: int, audit_frac: float) -> None:

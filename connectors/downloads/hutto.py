@@ -155,14 +155,12 @@ def write_demo_texts(
     test: int,
     dev: int = 0,
     seed: int = 0,
-    part: str = "tweets",
     archive: Path | None = None,
 ) -> None:
-    """Writes a campaign's texts, drawn at random: id, text, gold, split, ratings (as labels).
+    """Writes a campaign's texts, random tweets: id, text, gold, split, ratings (as labels).
 
     Texts without a word of two letters, and all but the first of those that say the same, are left
-    out. Test and dev texts are drawn
-    first, so that they stay the same when the pool grows.
+    out. Test and dev texts are drawn first, so that they stay the same when the pool grows.
 
     Args:
         path: ``.jsonl`` or ``.parquet``.
@@ -177,14 +175,14 @@ def write_demo_texts(
     from connectors.texts.write import write_labels
 
     usable: dict[str, HuttoText] = {}
-    for text in load(part, archive=archive):
+    for text in load(archive=archive):
         if _WORD.search(text.text):
             usable.setdefault(bare_words(text.text), text)
     texts = list(usable.values())
     splits = ["test"] * test + ["dev"] * dev + ["pool"] * pool
     if len(splits) > len(texts):
         raise DataError(
-            f"{len(splits):,} texts are asked for, and {part} has {len(texts):,}; ask for fewer."
+            f"{len(splits):,} texts are asked for, and tweets has {len(texts):,}; ask for fewer."
         )
     drawn = np.random.default_rng([seed, 0]).permutation(len(texts))[: len(splits)]
     chosen = sorted(

@@ -51,7 +51,6 @@ class Pull:
         self._project = project
         self._names = names
         self._people: dict[int, str] = {}
-        self.ignored_tasks = 0  # tasks of the project that are not ours, seen by the last fetch
 
     def fetch(self, cursor: str | None) -> Fetched:
         """Tasks of ours that changed since the cursor, each with all its annotations.
@@ -73,14 +72,12 @@ class Pull:
             )
             last, cursor = None, None
             listing = self._changed(None)
-        self.ignored_tasks = 0
         tasks: list[FetchedTask] = []
         for row in listing.rows:
             data = row.get("data")
             item_id = data.get("ext_id") if isinstance(data, Mapping) else None
             if not isinstance(item_id, str) or _NOT_STORED.search(item_id):
-                self.ignored_tasks += 1
-                continue
+                continue  # a task of somebody else's
             answers = self._answers(row.get("annotations"), str(row["id"]), item_id)
             tasks.append(FetchedTask(str(row["id"]), item_id, answers))
         newest = _newest(listing)

@@ -231,11 +231,6 @@ class LabelStudioReviewer:
             self._pull = Pull(self._client, self._id(), self._names)
         return self._pull.fetch(cursor)
 
-    @property
-    def ignored_tasks(self) -> int:
-        """Tasks of the project that are not ours, seen by the last fetch."""
-        return self._pull.ignored_tasks if self._pull else 0
-
     def ask(self, wanted: Mapping[str, int]) -> None:
         """Opens tasks again until so many people answered each.
 

@@ -182,7 +182,6 @@ def up(
     data_dir: Path | None = None,
     progress: Say = _silent,
     show: Show = show_nothing,
-    timeout_s: float = START_TIMEOUT_S,
 ) -> ServerInfo:
     """Starts the server, or returns the one that is running.
 
@@ -218,12 +217,13 @@ def up(
         state["version"], state["submit_keys"] = version, SUBMIT_KEYS
         _write(folder, state)  # before the start: the account must never be one we do not know
         data = folder / "data"
+        timeout_s = START_TIMEOUT_S
         if _database():
             data.mkdir(mode=0o700, exist_ok=True)
             progress("Label Studio keeps its data in PostgreSQL; the first start takes minutes")
             timeout_s *= 4  # every migration is run there, without a template
         elif not (data / "label_studio.sqlite3").exists():
-            template = _template(python, version, progress, timeout_s)
+            template = _template(python, version, progress)
             _copy(template, data)
         progress("starting Label Studio")
         _launch(python, folder, state)
@@ -395,7 +395,7 @@ def _version_of(python: Path) -> str:
     return installed[-1].name.removeprefix("label_studio-").removesuffix(".dist-info")
 
 
-def _template(python: Path, version: str, progress: Say, timeout_s: float) -> Path:
+def _template(python: Path, version: str, progress: Say) -> Path:
     """An empty, migrated data folder without any account or key in it."""
     _private(home())
     template = home() / f"template-{version}"
@@ -418,11 +418,12 @@ def _template(python: Path, version: str, progress: Say, timeout_s: float) -> Pa
                         stdout=out,
                         stderr=out,
                         check=False,
-                        timeout=timeout_s,
+                        timeout=START_TIMEOUT_S,
                     )
                 except subprocess.TimeoutExpired as exc:
                     raise ReviewerError(
-                        f"Label Studio's database was not ready after {timeout_s:.0f} s; see {log}."
+                        f"Label Studio's database was not ready after {START_TIMEOUT_S:.0f} s;"
+                        f" see {log}."
                     ) from exc
             if done.returncode != 0:
                 raise ReviewerError(f"Label Studio's database cannot be prepared; see {log}.")
@@ -607,13 +608,11 @@ def _is_ours(pid: int, folder: Path) -> bool:
 # talking to it
 
 
-def _client(url: str, token: str | None = None, timeout_s: float = 30.0) -> httpx.Client:
+def _client(url: str, token: str | None = None) -> httpx.Client:
     import httpx
 
     headers = {} if token is None else {"Authorization": f"Token {token}"}
-    return httpx.Client(
-        base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=_tls()
-    )
+    return httpx.Client(base_url=url, headers=headers, timeout=30.0, trust_env=False, verify=_tls())
 
 
 @cache

@@ -16,6 +16,7 @@ from loop.llm.votes import LlmVotes
 from loop.ports import FloatArray, IntArray, News, SourceText, no_news
 
 SHOWN = 5  # values named in one line
+TEST_FRAC = 0.3  # of the rows, held out for testing where no split is named
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,6 @@ def data_from_rows(
     llm_columns: Sequence[str],
     embed: Callable[[Sequence[str]], NDArray[np.float32]],
     *,
-    test_frac: float = 0.3,
-    seed: int = 0,
     read_label: Callable[[Any, Sequence[str]], str | None] = lambda value, _names: str(value),
     say: News = no_news,
 ) -> BenchData:
@@ -102,12 +101,10 @@ def data_from_rows(
     Args:
         name: shown in tables.
         rows: those without a gold label are left out. Where a row names the split 'test', the test
-            texts are those of that split; else a share is drawn at random.
+            texts are those of that split; else ``TEST_FRAC`` of them are drawn at random.
         llm_columns: columns with LLM labels: the first is the label that the LLM gives, all of
             them are its votes. Rows whose first column holds no class are left out of the pool.
         embed: (n, d) embeddings of n texts.
-        test_frac: share of the rows held out for testing where no split is named.
-        seed: of that draw.
         read_label: which of the classes a value of an LLM column names, None for none.
         say: told which LLM labels were read in another spelling or not at all, and which gold
             classes are nearly of one name.
@@ -136,7 +133,7 @@ def data_from_rows(
             " those to test on, or leave the split column out: a share is then drawn at random."
         )
     else:
-        is_test = np.random.default_rng(seed).permutation(len(known)) < test_frac * len(known)
+        is_test = np.random.default_rng(0).permutation(len(known)) < TEST_FRAC * len(known)
     _tell_near_names(labels, say)
     said = np.array(
         [_classes(known, column, labels, read_label, say) for column in llm_columns],

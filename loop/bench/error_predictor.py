@@ -13,19 +13,18 @@ from strategies.fuse import fuse_ranks, weighted_auroc
 from strategies.logistic import fit_logistic, logistic_probs
 from strategies.pool import BoolArray, FloatArray, IntArray, Pool, Vectors, clip_unit
 from strategies.signals.consistency import flip_rate, jensen_shannon
-from strategies.signals.learned_error import (
-    BASE_ERROR,
-    COMPONENTS,
-    MAX_WEIGHT_RATIO,
-    PENALTY,
-    PRIOR_GOLD,
-    PSEUDO_GOLD,
-    RIDGE_GRID,
-)
+from strategies.signals.learned_error import PRIOR_GOLD
 from strategies.signals.neighbours import knn_disagreement
 from strategies.signals.students import student_disagreement
 from strategies.signals.uncertainty import entropy, entropy_calibrated, margin, off_label_mass
 from strategies.threads import one_blas_thread
+
+BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
+PSEUDO_GOLD = 2.0
+PENALTY = 4.0  # of the squared coefficients, with plenty of gold
+MAX_WEIGHT_RATIO = 10.0
+COMPONENTS = 16
+RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
 
 
 @dataclass(frozen=True)

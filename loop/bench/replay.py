@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from loop.bench.data_sets import BenchData
 from loop.bench.policies import Policy
+from loop.bench.preferred import preferred
+from loop.bench.signal_weights import learn_weights
 from loop.campaign.metrics import Suspects
 from loop.measure.llm_quality import suspect_metrics
 from loop.ports import FloatArray, IntArray
@@ -239,7 +241,7 @@ def _choose(
 ) -> tuple[Batch, FloatArray, dict[str, FloatArray]]:
     """What to buy, and the suspicion and the signals of all items."""
     from loop.pool_arrays import suspicion_by
-    from strategies.fuse import fuse_ranks, learn_weights
+    from strategies.fuse import fuse_ranks
     from strategies.select import Batch, select_batch
     from strategies.signals.components import SPREAD_OVER, leading_components
 
@@ -267,16 +269,23 @@ def _choose(
         weights = learn_weights(past, wrong, chance)
     suspicion = fuse_ranks(signals, weights)
     about = leading_components(data.embeddings, SPREAD_OVER) if policy.spread_audit else None
+    order = suspicion
+    if policy.min_class_frac or policy.same_text is not None:
+        order = preferred(
+            suspicion,
+            candidates,
+            size,
+            pool,
+            min_class_frac=policy.min_class_frac,
+            same_text=policy.same_text,
+            rng=rng,
+        )
     batch = select_batch(
-        suspicion,
+        order,
         candidates,
         size,
         audit_frac=policy.audit_frac,
         rng=rng,
-        y_llm=pool.y_llm,
-        min_class_frac=policy.min_class_frac,
-        embeddings=pool.embeddings,
-        same_text=policy.same_text,
         about=about,
         cover=cover,
     )

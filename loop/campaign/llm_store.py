@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import delete, exists, func, insert, inspect, update
 from sqlmodel import Session, col, select
 
@@ -22,7 +21,7 @@ from loop.campaign.tables import (
     damaged,
     now,
 )
-from loop.ports import FloatArray, IntArray
+from loop.ports import BoolArray, FloatArray, IntArray
 
 OTHER_ITEM = inspect(Item).local_table.alias("other_item")
 """The table of texts beside itself in a query; such an alias costs 1 ms each time it is made."""
@@ -31,8 +30,6 @@ _NEW_VOTES = insert(VoteBlock)
 
 BLOCKS_AT_ONCE = 64
 """Blocks of votes that are in memory while all are read."""
-
-BoolArray = NDArray[np.bool_]
 
 
 class Spent(NamedTuple):

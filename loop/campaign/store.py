@@ -231,7 +231,10 @@ class Store(Database, LlmStore):
         return dict(map(tuple, self._of(item_ids, _TEXTS)))
 
     def _of(self, item_ids: Collection[str], query: Any) -> Iterator[Any]:
-        """The same by their ids alone."""
+        """Rows of ``query`` for the texts with these ids, in any order.
+
+        Reads everything where most texts are wanted.
+        """
         ids = list(item_ids)
         with self.transaction() as session:
             connection = session.connection()
@@ -554,21 +557,13 @@ class Store(Database, LlmStore):
 
     # answers and gold: what people said
 
-    def annotations(
-        self,
-        campaign: str,
-        item_ids: Iterable[str] | None = None,
-        *,
-        session: Session | None = None,
-    ) -> list[Annotation]:
+    def annotations(self, campaign: str, *, session: Session | None = None) -> list[Annotation]:
         """Current answers: those not superseded."""
         with self.within(session) as session:
             query = select(Annotation).where(
                 Annotation.campaign == campaign, col(Annotation.superseded_at).is_(None)
             )
-            rows = session.exec(query.order_by(col(Annotation.id))).all()
-        wanted = None if item_ids is None else set(item_ids)
-        return [a for a in rows if wanted is None or a.item_id in wanted]
+            return list(session.exec(query.order_by(col(Annotation.id))).all())
 
     def answer_counts(self, session: Session, campaign: str) -> dict[str, int]:
         """How many people have answered, by the id that a task carries; read in ``session``."""

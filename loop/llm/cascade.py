@@ -14,16 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loop.ports import FloatArray, IntArray
+from loop.ports import BoolArray, FloatArray, IntArray
 from strategies.logistic import fit_logistic, logistic_probs
 from strategies.threads import one_blas_thread
-
-BoolArray = NDArray[np.bool_]
 
 WAVES = 12  # the budget for further calls is spent in about so many waves, learning in between
 SMALLEST_WAVE = 24
@@ -31,40 +27,6 @@ SCOUTS = 0.25  # share of the first wave drawn at random, so that sure items are
 LEAST_VALUE = 0.01  # a call that finds less than one flip in a hundred is not made
 ENOUGH = 40  # calls from which the learned chance may end the cascade
 CAP = 12.0  # log-odds beyond which an answer is as sure as can be
-
-
-@dataclass(frozen=True)
-class Consistency:
-    """What the calls so far have found.
-
-    Attributes:
-        items: items whose first variant was answered.
-        calls: answers of all variants.
-        flipped: items with a variant whose calibrated label differs from the first one's.
-    """
-
-    items: int
-    calls: int
-    flipped: int
-
-    @property
-    def calls_per_item(self) -> float:
-        """Mean number of answers per item."""
-        return self.calls / self.items if self.items else 0.0
-
-
-def consistency(probs: FloatArray, view: FloatArray) -> Consistency:
-    """Counts calls and flips.
-
-    Args:
-        probs: (n, m, k), NaN where a variant was not asked.
-        view: (n, m, k) the same, calibrated.
-
-    Returns:
-        Items, calls and flipped items.
-    """
-    taken = _taken(probs)
-    return Consistency(int(taken[:, 0].sum()), int(taken.sum()), int(flipped(view).sum()))
 
 
 def flipped(view: FloatArray) -> BoolArray:

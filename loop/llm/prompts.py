@@ -27,8 +27,8 @@ def draw_demonstrations(
 ) -> list[tuple[Demonstration, ...]]:
     """One set of demonstrations per variant, balanced over classes, in random order.
 
-    Sets differ as long as there are enough candidates. Every variant takes each class in turn,
-    beginning with another class, so that no class is left out when shots < classes.
+    Sets differ as long as there are enough candidates. Variants take the classes in turn, each
+    continuing where the one before stopped.
     """
     by_class = {name: [d for d in candidates if d.label == name] for name in labels}
     for drawn in by_class.values():

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, ItemKey
 from loop.errors import AnnotatorError
-from loop.ports import FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from loop.ports import BoolArray, FloatArray, IntArray
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from loop.campaign.metrics import Metric
-from loop.measure.metric import FloatArray, IntArray, replicates, seed_spread, with_width
+from loop.measure.metric import replicates, seed_spread, with_width
+from loop.ports import FloatArray, IntArray
 
 BOOTSTRAP = 1000
 

@@ -10,12 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from loop.ports import FloatArray, IntArray
 from strategies.estimate import share_interval, unseen
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
 
 _CHUNK_CELLS = 8_000_000  # bootstrap weights held at once (64 MB), whatever n is
 
@@ -206,9 +203,3 @@ def with_width(
         open_ = scale * unseen(n)
         return low - open_, high + open_
     return share_interval(min(max(low, 0.0), 1.0), n)
-
-
-def effective(weight: FloatArray) -> float:
-    """Number of equally weighted items that would say as much as these; 0 for none."""
-    total = float((weight**2).sum())
-    return float(weight.sum()) ** 2 / total if total else 0.0

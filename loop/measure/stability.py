@@ -22,9 +22,6 @@ from numpy.typing import ArrayLike
 
 from loop.campaign.metrics import AGREEMENT, METRICS, ONE_CLASS, Metric, Over, Stability
 from loop.measure.metric import (
-    FloatArray,
-    IntArray,
-    effective,
     item_sums,
     metrics_of,
     one_class,
@@ -32,6 +29,8 @@ from loop.measure.metric import (
     seed_spread,
     with_width,
 )
+from loop.ports import FloatArray, IntArray
+from strategies.calibrate import effective_size
 
 ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
@@ -59,35 +58,14 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def alpha_k(preds: ArrayLike) -> float:
-    """Krippendorff's alpha across seeds, nominal, in closed form.
-
-    Returns:
-        At most 1; nan with fewer than two seeds, no items, or one class everywhere.
-    Source: Krippendorff 2011, Computing Krippendorff's Alpha-Reliability.
-    """
-    return _single("alpha_k", preds)
-
-
-def p_uc(preds: ArrayLike) -> float:
-    """Share of items whose prediction is unchanged over all seeds, in [0, 1].
-
-    It falls as seeds are added: compare only equal numbers of seeds.
-    """
-    return _single("p_uc", preds)
-
-
 def churn(preds: ArrayLike) -> float:
     """Share of items on which two different seeds disagree, mean over pairs of seeds.
 
     Source: Milani Fard et al. 2016, Launch and Iterate: Reducing Prediction Churn.
     """
-    return _single("churn", preds)
-
-
-def reliable_accuracy(preds: ArrayLike, y: ArrayLike) -> float:
-    """Share of items that every seed gets right, in [0, 1]; y = -1 leaves an item out."""
-    return _single("reliable_accuracy", preds, y)
+    checked = _checked(preds)
+    sums = item_sums(checked, None, int(checked.max(initial=0)) + 1)
+    return float(metrics_of(sums, np.ones((1, checked.shape[1])), checked.shape[0])["churn"][0])
 
 
 def measure(
@@ -229,7 +207,7 @@ def paired_difference(
     over: Over = "items and seeds",
     rng: np.random.Generator,
 ) -> Difference:
-    """Whether b is more stable, or more often right, than a on the same items.
+    """Whether b is more stable, or more often right, than a on the same items; for benchmarks.
 
     Arguments, errors and source as in ``paired_differences``, of one metric.
     """
@@ -362,12 +340,12 @@ def _spreads_of_difference(
 
 
 def metric_replicates(
-    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000, seed: int = 0
+    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000
 ) -> dict[str, FloatArray]:
-    """Bootstrap replicates of each of ``METRICS``, over items.
+    """Bootstrap replicates of each of ``METRICS``, over items; for ``loop.bench``.
 
-    Calls with the same seed and the same number of items share their draws, so that replicates of
-    several sets of predictions may be subtracted or divided one by one.
+    Calls with the same number of items share their draws, so that replicates of several sets of
+    predictions may be subtracted or divided one by one.
 
     Returns:
         Metric -> (bootstrap,) values, nan where a replicate leaves the metric undefined.
@@ -377,7 +355,7 @@ def metric_replicates(
     sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
     drawn = [
         metrics_of(sums, weights, checked.shape[0])
-        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(seed))
+        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(0))
     ]
     undefined = AGREEMENT if one_class(checked) else ()
     return {
@@ -394,15 +372,15 @@ def metric_replicates(
 def _sizes(base: FloatArray, gold: IntArray | None, k: int) -> tuple[float, float, list[float]]:
     """Items, items of known class, and items of each class, counted as if of equal weight."""
     if gold is None:
-        return effective(base), 0.0, [0.0] * k
-    of_class = [effective(base[gold == c]) for c in range(k)]
-    return effective(base), effective(base[gold >= 0]), of_class
+        return effective_size(base), 0.0, [0.0] * k
+    of_class = [effective_size(base[gold == c]) for c in range(k)]
+    return effective_size(base), effective_size(base[gold >= 0]), of_class
 
 
 def _predicted(preds: IntArray, base: FloatArray, gold: IntArray | None, k: int) -> list[float]:
     """Items of known class that some seed gives each class: what precision is a share of."""
     known = np.ones(len(base), dtype=bool) if gold is None else gold >= 0
-    return [effective(base[known & (preds == c).any(axis=0)]) for c in range(k)]
+    return [effective_size(base[known & (preds == c).any(axis=0)]) for c in range(k)]
 
 
 def _expected(preds: IntArray) -> float:
@@ -477,13 +455,6 @@ def _rare_notes(preds: IntArray, k: int) -> list[str]:
         else:
             notes.append("")
     return notes
-
-
-def _single(name: str, preds: ArrayLike, y: ArrayLike | None = None) -> float:
-    checked = _checked(preds)
-    k = int(max(checked.max(initial=0), np.asarray(y).max(initial=0) if y is not None else 0)) + 1
-    sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
-    return float(metrics_of(sums, np.ones((1, checked.shape[1])), checked.shape[0])[name][0])
 
 
 # what comes in

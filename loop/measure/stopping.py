@@ -42,13 +42,19 @@ def why_good_enough(config: Config, rounds: Sequence[Round]) -> str | None:
     """Why the labels are good enough to stop by ``rounds.stop_below``, or None."""
     wanted = config.rounds.stop_below
     done = measured_rounds([r for r in rounds if r.stage == "done"])
-    quality = done[-1][1].label_quality if done else None
+    if wanted is None or not done:
+        return None
+    reason = _few_remain(done[-1][1], wanted)
+    return reason and f"{reason} (rounds.stop_below = {wanted:g})"
+
+
+def _few_remain(newest: RoundMetrics, wanted: float) -> str | None:
+    quality = newest.label_quality
     bound = quality.remaining_at_most if quality else None
-    if wanted is None or bound is None or bound > wanted:
+    if bound is None or bound > wanted:
         return None
     return (
         f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong or missing"
-        f" (rounds.stop_below = {wanted:g})"
     )
 
 
@@ -57,14 +63,7 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
         return None
     newest = rounds[-1]
     if name == "remaining-error":
-        quality = newest.label_quality
-        bound = quality.remaining_at_most if quality else None
-        if bound is None or bound > value:
-            return None
-        return (
-            f"with 95 % confidence at most {100 * bound:.1f} % of the labels are still wrong or"
-            " missing"
-        )
+        return _few_remain(newest, value)
     if name == "gain":
         gain = newest.compared.get("previous", {}).get("accuracy")
         if gain is None or not gain.has_interval or gain.high >= value:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from strategies.estimate import share_interval
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,7 @@ class Rate:
         """None of nothing."""
         if n == 0:
             return None
-        z2 = 1.96**2
-        share = hits / n
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = 1.96 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-        return cls(share, max(0.0, centre - half), min(1.0, centre + half), n)
+        return cls(hits / n, *share_interval(hits / n, n), n)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import median
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def people(
             flags.append(MISSES)
         if fast >= MIN_FAST and fast > FAST_FRAC * len(own):
             flags.append(HURRIES)
-        shown.append(Person(**{**vars(person), "flags": tuple(flags)}))
+        shown.append(replace(person, flags=tuple(flags)))
     return shown
 
 

@@ -127,14 +127,9 @@ class FrozenStudent:
         encoder: the embeddings' revision.
     """
 
-    def __init__(
-        self,
-        embed: Callable[[Sequence[str]], NDArray[np.float32]],
-        encoder: str,
-        heads: FrozenHeads | None = None,
-    ) -> None:
+    def __init__(self, embed: Callable[[Sequence[str]], NDArray[np.float32]], encoder: str) -> None:
         self._embed = embed
-        self._heads = heads or FrozenHeads()
+        self._heads = FrozenHeads()
         self.revision = f"{self._heads.revision} on {encoder}"
 
     def embed(self, texts: Sequence[str], progress: Progress = no_progress) -> NDArray[np.float32]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from loop.ports import FloatArray
 
 DRAWS = 4000
 EXPONENTS = (0.15, 3.0)

@@ -19,15 +19,13 @@ from loop.chance import stream
 from loop.errors import StageError
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
-    FloatArray,
-    IntArray,
     item_sums,
     metrics_of,
     one_class,
     replicates,
     with_width,
 )
-from loop.ports import Draws
+from loop.ports import Draws, FloatArray, IntArray
 from loop.report.wording import CURVE_NAMES
 from loop.studies.side_runs import SideRuns, gold_labels, llm_labels, merged_labels
 
@@ -85,7 +83,7 @@ class Plateau:
     """Learning curves side by side.
 
     Attributes:
-        curves: by kind, see ``LABELS``.
+        curves: by kind, see ``CURVE_NAMES``.
         reference: the kind that the LLM's labels are held against: gold, else merged.
         gap: the reference's asymptote minus that of the LLM's labels.
         below: the gap relative to the reference's asymptote.

@@ -24,8 +24,6 @@ from loop.campaign.tables import Round, TrainingLabels
 from loop.chance import stream
 from loop.measure.held_out import Truth
 from loop.measure.metric import (
-    FloatArray,
-    IntArray,
     item_sums,
     metrics_of,
     one_class,
@@ -33,7 +31,7 @@ from loop.measure.metric import (
     seed_spread,
     with_width,
 )
-from loop.ports import Draws
+from loop.ports import Draws, FloatArray, IntArray
 from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 from loop.studies.side_runs import SideRuns, merged_labels
 
@@ -70,7 +68,7 @@ class Variance:
     """The instability taken apart.
 
     Attributes:
-        parts: of ``PARTS`` and ``TOGETHER``, by name.
+        parts: of ``RANDOM_PARTS`` and ``PARTS_TOGETHER``, by name.
         told: one plain sentence.
         items: texts that were classified.
     """
@@ -184,7 +182,7 @@ def take_apart(
     Args:
         predictions: (n,) classes of every run of ``measure_variance``, by its name.
         bases: their number.
-        parts: names in ``PARTS``.
+        parts: names in ``RANDOM_PARTS``.
         truth: of the n texts.
         k: number of classes.
         rng: draws the replicates.

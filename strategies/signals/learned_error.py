@@ -21,15 +21,10 @@ from strategies.threads import one_blas_thread
 
 PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
 BELIEVED_FROM = 20.0  # gold labels at which P(label wrong) and the fused ranks count the same
-BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
-PSEUDO_GOLD = 2.0
-PENALTY = 4.0
-MAX_WEIGHT_RATIO = 10.0
-COMPONENTS = 16
 OPINION_PENALTY = 3.0  # of a slope or bias off its assumed value, squared, in gold labels
 RESIDUAL_PENALTY = 60.0  # 6 fits the gold of development sets with 200 labels too closely
 RESIDUAL_COMPONENTS = 64
-RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
+FOLDS = 5  # models that judge the gold items, so that none sees its own answer
 
 
 def learned_error(pool: Pool, rng: np.random.Generator) -> FloatArray:
@@ -95,7 +90,6 @@ def class_posterior(
     pool: Pool,
     *,
     rng: np.random.Generator,
-    folds: int = 5,
     evidence: FloatArray | None = None,
     also: FloatArray | None = None,
 ) -> FloatArray:
@@ -112,7 +106,6 @@ def class_posterior(
     Args:
         pool: uses everything it has; without gold it says what the assumed slopes say.
         rng: deals the gold items into folds.
-        folds: models that judge the gold items, so that none sees its own answer.
         evidence: of ``blind_evidence``, where it is at hand: finding it is costly.
         also: (v, n, k) further opinions, **out-of-fold**.
 
@@ -122,7 +115,7 @@ def class_posterior(
     """
     if evidence is None:
         evidence = blind_evidence(pool)
-    return _posterior(pool, evidence, rng=rng, folds=folds, also=also)
+    return _posterior(pool, evidence, rng=rng, also=also)
 
 
 def blind_evidence(pool: Pool) -> FloatArray | None:
@@ -142,7 +135,6 @@ def _posterior(
     evidence: FloatArray | None,
     *,
     rng: np.random.Generator,
-    folds: int = 5,
     also: FloatArray | None = None,
 ) -> FloatArray:
     """``class_posterior`` with the neighbours' evidence, which a pool without embeddings lacks."""
@@ -160,7 +152,7 @@ def _posterior(
         return posterior
     order = np.lexsort(np.round(seen.rows(known).experts.reshape(len(known), -1), 6).T[::-1])
     fold_of = np.empty(len(known), dtype=np.int64)
-    fold_of[order] = rng.permutation(np.arange(len(known)) % min(folds, len(known)))
+    fold_of[order] = rng.permutation(np.arange(len(known)) % min(FOLDS, len(known)))
     for fold in range(int(fold_of.max()) + 1):
         rest, own = known[fold_of != fold], known[fold_of == fold]
         theta = _fit_opinions(seen.rows(rest), pool.gold[rest], assumed)

@@ -165,16 +165,6 @@ def same_embedding(embeddings: Vectors) -> IntArray:
     return group
 
 
-def unit_rows(embeddings: Vectors, name: str) -> NDArray[np.float32]:
-    """Rows scaled to length 1, so that inner products are cosines.
-
-    Raises:
-        ValueError: a row has length zero.
-    """
-    check_lengths(embeddings, name)
-    return _units(embeddings)
-
-
 def _units(embeddings: Vectors) -> NDArray[np.float32]:
     rows = embeddings.astype(np.float32)
     rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]

@@ -28,12 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loop.bench.error_predictor import build_features, error_predictor, gold_free_signals
+from loop.bench.preferred import preferred
 from strategies import STRATEGIES
 from strategies.fuse import fuse_ranks
 from strategies.pool import Pool
 from strategies.repair import repair
 from strategies.select import select_batch
-from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, nearest, unit_rows
+from strategies.signals.neighbours import K_NEIGHBOURS, SPARE, nearest
 from strategies.signals.students import out_of_fold_probs
 
 CLASSES, VARIANTS, DIMENSIONS, SEEDS, TOPICS = 5, 5, 384, 5, 2000
@@ -103,14 +104,13 @@ def steps() -> dict[str, Callable[[Pool], Any]]:
     def suspicion(pool: Pool) -> Any:
         return np.random.default_rng(1).random(pool.n)
 
-    def select(pool: Pool, **options: Any) -> Any:
+    def select(pool: Pool) -> Any:
         return select_batch(
             suspicion(pool),
             np.arange(pool.n),
             min(BATCH, pool.n // 2),
             audit_frac=0.2,
             rng=np.random.default_rng(0),
-            **options,
         )
 
     def students(pool: Pool) -> Any:
@@ -132,12 +132,14 @@ def steps() -> dict[str, Callable[[Pool], Any]]:
         return repair(pool, "soft", rng=np.random.default_rng(0))
 
     def quotas(pool: Pool) -> Any:
-        return select(
+        return preferred(
+            suspicion(pool),
+            np.arange(pool.n),
+            min(BATCH, pool.n // 2),
             pool,
-            y_llm=pool.y_llm,
             min_class_frac=0.1,
-            embeddings=pool.embeddings,
             same_text=0.95,
+            rng=np.random.default_rng(0),
         )
 
     return {
@@ -146,7 +148,7 @@ def steps() -> dict[str, Callable[[Pool], Any]]:
         "fusion of 4 signals": fuse,
         "error predictor": predictor,
         f"selection of {BATCH:,}": select,
-        "the same with quotas and spread": quotas,
+        "quotas and spread": quotas,
         "repair (soft)": mend,
         "repair (soft), with the LLM's states": lambda pool: mend(with_states(pool)),
     }
@@ -213,7 +215,8 @@ def floor(pool: Pool) -> dict[str, Any]:
         found[:] = nearest(arrays_of(pool), K_NEIGHBOURS + SPARE + 1, exact_up_to=0)
 
     whole = measured(step, pool)
-    units = unit_rows(arrays_of(pool), "floor")
+    units = arrays_of(pool).astype(np.float32)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
     rows = np.random.default_rng(0).choice(pool.n, min(QUERIES, pool.n), replace=False)
     exact = faiss.IndexFlatIP(DIMENSIONS)
     exact.add(units)

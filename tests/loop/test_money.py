@@ -10,7 +10,7 @@ from loop.campaign.tables import LlmCalls
 from loop.errors import AnnotatorError, StageError, Stopped
 from loop.llm.ask import take_votes
 from loop.llm.prompts import freeze_variants
-from loop.money import account, labels_left, texts_that_fit
+from loop.money import LlmPurse, TokenPrices, account, labels_left, texts_that_fit
 from loop.next_round import open_campaign, why_finished
 from loop.people.answers import withdraw_unanswered
 from loop.ports import ClassProbs, no_progress
@@ -314,6 +314,31 @@ def test_an_interrupt_that_leaves_nothing_under_way_commits_nothing(tmp_path):
     with pytest.raises(Stopped):
         ask(ctx)
     assert money(ctx).spent_usd == money(ctx).committed_usd == pytest.approx(0.06)
+
+
+def test_a_written_token_of_a_failure_costs_what_written_tokens_do():
+    prices = TokenPrices(fresh=1.0, cached=0.5, written=3.0)
+    assert prices.usd_of_failure((10, 4, 2)) == 8 * 1.0 + 4 * 0.5 + 2 * 3.0
+
+
+def test_what_is_booked_is_no_longer_set_aside(tmp_path):
+    ctx = annotated(tmp_path, PricedLLM(), 0.6)
+    (variant,) = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
+    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
+    items = ctx.store.items("c", "pool")[:5]
+    assert purse.reserve(variant, items) == 5
+    for booked, left in ((2, 0.03), (5, 0.0)):
+        with ctx.store.transaction() as session:
+            purse.book(session, [item.id for item in items[:booked]], 0.01)
+        assert money(ctx).open_llm_usd == pytest.approx(left)  # killed now, so much is committed
+
+
+def test_cached_tokens_that_cost_more_than_others_stay_below_the_cap(tmp_path):
+    prices = CENTS | {"usd_per_million_cached_tokens": 2000.0}
+    ctx = annotated(tmp_path, PricedLLM(), 0.1, annotator=prices)
+    (variant,) = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
+    items = ctx.store.items("c", "pool")
+    assert LlmPurse(ctx.config, ctx.store, ctx.annotator).reserve(variant, items) == 5
 
 
 def test_useless_answers_are_paid_for(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.measure.stability import alpha_k
-from strategies.alpha import alpha, value_counts
+from loop.measure.stability import measure
+from strategies.alpha import alpha
 
 _ = -1
 # Krippendorff 2011, section C: four observers, twelve units, answers missing.
@@ -28,6 +28,11 @@ FOUR_OBSERVERS = (
 # Sections A and B of the same paper: two observers, no answer missing.
 TWO_OBSERVERS_BINARY = np.array([[0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]])
 TWO_OBSERVERS_NOMINAL = np.array([list("aabbdcccedda"), list("babbbccceddd")])
+
+
+def value_counts(answers, k):
+    """(n, k) how many of p people gave each class to each of n items; (p, n), -1 for no answer."""
+    return (answers[:, :, None] == np.arange(k)).sum(axis=0)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +81,12 @@ def test_it_equals_the_reference(seed, people, n, k, missing, ordinal):
     assert ours == pytest.approx(reference, abs=1e-12)
 
 
-@given(st.integers(0, 100_000), st.integers(2, 6), st.integers(1, 30), st.integers(2, 5))
+@given(st.integers(0, 100_000), st.integers(2, 6), st.integers(2, 30), st.integers(2, 5))
 @settings(max_examples=50, deadline=None)
 def test_it_equals_the_closed_form_of_complete_answers(seed, people, n, k):
     answers = np.random.default_rng(seed).integers(0, k, (people, n))
-    assert alpha(value_counts(answers, k)) == pytest.approx(alpha_k(answers), nan_ok=True)
+    closed = measure(answers, None, k, bootstrap=0, rng=np.random.default_rng(0)).alpha_k.value
+    assert alpha(value_counts(answers, k)) == pytest.approx(closed, nan_ok=True)
 
 
 @pytest.mark.parametrize("ordinal", [False, True])
@@ -119,14 +125,6 @@ def test_only_ordinal_asks_how_far_answers_lie_apart():
     counts = value_counts(near, 4), value_counts(far, 4)
     assert alpha(counts[0], ordinal=True) > alpha(counts[0])
     assert alpha(counts[1], ordinal=True) < alpha(counts[1])
-
-
-@pytest.mark.parametrize(
-    "answers", [np.array([0, 1]), np.array([[0.0, 1.0]]), np.array([[0, 3]]), np.array([[-2, 0]])]
-)
-def test_answers_that_are_no_classes_are_refused(answers):
-    with pytest.raises(ValueError, match="answers must be"):
-        value_counts(answers, 3)
 
 
 @pytest.mark.parametrize("counts", [[1, 2], [[1, -1]]])

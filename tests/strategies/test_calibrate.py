@@ -123,6 +123,13 @@ def test_weighted_gold_undoes_the_selection():
     assert weighted[1] == pytest.approx(0.1, abs=0.02)
 
 
+def test_one_heavy_weight_does_not_outvote_the_assumed_shares():
+    shares = prior_from_gold(np.array([0, 1, 1, 1]), np.array([0.01, 1, 1, 1]), 2)
+    size = 103**2 / (100**2 + 3)  # Kish's: little more than one label
+    expected = np.array([100, 3]) / 103 * size + 1
+    np.testing.assert_allclose(shares, expected / expected.sum())
+
+
 def test_little_gold_stays_near_the_assumed_shares():
     towards = np.array([0.7, 0.2, 0.1])
     gold = np.full(50, -1)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from strategies.compare import compare
+from strategies.compare import _less_bias, compare
+from strategies.estimate import unseen
 
 
 def test_by_hand():
@@ -70,3 +71,17 @@ def test_the_paired_interval_holds_the_true_gain_and_is_narrower_than_an_unpaire
     assert 88 <= held <= 99
     assert np.mean([w for w, _ in widths]) < np.mean([w for _, w in widths])
     assert kl < 0.02  # both mixes are even: nearly nothing once chance is taken off
+
+
+def test_the_rarest_class_that_there_is_says_how_well_macro_f1_is_known():
+    gold = np.repeat([0, 1, 2], [50, 48, 2])
+    _, same = compare(np.stack([gold, gold]), gold, 4, rng=np.random.default_rng(0))
+    assert same.macro_f1_gain.high == -same.macro_f1_gain.low == pytest.approx(unseen(2))
+    _, fewer = compare(np.stack([gold, gold])[:, :98], gold[:98], 4, rng=np.random.default_rng(0))
+    assert fewer.macro_f1_gain.high == pytest.approx(unseen(48))
+
+
+def test_the_bias_is_taken_off_the_value_once_and_off_the_resamples_twice():
+    found = _less_bias(np.r_[0.3, np.linspace(0.3, 0.5, 201)], 0.1)
+    assert found.value == pytest.approx(0.3 - 0.1)
+    assert (found.low, found.high) == pytest.approx((0.305 - 0.2, 0.495 - 0.2))

@@ -91,3 +91,15 @@ def test_known_classes_stay_and_teach_who_errs():
 def test_bad_known_classes_are_refused(known):
     with pytest.raises(ValueError, match="known must"):
         dawid_skene(np.zeros((5, 2), int), 3, known=known)
+
+
+def test_somebody_without_an_answer_errs_like_the_average_person():
+    _, answers = panel(np.random.default_rng(4), 800, [0.95, 0.8, 0.65])
+    found = dawid_skene(np.hstack([answers, np.full((800, 1), -1)]), 3)
+    np.testing.assert_allclose(found.confusion[3], found.confusion[:3].mean(axis=0), atol=0.01)
+
+
+def test_items_that_nobody_answered_say_nothing_of_the_class_shares():
+    answers = np.full((100, 2), -1)
+    answers[:3] = [[0, 0], [0, 0], [1, 1]]
+    assert dawid_skene(answers, 2, max_steps=1).prior == pytest.approx([2 / 3, 1 / 3])

@@ -10,6 +10,7 @@ from strategies.estimate import (
     label_quality,
     over_all_rounds,
     rate_ratio,
+    unseen,
     weighted_confusion,
 )
 from strategies.select import select_batch
@@ -390,3 +391,14 @@ def test_a_rare_class_among_the_suspects_keeps_its_share_over_many_rounds():
     assert ((last > 0) & (last <= 1)).all()
     suspects = np.where(gold >= 0, 1.0, pi)
     np.testing.assert_array_equal(over_all_rounds(gold, suspects, round_of), suspects)
+
+
+def test_where_all_foreseen_errors_are_found_texts_not_seen_may_hold_more():
+    # An audit of 20 texts found none; suspects then found 30, more than it foresaw.
+    truth = np.zeros(100, dtype=int)
+    y, gold, pi, round_of = truth.copy(), np.full(100, -1), np.ones(100), np.full(100, -1)
+    y[20:50] = 1
+    gold[:50], pi[:20], round_of[:20], round_of[20:50] = 0, 0.2, 0, 1
+    left = label_quality(y, gold, pi, 2, round_of=round_of).remaining_error
+    assert (left.value, left.low) == pytest.approx((0, 0))
+    assert left.high == pytest.approx(0.5 * unseen(20))  # half of the texts are not seen

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
-from strategies.repair import FLOOR_FRAC, MODES, class_floor, corrected_posterior, repair
+from strategies.repair import (
+    FLOOR_FRAC,
+    MODES,
+    _likeliest,
+    _restore_buried,
+    class_floor,
+    corrected_posterior,
+    repair,
+)
 from strategies.signals.learned_error import class_posterior
 from strategies.signals.students import gold_students, out_of_fold_probs
 
@@ -32,7 +40,7 @@ def confused_pool(seed=0, n=1200, gold=250, shares=(0.45, 0.45, 0.1)):
         embeddings=embeddings,
         p_student=out_of_fold_probs(embeddings, y, np.ones(n), k, seeds=2, rng=rng),
     )
-    return pool, truth, np.full(n, gold / n)
+    return pool, truth
 
 
 def share_right(mended, truth, rows):
@@ -47,11 +55,10 @@ def class_shares(mended):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_what_people_could_not_label_is_left_out_in_every_mode(mode):
-    pool, _, pi = confused_pool()
+    pool, _ = confused_pool()
     unsure = (pool.gold < 0) & (np.arange(pool.n) % 7 == 0)
     before, after = (
-        repair(p, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
-        for p in (pool, replace(pool, unsure=unsure))
+        repair(p, mode, rng=np.random.default_rng(0)) for p in (pool, replace(pool, unsure=unsure))
     )
     assert before.weight[unsure].any()
     assert not after.weight[unsure].any()
@@ -62,8 +69,8 @@ def test_what_people_could_not_label_is_left_out_in_every_mode(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_proper_labels_and_keeps_gold(mode):
-    pool, truth, pi = confused_pool()
-    out = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    pool, truth = confused_pool()
+    out = repair(pool, mode, rng=np.random.default_rng(0))
     gold = pool.gold >= 0
     np.testing.assert_allclose(out.y.sum(axis=1), 1.0)
     assert ((out.weight >= 0) & (out.weight <= 1)).all()
@@ -73,17 +80,17 @@ def test_every_mode_gives_proper_labels_and_keeps_gold(mode):
     assert np.array_equal(out.source == "dropped", out.weight == 0)
     changed = out.y.argmax(axis=1) != pool.y_llm
     assert set(out.source[changed & ~gold]) <= {"repaired"}
-    again = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    again = repair(pool, mode, rng=np.random.default_rng(0))
     np.testing.assert_array_equal(out.y, again.y)
 
 
 @pytest.mark.parametrize("mode", ["soft", "weight", "drop", "relabel"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_repair_leaves_a_larger_share_of_right_labels(mode, seed):
-    pool, truth, pi = confused_pool(seed)
+    pool, truth = confused_pool(seed)
     rows = np.flatnonzero(pool.gold < 0)
     keep = repair(pool, "keep", rng=np.random.default_rng(0))
-    out = repair(pool, mode, inclusion_prob=pi, rng=np.random.default_rng(0))
+    out = repair(pool, mode, rng=np.random.default_rng(0))
     gain = share_right(out, truth, rows) - share_right(keep, truth, rows)
     assert gain > (0.01 if mode in ("soft", "weight") else 0.03)
 
@@ -91,9 +98,9 @@ def test_repair_leaves_a_larger_share_of_right_labels(mode, seed):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("gold", [0, 4])
 def test_with_next_to_no_gold_every_mode_is_close_to_keep(mode, gold):
-    pool, _, pi = confused_pool(gold=gold)
+    pool, _ = confused_pool(gold=gold)
     keep = repair(pool, "keep", rng=np.random.default_rng(0))
-    out = repair(pool, mode, inclusion_prob=np.maximum(pi, 1e-3), rng=np.random.default_rng(0))
+    out = repair(pool, mode, rng=np.random.default_rng(0))
     tolerance = 0.0 if gold == 0 else 0.15
     assert np.abs(out.y - keep.y).max() <= tolerance
     assert np.abs(out.weight - keep.weight).max() <= tolerance
@@ -119,25 +126,24 @@ def test_a_rare_class_is_not_buried(mode):
     bought_rare = np.flatnonzero((gold >= 0) & (y == 2))
     gold[bought_rare] = 0  # gold that turns every bought item of the class away
     pool = Pool(probs=probs[:, None], y_llm=y, gold=gold, p_student=p_student)
-    pi = np.full(n, 0.2)
-    floor = class_floor(pool, pi)
-    out = repair(pool, mode, inclusion_prob=pi, rng=rng)
+    floor = class_floor(pool)
+    out = repair(pool, mode, rng=rng)
     assert (class_shares(out) >= floor - 1e-6).all()
     assert floor[2] > 0
     assert np.abs(out.y - repair(pool, "keep", rng=rng).y).max() > 0 or out.weight.min() < 1
 
 
 def test_the_guard_is_what_keeps_the_class(monkeypatch):
-    pool, _, pi = confused_pool(shares=(0.8, 0.18, 0.02))
+    pool, _ = confused_pool(shares=(0.8, 0.18, 0.02))
     monkeypatch.setattr(
         "strategies.repair.corrected_posterior",
         lambda p, rng: np.where(p.y_llm[:, None] == 2, [0.8, 0.1, 0.1], np.eye(3)[p.y_llm]),
     )
-    guarded = repair(pool, "drop", inclusion_prob=pi, rng=np.random.default_rng(0))
-    floor = class_floor(pool, pi)
+    guarded = repair(pool, "drop", rng=np.random.default_rng(0))
+    floor = class_floor(pool)
     assert class_shares(guarded)[2] >= floor[2]
-    monkeypatch.setattr("strategies.repair.class_floor", lambda p, _pi: np.zeros(p.k))
-    bare = repair(pool, "drop", inclusion_prob=pi, rng=np.random.default_rng(0))
+    monkeypatch.setattr("strategies.repair.class_floor", lambda p: np.zeros(p.k))
+    bare = repair(pool, "drop", rng=np.random.default_rng(0))
     assert class_shares(bare)[2] < floor[2]
     # Not more is restored than the floor asks for.
     spare = 2 / pool.n
@@ -145,11 +151,14 @@ def test_the_guard_is_what_keeps_the_class(monkeypatch):
 
 
 def test_the_floor_follows_weighted_gold():
-    pool, truth, pi = confused_pool(gold=600)
+    pool, truth = confused_pool(gold=600)
     shares = np.bincount(truth, minlength=3) / pool.n
     kept = np.bincount(np.where(pool.gold >= 0, pool.gold, pool.y_llm), minlength=3) / pool.n
-    floor = class_floor(pool, pi)
+    floor = class_floor(pool)
     np.testing.assert_allclose(floor, np.minimum(FLOOR_FRAC * shares, kept), atol=0.03)
+    # Gold of class 0 that was chosen for certain stands for itself alone.
+    chance = np.where(truth == 0, 1.0, 0.5)
+    assert class_floor(replace(pool, inclusion_prob=chance))[0] < 0.9 * floor[0]
 
 
 def test_the_posterior_learns_from_gold_which_class_is_meant():
@@ -171,13 +180,13 @@ def test_the_posterior_learns_from_gold_which_class_is_meant():
 
 
 def test_an_unknown_mode_is_refused():
-    pool, _, _ = confused_pool(n=50, gold=5)
+    pool, _ = confused_pool(n=50, gold=5)
     with pytest.raises(ValueError, match="Unknown repair 'burn'"):
         repair(pool, "burn", rng=np.random.default_rng(0))
 
 
 def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
-    pool, truth, _ = confused_pool(gold=150)
+    pool, truth = confused_pool(gold=150)
     rng = np.random.default_rng(5)
     noise = rng.integers(3, size=pool.n)
     llm = replace(
@@ -199,7 +208,7 @@ def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
 
 
 def test_what_only_the_llms_states_show_is_repaired_by_gold():
-    pool, truth, _ = confused_pool(gold=150)
+    pool, truth = confused_pool(gold=150)
     rng = np.random.default_rng(3)
     pool = replace(pool, embeddings=rng.normal(size=pool.embeddings.shape).astype(np.float32))
     noise = rng.normal(size=(pool.n, 12))
@@ -221,7 +230,7 @@ def test_what_only_the_llms_states_show_is_repaired_by_gold():
 def test_the_llms_states_teach_from_mended_labels_too_not_from_gold_alone():
     gains = []
     for seed in range(3):
-        pool, truth, _ = confused_pool(seed, gold=20)
+        pool, truth = confused_pool(seed, gold=20)
         rng = np.random.default_rng(3)
         pool = replace(pool, embeddings=rng.normal(size=pool.embeddings.shape).astype(np.float32))
         shown = 0.8 * rng.normal(size=(3, 24))[truth] + rng.normal(size=(pool.n, 24))
@@ -237,7 +246,7 @@ def test_the_llms_states_teach_from_mended_labels_too_not_from_gold_alone():
 
 
 def test_an_items_own_gold_never_enters_its_posterior():
-    pool, truth, _ = confused_pool(n=300, gold=60)
+    pool, truth = confused_pool(n=300, gold=60)
     row = int(np.flatnonzero(pool.gold >= 0)[0])
     lied = pool.gold.copy()
     lied[row] = (truth[row] + 1) % 3
@@ -251,7 +260,7 @@ def test_an_items_own_gold_never_enters_its_posterior():
 
 @pytest.mark.parametrize("mode", ["soft", "weight", "drop", "relabel"])
 def test_fine_tuned_students_that_know_better_make_labels_better(mode):
-    pool, truth, pi = confused_pool(gold=60)
+    pool, truth = confused_pool(gold=60)
     rng = np.random.default_rng(3)
     dull = rng.normal(size=pool.embeddings.shape).astype(np.float32)
     heads = out_of_fold_probs(dull, pool.y_llm, np.ones(pool.n), pool.k, seeds=2, rng=rng)
@@ -260,14 +269,32 @@ def test_fine_tuned_students_that_know_better_make_labels_better(mode):
     tuned = 0.85 * np.eye(pool.k)[knows] + 0.15 / pool.k
     rows = np.flatnonzero(pool.gold < 0)
     alone, heard = (
-        share_right(repair(p, mode, inclusion_prob=pi, rng=np.random.default_rng(0)), truth, rows)
+        share_right(repair(p, mode, rng=np.random.default_rng(0)), truth, rows)
         for p in (pool, replace(pool, p_tuned=tuned))
     )
     assert heard > alone + 0.05
 
 
 def test_without_gold_fine_tuned_students_change_nothing():
-    pool, *_ = confused_pool()
+    pool, _ = confused_pool()
     pool = replace(pool, gold=np.full(pool.n, -1), p_tuned=np.full((pool.n, pool.k), 1 / pool.k))
     mended = repair(pool, "soft", rng=np.random.default_rng(0))
     np.testing.assert_array_equal(mended.y, np.eye(pool.k)[pool.y_llm])
+
+
+def test_the_least_suspect_of_a_buried_class_come_back_first():
+    n = 100
+    y_llm = np.repeat([0, 1], [90, 10])
+    kept = np.eye(2)[y_llm]
+    pool = Pool(probs=kept[:, None], y_llm=y_llm, gold=np.full(n, -1))
+    p_wrong = np.random.default_rng(0).permutation(n) / n
+    y, weight = kept.copy(), np.where(y_llm == 1, 0.0, 1.0)
+    _restore_buried(pool, y, weight, kept, p_wrong, np.array([0.0, 0.05]))
+    rare = np.arange(90, 100)
+    back = rare[np.argsort(p_wrong[rare])[:5]]  # 5 of 95 are 5 %
+    np.testing.assert_array_equal(np.flatnonzero(weight[rare]) + 90, np.sort(back))
+
+
+def test_of_classes_that_are_as_likely_the_llms_stays():
+    posterior = np.array([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]])
+    assert _likeliest(posterior, np.array([0, 1, 2])).tolist() == [0, 1, 0]

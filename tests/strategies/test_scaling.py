@@ -53,6 +53,19 @@ def test_the_gradient_is_that_of_the_loss():
             assert loss(best.slope, best.bias + step * np.eye(3)[c]) > least
 
 
+def test_scarce_gold_is_held_by_the_penalties():
+    _, gold, said = sure_and_biased(12)
+    gold = np.where(np.arange(12) < 9, said.argmax(axis=1), gold)
+    best = fit_scaling(said, gold)
+    p = best.apply(said)
+    error = p - np.eye(3)[gold]  # the likelihood's slope, which the penalty's balances
+    np.testing.assert_allclose(error.sum(axis=0), -2 * 0.5 * best.bias, atol=1e-3)
+    by_slope = (error * np.log(said)).sum() * best.slope
+    assert by_slope == pytest.approx(-2 * 1.0 * np.log(best.slope), abs=1e-3)
+    assert abs(np.log(best.slope)) > 0.05
+    assert np.abs(best.bias).max() > 0.05
+
+
 def test_without_gold_nothing_changes():
     _, _, said = sure_and_biased(5)
     scaling = fit_scaling(said[:0], np.zeros(0, dtype=np.int64))

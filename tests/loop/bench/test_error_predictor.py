@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loop.bench.error_predictor import build_features, error_predictor
-from strategies.signals.learned_error import BASE_ERROR
+from loop.bench.error_predictor import BASE_ERROR, build_features, error_predictor
 from tests.strategies.signals.test_learned_error import problem
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loop.llm.cascade import consistency, flipped, next_calls
+from loop.llm.cascade import flipped, next_calls
 from strategies.calibrate import batch_calibrate
 
 
@@ -104,15 +104,6 @@ def test_items_without_a_first_answer_are_left_alone():
     full[:50] = np.nan
     _, waves = ask(full, budget=900)
     assert np.concatenate(waves)[:, 0].min() >= 50
-
-
-def test_what_was_found_is_counted():
-    probs = np.full((3, 2, 2), np.nan)
-    probs[:, 0] = [0.8, 0.2]
-    probs[0, 1], probs[1, 1] = [0.3, 0.7], [0.9, 0.1]
-    got = consistency(probs, probs)
-    assert (got.items, got.calls, got.flipped) == (3, 5, 1)
-    assert got.calls_per_item == pytest.approx(5 / 3)
 
 
 def test_a_single_variant_needs_no_cascade_and_flat_arrays_are_refused():

@@ -40,12 +40,13 @@ def test_a_fifth_of_the_validation_sample_is_held_out(tmp_path):
         assert held_out(ctx) == fifth
 
 
-def campaign(seed, rounds, n=1000):
+def campaign(seed, rounds, n=1000, tied=False):
     """A bare campaign that bought its suspects, which students find harder, in several rounds."""
     rng = np.random.default_rng(seed)
     hard = rng.random(n) < 0.3
     suspicion = rng.random(n) * 0.5 + 0.3 * hard
     right = rng.random(n) < np.where(hard, 0.6, 0.95)
+    suspicion = np.full(n, 0.5) if tied else suspicion
     reviews, sent = [], np.zeros(n, dtype=bool)
     for r in range(1, rounds + 1):
         batch = select_batch(suspicion, np.flatnonzero(~sent), 100, audit_frac=0.5, rng=rng)
@@ -95,3 +96,16 @@ def test_accuracy_by_the_audits_of_several_rounds_is_that_of_all_texts():
         naive.append(np.average(shown, weights=weight) - right.mean())
     assert np.mean(naive) > 0.02, "later audits hold fewer of the difficult texts"
     assert abs(np.mean(errors)) < 0.005
+
+
+def test_a_text_as_suspect_as_the_suspects_had_its_chance_in_every_round_that_left_it():
+    ctx, items, _ = campaign(0, rounds=2, tied=True)
+    audits = {r.item_id: r for r in ctx.store.reviews("c") if r.reason == "audit"}
+    share = EVALUATED_FRAC / 0.5
+    measures = {
+        r: share * np.mean([a.audit_prob for a in audits.values() if a.round_id == r])
+        for r in (1, 2)
+    }
+    ever = {1: measures[1], 2: 1 - (1 - measures[1]) * (1 - measures[2])}
+    weight = truth_of(ctx, items).weight
+    np.testing.assert_allclose(1 / weight, [ever[audits[item.id].round_id] for item in items])

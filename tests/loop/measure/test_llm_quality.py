@@ -22,6 +22,7 @@ from loop.report.collect import campaign_view
 from loop.report.rounds_json import rounds_json
 from loop.report.status import campaign_status, status_lines
 from loop.round import run_round
+from strategies.estimate import label_quality
 from strategies.pool import Pool
 
 
@@ -64,6 +65,29 @@ def test_what_remains_stays_below_its_bound_in_all_rounds_but_few():
     assert np.mean(held) >= 0.95
     assert 0 < found.kl.high < 0.2
     assert found.recall[0].value == pytest.approx(0.85, abs=0.15)
+
+
+def test_the_planned_rounds_share_the_risk_of_stopping_too_early():
+    y, gold, pi, round_of, suspicion, _ = campaign(0, error=0.15)
+    for rounds in (1, 5):
+        found = quality_metrics(config(rounds=rounds), y, gold, pi, round_of, suspicion)
+        level = 1 - 2 * 0.05 / rounds  # one-sided
+        told = label_quality(
+            y, gold, pi, 2, round_of=round_of, p_correct=1 - suspicion, level=level
+        )
+        assert found.remaining_at_most == pytest.approx(told.remaining_error.high)
+
+
+def test_texts_without_any_label_count_among_what_remains():
+    arrays = campaign(0, error=0.15)[:5]
+    answered = np.arange(3000) % 10 > 0
+    whole = quality_metrics(config(), *arrays, answered)
+    part = quality_metrics(config(), *(array[answered] for array in arrays))
+    missing = int((~answered & (arrays[1] < 0)).sum())
+    assert 0 < missing < 300
+    assert whole.unanswered.without_any_label == missing
+    expected = (part.remaining_at_most * 2700 + missing) / 3000
+    assert whole.remaining_at_most == pytest.approx(expected)
 
 
 def test_a_good_llm_stops_the_campaign_and_a_bad_one_does_not():
@@ -138,6 +162,17 @@ def test_a_predictor_is_judged_on_the_batch_that_it_never_saw():
     batch[0] = True
     with pytest.raises(ValueError, match="must not have seen"):
         predictor_metrics(pool, batch, gold, pi, rng=np.random.default_rng(0))
+
+
+def test_each_text_of_a_batch_stands_for_those_that_it_was_drawn_from():
+    pool, batch, gold, pi = foreseeing(told=True)
+    wrong = gold != pool.y_llm
+    pi[batch & ~wrong] = 0.1
+    found = predictor_metrics(pool, batch, gold, pi, rng=np.random.default_rng(0))
+    share = np.average(wrong[batch], weights=1 / pi[batch])
+    assert found.found == pytest.approx(share)
+    assert found.expected == pytest.approx(share, abs=0.05)
+    assert wrong[batch].mean() > 4 * share
 
 
 def test_foreseen_errors_are_told_in_a_sentence():

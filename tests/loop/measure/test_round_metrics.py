@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from campaigns import LABELS, make, texts
 
-from loop.campaign.metrics import as_json
-from loop.campaign.tables import Round
+from loop.campaign.metrics import Metric, RoundMetrics, as_json
+from loop.campaign.tables import Round, Run
 from loop.errors import LoopError, StageError
-from loop.measure.held_out import evaluation_items, truth_of
+from loop.measure import round_metrics
+from loop.measure.held_out import Truth, evaluation_items, truth_of
 from loop.measure.stability import paired_difference
 from loop.next_round import open_campaign, why_finished
 from loop.people.gold import people_alpha
@@ -253,3 +255,47 @@ def test_people_of_an_ordinal_campaign_are_compared_by_how_far_they_lie_apart(tm
         found[ordinal] = campaign_progress(ctx.config, ctx.store)["agreement"]
         assert found[ordinal] == people_alpha(answers, labels, ordinal=ordinal)
     assert 0 < found[False] < found[True] < 1
+
+
+@pytest.mark.parametrize(("low", "high", "share"), [(0.06, 0.14, 0.5), (-0.02, 0.22, None)])
+def test_a_gap_within_its_interval_is_no_gap(low, high, share):
+    values = {"loop": 0.65, "llm_only": 0.6, "all_gold": 0.7}
+    arms = {
+        arm: SimpleNamespace(metric=lambda _key, value=value: Metric(value))
+        for arm, value in values.items()
+    }
+    found = round_metrics._recovered(arms, {"accuracy": Metric(0.1, low, high)})["accuracy"]
+    assert found.noise == pytest.approx((high - low) / 2)
+    assert found.share == (share if share is None else pytest.approx(share))
+
+
+def test_votes_of_students_are_weighted_like_accuracy():
+    classes = np.array([[0, 0, 1, 1], [0, 0, 1, 0]])
+    weight = np.array([1.0, 3.0, 1.0, 5.0])
+    truth = Truth(np.array([0, 1, 1, 0]), np.zeros(4, bool), weight, "audit")
+    found = round_metrics._votes(classes, truth, 2)
+    assert found.accuracy == pytest.approx((1 + 1 + 5) / 10)
+    assert found.bins == ((0.5, 1.0, 1), (1.0, pytest.approx(2 / 5), 3))
+    assert found.ece == pytest.approx(0.5 * 0.5 + 0.5 * (1 - 2 / 5))
+
+
+@pytest.mark.parametrize(("seeds", "shared"), [((0, 1, 2), (1, 2)), ((0, 1), None)])
+def test_one_seed_in_common_is_no_comparison(seeds, shared, monkeypatch):
+    before, now = (
+        Round(id=r, campaign="c", number=r, stage="done", seed=0, config={}, versions={})
+        for r in (1, 2)
+    )
+    before.metrics = RoundMetrics(evaluated=3, tests=3)
+    runs = [
+        Run(id=10 * r + seed, round_id=r, arm="loop", seed=seed, label_set=f"s{r}", predictions=p)
+        for r, of_round in ((1, seeds), (2, (1, 2, 3)))
+        for seed in of_round
+        for p in [[r, seed, 0]]
+    ]
+    monkeypatch.setattr(round_metrics, "seeds_of", lambda _ctx, _round: (1, 2, 3))
+    truth = Truth(np.zeros(3, int), np.ones(3, bool), np.ones(3), "test")
+    pair = round_metrics._same_seeds(None, runs, before, now, truth)
+    if shared is None:
+        assert pair is None
+    else:
+        assert [side[:, 1].tolist() for side in pair] == [list(shared)] * 2

@@ -37,12 +37,12 @@ def noisy(y, flips, seeds, k, generator):
 @settings(max_examples=60, deadline=None)
 def test_alpha_equals_krippendorff(seed, s, n, k):
     preds = rng(seed).integers(0, k, (s, n))
+    found = measure(preds, None, k, bootstrap=0, rng=rng())
     if len(np.unique(preds)) == 1:
-        assert math.isnan(stability.alpha_k(preds))
+        assert math.isnan(found.alpha_k.value)
         return
     expected = krippendorff.alpha(reliability_data=preds, level_of_measurement="nominal")
-    assert stability.alpha_k(preds) == pytest.approx(expected, abs=1e-12)
-    found = measure(preds, None, k, bootstrap=0, rng=rng())
+    assert found.alpha_k.value == pytest.approx(expected, abs=1e-12)
     for c in range(k):
         if 0 < (preds == c).mean() < 1:
             one = krippendorff.alpha(
@@ -84,10 +84,13 @@ def test_accuracy_parts_equal_scikit_learn(seed, s, n, k):
 def test_shares_by_hand():
     preds = np.array([[0, 1, 1, 2], [0, 1, 0, 1], [0, 1, 1, 0]])
     y = np.array([0, 0, 1, 2])
-    assert stability.p_uc(preds) == 0.5
-    assert stability.churn(preds) == pytest.approx((0 + 0 + 2 / 3 + 1) / 4)
-    assert stability.reliable_accuracy(preds, y) == 0.25
-    assert stability.reliable_accuracy(preds, [0, -1, -1, -1]) == 1.0
+    found = measure(preds, y, 3, bootstrap=0, rng=rng())
+    assert found.p_uc.value == 0.5
+    churn = (0 + 0 + 2 / 3 + 1) / 4
+    assert found.churn.value == stability.churn(preds) == pytest.approx(churn)
+    assert found.reliable_accuracy.value == 0.25
+    first = measure(preds, [0, -1, -1, 0], 3, bootstrap=0, rng=rng())
+    assert first.reliable_accuracy.value == 0.5
 
 
 def test_one_class_everywhere_and_one_seed_are_undefined_and_say_why():
@@ -136,7 +139,7 @@ def test_unknown_gold_is_left_out():
     assert whole.known == 80
     for name in ("accuracy", "macro_f1", "reliable_accuracy", "accuracy_sd"):
         assert getattr(whole, name).value == pytest.approx(getattr(only, name).value)
-    assert whole.alpha_k.value == pytest.approx(stability.alpha_k(preds))
+    assert whole.alpha_k.value == measure(preds, None, 3, bootstrap=0, rng=rng()).alpha_k.value
     assert measure(preds, np.full(200, -1), 3, bootstrap=0, rng=rng()).accuracy is None
 
 

@@ -48,7 +48,7 @@ def test_nothing_is_to_be_done_where_the_goal_is_reached():
     done = labels_to_goal(Metric(0.02, 0.0, 0.04), 0.05, texts=900, checked=50, hit_rate=0.3)
     assert (done.value, done.low, done.high) == (0, 0, 0)
     all_checked = labels_to_goal(Metric(0.2, 0.1, 0.3), 0.05, texts=90, checked=90, hit_rate=0.3)
-    assert all_checked.high == 0
+    assert (all_checked.value, all_checked.low, all_checked.high) == (0, 0, 0)
     empty = labels_to_goal(Metric(0.0, 0.0, 0.0), 0.05, texts=0, checked=0, hit_rate=None)
     assert empty.high == 0
 
@@ -60,3 +60,9 @@ def test_hidden_checks_are_a_part_of_what_a_label_costs(tmp_path):
     answers = [SimpleNamespace(item_id=item) for item in asked for _ in range(2)]
     assert answers_per_label(config, RoundMetrics(bought=20, gold=20), answers) == 2.5
     assert answers_per_label(config, RoundMetrics(bought=20, gold=10), answers) == 5.0
+
+
+def test_no_label_puts_right_more_than_one():
+    few_left = labels_to_goal(Metric(0.2, 0.1, 0.5), 0.05, texts=100, checked=90, hit_rate=None)
+    # 15 wrong labels are too many, and random texts would need 7.5 of the 10 that are left.
+    assert few_left.value == few_left.high == 9

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind
 
 from loop.errors import ConfigError
-from loop.people.assistance import assistance_lines, campaign_assistance, effects
+from loop.people.assistance import _effect, assistance_lines, campaign_assistance, effects
 from loop.report.collect import campaign_view
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
@@ -69,6 +70,20 @@ def test_texts_that_are_all_alike_are_no_certainty(agree):
     assert found.what == "agrees_with_llm"
     assert found.difference == agree[0] - agree[1]
     assert found.high - found.low > 0.1
+
+
+def test_the_interval_is_welchs():
+    rng = np.random.default_rng(4)
+    few, many = rng.normal(1.0, 3.0, 6), rng.normal(0.0, 0.5, 30)
+    found = _effect("agrees_with_llm", few, many)
+    welch = ttest_ind(few, many, equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+
+
+def test_shares_that_do_not_vary_have_newcombes_interval():
+    found = _effect("agrees_with_llm", [1.0] * 10, [0.0] * 20)
+    assert found.low == pytest.approx(0.6791, abs=1e-4)  # Newcombe 1998, table II, case g
+    assert found.high == 1.0
 
 
 def test_too_few_texts_say_nothing():

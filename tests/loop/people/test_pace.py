@@ -32,3 +32,10 @@ def test_too_little_forecasts_nothing(n):
 def test_answers_at_one_moment_or_all_back():
     assert pace([NOW] * 9, 10, NOW).finish > NOW
     assert pace([NOW] * 9, 0, NOW).basis == "everything is back"
+
+
+def test_only_the_last_seven_days_count():
+    recent = [NOW - timedelta(hours=h) for h in range(48)]
+    old = [NOW - timedelta(days=7, minutes=m) for m in range(1, 200)]
+    assert pace(recent + old, 24, NOW) == pace(recent, 24, NOW)
+    assert pace([*recent, NOW - timedelta(days=6.9)], 24, NOW).per_hour < 49 / 6 / 24

@@ -7,9 +7,17 @@ import pytest
 
 from loop.campaign.config import Panel
 from loop.errors import ConfigError
+from loop.people import scorecards
 from loop.people.gold import Decision, decide, decide_all, wanted_answers
 from loop.people.person import Rate
-from loop.people.scorecards import DIFFERS, HURRIES, MISSES, people, people_lines
+from loop.people.scorecards import (
+    DIFFERS,
+    HURRIES,
+    MISSES,
+    _surely_less,
+    people,
+    people_lines,
+)
 from loop.report.status import campaign_status
 from loop.round import run_round
 from tests.loop.people.test_gold import answer
@@ -31,6 +39,7 @@ def wanted(labels, panel):
         (Panel(overlap=3, early_stop=True), "", 2),
         (Panel(overlap=3, early_stop=True), "xx", 2),
         (Panel(overlap=3, early_stop=True), "xy", 3),
+        (Panel(overlap=4, early_stop=True), "xxy", 4),
         (Panel(overlap=5, early_stop=True), "xxx", 3),
         (Panel(overlap=5, early_stop=True), "xxy", 4),
         (Panel(overlap=5, early_stop=True), "xxyx", 4),
@@ -237,17 +246,32 @@ def test_equal_people_are_not_flagged(seed):
     assert not people_lines(list(found.values()))
 
 
-def test_missed_checks_are_flagged():
+def on_checks(n):
     answers = []
-    for i in range(20):
+    for i in range(n):
         for who, label in (("ann", "x"), ("bob", "x"), ("cid", "y" if i % 2 else "x")):
             a = answer(who, label)
             a.item_id = f"check{i}"
             answers.append(a)
-    found = judged(answers, checks={f"check{i}": "x" for i in range(20)})
+    return judged(answers, checks={f"check{i}": "x" for i in range(n)})
+
+
+def test_missed_checks_are_flagged():
+    found = on_checks(20)
     assert found["cid"].flags == (MISSES,)
     assert (found["ann"].checks.value, found["cid"].checks.value) == (1.0, 0.5)
     assert found["ann"].agreement is None  # checks are no shared items
+
+
+def test_few_checks_say_nothing(monkeypatch):
+    monkeypatch.setattr(scorecards, "SURE_Z", 0.0)
+    assert on_checks(8)["cid"].flags == (MISSES,)
+    assert on_checks(7)["cid"].flags == ()
+
+
+def test_a_difference_within_the_margin_is_none_however_sure():
+    assert _surely_less(9600, 10_000, 9900, 10_000) is False
+    assert _surely_less(9500, 10_000, 9900, 10_000) is True
 
 
 def test_answers_quicker_than_reading_are_flagged():

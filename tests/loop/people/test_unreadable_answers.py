@@ -26,7 +26,7 @@ from loop.campaign.tables import Annotation, Event
 from loop.cli import __main__ as cli
 from loop.cli import rounds
 from loop.next_round import open_campaign, open_round
-from loop.people.answers import record_answers, withdraw_unanswered
+from loop.people.answers import everything_is_due, record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
 from loop.people.scorecards import campaign_people, people_table, unreadable_lines
 from loop.people.tally import answer_lines, problems_of, tally, unreadable_line
@@ -408,6 +408,17 @@ def test_deleted_tasks_are_noticed_now_and_then_by_themselves(tmp_path, monkeypa
     pull(ctx)
     latest = [p for path, p in studio.asked if path == "/api/tasks/"][len(reads) :]
     assert all("updated_at" in p["query"] for p in latest)
+    ctx.store.close()
+
+
+def test_a_clock_that_was_set_back_makes_everything_due(tmp_path, monkeypatch):
+    ctx, *_ = waiting(tmp_path)
+    pull(ctx)
+    read = loop.people.answers.now()
+    for minutes, due in ((1, False), (60, True), (-60, True)):
+        then = read + timedelta(minutes=minutes)
+        monkeypatch.setattr(loop.people.answers, "now", lambda then=then: then)
+        assert everything_is_due(ctx) is due
     ctx.store.close()
 
 

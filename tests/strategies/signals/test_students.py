@@ -265,3 +265,12 @@ def test_gold_of_hardly_any_different_texts_is_no_error(different):
             assert said is None, "nothing tells texts apart that are all the same"
         else:
             assert np.isfinite(said).all()
+
+
+def test_seeds_that_are_dealt_alike_still_learn_from_their_own_bootstrap(monkeypatch):
+    monkeypatch.setattr(
+        students, "_dealt", lambda label, group, used, folds, rng: np.arange(len(label)) % folds
+    )
+    embeddings, truth, _ = texts()
+    one, two = fit(embeddings, truth, 3)
+    assert 0.001 < np.abs(one - two).mean() < 0.1
