@@ -197,6 +197,7 @@ def up(
     folder = server_folder(data_dir)
     _private(folder)
     python = None if _pid(folder) else install(progress, show)
+    timeout_s = START_TIMEOUT_S * (4 if _database() else 1)  # no template: every migration is run
     with _lock(folder):
         state = _read(folder)
         if _pid(folder):
@@ -206,6 +207,8 @@ def up(
                     f"Label Studio already runs {where}; stop it first with `goldloop label-studio"
                     " down`, or leave the port out."
                 )
+            if (running := _running(folder)) is not None:
+                return running
             progress("waiting for the Label Studio that was started before")
             return _wait(folder, state, timeout_s)
         python = python or install(progress, show)
@@ -217,11 +220,9 @@ def up(
         state["version"], state["submit_keys"] = version, SUBMIT_KEYS
         _write(folder, state)  # before the start: the account must never be one we do not know
         data = folder / "data"
-        timeout_s = START_TIMEOUT_S
         if _database():
             data.mkdir(mode=0o700, exist_ok=True)
             progress("Label Studio keeps its data in PostgreSQL; the first start takes minutes")
-            timeout_s *= 4  # every migration is run there, without a template
         elif not (data / "label_studio.sqlite3").exists():
             template = _template(python, version, progress)
             _copy(template, data)
