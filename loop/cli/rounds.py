@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -22,7 +21,7 @@ from loop.cli.build import (
 )
 from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
 from loop.cli.options import CAMPAIGN, File
-from loop.cli.terminal import bar, print_next, print_rounds, say
+from loop.cli.terminal import bar, echo, echo_json, print_next, print_rounds, say
 from loop.errors import NoStoreError
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def validate(
             compared = side_by_side(ctx, rivals)
             lines += rival_lines(compared, ctx.config.label_names)
             told["annotators"] = [asdict(rival) for rival in compared]
-    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(lines))
+    echo_json(told) if as_json else echo("\n".join(lines))
 
 
 @app.command(epilog="Example: goldloop annotate --plan")
@@ -283,7 +282,7 @@ def _print_plan(file: Path, *, prompts: bool = False) -> None:
             lines = prompt_lines(config, store, revision)
         else:
             lines = plan_lines(plan_annotation(config, store, revision, count=count))
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
 
 
 @contextmanager
