@@ -103,6 +103,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         ),
         caught=caught_errors(config, store, rounds),
         to_goal=to_goal(config, newest, answers) if last else None,
+        failed_seeds=tuple(newest.learned_nothing),
         frozen=newest.frozen if newest.frozen and newest.frozen.same.known else None,
         instability=instability(config.out),
         plateau=plateau(config.out),

@@ -62,8 +62,8 @@ def campaign_notes(
     if newest is not None:
         notes += [f"{line}." for line in quality_lines(newest)]
         notes += _warnings(config, newest)
-        if newest.frozen is not None and (agreed := agreement_sentence(newest.frozen)):
-            notes.append(agreed)
+        if newest.frozen is not None:
+            notes += filter(None, [agreement_sentence(newest.frozen, newest.learned_nothing)])
     return tuple(notes)
 
 
