@@ -478,6 +478,11 @@ class PeopleSection(Section):
         return self
 
     @property
+    def platform_name(self) -> str:
+        """What people call the platform on which they label."""
+        return "Label Studio" if self.platform == "label_studio" else self.platform
+
+    @property
     def panel(self) -> Panel:
         """How many people answer a text, and how their answers become one."""
         return Panel(self.rule, self.overlap, self.early_stop, self.most, self.adjudicator)

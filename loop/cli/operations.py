@@ -177,7 +177,7 @@ def fsck(
             config = load(file)
             store = stack.enter_context(open_store(config, read_only=True))
         reviewer = None if offline else lambda: build_reviewer(config, store)
-        left = 0
+        left, platform = 0, config.people.platform_name
         for finding in list(check_campaign(config, store, reviewer)):
             echo(f"{finding.where}: {finding.what}")
             if repair and finding.repair is not None:
@@ -189,9 +189,9 @@ def fsck(
     if left:
         raise typer.Exit(1)
     say(
-        "Store, files and Label Studio fit together."
+        f"Store, files and {platform} fit together."
         if not offline
-        else "Store and files fit together; Label Studio was not asked."
+        else f"Store and files fit together; {platform} was not asked."
     )
 
 

@@ -199,7 +199,8 @@ def pull(
                 close_early(ctx, open_round(ctx))
                 round_ = run_stage(ctx, "pull")
             say(waiting_line(ctx, round_))
-            for line in answer_lines(ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)):
+            reviews, answers = ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)
+            for line in answer_lines(reviews, answers, ctx.config.people.platform_name):
                 say(line)
         if withdraw:
             say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
