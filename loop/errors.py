@@ -226,7 +226,7 @@ def _encoding(exc: BaseException) -> LoopError:
             " again."
         )
     return MachineError(
-        "The terminal, or a file, cannot take a character that goldloop writes; set PYTHONUTF8=1,"
+        "A file, or its name, cannot take a character that goldloop writes; set PYTHONUTF8=1,"
         f" {AGAIN}."
     )
 

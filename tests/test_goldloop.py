@@ -259,6 +259,8 @@ def test_predict_says_what_is_wrong(folder, tmp_path_factory):
     for wrong in ("great", ["great", None]):
         with pytest.raises(DataError, match="predict takes"):
             campaign.predict(wrong)
+    with pytest.raises(StudentError, match=r"set --device \(in Python: device\) to 'auto'"):
+        campaign.predict(["great"], device="nope")
     said = campaign.predict(["", "great"])
     assert said.labels[0] is None
     assert np.isnan(said.probabilities[0]).all()
@@ -283,6 +285,41 @@ def test_check_lists_what_is_wrong(folder):
     problems = campaign.check()
     assert {p.level for p in problems} >= {"error"}
     assert "goldloop.toml:3" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda c: c.run(rounds="2"), "Campaign.run takes a whole number or None as rounds, and n"),
+        (lambda c: c.run(rounds=1.5), "a whole number or None as rounds, and not 1.5."),
+        (lambda c: c.run(rounds=True), "a whole number or None as rounds, and not True."),
+        (lambda c: c.run(wait="no"), "True or False as wait"),
+        (lambda c: c.run(until=3), "a text or a list (a text each) as until, and not 3."),
+        (lambda c: c.run(until=[3]), "as until, and not [3]."),
+        (lambda c: c.plan(["accuracy=0.8", 1]), "as goals, and not ['accuracy=0.8', 1]."),
+        (lambda c: c.export(None), "Campaign.export takes a text or a path as out, and not None."),
+        (lambda c: c.export(), "Campaign.export: missing a required argument: 'out'."),
+        (lambda c: c.report(out=3), "a text or a path or None as out"),
+        (lambda c: c.predict(3), "Campaign.predict takes a list (a text each) as texts"),
+        (lambda _: Campaign(3), "Campaign takes a text or a path as file, and not 3."),
+        (lambda _: Campaign.open(None), "Campaign.open takes a text or a path as file"),
+        (lambda _: goldloop.bench("x.csv", "g", strategies="random"), "as strategies, and not"),
+        (lambda _: goldloop.bench("x.csv", "g", seeds="5"), "bench takes a whole number as seeds"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(folder, call, says):
+    with pytest.raises(LoopError, match=re.escape(says)) as told:
+        call(Campaign.open())
+    assert not isinstance(told.value, goldloop.UnforeseenError)
+
+
+def test_one_rule_and_a_list_of_goals_are_taken_as_they_are_meant(folder):
+    campaign = Campaign.open()
+    assert campaign.run(rounds=np.int64(1), until="accuracy=0.999") is True
+    for goals in (("accuracy=0.8",), (["accuracy=0.8"],), (np.array(["accuracy=0.8"]),)):
+        assert [goal.rule for goal in campaign.plan(*goals).goals] == ["accuracy=0.8"]
+    with pytest.raises(LoopError, match="'x' is not a stopping rule"):
+        campaign.run(until="x")
 
 
 def test_errors_are_ours(folder, monkeypatch):

@@ -81,7 +81,6 @@ TESTED_BY = {
     "loop.cli.rounds": "loop/cli/test_main.py",
     "loop.cli.serving": "connectors/label_studio/test_serve_campaign.py",
     "loop.cli.studies": "loop/cli/test_main.py",
-    "loop.cli.terminal": "loop/cli/test_main.py",
     "connectors.label_studio.ml_backend": "loop/serve/test_app.py",
     "connectors.label_studio.client": "connectors/label_studio/test_faults.py",
     "connectors.label_studio.pull": "connectors/label_studio/test_faults.py",

@@ -17,7 +17,7 @@ from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.files import SHARED, replacing, replacing_text, write_whole
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.table import Table
 
 
 ROUNDING = 1e-12  # differences below are no differences
@@ -279,7 +279,7 @@ def verdicts(
     return counts
 
 
-def reference_table(result: BenchResult) -> RenderableType:
+def reference_table(result: BenchResult) -> Table:
     """Students of gold against students of LLM labels, the columns of the paper's Table 1."""
     from rich.table import Table
 
@@ -339,7 +339,7 @@ def pooled_recovered(
     return shares
 
 
-def share_table(result: BenchResult) -> RenderableType:
+def share_table(result: BenchResult) -> Table:
     """Recovered share of each gap at each budget, with its interval; gaps within noise have none.
 
     The gap, gold minus LLM, is the share's denominator.
@@ -382,11 +382,11 @@ def _hundred(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def tables(result: BenchResult) -> list[RenderableType]:
+def tables(result: BenchResult) -> list[Table]:
     """Readable tables: every data set at every budget, then the comparison over all of them."""
     from rich.table import Table
 
-    out: list[RenderableType] = []
+    out: list[Table] = []
     budgets = result.settings["budgets"]
     ours = result.settings["strategies"][0]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

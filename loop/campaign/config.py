@@ -478,6 +478,11 @@ class PeopleSection(Section):
         return self
 
     @property
+    def platform_name(self) -> str:
+        """What people call the platform on which they label."""
+        return "Label Studio" if self.platform == "label_studio" else self.platform
+
+    @property
     def panel(self) -> Panel:
         """How many people answer a text, and how their answers become one."""
         return Panel(self.rule, self.overlap, self.early_stop, self.most, self.adjudicator)
@@ -803,6 +808,25 @@ def with_people(data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
     kept = {key: value for key, value in old.items() if key not in keys}
     moved = {**people, **{key: old[key] for key in keys}}
     return {**data, "label_studio": kept, **({"people": moved} if moved else {})}, keys
+
+
+def as_run(stored: Mapping[str, Any]) -> Config:
+    """The campaign file as a round ran with it, for what is said of that round.
+
+    A key that the file did not know then has its default. Nothing is checked again: a package that
+    the file names may be gone since. ``folder`` is not that of the file.
+
+    Args:
+        stored: the file as the store keeps it with the round.
+    """
+    stored = with_people(stored)[0]
+    sections: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            sections[name] = kind.model_construct(**stored.get(name, {}))
+    labels = tuple(LabelSection.model_construct(**label) for label in stored["labels"])
+    return Config.model_construct(labels=labels, **sections)
 
 
 def load(path: Path) -> Config:

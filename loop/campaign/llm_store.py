@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from sqlalchemy import delete, exists, func, insert, inspect, update
 from sqlmodel import Session, col, select
 
 from loop.campaign.tables import (
+    RIVAL_MARK,
     ContentFree,
     Item,
     LlmCalls,
@@ -114,6 +116,20 @@ class LlmStore(ABC):
                 if not equal or numbers < max(n, 1) or numbers % n:
                     raise damaged(f"the votes of block {block.id} are of different lengths")
                 yield block
+
+    def last_annotator(self, campaign: str, before: datetime | None = None) -> str | None:
+        """Revision of the annotator that voted last, rivals of a comparison left out.
+
+        Args:
+            before: only votes that came no later than this; None is all.
+        """
+        query = select(VoteBlock.annotator).where(
+            VoteBlock.campaign == campaign, col(VoteBlock.annotator).not_like(f"%{RIVAL_MARK}%")
+        )
+        if before is not None:
+            query = query.where(VoteBlock.created_at <= before)
+        with self.transaction() as session:
+            return session.exec(query.order_by(col(VoteBlock.id).desc()).limit(1)).first()
 
     def voted(self, campaign: str, annotator: str) -> dict[str, BoolArray]:
         """By variant hash, whether each text has a vote; its place is its ``Item.row``.

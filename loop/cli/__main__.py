@@ -8,6 +8,7 @@ stdout is data; progress and news go to stderr.
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from typer.core import TyperGroup
 from loop import __version__
 from loop.addresses import hidden
 from loop.cli import campaign, operations, reports, rounds, serving, studies
-from loop.cli.terminal import say
+from loop.cli.terminal import echo, say
 from loop.errors import ENDING, LoopError, Stopped, foreign
 from loop.operate.log_file import logging_to
 
@@ -106,6 +107,9 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: nobody reads it
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            # A terminal of another encoding then shows \u2013 instead of ending the command.
+            stream.reconfigure(errors="backslashreplace")
     # Threads that spin while they wait for each other take whole cores from whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Of the many rows about texts none holds itself; to look for that takes longer than to read
@@ -176,7 +180,7 @@ def _tell(lines: list[str]) -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"goldloop {__version__}")
+        echo(f"goldloop {__version__}")
         raise typer.Exit
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ import typer
 
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, AsJson, File
-from loop.cli.terminal import say
+from loop.cli.terminal import echo_json, say
 from loop.errors import LoopError, Stopped, suggestion
 from loop.student.steps import USUAL_BATCH, USUAL_EPOCHS, fitting_steps
 
@@ -332,7 +331,7 @@ def import_labels(
         source, project=project, text_column=text_column, label_column=label_column
     )
     if as_json:
-        typer.echo(json.dumps(imported.to_json(), indent=2, ensure_ascii=False))
+        echo_json(imported.to_json())
         return
     for line in imported.lines():
         say(line)

@@ -9,13 +9,26 @@ from __future__ import annotations
 import html
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import wraps
+from inspect import Parameter, signature
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
+from types import NoneType, TracebackType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    ParamSpec,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from loop.addresses import hidden
 from loop.cli.build import (
@@ -62,11 +75,22 @@ ROWS = 1024  # of the source that are in memory at a time
 
 
 def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
-    """What a library raises inside the function leaves it as a ``LoopError``."""
+    """Arguments of the annotated types alone; all errors leave the function as a ``LoopError``.
+
+    Raises:
+        LoopError: an argument is missing, unknown or of another type.
+    """
+    takes, name = signature(function), function.__qualname__.removesuffix(".__init__")
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
+            given = takes.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise LoopError(f"{name}: {exc}.") from None
+        try:
+            for argument, value in given.arguments.items():
+                _check_type(name, takes.parameters[argument], value)
             return function(*args, **kwargs)
         except LoopError:
             raise
@@ -74,6 +98,53 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
             raise foreign(exc) from exc
 
     return call
+
+
+def _check_type(function: str, parameter: Parameter, value: object) -> None:
+    if parameter.annotation is Parameter.empty:  # self, cls
+        return
+    wanted = eval(parameter.annotation, globals())  # noqa: S307  # it stands in this file
+    several = parameter.kind is Parameter.VAR_POSITIONAL
+    for each in cast("tuple[object, ...]", value) if several else (value,):
+        if not _is_of(each, wanted):
+            raise LoopError(
+                f"{function} takes {_in_words(wanted)} as {parameter.name}, and not {each!r:.80}."
+            )
+
+
+def _is_of(value: object, wanted: Any) -> bool:
+    """Whether a value has the type; NumPy's numbers and lists of any kind are welcome."""
+    inner, origin = get_args(wanted), get_origin(wanted)
+    if origin is UnionType:
+        return any(_is_of(value, kind) for kind in inner)
+    if origin is Iterable:
+        return isinstance(value, Iterable)
+    if origin is Sequence:
+        several = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        return several and all(_is_of(each, inner[0]) for each in cast("Collection[object]", value))
+    if wanted in (int, float):
+        number = Integral if wanted is int else Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, wanted)
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    bool: "True or False",
+}
+
+
+def _in_words(wanted: Any) -> str:
+    """A type as readers call it: ``a whole number or None``."""
+    if wanted is NoneType:
+        return "None"
+    inner = get_args(wanted)
+    if get_origin(wanted) is UnionType:
+        return " or ".join(map(_in_words, inner))
+    return f"a list ({_in_words(inner[0])} each)" if inner else _WORDS[wanted]
 
 
 @dataclass(frozen=True)
@@ -105,6 +176,7 @@ class Campaign:
         file: the campaign file. It is read by the first call; ``open`` reads it at once.
     """
 
+    @_raises_loop_errors
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
         self._labeller: tuple[object, Labeller] | None = None
@@ -197,7 +269,7 @@ class Campaign:
         rounds: int | None = None,
         wait: bool = False,
         close: bool = False,
-        until: Sequence[str] = (),
+        until: str | Sequence[str] = (),
     ) -> bool:
         """Runs the loop as far as it goes; run it again to resume.
 
@@ -205,7 +277,7 @@ class Campaign:
             rounds: rounds to finish now; None is all that are left.
             wait: wait while people label.
             close: continue with the answers received so far.
-            until: further stopping rules for this run, as in ``rounds.stop``.
+            until: further stopping rules for this run, as in ``rounds.stop``; one, or a list.
 
         Returns:
             Whether the rounds that were asked for, or the campaign, are finished; False: the last
@@ -218,6 +290,7 @@ class Campaign:
             raise LoopError(
                 f"rounds must be 1 or more, or None for all that are left; not {rounds}."
             )
+        until = (until,) if isinstance(until, str) else tuple(until)
         check_rules(until)
         with at_work(self.file, "run") as ctx:
             make_ready(ctx)
@@ -314,12 +387,12 @@ class Campaign:
         return told
 
     @_raises_loop_errors
-    def plan(self, *goals: str) -> Plan:
+    def plan(self, *goals: str | Sequence[str]) -> Plan:
         """What the campaign still takes: labels to each goal, people's time, money, days.
 
         Args:
-            goals: values to reach, such as "accuracy=0.8" or "remaining-error=0.05"; none takes
-                those of ``rounds.stop``.
+            goals: values to reach, such as "accuracy=0.8" or "remaining-error=0.05", or lists of
+                them; none takes those of ``rounds.stop``.
 
         Returns:
             ``goals``, each with ``labels``, the further gold labels that it takes, ``low`` to
@@ -331,7 +404,8 @@ class Campaign:
         from loop.studies.plan import make_plan
 
         with reading(self.file) as (config, store):
-            return make_plan(config, store, goals)
+            each = [(goal,) if isinstance(goal, str) else goal for goal in goals]
+            return make_plan(config, store, [*chain.from_iterable(each)])
 
     @_raises_loop_errors
     def rounds(self) -> pd.DataFrame | Records:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from loop.cli.build import at_work, build_reviewer, open_store, server_probes
 from loop.cli.options import CAMPAIGN, AsJson, File
-from loop.cli.terminal import say
+from loop.cli.terminal import echo, echo_json, say
 from loop.errors import LoopError
 
 app = typer.Typer()
@@ -27,9 +26,9 @@ def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
     for line in examine(file, server_probes):
         lines.append(line)
         if not as_json:
-            typer.echo(str(line))
+            echo(line)
     if as_json:
-        typer.echo(json.dumps(told(lines), indent=2))
+        echo_json(told(lines))
     problems = sum(line.level == "problem" for line in lines)
     if problems:
         say(f"{problems} problem{'s' if problems > 1 else ''}: see what to do above.")
@@ -65,7 +64,7 @@ def migrate(
     config = load(file)
     version, schemas = schema_versions(config.store_url)
     if down is None and to is None:
-        typer.echo(version or "no store yet")
+        echo(version or "no store yet")
         if version is None:
             say("Next: `goldloop run` creates the store.")
         elif version == schemas[-1]:
@@ -134,7 +133,7 @@ def backup(
             " `goldloop pull` has not read yet."
         )
     say(f"Backed up {written.line()}; `goldloop restore {written.path}` brings it back.")
-    typer.echo(str(written.path))
+    echo(written.path)
 
 
 @app.command(epilog="Example: goldloop restore films.backup")
@@ -178,21 +177,21 @@ def fsck(
             config = load(file)
             store = stack.enter_context(open_store(config, read_only=True))
         reviewer = None if offline else lambda: build_reviewer(config, store)
-        left = 0
+        left, platform = 0, config.people.platform_name
         for finding in list(check_campaign(config, store, reviewer)):
-            typer.echo(f"{finding.where}: {finding.what}")
+            echo(f"{finding.where}: {finding.what}")
             if repair and finding.repair is not None:
-                typer.echo(f"    repaired: {finding.repair()}")
+                echo(f"    repaired: {finding.repair()}")
             else:
                 left += 1
                 can = " (`goldloop fsck --repair` does it)" if finding.repair and not repair else ""
-                typer.echo(f"    to do: {finding.do}{can}")
+                echo(f"    to do: {finding.do}{can}")
     if left:
         raise typer.Exit(1)
     say(
-        "Store, files and Label Studio fit together."
+        f"Store, files and {platform} fit together."
         if not offline
-        else "Store and files fit together; Label Studio was not asked."
+        else f"Store and files fit together; {platform} was not asked."
     )
 
 
@@ -210,7 +209,7 @@ def forget(
 
     with at_work(file, "forget") as ctx:
         done = forget_person(ctx.config, ctx.store, person, also or ())
-    typer.echo(done.pseudonym)
+    echo(done.pseudonym)
     say(
         f"{person} is {done.pseudonym} now, in {done.answers:,} answers, {done.mentions:,} other"
         f" rows and {len(done.files)} files, and will be when they answer again."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import typer
 from loop.cli.build import build_executor, reading, refuse_own_files
 from loop.cli.face import Campaign
 from loop.cli.options import CAMPAIGN, File
-from loop.cli.terminal import bar, print_next, print_rounds, print_table, say
+from loop.cli.terminal import bar, echo, echo_json, print_next, print_rounds, print_table, say
 
 if TYPE_CHECKING:
     from loop.report.contents import ReportView
@@ -29,7 +28,7 @@ def status(
     from loop.report.status import status_lines
 
     told = Campaign(file).status()
-    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(status_lines(told)))
+    echo_json(told) if as_json else echo("\n".join(status_lines(told)))
 
 
 @app.command(epilog="Example: goldloop report --latex --csv --out paper")
@@ -68,10 +67,10 @@ def _print_tables(view: ReportView, *, latex: bool, as_csv: bool, out: Path | No
     tables |= {"rounds.csv": csv_table(view)} if as_csv else {}
     for name, text in tables.items():
         if out is None:
-            typer.echo(text, nl=False)
+            echo(text, end="")
         else:
             write_whole(out / name, text)
-            typer.echo(str(out / name))
+            echo(out / name)
 
 
 @app.command(epilog="Example: goldloop codebook --out docs")
@@ -89,7 +88,7 @@ def codebook(
         text = drawn(config, store)
     path = (out or config.out) / "codebook.md"
     write_whole(path, text)
-    typer.echo(str(path))
+    echo(path)
 
 
 @app.command(epilog="Example: goldloop people --json")
@@ -109,13 +108,13 @@ def people(
             "people": [person.to_json() for person in scorecards],
             "assistance": [effect.to_json() for effect in helped],
         }
-        typer.echo(json.dumps(said, indent=2))
+        echo_json(said)
         return
     print_table(people_table(scorecards))
     for line in unreadable_lines(scorecards):
-        typer.echo(line)
+        echo(line)
     for line in assistance_lines(config.people.assist, helped):
-        typer.echo(line)
+        echo(line)
 
 
 @app.command(epilog="Example: goldloop export labels.csv --all-rows --card data-card.md")
@@ -156,7 +155,7 @@ def model(
     file: File = CAMPAIGN,
 ) -> None:
     """Make the final model of the last finished round, with its model card."""
-    typer.echo(str(Campaign(file).model(folder, seeds=seeds, force=force)))
+    echo(Campaign(file).model(folder, seeds=seeds, force=force))
 
 
 @app.command(epilog="Example: goldloop predict more.csv --text-column review --out labelled.csv")
@@ -213,4 +212,4 @@ def predict(
         say(line)
     if not labeller.stable and not fast:
         say(f"The column stability is empty: {model} was saved without its seeds' models.")
-    typer.echo(str(out))
+    echo(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -22,7 +21,7 @@ from loop.cli.build import (
 )
 from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
 from loop.cli.options import CAMPAIGN, File
-from loop.cli.terminal import bar, print_next, print_rounds, say
+from loop.cli.terminal import bar, echo, echo_json, print_next, print_rounds, say
 from loop.errors import NoStoreError
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def validate(
             compared = side_by_side(ctx, rivals)
             lines += rival_lines(compared, ctx.config.label_names)
             told["annotators"] = [asdict(rival) for rival in compared]
-    typer.echo(json.dumps(told, indent=2) if as_json else "\n".join(lines))
+    echo_json(told) if as_json else echo("\n".join(lines))
 
 
 @app.command(epilog="Example: goldloop annotate --plan")
@@ -200,7 +199,8 @@ def pull(
                 close_early(ctx, open_round(ctx))
                 round_ = run_stage(ctx, "pull")
             say(waiting_line(ctx, round_))
-            for line in answer_lines(ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)):
+            reviews, answers = ctx.store.reviews(ctx.name), ctx.store.annotations(ctx.name)
+            for line in answer_lines(reviews, answers, ctx.config.people.platform_name):
                 say(line)
         if withdraw:
             say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
@@ -283,7 +283,7 @@ def _print_plan(file: Path, *, prompts: bool = False) -> None:
             lines = prompt_lines(config, store, revision)
         else:
             lines = plan_lines(plan_annotation(config, store, revision, count=count))
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from loop.cli.build import at_work
 from loop.cli.face import Campaign, check_rules
 from loop.cli.face import bench as replayed
 from loop.cli.options import CAMPAIGN, AsJson, File, Student
-from loop.cli.terminal import print_table, say
+from loop.cli.terminal import echo, echo_json, print_table, say
 from loop.errors import LoopError, NoStoreError
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def variance(
         result = measure_variance(side_runs(ctx, _student_kind(student)), bases, mended_labels)
         path = write_result(ctx, "variance", result.to_json())
         write_outputs(ctx.config, ctx.store)
-    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)
+    echo_json(result.to_json()) if as_json else echo(result.told)
     say(f"Written to {path} and into the report.")
 
 
@@ -69,13 +68,13 @@ def plan(
         if as_json:
             raise
         for line in campaign.forecast():
-            typer.echo(line)
+            echo(line)
         say(
             "How many labels a goal takes is known after two rounds; `goldloop validate` says it"
             " before the first one for the share of wrong labels. Next: `goldloop run`."
         )
         return
-    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else "\n".join(plan_lines(made)))
+    echo_json(made.to_json()) if as_json else echo("\n".join(plan_lines(made)))
 
 
 @app.command(epilog="Example: goldloop plateau --student frozen")
@@ -104,7 +103,7 @@ def plateau(
         view = campaign_view(ctx.config, ctx.store)
         write_whole(path.with_suffix(".svg"), standalone(curves_plot(view.plateau)))
         write_outputs(ctx.config, ctx.store)
-    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.told)
+    echo_json(result.to_json()) if as_json else echo(result.told)
     say(f"Written to {path}, {path.with_suffix('.svg').name} and into the report.")
 
 

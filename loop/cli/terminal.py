@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +18,8 @@ from loop.operate.log_file import said
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
 
     from loop.ports import Progress
     from loop.report.contents import ReportView
@@ -22,14 +27,29 @@ if TYPE_CHECKING:
 
 LONG_WORD = 300
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What steers a terminal, or turns the direction of what follows; not what texts from right to left
+need."""
+TABLE_CHARS = 120
+
+
+def harmless(text: str) -> str:
+    """The text with characters that would steer the terminal spelled out: anybody may be quoted."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def echo(text: object, *, end: str = "\n") -> None:
+    """Text on stdout, made :func:`harmless`."""
+    typer.echo(harmless(str(text)) + end, nl=False)
+
+
+def echo_json(value: object) -> None:
+    """A value as JSON on stdout; it holds no character that is not ASCII."""
+    typer.echo(json.dumps(value, indent=2))
 
 
 def say(line: str) -> None:
-    """One line of news, on stderr; of a word of hundreds of letters only the beginning and end.
-
-    Characters that would steer the terminal are spelled out: the line may quote anybody's text.
-    """
-    line = CONTROL.sub(lambda found: repr(found[0])[1:-1], line)
+    """One line of news, on stderr; of a word of hundreds of letters only the beginning and end."""
+    line = harmless(line)
     whole = re.compile(rf"\S{{{LONG_WORD},}}")
     said.log(logging.ERROR if line.startswith("Error: ") else logging.INFO, "%s", line)
     typer.echo(whole.sub(lambda word: f"{word[0][:100]}…{word[0][-2:]}", line), err=True)
@@ -40,10 +60,10 @@ def print_rounds(view: ReportView) -> None:
     from loop.report.terminal_table import terminal_table
 
     if view.verdict is not None:
-        typer.echo("\n".join(view.verdict.sentences[:-1]) + "\n")
+        echo("\n".join(view.verdict.sentences[:-1]), end="\n\n")
     print_table(terminal_table(view))
     for note in (*view.comparisons, *view.notes):
-        typer.echo(note)
+        echo(note)
 
 
 def print_next(view: ReportView) -> None:
@@ -52,12 +72,64 @@ def print_next(view: ReportView) -> None:
         say(view.verdict.next)
 
 
-def print_table(table: RenderableType) -> None:
-    """A table of rich, on stdout; 120 columns where stdout is no terminal."""
+def print_table(table: Table, width: int | None = None) -> None:
+    """A table of rich, on stdout; one block for each row where a word would be cut.
+
+    Args:
+        width: in characters; None is the terminal's, or 120 where stdout is no terminal.
+    """
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 120
-    Console(width=width).print(table)
+    if width is None and not sys.stdout.isatty():
+        width = TABLE_CHARS
+    console = Console(width=width)
+    console.print(table if _fits(table, console.width) else _blocks(table))
+
+
+def _fits(table: Table, width: int) -> bool:
+    """Whether rich draws the table with every word of its cells whole."""
+    from rich.console import Console
+
+    console = Console(width=width, file=io.StringIO())
+    with console.capture() as drawn:
+        console.print(table)
+    cells = [cell for column in table.columns for cell in (column.header, *column.cells)]
+    words = Counter(word for cell in cells for word in _text(cell).plain.split())
+    return words <= Counter(drawn.get().split())
+
+
+def _blocks(table: Table) -> RenderableType:
+    """The rows of a table one below the other, the columns' names beside their values."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    first, *others = table.columns
+    title = _line(table.title, " ")
+    parts: list[RenderableType] = [Text(f"{title}\n", "italic")] * bool(title)
+    for row, name in enumerate(first.cells):
+        grid = Grid.grid(padding=(0, 2, 0, 0))
+        grid.add_column(overflow="fold")
+        grid.add_column(overflow="fold")
+        for column in others:
+            value = _line(list(column.cells)[row], " · ")
+            grid.add_row(Text(_line(column.header, " ")), Text(value))
+        parts += [Text(_line(name, " "), "bold"), Padding(grid, (0, 0, 1, 2), expand=False)]
+    if table.caption:
+        parts.append(Text(_line(table.caption, " "), "dim italic"))
+    return Group(*parts)
+
+
+def _line(cell: object, between: str) -> str:
+    """What stands in a cell, on one line."""
+    return between.join(_text(cell).plain.splitlines())
+
+
+def _text(cell: object) -> Text:
+    from rich.text import Text
+
+    return cell if isinstance(cell, Text) else Text.from_markup(str(cell or ""))
 
 
 @contextmanager

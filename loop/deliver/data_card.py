@@ -12,8 +12,10 @@ from loop.campaign.config import Config
 from loop.campaign.metrics import Metric
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
-from loop.deliver.model_card import escape, llm_in_words, yaml_string
+from loop.deliver.export import last_scored
+from loop.deliver.model_card import escape, yaml_string
 from loop.errors import DataError
+from loop.llm.votes import llm_in_words
 from loop.measure.collapsed import measured_rounds
 from loop.people.gold import people_alpha
 
@@ -62,6 +64,7 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
     done = sum(r.stage == "done" for r in rounds)
     answers = [a for a in store.annotations(config.campaign.name) if a.label]
     n = len({a.annotator for a in answers})
+    llm = llm_in_words(store, last_scored(store, config.campaign.name))
     silent = any(record["llm_label"] is None for record in records)
     persons = f"{n} {'person' if n == 1 else 'people'}"
     parts = [
@@ -69,8 +72,8 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
         f"# {escape(config.campaign.name)}",
         f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
         f" {escape(config.campaign.task)}",
-        f"An LLM labelled {'the texts' if silent else 'every text'}:"
-        f" {escape(llm_in_words(config))}. In {done} finished round{'s' * (done != 1)} goldloop"
+        f"An LLM labelled {'the texts' if silent else 'every text'}: {escape(llm)}. In {done}"
+        f" finished round{'s' * (done != 1)} goldloop"
         f" asked {people} about the labels that were probably"
         f" wrong and about texts drawn at random: {len(answers):,} answers by {persons}.",
         "## Labels\n\n" + _labels(config),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from loop.campaign.config import Config
+from loop.campaign.config import Config, as_run
 from loop.campaign.store import Store
-from loop.campaign.tables import StoredText, round_id
+from loop.campaign.tables import Round, StoredText, round_id
 from loop.errors import StageError
 
 LABEL_COLUMNS: dict[str, type] = {
@@ -46,6 +46,18 @@ def labels_by_text(config: Config, store: Store) -> dict[str, dict[str, Any]]:
     return labels
 
 
+def last_scored(store: Store, campaign: str) -> Round:
+    """The round that the LLM labels are of.
+
+    Raises:
+        StageError: nothing is labelled yet.
+    """
+    scored = [r for r in store.rounds(campaign) if store.has_scores(round_id(r))]
+    if not scored:
+        raise StageError("No label is there to export yet; run `goldloop run` first.")
+    return scored[-1]
+
+
 def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
     """One record per pool text: label, provenance (gold, repaired, llm, none), confidence, round.
 
@@ -59,21 +71,19 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
         StageError: nothing is labelled yet.
     """
     name = config.campaign.name
-    rounds = store.rounds(name)
-    scored = [r for r in rounds if store.has_scores(round_id(r))]
-    if not scored:
-        raise StageError("No label is there to export yet; run `goldloop run` first.")
+    scored = last_scored(store, name)
     names = config.label_names
-    scores = store.all_scores(round_id(scored[-1]))
+    scores = store.all_scores(round_id(scored))
     place = {row: i for i, row in enumerate(scores.rows.tolist())}
     gold = store.gold(name)
-    trained = [r for r in rounds if store.has_training_labels(round_id(r))]
+    trained = [r for r in store.rounds(name) if store.has_training_labels(round_id(r))]
     learned = store.all_training_labels(round_id(trained[-1])) if trained else None
     mended: dict[int, tuple[int, float]] = {}
     if learned is not None and learned.probs.size:
         best, most = learned.probs.argmax(axis=1).tolist(), learned.probs.max(axis=1).tolist()
         repaired = np.flatnonzero(learned.source == "repaired").tolist()
         mended = {int(learned.rows[i]): (best[i], most[i]) for i in repaired}
+    repaired_by = as_run(trained[-1].config).strategy.repair if trained else ""
     outcomes = {r.item_id: r.outcome for r in store.reviews(name)}
     records = []
     for item in store.stored_texts(name, "pool"):
@@ -83,7 +93,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
         known = int(scores.llm[i])
         llm_label = names[known] if known >= 0 else None
         llm_confidence = float(scores.confidence[i]) if known >= 0 else None
-        label, source, round_number = llm_label, "llm", scored[-1].number
+        label, source, round_number = llm_label, "llm", scored.number
         confidence, how = llm_confidence, "llm"
         if label is None:
             source = how = "none"
@@ -95,7 +105,7 @@ def final_labels(config: Config, store: Store) -> list[dict[str, Any]]:
             class_, share = mended[item.row]
             if class_ != known:
                 label, source, round_number = names[class_], "repaired", trained[-1].number
-                confidence, how = share, config.strategy.repair
+                confidence, how = share, repaired_by
         if outcomes.get(item.id) == "unsure":
             how = "unsure"
         own: dict[str, Any] = {

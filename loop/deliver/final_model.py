@@ -42,6 +42,7 @@ from loop.deliver.saved_models import (
 )
 from loop.errors import StageError, StudentError
 from loop.files import remove_leftovers
+from loop.llm.votes import llm_in_words
 from loop.measure.collapsed import collapsed_line
 from loop.measure.held_out import evaluation_items, truth_of
 from loop.measure.stability import measure
@@ -251,15 +252,12 @@ def _assemble(
         "same_as": own.get(choice.name),
         "dev": [asdict(j) for j in (*choice.judged, choice.ensemble) if j is not None],
     }
-    names = ctx.config.label_names
     card = model_card(
         CardFacts(
             config=ctx.config,
             record=record,
-            learned=[
-                (names[int(np.argmax(t.probs))], t.source)
-                for t in ctx.store.training_labels(round_id(round_))
-            ],
+            llm=llm_in_words(ctx.store, round_),
+            learned=_learned(ctx, round_),
             round_=round_,
             rounds=sum(
                 r.stage == "done" and r.number != VALIDATION for r in ctx.store.rounds(ctx.name)
@@ -278,6 +276,23 @@ def _assemble(
                 _link_or_copy(file, target / file.name)
 
     save_model(model, tokenizer, folder, record, add)
+
+
+def _learned(ctx: Context, round_: Round) -> list[tuple[str, str]]:
+    """(label, source) of every text that the round's students learned.
+
+    A label is repaired where it is another class, as in the export; soft repair makes probabilities
+    of the others, too.
+    """
+    names, number = ctx.config.label_names, round_id(round_)
+    scores, labels = ctx.store.all_scores(number), ctx.store.all_training_labels(number)
+    llm = dict(zip(scores.rows.tolist(), scores.llm.tolist(), strict=True))
+    likeliest = labels.probs.argmax(axis=1).tolist()
+    learned = zip(labels.rows.tolist(), likeliest, labels.source.tolist(), strict=True)
+    return [
+        (names[y], "llm" if source == "repaired" and y == llm.get(row) else source)
+        for row, y, source in learned
+    ]
 
 
 def _own_test(

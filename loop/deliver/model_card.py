@@ -16,11 +16,12 @@ from loop.campaign.tables import Round
 from loop.measure.collapsed import without_agreement
 from loop.report.contents import MISSING
 from loop.report.wording import counted, with_interval
+from loop.student.learning_rate import EMBEDDED, is_hub_name
 
 SOURCES = {
     "gold": "labelled by people",
-    "repaired": "LLM label, repaired",
-    "llm": "LLM label as it came",
+    "repaired": "LLM label, changed by repair",
+    "llm": "LLM label, kept",
     "dropped": "left out: by repair, or as people could give no label",
 }
 
@@ -31,6 +32,7 @@ class CardFacts:
 
     Attributes:
         record: the model's goldloop.json.
+        llm: what gave the LLM labels, in words.
         learned: (label, source) of every pool text, as the round's students learned it.
         round_: the last finished round.
         rounds: how many are finished.
@@ -40,6 +42,7 @@ class CardFacts:
 
     config: Config
     record: Mapping[str, Any]
+    llm: str
     learned: Sequence[tuple[str, str]]
     round_: Round
     rounds: int
@@ -96,9 +99,9 @@ def _front_matter(facts: CardFacts) -> str:
         "- text-classification",
         f"model_name: {yaml_string(facts.config.campaign.name)}",
     ]
-    from_hub = encoder != "minilm" and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", encoder)
-    if from_hub and not (facts.config.folder / encoder).is_dir():  # else it is known here only
-        lines.append(f"base_model: {yaml_string(encoder)}")
+    here_alone = encoder not in EMBEDDED and (facts.config.folder / encoder).is_dir()
+    if is_hub_name(hub_name := EMBEDDED.get(encoder, encoder)) and not here_alone:
+        lines.append(f"base_model: {yaml_string(hub_name)}")
     return "\n".join([*lines, "---"])
 
 
@@ -157,17 +160,9 @@ def _data(facts: CardFacts) -> str:
 ## What it learned from
 
 {len(facts.learned)} texts of {escape(facts.config.texts.source)}; the LLM:
-{escape(llm_in_words(facts.config))}. Labels by where they come from:
+{escape(facts.llm)}. Labels by where they come from:
 
 {_table(head, [*rows, totals])}"""
-
-
-def llm_in_words(config: Config) -> str:
-    """Which LLM labelled the texts, for a card."""
-    section = config.annotator
-    if section.kind == "recorded":
-        return "labels recorded in the columns " + ", ".join(section.columns)
-    return f"{section.model} ({section.kind})"
 
 
 def _figures(facts: CardFacts) -> str:
@@ -178,7 +173,8 @@ def _figures(facts: CardFacts) -> str:
         "audit": "texts of the random audit, labelled by people, weighted by inverse probability",
     }
     own = facts.own
-    head = ["", f"mean of {facts.config.student.seeds} seeds, round {facts.round_.number}"]
+    seeds = students.seeds if students else facts.config.student.seeds
+    head = ["", f"mean of {seeds} seeds, round {facts.round_.number}"]
     head += ["students of the LLM's labels alone"] * bool(before) + ["this model"] * bool(own)
     rows = []
     for key in COMPARED:

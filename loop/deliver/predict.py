@@ -99,7 +99,7 @@ class Labeller:
         seeds = [] if fast else list(record.get("seeds", ()))
         self.stable = bool(seeds)
         """Whether labels come with a stability."""
-        self._device = choose_device(device)
+        self._device = choose_device(device, named="--device (in Python: device)")
         self._precision = choose_precision(precision, self._device)
         self._temperature = (
             1.0 if record.get("temperature_built_in", True) else float(record["temperature"])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loop.campaign.config import Config
+from loop.campaign.config import Config, as_run
+from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
-from loop.campaign.tables import Item, ItemKey
+from loop.campaign.tables import Item, ItemKey, Round
 from loop.errors import AnnotatorError
 from loop.ports import BoolArray, FloatArray, IntArray
 
@@ -37,6 +38,20 @@ class LlmVotes:
         """(n,) the LLM's label."""
         best: IntArray = self.posterior.argmax(axis=1).astype(np.int64)
         return best
+
+
+def llm_in_words(store: Store, round_: Round) -> str:
+    """What gave the LLM labels of a round, as readers of cards and papers are told.
+
+    An annotator of another package says itself what it is, with its votes: ``annotator.model`` has
+    a default of which it may know nothing.
+    """
+    section = as_run(round_.config).annotator
+    if section.kind == "recorded":
+        return "labels recorded in the columns " + ", ".join(section.columns)
+    if section.kind in BUILT_IN["annotators"]:
+        return section.model
+    return store.last_annotator(round_.campaign, round_.closed_at) or section.kind
 
 
 def read_votes(

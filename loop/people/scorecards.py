@@ -235,11 +235,12 @@ def _reading_s(texts: Mapping[str, str], item: str) -> float:
 
 def people_table(scorecards: Sequence[Person]) -> Table:
     """Everybody, for the terminal."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    table.add_column("who")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("who", no_wrap=True)
     for title in (
         "answers",
         "skipped",
@@ -249,8 +250,8 @@ def people_table(scorecards: Sequence[Person]) -> Table:
         "checks right",
         "reliability",
     ):
-        table.add_column(title, justify="right")
-    table.add_column("seconds", justify="right")
+        table.add_column(title, justify="right", no_wrap=" " not in title)
+    table.add_column("seconds", justify="right", no_wrap=True)
     table.add_column("look at")
     for p in scorecards:
         table.add_row(

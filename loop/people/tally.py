@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from loop.campaign.tables import DELETED, UNSERVED, Annotation, Review
 
-CANNOT_SHOW = "Label Studio cannot show it"
+CANNOT_SHOW = "the task cannot be shown"
 
 MAX_REASONS, MAX_REASON_CHARS, MAX_TASKS = 6, 60, 10
 
@@ -85,19 +85,21 @@ def unreadable_line(problems: Mapping[str, int]) -> str:
     return f"{sum(problems.values())} unreadable: {', '.join(shown)}"
 
 
-def answer_lines(reviews: Sequence[Review], answers: Iterable[Annotation]) -> list[str]:
-    """What somebody should look at in Label Studio: one line a kind, or none."""
+def answer_lines(
+    reviews: Sequence[Review], answers: Iterable[Annotation], platform: str
+) -> list[str]:
+    """What somebody should look at on the platform where people label: one line a kind, or none."""
     lines = []
     if line := unreadable_line(problems_of(reviews, answers)):
-        lines.append(f"{line}. An answer counts once somebody corrects it in Label Studio.")
+        lines.append(f"{line}. An answer counts once somebody corrects it in {platform}.")
     if unserved := [str(r.task_id) for r in reviews if r.outcome == UNSERVED]:
         lines.append(
-            f"Label Studio fails to show {_tasks(unserved)}; delete the answers there, so that"
+            f"{platform} fails to show {_tasks(unserved)}; delete the answers there, so that"
             " somebody can answer again."
         )
     if deleted := [str(r.task_id) for r in reviews if r.outcome == DELETED]:
         lines.append(
-            f"Deleted in Label Studio while waiting for people: {_tasks(deleted)}. Restore them"
+            f"Deleted in {platform} while waiting for people: {_tasks(deleted)}. Restore them"
             " there, or let the texts be chosen again with `goldloop pull --withdraw` once their"
             " round is over."
         )

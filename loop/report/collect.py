@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loop.addresses import without_secrets
-from loop.campaign.config import Config
+from loop.campaign.config import Config, as_run
 from loop.campaign.metrics import (
     METRICS,
     ONCE,
@@ -24,6 +24,7 @@ from loop.campaign.metrics import (
 )
 from loop.campaign.store import Store
 from loop.errors import LoopError
+from loop.llm.votes import llm_in_words
 from loop.measure.collapsed import collapsed_line, measured_rounds
 from loop.measure.to_goal import to_goal
 from loop.money import account
@@ -102,6 +103,7 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         ),
         caught=caught_errors(config, store, rounds),
         to_goal=to_goal(config, newest, answers) if last else None,
+        failed_seeds=tuple(newest.learned_nothing),
         frozen=newest.frozen if newest.frozen and newest.frozen.same.known else None,
         instability=instability(config.out),
         plateau=plateau(config.out),
@@ -110,7 +112,10 @@ def campaign_view(config: Config, store: Store) -> ReportView:
         comparisons=tuple(comparisons(loop[-1])) if loop else (),
         notes=campaign_notes(config, store, rows, newest if last else None),
         methods=methods(
-            config, [metrics for _, metrics in measured], last.versions.get("goldloop", "")
+            as_run(last.config),
+            [metrics for _, metrics in measured],
+            llm=llm_in_words(store, last),
+            version=last.versions.get("goldloop", ""),
         )
         if last
         else None,

@@ -264,6 +264,7 @@ class ReportView:
         overruled: texts whose LLM label people found wrong, all rounds together.
         caught: some of them.
         to_goal: what is still to be done.
+        failed_seeds: seeds of the newest students that learned nothing from their labels.
         over: what the intervals are over.
         comparisons: the newest round against each reference, paired, in sentences.
         notes: what a reader must know beside the figures.
@@ -289,6 +290,7 @@ class ReportView:
     caught: tuple[CaughtError, ...] = ()
     to_goal: ToGoal | None = None
     frozen: FrozenAgreement | None = None
+    failed_seeds: tuple[int, ...] = ()
     instability: Instability | None = None
     plateau: LearningCurves | None = None
     over: str = "items"

@@ -33,7 +33,8 @@ def campaign_notes(
         notes.append(f"{became.out} {'text is' if one else 'texts are'} still with people.")
     if became.sent > became.back:
         notes.append(f"Of {became.sent} texts sent to people: {tally_line(became)}.")
-    notes += answer_lines(reviews, store.annotations(config.campaign.name))
+    answers = store.annotations(config.campaign.name)
+    notes += answer_lines(reviews, answers, config.people.platform_name)
     outcomes = [r.outcome for r in reviews]
     kinds = {"conflict": "in conflict", **{k: k for k in ("skipped", "unsure", "unreadable")}}
     without = {kind: outcomes.count(kind) for kind in kinds if kind in outcomes}
@@ -62,8 +63,8 @@ def campaign_notes(
     if newest is not None:
         notes += [f"{line}." for line in quality_lines(newest)]
         notes += _warnings(config, newest)
-        if newest.frozen is not None and (agreed := agreement_sentence(newest.frozen)):
-            notes.append(agreed)
+        if newest.frozen is not None:
+            notes += filter(None, [agreement_sentence(newest.frozen, newest.learned_nothing)])
     return tuple(notes)
 
 

@@ -135,17 +135,18 @@ REFERENCES = {
 """What the paragraph cites, by a short name."""
 
 
-def methods(config: Config, measured: Sequence[RoundMetrics], version: str) -> Methods:
+def methods(config: Config, measured: Sequence[RoundMetrics], *, llm: str, version: str) -> Methods:
     """How the campaign's figures came about, with those of its newest round.
 
     Args:
-        config: as run.
+        config: the campaign file as the newest round ran with it.
         measured: the rounds that were measured, at least one, oldest first.
+        llm: what gave the LLM labels, in words.
         version: of goldloop.
     """
     newest = measured[-1]
     parts = [
-        _labelled(config, newest),
+        _labelled(config, newest, llm),
         _bought(config, measured),
         _learned(config, newest),
         _measured(newest),
@@ -166,7 +167,7 @@ _NAME = "|".join(REFERENCES)
 _MARK = re.compile(rf"\[\[((?:{_NAME})(?:,(?:{_NAME}))*)\]\]")
 
 
-def _labelled(config: Config, newest: RoundMetrics) -> str:
+def _labelled(config: Config, newest: RoundMetrics, llm: str) -> str:
     section, prompt = config.annotator, config.prompt
     texts = f"A pool of {newest.pool:,} texts"
     labels = f"one of {len(config.labels)} labels"
@@ -176,7 +177,7 @@ def _labelled(config: Config, newest: RoundMetrics) -> str:
         told = f"{texts} took {labels} from {by}"
     else:
         told = (
-            f"{texts} was given {labels} by {section.model}, asked with {prompt.variants}"
+            f"{texts} was given {labels} by {llm}, asked with {prompt.variants}"
             f" prompt{'s' * (prompt.variants != 1)} of {prompt.shots} examples each"
         )
     view = newest.calibration.view if newest.calibration else "raw"

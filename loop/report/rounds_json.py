@@ -79,7 +79,7 @@ def rounds_json(view: ReportView) -> Json:
             "accuracy": view.frozen.accuracy
             and {"full": view.frozen.accuracy.full, "frozen": view.frozen.accuracy.frozen},
             "difference": view.frozen.accuracy and _metric_json(view.frozen.accuracy.difference),
-            "told": agreement_sentence(view.frozen),
+            "told": agreement_sentence(view.frozen, view.failed_seeds),
         },
         "variance": _or_none(view.instability),
         "plateau": _or_none(view.plateau),

@@ -43,7 +43,7 @@ def campaign_status(config: Config, store: Store) -> dict[str, Any]:
         "this_round": tally(current).to_json(),
         **in_all,
         "unreadable_answers": dict(problems_of(reviews, answers)),
-        "answers_to_look_at": answer_lines(reviews, answers),
+        "answers_to_look_at": answer_lines(reviews, answers, config.people.platform_name),
         "gold": len(store.gold(name)),
         "budget": {
             "labels": config.budget.labels,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def terminal_table(view: ReportView) -> Table:
-    """The table per round, with 95 % intervals under the values; fits 120 columns."""
+    """The table per round, with 95 % intervals under the values; fits 120 characters."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -25,7 +25,7 @@ def terminal_table(view: ReportView) -> Table:
     table = Table(
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
         caption=(
-            f"times 100; below each value its 95 % interval over test {over};"
+            f"times 100; each value with its 95 % interval over test {over};"
             " ± is the spread over the seeds"
             + ("; † is not comparable with the rounds above" if marked else "")
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from loop.campaign.metrics import FrozenAgreement, Metric, MetricInfo, Share
 from loop.report.contents import MISSING, ReportRow
 
@@ -9,8 +11,6 @@ REASONS = {
     "suspect": "suspects",
     "audit": "random audit",
     "coverage": "drawn at random instead of suspects",
-    "check": "checks",
-    "overlap": "overlap",
 }
 
 SENT_AS = {
@@ -40,9 +40,9 @@ SAME_EVERYWHERE = (
 """What the variance says of students that answer one class."""
 
 NOT_SHOWN = "not shown"
+"""Of a difference whose interval contains zero: chance alone may have made it."""
 STANDS_IN = 0.1
 """Share of texts on which the frozen student may differ more often than a seed does."""
-"""Of a difference whose interval contains zero: chance alone may have made it."""
 
 CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold labels"}
 
@@ -138,20 +138,31 @@ def by_reason(row: ReportRow) -> list[tuple[str, Share]]:
     return sorted(row.pushed_wrong.items(), key=lambda pair: order.get(pair[0], len(order)))
 
 
-def agreement_sentence(agreed: FrozenAgreement) -> str:
-    """Whether the frozen student may stand in; or nothing."""
+def agreement_sentence(agreed: FrozenAgreement, failed: Sequence[int]) -> str:
+    """Whether the frozen student may stand in; or nothing.
+
+    Args:
+        failed: seeds of the full student that learned nothing from their labels.
+    """
     same, short, accuracy = agreed.same, agreed.short, agreed.accuracy
     if not same.known or not short.has_interval:
         return ""
     right = ""
     if accuracy is not None and accuracy.full is not None and accuracy.frozen is not None:
         right = f"; accuracy {100 * accuracy.frozen:.1f} against {100 * accuracy.full:.1f}"
-    if short.low <= 0 and short.high <= STANDS_IN:
+    beyond_chance = agreed.kappa.low if agreed.kappa.has_interval else agreed.kappa.value
+    if failed:
+        seeds = "a seed" if len(failed) == 1 else f"{len(failed)} seeds"
+        verdict = f"{seeds} of the full one learned nothing, so that no more follows from this"
+    elif not beyond_chance > 0:
+        verdict = "this may be chance, so that it does not say whether it may stand in"
+    elif short.low <= 0 and short.high <= STANDS_IN:
         verdict = "as often as two seeds of the full one: it may stand in for exploring"
     elif short.low <= 0:
         verdict = (
-            f"{100 * short.low:.1f} to {100 * short.high:.1f} points less often than two seeds of"
-            " the full one: too few test texts to say whether it may stand in"
+            f"between {abs(100 * short.low):.1f} points more often and {100 * short.high:.1f}"
+            " points less often than two seeds of the full one: too few test texts to say whether"
+            " it may stand in"
         )
     else:
         verdict = (

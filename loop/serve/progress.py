@@ -35,6 +35,7 @@ def campaign_progress(config: Config, store: Store, at: datetime | None = None) 
     forecast = pace([when_given(a) for a in answers if a.item_id in ours], remaining, at)
     return {
         **status,
+        "platform": config.people.platform_name,
         "at": at.isoformat(timespec="seconds"),
         "agreement": people_alpha(answers, store.labels(name), ordinal=config.campaign.ordinal),
         "conflicts": sum(r.outcome == "conflict" and r.closed_at is None for r in reviews),

@@ -37,8 +37,14 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 # device and precision
 
 
-def choose_device(device: str) -> torch.device:
-    """``auto`` is the first CUDA device, else the CPU."""
+def choose_device(device: str, named: str = "student.device") -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU.
+
+    Args:
+        named: what the user sets to name another one.
+    Raises:
+        StudentError: there is no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,7 +52,7 @@ def choose_device(device: str) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as exc:
         raise StudentError(
-            f"Device {device!r} cannot be used here; set student.device to 'auto' or 'cpu'."
+            f"Device {device!r} cannot be used here; set {named} to 'auto' or 'cpu'."
         ) from exc
     return chosen
 

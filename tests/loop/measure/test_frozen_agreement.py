@@ -75,12 +75,39 @@ def test_it_may_stand_in_only_where_it_agrees_like_another_seed():
         )
     }
     right = FrozenAccuracy(0.9, 0.7, Metric(-0.2))
-    other = agreement_sentence(replace(agreed["other"], accuracy=right))
-    assert "it may stand in for exploring" in agreement_sentence(agreed["alike"])
+    other = agreement_sentence(replace(agreed["other"], accuracy=right), ())
+    assert "it may stand in for exploring" in agreement_sentence(agreed["alike"], ())
     assert "not to report" in other
     assert "accuracy 70.0 against 90.0" in other
     unknown = Metric(math.nan)
-    assert agreement_sentence(FrozenAgreement(unknown, unknown, unknown, unknown)) == ""
+    assert agreement_sentence(FrozenAgreement(unknown, unknown, unknown, unknown), ()) == ""
+
+
+ALIKE = FrozenAgreement(
+    Metric(0.9, 0.85, 0.95), Metric(0.8, 0.7, 0.9), Metric(0.9), Metric(0.0, -0.05, 0.05)
+)
+
+
+@pytest.mark.parametrize(
+    ("agreed", "failed", "says"),
+    [
+        (ALIKE, (3,), "a seed of the full one learned nothing, so that no more follows"),
+        (ALIKE, (0, 1), "2 seeds of the full one learned nothing"),
+        (replace(ALIKE, kappa=Metric(-0.02, -0.1, 0.06)), (), "this may be chance"),
+        (replace(ALIKE, kappa=Metric(0.1, -0.1, 0.3)), (), "this may be chance"),
+        (replace(ALIKE, kappa=Metric(math.nan)), (), "this may be chance"),
+        (
+            replace(ALIKE, short=Metric(0.0, -0.278, 0.278)),
+            (),
+            "between 27.8 points more often and 27.8 points less often than two seeds",
+        ),
+    ],
+)
+def test_no_verdict_where_nothing_is_shown(agreed, failed, says):
+    told = agreement_sentence(agreed, failed)
+    assert says in told
+    assert "-" not in told
+    assert "for exploring" not in told
 
 
 def test_intervals_cover_the_agreement_with_other_items_and_seeds():

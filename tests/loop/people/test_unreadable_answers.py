@@ -22,7 +22,7 @@ from connectors.label_studio.client import _decoded
 from connectors.label_studio.page import shown_name
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.campaign.store import Store
-from loop.campaign.tables import Annotation, Event
+from loop.campaign.tables import DELETED, UNSERVED, Annotation, Event, Review
 from loop.cli import __main__ as cli
 from loop.cli import rounds
 from loop.next_round import open_campaign, open_round
@@ -452,7 +452,7 @@ def test_texts_of_deleted_tasks_can_be_chosen_again(tmp_path):
     assert read_all(ctx) == "repair"
     assert withdraw_unanswered(ctx) == 1
     assert counts(ctx) == {"back": 14}
-    assert answer_lines(ctx.store.reviews("c"), []) == []
+    assert answer_lines(ctx.store.reviews("c"), [], "desk") == []
     ctx.store.close()
 
 
@@ -466,7 +466,7 @@ def test_tasks_that_cannot_be_shown_are_named_and_not_waited_for(tmp_path):
     studio.broken = {tasks[4]}
     assert pull(ctx) == "repair"
     assert counts(ctx) == {"back": 14, "unreadable": 1}
-    assert "1 unreadable: Label Studio cannot show it 1" in lines(ctx)
+    assert "1 unreadable: the task cannot be shown 1" in lines(ctx)
     assert f"Label Studio fails to show task {tasks[4]};" in lines(ctx)
     ctx.store.close()
 
@@ -574,6 +574,18 @@ def test_the_clock_set_back_hides_no_answer_from_a_campaign(tmp_path):
     ctx.store.close()
 
 
+def test_another_platform_is_called_by_its_name():
+    def review(task, outcome):
+        return Review(
+            round_id=1, item_id=task, rank=0, reason="suspect", outcome=outcome, task_id=task
+        )
+
+    answer = Annotation(item_id="c", annotator="ann", problem="empty result")
+    told = answer_lines([review("a", UNSERVED), review("b", DELETED)], [answer], "desk")
+    assert [line.count("desk") for line in told] == [1, 1, 1]
+    assert "Label Studio" not in " ".join(told)
+
+
 def test_many_reasons_still_add_up():
     problems = {f"unknown label '{'x' * 300}{n}'": n + 1 for n in range(9)}
     line = unreadable_line(problems)
@@ -581,5 +593,5 @@ def test_many_reasons_still_add_up():
     assert sum(int(part.rsplit(" ", 1)[1]) for part in line.split(": ", 1)[1].split(", ")) == 45
     assert len(line) < 600
     assert unreadable_line({}) == ""
-    assert answer_lines([], []) == []
+    assert answer_lines([], [], "desk") == []
     assert tally([]).sent == 0

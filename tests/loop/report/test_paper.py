@@ -8,7 +8,9 @@ from dataclasses import replace
 from math import nan
 from shutil import which
 
+import numpy as np
 import pytest
+from campaigns import LABELS, make_small
 
 from loop.campaign.config import Config
 from loop.campaign.metrics import (
@@ -19,8 +21,15 @@ from loop.campaign.metrics import (
     Share,
     Stability,
 )
+from loop.campaign.tables import Round
+from loop.deliver.data_card import data_card
+from loop.deliver.export import final_labels
+from loop.llm.votes import llm_in_words
+from loop.next_round import open_campaign
+from loop.report.collect import campaign_view
 from loop.report.contents import ReportRow, ReportView
 from loop.report.paper import REFERENCES, csv_table, latex, latex_table, methods
+from loop.round import run_round
 
 VIEW = ReportView(
     campaign="50 % of $x_{1}$ & #2",
@@ -148,8 +157,12 @@ FULL = RoundMetrics(
 )
 
 
+def told_of(config, measured):
+    return methods(config, measured, llm="smollm2-135m", version="1.2.3")
+
+
 def test_the_paragraph_has_this_campaigns_figures_and_cites_in_order():
-    told = methods(settings(people={"overlap": 3, "rule": "dawid-skene"}), [FULL, FULL], "1.2.3")
+    told = told_of(settings(people={"overlap": 3, "rule": "dawid-skene"}), [FULL, FULL])
     for said in (
         "A pool of 900 texts was given one of 2 labels by smollm2-135m",
         "In 2 rounds, 240 texts were sent to people",
@@ -197,4 +210,59 @@ def test_the_paragraph_has_this_campaigns_figures_and_cites_in_order():
     ],
 )
 def test_the_paragraph_says_what_was_done_here(config, newest, says):
-    assert says in methods(settings(**config), [newest], "1").paragraph
+    assert says in told_of(settings(**config), [newest]).paragraph
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A campaign with a finished round."""
+    ctx = make_small(tmp_path_factory.mktemp("ran"), strategy={"repair": "relabel"})
+    open_campaign(ctx)
+    run_round(ctx)
+    yield ctx
+    ctx.store.close()
+
+
+def test_what_is_said_of_a_round_is_what_ran_and_not_the_file_as_it_was_edited_since(ran):
+    sections = {
+        "student": {"encoder": "bert-large-cased", "epochs": 7},
+        "strategy": {"repair": "drop"},
+        "annotator": {"kind": "local_lm", "model": "another"},
+        "labels": [{"name": name} for name in (*LABELS, "new")],
+    }
+    edited = Config.model_validate(ran.config.model_dump() | sections)
+    records = final_labels(edited, ran.store)
+    assert {r["how"] for r in records if r["source"] == "repaired"} == {"relabel"}
+    paragraph = campaign_view(edited, ran.store).methods.paragraph
+    for said in (
+        "one of 2 labels from the LLM labels recorded in 2 columns",
+        "became the likeliest class",
+        "(roberta-base, 3 epochs",
+    ):
+        assert said in paragraph, said
+    assert "labels recorded in the columns llm, llm\\_2" in data_card(edited, ran.store, records)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("their_llm", "their-llm-1"), ("openai_server", "gpt-oss-20b")]
+)
+def test_the_llm_is_what_answered_and_no_default(ran, kind, name):
+    annotator = {"kind": kind} | ({} if kind == "their_llm" else {"model": name})
+    config = ran.config.model_dump(mode="json") | {"annotator": annotator}
+    round_ = Round(campaign="c", number=9, stage="score", seed=0, config=config, versions={})
+    variant = ran.store.variants("c", ran.annotator.revision)[0].hash
+    for revision in ("their-llm-1", "their-llm-1~rival"):
+        with ran.store.transaction() as session:
+            ran.store.add_votes(
+                session,
+                "c",
+                revision,
+                variant,
+                rows=np.array([0]),
+                probs=np.array([[0.5, 0.5]]),
+                off_label_mass=np.zeros(1),
+                tokens=0,
+                usd=0.0,
+                seconds=0.0,
+            )
+    assert llm_in_words(ran.store, round_) == name

@@ -49,7 +49,7 @@ class Fixture:
             project=lambda: ctx.store.project_id("c"),
             student=CurrentStudent(ctx.config, ctx.store, self.load),
             progress=lambda: (
-                _progress(ctx.config, ctx.store) | {"failure": None, "last_pull": None}
+                _progress(ctx.config, ctx.store) | {"failure": None, "last_pull": self.last_pull}
             ),
             metrics=lambda: metrics_text(campaign_status(ctx.config, ctx.store), PULLS),
             sick=lambda: self.sick,
@@ -62,6 +62,7 @@ class Fixture:
         )
 
     sick = None
+    last_pull = None
 
     def hint(self):
         self.hints += 1
@@ -397,6 +398,17 @@ def test_the_page_before_anything_happened(site):
     assert "Rounds to come" in page.text
     nonce = re.search(r"<script nonce=\"([^\"]+)\">", page.text)[1]
     assert f"script-src 'nonce-{nonce}'" in page.headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(("platform", "name"), [("label_studio", "Label Studio"), ("desk", "desk")])
+def test_the_page_names_the_platform_where_people_label(site, platform, name):
+    config = site.ctx.config
+    people = config.people.model_copy(update={"platform": platform})
+    site.ctx.config = config.model_copy(update={"people": people})
+    site.last_pull = "2026-11-28T12:00:00"
+    page = site.http.get("/", headers={"Authorization": f"Bearer {TOKENS.page}"}).text
+    assert f"last read from {name} 12:00:00" in page
+    site.ctx.config = config
 
 
 def test_the_page_says_what_the_campaign_still_takes(tmp_path):
