@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -191,12 +191,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     reviews = [review for review in everywhere if review.round_id == round_.id]
     by_item = _current_answers(ctx, session)
     panel = ctx.config.people.panel
-    for review in everywhere:  # late answers to earlier rounds
-        if review.round_id != round_.id and review.task_id and not _is_missing(review):
-            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
-                review.wanted or panel.first
-            )
-            review.closed_at = (review.closed_at or now()) if enough else None
+    _close_late(ctx, by_item, (r for r in everywhere if r.round_id != round_.id))
     out = 0
     known = known_checks(ctx)
     answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
@@ -233,6 +228,23 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             " that they have. Raise budget.usd while the round waits for people to ask further."
         )
     return out
+
+
+def close_late(ctx: Context, session: Session) -> None:
+    """Says of the reviews of rounds that are over which have answers enough by now."""
+    reviews = ctx.store.reviews(ctx.name, session=session)
+    _close_late(ctx, _current_answers(ctx, session), reviews)
+
+
+def _close_late(
+    ctx: Context, by_item: Mapping[str, Sequence[Annotation]], reviews: Iterable[Review]
+) -> None:
+    for review in reviews:
+        if review.task_id and not _is_missing(review):
+            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
+                review.wanted or ctx.config.people.panel.first
+            )
+            review.closed_at = (review.closed_at or now()) if enough else None
 
 
 def _is_missing(review: Review) -> bool:
