@@ -9,9 +9,11 @@ from operated import answer, at_work
 
 from loop.errors import StoreError
 from loop.files import replacing, replacing_folder
+from loop.next_round import open_round
 from loop.operate.fsck import check_campaign
+from loop.people.answers import withdraw_unanswered
 from loop.pool_arrays import suspicion_of
-from loop.round import run_round, run_stage
+from loop.round import close_early, run_round, run_stage
 from loop.training_sets import loop_labels
 
 
@@ -155,6 +157,13 @@ def test_late_corrections_in_a_finished_campaign_are_found_and_read(campaign, ct
     assert findings(ctx) == []
     turned = ctx.store.gold("c")
     assert all(turned[i].label != gold[i].label for i in gold)
+
+
+def test_texts_that_were_taken_back_are_not_missed(ctx):
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    assert withdraw_unanswered(ctx)
+    assert findings(ctx) == []
 
 
 def test_an_answer_that_is_stored_otherwise_than_it_came_is_found(campaign, ctx):
