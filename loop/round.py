@@ -48,7 +48,13 @@ from loop.measure.llm_quality import (
 from loop.measure.round_metrics import measure_round
 from loop.money import account, check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round
-from loop.people.answers import ask_further, close_answered, everything_is_due, take_in
+from loop.people.answers import (
+    ask_further,
+    close_answered,
+    close_late,
+    everything_is_due,
+    take_in,
+)
 from loop.people.gold import decide_all
 from loop.people.review_tasks import (
     draw_checks,
@@ -67,7 +73,7 @@ from loop.pool_arrays import (
     suspicion_by,
     suspicion_of,
 )
-from loop.ports import FloatArray, ReviewTask
+from loop.ports import Fetched, FloatArray, ReviewTask
 from loop.student.kept_vectors import item_embeddings
 from loop.training_sets import (
     LabelSet,
@@ -103,11 +109,18 @@ def run_round(ctx: Context) -> Round:
 def run_stage(ctx: Context, stage: str) -> Round:
     """Runs one stage of the current round, and those that follow it by themselves.
 
+    Between two rounds, and when the campaign is finished, ``pull`` reads what people have answered
+    since, and opens no round.
+
     Raises:
         StageError: another stage comes first.
     """
     open_campaign(ctx)
     write_missing_results(ctx)
+    over = ctx.store.last_round(ctx.name)
+    if stage == "pull" and over is not None and over.stage == "done":
+        _read_late(ctx, over)
+        return over
     round_ = open_round(ctx)
     last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
     first = {"train": "repair"}.get(stage, stage)
@@ -308,15 +321,46 @@ def _pull_once(ctx: Context, round_: Round, project_id: str) -> bool:
         total = len(open_reviews) * ctx.config.people.overlap
         with ctx.show(f"Round {round_.number}: simulated raters answer", total) as progress:
             ctx.raters.answer(project_id, progress)
-    cursor = None if everything_is_due(ctx) else ctx.store.pull_cursor(ctx.name)
-    started = time.monotonic()
-    fetched = ctx.reviewer.fetch(cursor)
+    fetched, seconds = _fetch(ctx)
     with ctx.store.transaction() as session:
-        take_in(ctx, session, fetched, time.monotonic() - started)
+        take_in(ctx, session, fetched, seconds)
         out = close_answered(ctx, session, round_)
         if out:
             return False
         return _advance(ctx, round_, "pull", session)
+
+
+def _fetch(ctx: Context) -> tuple[Fetched, float]:
+    """What people answered, and how many seconds it took to read."""
+    cursor = None if everything_is_due(ctx) else ctx.store.pull_cursor(ctx.name)
+    started = time.monotonic()
+    return ctx.reviewer.fetch(cursor), time.monotonic() - started
+
+
+def _read_late(ctx: Context, round_: Round) -> None:
+    """Reads what people answered since the last round ended, and decides gold anew.
+
+    Nothing else changes: what the rounds measured stays.
+    """
+    if ctx.store.project_id(ctx.name) is None:
+        ctx.say("Nothing was ever sent to people, so that there are no answers to read.")
+        return
+    _open_project(ctx)
+    fetched, seconds = _fetch(ctx)
+    before = ctx.store.annotations(ctx.name)
+    with ctx.store.transaction() as session:
+        take_in(ctx, session, fetched, seconds)
+        close_late(ctx, session)
+        now = ctx.store.annotations(ctx.name, session=session)
+        changed = _decide_gold(ctx, session, round_)
+        ctx.store.log(session, ctx.name, "pull", "late answers", gold_changed=changed)
+    answers = len({a.id for a in before} ^ {a.id for a in now})
+    ctx.say(
+        f"{answers:,} answers differ from those read before, and {changed:,} gold labels changed."
+        " What the rounds measured stays as it was; exports and the next round use the new gold."
+        if answers or changed
+        else "No answer has changed since the last round ended."
+    )
 
 
 def close_early(ctx: Context, round_: Round) -> None:
@@ -336,10 +380,21 @@ def close_early(ctx: Context, round_: Round) -> None:
 
 def adjudicate(ctx: Context, round_: Round) -> bool:
     """Turns all current answers of the campaign into gold, corrections of old ones included."""
-    reviewed = {r.item_id: r.outcome for r in ctx.store.reviews(ctx.name)}
+    with ctx.store.transaction() as session:
+        changed = _decide_gold(ctx, session, round_)
+        return _advance(ctx, round_, "adjudicate", session, changed=changed)
+
+
+def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
+    """Decides gold anew from all current answers; how many labels that changed.
+
+    Args:
+        round_: to which gold belongs that there was not before.
+    """
+    reviewed = {r.item_id: r.outcome for r in ctx.store.reviews(ctx.name, session=session)}
     known = known_checks(ctx)
     by_item: dict[str, list[Annotation]] = defaultdict(list)
-    for annotation in ctx.store.annotations(ctx.name):
+    for annotation in ctx.store.annotations(ctx.name, session=session):
         if annotation.item_id in reviewed or annotation.item_id in known:
             by_item[annotation.item_id].append(annotation)
     gold = ctx.store.gold(ctx.name)
@@ -351,34 +406,33 @@ def adjudicate(ctx: Context, round_: Round) -> bool:
         known,
     )
     gold_now: list[Gold] = []
-    with ctx.store.transaction() as session:
-        for item_id, decision in decisions.items():
-            if item_id in reviewed and reviewed[item_id] != decision.how:
-                ctx.store.set_outcome(session, item_id, decision.how)
-            old = gold.get(item_id)
-            if decision.label is None:
-                if old is not None and old.how == IMPORTED:
-                    continue
-                if old is not None:  # the answers that it came from were withdrawn
-                    ctx.store.delete_gold(session, old)
-                    changed += 1
-            elif old is None or (old.label, old.how, old.confidence) != (
-                decision.label,
-                decision.how,
-                decision.confidence,
-            ):
-                changed += old is None or (old.label, old.how) != (decision.label, decision.how)
-                gold_now.append(
-                    Gold(
-                        item_id=item_id,
-                        label=decision.label,
-                        how=decision.how,
-                        confidence=decision.confidence,
-                        round_number=old.round_number if old else round_.number,
-                    )
+    for item_id, decision in decisions.items():
+        if item_id in reviewed and reviewed[item_id] != decision.how:
+            ctx.store.set_outcome(session, item_id, decision.how)
+        old = gold.get(item_id)
+        if decision.label is None:
+            if old is not None and old.how == IMPORTED:
+                continue
+            if old is not None:  # the answers that it came from were withdrawn
+                ctx.store.delete_gold(session, old)
+                changed += 1
+        elif old is None or (old.label, old.how, old.confidence) != (
+            decision.label,
+            decision.how,
+            decision.confidence,
+        ):
+            changed += old is None or (old.label, old.how) != (decision.label, decision.how)
+            gold_now.append(
+                Gold(
+                    item_id=item_id,
+                    label=decision.label,
+                    how=decision.how,
+                    confidence=decision.confidence,
+                    round_number=old.round_number if old else round_.number,
                 )
-        ctx.store.put_gold(session, gold_now)
-        return _advance(ctx, round_, "adjudicate", session, changed=changed)
+            )
+    ctx.store.put_gold(session, gold_now)
+    return changed
 
 
 def repair(ctx: Context, round_: Round) -> bool:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from sqlmodel import Session, SQLModel
 
 import loop.campaign.tables  # noqa: F401  registers the tables
 from loop.errors import NoStoreError, StoreError
+from loop.files import beside, held
 
 BUSY_S = 30.0
 """How long one process waits for another one's transaction."""
@@ -572,31 +572,39 @@ def create_filled(url: str, schema: str, fill: Callable[[Connection], None]) -> 
     if file is not None:
         if file.exists():
             raise _not_empty(where)
-        partial = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")
+        partial = beside(file)
         _make_file(partial)
         parsed = parsed.set(database=str(partial))
     try:
-        engine = _engine(parsed, partial, read_only=False)
-        try:
-            with engine.begin() as connection:
-                _begin(connection)
-                _remove_empty(connection, where)
-                if schema == schemas[-1]:
-                    _create(connection, schema)
-                else:
-                    _upgrade(connection, schema)
-                fill(connection)
-                if schema != schemas[-1]:
-                    _upgrade(connection)
-        finally:
-            engine.dispose()
-        if partial is not None and file is not None:
-            os.link(partial, file)  # fails where a store has come meanwhile
-    except FileExistsError as exc:
-        raise _not_empty(where) from exc
+        # Its lock must outlive the engine: closing the file anywhere ends SQLite's own locks on it.
+        with held(partial) if partial is not None else nullcontext():
+            engine = _engine(parsed, partial, read_only=False)
+            try:
+                with engine.begin() as connection:
+                    _begin(connection)
+                    _remove_empty(connection, where)
+                    if schema == schemas[-1]:
+                        _create(connection, schema)
+                    else:
+                        _upgrade(connection, schema)
+                    fill(connection)
+                    if schema != schemas[-1]:
+                        _upgrade(connection)
+            finally:
+                engine.dispose()
+            if partial is not None and file is not None:
+                _link(partial, file, where)
     finally:
         for suffix in ("", "-wal", "-shm") if partial is not None else ():
             Path(f"{partial}{suffix}").unlink(missing_ok=True)
+
+
+def _link(partial: Path, file: Path, where: str) -> None:
+    """Gives a whole store its name; refuses where a store has come meanwhile."""
+    try:
+        os.link(partial, file)
+    except FileExistsError as exc:
+        raise _not_empty(where) from exc
 
 
 def _not_empty(where: str) -> StoreError:

@@ -879,9 +879,11 @@ def track_measured(ctx: Context) -> list[Tracked]:
 
 def waiting_line(ctx: Context, round_: Round) -> str:
     """What is back, and where people label; or what comes next."""
-    from loop.next_round import next_command
+    from loop.next_round import next_command, what_next
     from loop.people.tally import tally, tally_line
 
+    if round_.stage == "done":
+        return f"Round {round_.number} is done. {what_next(ctx.config, ctx.store)}"
     if round_.stage != "pull":
         return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
     reviews = ctx.store.reviews(ctx.name, round_.id)

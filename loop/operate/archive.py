@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from loop.errors import DataError
+from loop.errors import DataError, LoopError
 from loop.files import replacing
 
 FORM = 1
 MANIFEST = "manifest.json"
 MOST_MEMBERS = 100_000
 MOST_MANIFEST_BYTES = 32 * 2**20
+MANIFEST_HEAD_BYTES = 2**16  # what it says beside the members: the columns of some twenty tables
+MOST_NAME_LETTERS = 1000
 BLOCK_BYTES = 2**20
 _BROKEN = (
     zipfile.BadZipFile,
@@ -48,6 +50,8 @@ class ArchiveWriter:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._zip = archive
         self.members: dict[str, dict[str, Any]] = {}
+        self._folded = {MANIFEST}
+        self._manifest_bytes = MANIFEST_HEAD_BYTES
 
     @contextmanager
     def adding(self, name: str) -> Iterator[AddedFile]:
@@ -59,12 +63,71 @@ class ArchiveWriter:
             added = AddedFile(raw)
             yield added
         self.members[name] = {"bytes": added.size_bytes, "sha256": added.digest.hexdigest()}
+        self._folded.add(name.casefold())
+        self._manifest_bytes += _entry_bytes(name)
 
-    def add_file(self, name: str, path: Path) -> None:
-        """Adds a file as it is now."""
-        with path.open("rb") as file, self.adding(name) as added:
-            while block := file.read(BLOCK_BYTES):
+    def why_not(self, name: str) -> str | None:
+        """Why no reader would take a further member of this name, or None."""
+        if (why := odd_name(name)) is not None:
+            return why
+        if name.casefold() in self._folded:
+            return "another name differs from it in capitals alone"
+        size_bytes = self._manifest_bytes + _entry_bytes(name)
+        if len(self.members) + 1 >= MOST_MEMBERS or size_bytes > MOST_MANIFEST_BYTES:
+            return "one backup holds no more files"
+        return None
+
+    def add_file(self, name: str, path: Path) -> bool:
+        """Adds a file as it is now; False where it is gone.
+
+        Raises:
+            LoopError: it cannot be read.
+        """
+        blocks = _blocks_of(path)
+        try:
+            block = next(blocks, b"")
+        except FileNotFoundError:
+            return False
+        with self.adding(name) as added:
+            added.write(block)
+            for block in blocks:
                 added.write(block)
+        return True
+
+
+def _blocks_of(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise LoopError(
+            f"{path} cannot be read: {exc.strerror or exc}. Correct that, or move it out of the"
+            " campaign's folder."
+        ) from exc
+
+
+def odd_name(name: str) -> str | None:
+    """Why a member may not have this name, or None; the writer asks and the reader asks."""
+    parts = PurePosixPath(name).parts
+    if name != "/".join(parts) or name.startswith("/") or {".", ".."} & set(parts):
+        return "it could lead to another folder"
+    if any(c in name for c in "\\:\0"):
+        return "a colon or a backslash in a name could lead to another folder"
+    if len(name) >= MOST_NAME_LETTERS:
+        return "its name is too long"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return None
+
+
+def _entry_bytes(name: str) -> int:
+    """The most that a member takes in the manifest: its name, size and checksum."""
+    return len(json.dumps(name)) + 130
 
 
 @dataclass
@@ -105,11 +168,12 @@ class Archive:
 
     Attributes:
         about: what the manifest says beside the members.
+        members: size and checksum of each, by name.
     """
 
     path: Path
     about: Mapping[str, Any]
-    members: tuple[str, ...]
+    members: Mapping[str, Mapping[str, Any]]
     _zip: zipfile.ZipFile
 
     @contextmanager
@@ -117,6 +181,14 @@ class Archive:
         """A member, to read."""
         with self._zip.open(name) as file:
             yield file
+
+    def is_in(self, name: str, file: Path) -> bool:
+        """Whether a file holds exactly what a member does."""
+        member = self.members[name]
+        if file.is_symlink() or not file.is_file() or file.stat().st_size != member["bytes"]:
+            return False
+        with file.open("rb") as read:
+            return bool(hashlib.file_digest(read, "sha256").hexdigest() == member["sha256"])
 
     def lines(self, name: str) -> Iterator[bytes]:
         """A member's lines."""
@@ -178,7 +250,7 @@ def _verified(archive: zipfile.ZipFile, path: Path, room_bytes: int) -> Archive:
         )
     for name, member in members.items():
         _refuse_other_content(archive, name, member, path)
-    return Archive(path, manifest, tuple(members), archive)
+    return Archive(path, manifest, members, archive)
 
 
 def _count(value: object) -> int:
@@ -190,16 +262,8 @@ def _count(value: object) -> int:
 def _refuse_odd(info: zipfile.ZipInfo, path: Path) -> None:
     """Refuses names that lead elsewhere, links, devices, and what cannot be read plainly."""
     name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
-    parts = PurePosixPath(name).parts
-    plain = (
-        name == "/".join(parts)
-        and not name.startswith("/")
-        and not {".", ".."} & set(parts)
-        and not any(c in name for c in "\\:\0")
-        and len(name) < 1000
-    )
-    if not plain:
-        raise _unusable(path, f"the name {name[:100]!r} could lead to another folder")
+    if (why := odd_name(name)) is not None:
+        raise _unusable(path, f"the name {name[:100]!r}: {why}")
     if kind not in (0, stat.S_IFREG):
         raise _unusable(path, f"{name!r} is a link or device")
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,13 +44,14 @@ from loop.campaign.changes import MARK
 from loop.campaign.config import Config, read
 from loop.campaign.database import VERSION_TABLE, create_filled, database_file
 from loop.errors import DataError, LoopError, StoreError
-from loop.files import replacing, replacing_folder, write_whole
-from loop.operate.archive import Archive, opening_archive, writing_archive
+from loop.files import leftovers, replacing
+from loop.operate.archive import Archive, ArchiveWriter, opening_archive, writing_archive
 
 SUFFIX = ".goldloop.zip"
 CAMPAIGN_FILE, SOURCE, OUT, TABLES = "files/campaign.toml", "files/source", "files/out/", "tables/"
 MODELS, CACHES = ("models", "final"), ("cache", "states")
 ROWS = 5_000  # that are in memory at a time
+SHOWN = 5  # names of files in one sentence
 _KINDS: tuple[tuple[type[TypeEngine[Any]], str], ...] = (
     (JSON, "json"),
     (DateTime, "time"),
@@ -134,11 +137,13 @@ def write_backup(
                             added.write(b"".join(_line(row, kinds) for row in block))
                             rows += len(block)
                     about["tables"][table.name] = {"columns": kinds, "rows": rows}
-            archive.add_file(CAMPAIGN_FILE, campaign_file)
-            if own_source:
-                archive.add_file(SOURCE, source)
-            for path in _files(config, campaign_file, models=models, caches=caches):
-                archive.add_file(f"{OUT}{path.relative_to(config.out).as_posix()}", path)
+            if not archive.add_file(CAMPAIGN_FILE, campaign_file):
+                raise LoopError(f"{campaign_file} is gone; put it back, and run this again.")
+            if own_source and not archive.add_file(SOURCE, source):
+                left_out.append(f"the texts' source {config.texts.source}, which is gone")
+            left_out += _add_results(
+                archive, config, _files(config, campaign_file, models=models, caches=caches)
+            )
             files = len(archive.members) - len(about["tables"])
     except OSError as exc:
         raise LoopError(
@@ -147,6 +152,23 @@ def write_backup(
         ) from exc
     rows = sum(table["rows"] for table in about["tables"].values())
     return Contents(out, config.campaign.name, about["schema"], rows, files, tuple(left_out))
+
+
+def _add_results(archive: ArchiveWriter, config: Config, paths: Iterable[Path]) -> list[str]:
+    """Adds the files that a backup can hold; what it leaves out and why, in sentences."""
+    left: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        name = path.relative_to(config.out).as_posix()
+        why = archive.why_not(OUT + name)
+        if why is None and not archive.add_file(OUT + name, path):
+            why = "gone since the backup began, as models and caches are while they are made anew"
+        if why is not None:
+            left[why].append(name.encode("utf-8", "backslashreplace").decode())
+    return [
+        f"{', '.join(names[:SHOWN])}{f' and {more:,} more' if more > 0 else ''} ({why})"
+        for why, names in left.items()
+        for more in [len(names) - SHOWN]
+    ]
 
 
 @contextmanager
@@ -229,6 +251,9 @@ def _files(config: Config, campaign_file: Path, *, models: bool, caches: bool) -
 def restore_backup(path: Path, file: Path) -> Contents:
     """Makes a campaign of a backup, in a folder and a database where there is none yet.
 
+    The database comes last, so that a restore which was killed has made no campaign; run again, it
+    continues with the files that are there as the backup has them.
+
     Args:
         path: what ``write_backup`` wrote.
         file: the campaign file. One that is there is used, with its own ``store``, which may be of
@@ -236,46 +261,132 @@ def restore_backup(path: Path, file: Path) -> Contents:
 
     Raises:
         DataError: the backup is damaged, or made to do harm; nothing was written.
-        LoopError: something is in the way, or a file cannot be written.
-        StoreError: the database is not empty, or refuses the rows.
+        ConfigError: the campaign file cannot be used.
+        LoopError: something is in the way, or a file cannot be written; nothing is left of it.
+        StoreError: the database is not empty, or refuses the rows; nothing is left of it.
     """
     folder = file.absolute().parent
     if not folder.is_dir():
         raise LoopError(f"There is no folder {folder}; make it first.")
     with opening_archive(path, room_bytes=shutil.disk_usage(folder).free) as archive:
         about = _about(archive)
-        given = file.read_text(encoding="utf-8") if file.exists() else None
-        content = _campaign_text(archive)
-        config = read(given or content, file.absolute())
+        given = file.exists()
+        content = file.read_text(encoding="utf-8") if given else _campaign_text(archive)
+        config = read(content, file.absolute())
         if config.campaign.name != about["campaign"]:
             raise LoopError(
                 f"{path} holds campaign {about['campaign']!r}, and {file} is of"
                 f" {config.campaign.name!r}; name another --file."
             )
-        source = _restored_source(config, archive, path, trusted=given is not None)
-        names = [name for name in archive.members if name.startswith(OUT)]
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-            raise LoopError(
-                f"{config.out} is not empty; restore into another folder, or move it away."
-            )
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as undo:
-            part = undo.enter_context(replacing_folder(config.out)) if names else None
-            for name in names:
-                target = part / name.removeprefix(OUT)  # type: ignore[operator]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _unpack(archive, name, target)
-            _fill_store(config, archive, about)
+        source = _restored_source(config, archive, path, trusted=given)
+        places = {name: config.out / name.removeprefix(OUT) for name in _results(archive)}
         if source is not None:
-            source.parent.mkdir(parents=True, exist_ok=True)
-            _unpack(archive, SOURCE, source)
-        if given is None:
-            write_whole(file, content)
+            places[SOURCE] = source
+        if not given:
+            places[CAMPAIGN_FILE] = file.absolute()
+        database = database_file(make_url(config.store_url))
+        _refuse_in_the_way(archive, config, places, database)
+
+        with ExitStack() as undo:
+            if database is not None:
+                _make_folder(database.parent, undo)
+            _fill_store(config, archive, about, lambda: _unpack(archive, places, undo))
+            undo.pop_all()  # it is a campaign now, and stays
         missing = [] if source or Path(config.source).exists() else [f"the texts {config.source}"]
         rows = sum(table["rows"] for table in about["tables"].values())
-        return Contents(
-            path, config.campaign.name, about["schema"], rows, len(names), tuple(missing)
+        files = sum(name.startswith(OUT) for name in places)
+        return Contents(path, config.campaign.name, about["schema"], rows, files, tuple(missing))
+
+
+def _results(archive: Archive) -> list[str]:
+    """The members that go to the campaign's folder.
+
+    Raises:
+        DataError: ``write_backup`` gives no file such a name.
+    """
+    names = [name for name in archive.members if name.startswith(OUT)]
+    for name in names:
+        if any(part.startswith(".") for part in name.removeprefix(OUT).split("/")):
+            raise DataError(
+                f"{archive.path} is no backup that goldloop wrote: it holds the hidden file"
+                f" {name!r}. Nothing was written."
+            )
+    return names
+
+
+def _refuse_in_the_way(
+    archive: Archive, config: Config, places: Mapping[str, Path], database: Path | None
+) -> None:
+    """Refuses to restore where something is already that is not as the backup has it.
+
+    Args:
+        places: where each member goes.
+    Raises:
+        DataError: two things would have one place.
+        LoopError: something is there.
+    """
+    taken = [place.resolve() for place in places.values()]
+    taken += [] if database is None else [database]
+    if len({str(place).casefold() for place in taken}) != len(taken):
+        raise DataError(
+            f"{archive.path} holds a file of {config.out} that would take the place of the campaign"
+            " file, the texts or the store. Nothing was written; name another store.folder."
         )
+    out, inside = config.out, config.out.resolve()
+    others = {out} if out.exists() and not out.is_dir() else set()
+    if not config.folder.resolve().is_relative_to(inside):  # else much more lies there
+        there = list(out.rglob("*"))
+        folders = [path for path in there if path.is_dir() and not path.is_symlink()]
+        own = {
+            *taken,
+            *(left.resolve() for folder in (out, *folders) for left in leftovers(folder)),
+        }
+        others |= {path for path in {*there} - {*folders} if path.resolve() not in own}
+    for name, place in places.items():
+        elsewhere = name.startswith(OUT) and not place.resolve().is_relative_to(inside)
+        if elsewhere or (os.path.lexists(place) and not archive.is_in(name, place)):
+            others.add(place)
+    if others:
+        shown = ", ".join(map(str, sorted(others)[:SHOWN]))
+        raise LoopError(
+            f"{out} is not empty: {shown} {'is' if len(others) == 1 else 'are'} not as in the"
+            " backup. Restore into another folder, or move that away."
+        )
+
+
+def _make_folder(folder: Path, undo: ExitStack) -> None:
+    """Makes a folder and those above it, which ``undo`` removes again where they are empty."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent, undo)
+    folder.mkdir()
+    undo.callback(_remove_empty, folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # something else has come into it meanwhile
+        folder.rmdir()
+
+
+def _unpack(archive: Archive, places: Mapping[str, Path], undo: ExitStack) -> None:
+    """Writes members to their places, in their order; ``undo`` removes them again.
+
+    Raises:
+        LoopError: one cannot be written.
+    """
+    for name, place in places.items():
+        try:
+            if os.path.lexists(place):
+                continue  # as in the backup, of a restore that was interrupted
+            _make_folder(place.parent, undo)
+            undo.callback(place.unlink, missing_ok=True)
+            with archive.opening(name) as member, replacing(place) as written:
+                shutil.copyfileobj(member, written)
+        except OSError as exc:
+            raise LoopError(
+                f"{place} cannot be written: {exc.strerror or exc}. Nothing was restored; correct"
+                " that, then run the same command again."
+            ) from exc
 
 
 def _about(archive: Archive) -> dict[str, Any]:
@@ -331,12 +442,11 @@ def _restored_source(config: Config, archive: Archive, path: Path, *, trusted: b
     return source if lacking and not config.texts.source.startswith("hf:") else None
 
 
-def _unpack(archive: Archive, name: str, target: Path) -> None:
-    with archive.opening(name) as member, replacing(target) as written:
-        shutil.copyfileobj(member, written)
+def _fill_store(
+    config: Config, archive: Archive, about: dict[str, Any], unpack: Callable[[], None]
+) -> None:
+    """Makes the store of the archive's rows, and has the files written just before it is there."""
 
-
-def _fill_store(config: Config, archive: Archive, about: dict[str, Any]) -> None:
     def fill(connection: Connection) -> None:
         tables = {table.name: table for table in _tables(connection)}
         for name, table in tables.items():
@@ -348,6 +458,7 @@ def _fill_store(config: Config, archive: Archive, about: dict[str, Any]) -> None
                 f"{archive.path} has tables that schema {about['schema']} has not:"
                 f" {', '.join(unknown)}. Nothing was written."
             )
+        unpack()
 
     try:
         create_filled(config.store_url, about["schema"], fill)

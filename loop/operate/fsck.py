@@ -6,8 +6,8 @@ what people answered. What only a person can decide is said and left alone.
 
 from __future__ import annotations
 
+import glob
 import json
-import shutil
 import stat
 import zipfile
 from collections import Counter
@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import make_url, text, update
-from sqlmodel import col
+from sqlmodel import col, select
 
 from loop.campaign.changes import MARK
 from loop.campaign.config import Config
@@ -31,15 +31,26 @@ from loop.campaign.tables import (
     STAGES,
     VALIDATION,
     HiddenCheck,
+    Item,
     Review,
     Run,
+    Variant,
+    VoteBlock,
     round_id,
 )
 from loop.errors import LoopError, StoreError
+from loop.files import leftovers, moved_away, put_back, remove
 from loop.llm.states import StateFile
-from loop.ports import Reviewer
+from loop.operate.backup import SUFFIX
+from loop.people.answers import OF_TASK, stored_form
+from loop.people.forgotten import Forgotten
+from loop.people.gold import LABELLED
+from loop.ports import Fetched, Reviewer, item_id
 
 SHOWN = 3  # examples of a finding
+OWN_FOLDERS = ("cache", "models", "states")
+"""In the campaign's folder, for goldloop alone."""
+_CHANGED = "Something else than goldloop has changed the store; restore the newest backup."
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,7 @@ def check_campaign(
         return  # what can still be read of it may be wrong
     yield from _orphans(store)
     if store.campaign_uid(config.campaign.name):
+        yield from _texts(store, config.campaign.name)
         yield from _people(config, store)
         yield from _labels(config, store)
         yield from _files(config, store)
@@ -103,7 +115,7 @@ def _orphans(store: Store) -> Iterator[Finding]:
         yield Finding(
             "store",
             f"{rows:,} rows of {what}.",
-            "Something else than goldloop has changed the store; restore the newest backup.",
+            _CHANGED,
         )
 
 
@@ -130,7 +142,32 @@ def _people(config: Config, store: Store) -> Iterator[Finding]:
             "Read the answers again with `goldloop pull --all`.",
             read_again,
         )
+    over = {
+        round_id(r)
+        for r in store.rounds(name)
+        if STAGES.index(r.stage) > STAGES.index("adjudicate")
+    }
+    undecided = [
+        r.item_id
+        for r in reviews
+        if r.round_id in over and r.outcome in LABELLED and r.item_id not in gold
+    ]
+    if undecided:
+        yield Finding(
+            "store",
+            f"{len(undecided):,} texts were decided by people, and their gold labels are gone"
+            f" ({_some(undecided)}).",
+            "Decide them again with `goldloop pull --all`.",
+            read_again,
+        )
     labels = set(store.labels(name))
+    meant = [a.item_id for a in answers if a.label is not None and a.label not in labels]
+    if meant:
+        yield Finding(
+            "store",
+            f"{len(meant):,} answers have labels that the campaign has not ({_some(meant)}).",
+            _CHANGED,
+        )
     odd = sorted({g.label for g in gold.values()} - labels)
     if odd:
         yield Finding(
@@ -155,38 +192,92 @@ def _people(config: Config, store: Store) -> Iterator[Finding]:
             f"{len(shared):,} tasks stand for more than one text ({_some(shared)}).",
             "Nobody can tell which text their answers are about; restore the newest backup.",
         )
+    chosen = sum(
+        int(event.detail.get("chosen", 0)) + int(event.detail.get("checks", 0))
+        for event in store.events(name, "select", "done")
+    )
+    withdrawn = sum(len(e.detail["texts"]) for e in store.events(name, "pull", "withdrawn"))
+    if (gone := chosen - withdrawn - len(everything)) > 0:
+        yield Finding("store", f"{gone:,} texts that were chosen for people are gone.", _CHANGED)
+
+
+def _texts(store: Store, name: str) -> Iterator[Finding]:
+    """Each text is the one that its id was made of."""
+    query = select(Item.id, Item.text).where(Item.campaign == name)
+    with store.transaction() as session:
+        rows = session.execute(query, execution_options={"yield_per": 5_000})
+        other = [id_ for id_, said in rows if item_id(name, said) != id_]
+    if other:
+        what = f"{len(other):,} texts are not those that were imported ({_some(other)})."
+        yield Finding("store", what, _CHANGED)
 
 
 def _labels(config: Config, store: Store) -> Iterator[Finding]:
     """What the LLM said, the scores and what the students learned."""
     name = config.campaign.name
     known = np.array([key.row for key in store.keys(name)], dtype=np.int64)
+    prompts = select(Variant.annotator, Variant.hash).where(Variant.campaign == name)
+    asked = select(VoteBlock.annotator, VoteBlock.variant_hash).where(VoteBlock.campaign == name)
+    with store.transaction() as session:
+        voted = set(session.exec(asked.distinct()).all())
+        lost = voted - set(session.exec(prompts).all())
+    if lost:
+        yield Finding(
+            "store", f"{len(lost):,} prompts are gone that the LLM has answered.", _CHANGED
+        )
+    answered: list[NDArray[np.int64]] = []
     try:
-        for annotator in store.annotators(name):
-            yield from _votes(config, store, annotator, known)
-        yield from _of_rounds(store, name, known)
+        for annotator in sorted({annotator for annotator, _ in voted}):
+            yield from _votes(config, store, annotator, known, answered)
+        rows = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *answered]))
+        yield from _of_rounds(store, name, known, rows)
     except StoreError as exc:
         yield Finding("store", str(exc), "Restore the newest backup.")
 
 
-def _of_rounds(store: Store, name: str, known: NDArray[np.int64]) -> Iterator[Finding]:
-    """The scores and training labels of every round."""
+def _of_rounds(
+    store: Store, name: str, known: NDArray[np.int64], answered: NDArray[np.int64]
+) -> Iterator[Finding]:
+    """What every round must have of the stages that it has passed.
+
+    Args:
+        known: rows of the texts that there are.
+        answered: rows of those that the LLM has labelled.
+    """
+    trained = {run.round_id for run in store.runs(name)}
     for round_ in store.rounds(name):
-        if round_.number == VALIDATION:
-            continue
         at, id_ = STAGES.index(round_.stage), round_id(round_)
-        for stage, has in (
-            ("score", store.has_scores(id_)),
-            ("repair", store.has_training_labels(id_)),
-        ):
+        waiting: list[Review | HiddenCheck] = [
+            *store.reviews(name, id_),
+            *store.checks(name, id_),
+        ]
+        stages = {
+            "score": store.has_scores(id_),
+            "push": all(sent.task_id is not None for sent in waiting),
+        }
+        if round_.number != VALIDATION:  # which only measures the LLM
+            stages |= {
+                "repair": store.has_training_labels(id_),
+                "train": id_ in trained,
+                "measure": round_.metrics is not None,
+            }
+        for stage, has in stages.items():
             if at > STAGES.index(stage) and not has:
                 yield Finding(
                     "store",
-                    f"Round {round_.number} is past stage {stage}, and nothing of that stage is"
-                    " stored.",
-                    "Restore the newest backup.",
+                    f"Round {round_.number} is past stage {stage}, and what that stage stores is"
+                    " gone.",
+                    _CHANGED,
                 )
-        rows = np.concatenate([store.all_scores(id_).rows, store.all_training_labels(id_).rows])
+        scores = store.all_scores(id_)
+        heard = scores.rows[(scores.llm >= 0) & np.isin(scores.rows, known)]
+        if unheard := int((~np.isin(heard, answered)).sum()):
+            yield Finding(
+                "store",
+                f"The LLM's answers to {unheard:,} texts of round {round_.number} are gone.",
+                _CHANGED,
+            )
+        rows = np.concatenate([scores.rows, store.all_training_labels(id_).rows])
         if strange := int((~np.isin(rows, known)).sum()):
             yield Finding(
                 "store",
@@ -197,9 +288,17 @@ def _of_rounds(store: Store, name: str, known: NDArray[np.int64]) -> Iterator[Fi
 
 
 def _votes(
-    config: Config, store: Store, annotator: str, known: NDArray[np.int64]
+    config: Config,
+    store: Store,
+    annotator: str,
+    known: NDArray[np.int64],
+    answered: list[NDArray[np.int64]],
 ) -> Iterator[Finding]:
-    """One annotator's votes: of texts that are there, once each, and probabilities."""
+    """One annotator's votes: of texts that are there, once each, and probabilities.
+
+    Args:
+        answered: gets the rows that they are of.
+    """
     strange = wrong = twice = 0
     seen: dict[str, list[NDArray[np.int64]]] = {}
     for block in store.votes(config.campaign.name, annotator):
@@ -211,6 +310,7 @@ def _votes(
         wrong += int((~sound).sum()) if probs.shape[1] <= len(config.labels) else n
     for parts in seen.values():
         rows = np.concatenate(parts)
+        answered.append(np.unique(rows))
         twice += len(rows) - len(np.unique(rows))
     for votes, what in (
         (strange, "are of texts that the store does not know"),
@@ -249,16 +349,7 @@ def _files(config: Config, store: Store) -> Iterator[Finding]:
             "Give this one a store.folder of its own.",
         )
     database = database_file(make_url(config.store_url))
-    folders = [out, *([database.parent] if database is not None else [])]
-    for folder in dict.fromkeys(folder.resolve() for folder in folders):
-        leftovers = [*folder.glob(".*.part"), *folder.glob(".*.old")]
-        if leftovers:
-            yield Finding(
-                "files",
-                f"{len(leftovers)} half-written files of killed commands are left in {folder}.",
-                "Delete them when no goldloop runs.",
-                _deleting(*leftovers),
-            )
+    yield from _half_written(config, database)
     secret = [config.out / f"{name}.serve.json"]
     if database is not None:
         secret += [database, *database.parent.glob(f"{database.name}-*")]
@@ -273,10 +364,72 @@ def _files(config: Config, store: Store) -> Iterator[Finding]:
         )
 
 
+def _half_written(config: Config, database: Path | None) -> Iterator[Finding]:
+    """What killed commands left in the folders that goldloop writes to."""
+    out, own = config.out, {MARK, "report.html", "rounds.json", "codebook.md", "final"}
+    own |= {f"{config.campaign.name}.serve.json"} | ({database.name} if database else set())
+    beside = [config.folder, *([database.parent] if database else [])]
+    shared = {folder.resolve() for folder in beside} - {out.resolve()}
+    if config.folder.resolve().is_relative_to(out.resolve()):
+        shared.add(out.resolve())  # other people's files lie there as well
+    folders = [*shared, *(out, *(out / name for name in OWN_FOLDERS))]
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+
+        def ours(name: str, everything: bool = folder not in shared) -> bool:
+            return everything or name in own or name.endswith(SUFFIX)
+
+        def left(folder: Path = folder, ours: Callable[[str], bool] = ours) -> list[Path]:
+            copies = database.name if database and folder == database.parent else None
+            return [
+                *leftovers(folder, ours),
+                *(folder.glob(f"{glob.escape(copies)}.schema-*.partial") if copies else ()),
+            ]
+
+        if away := moved_away(folder, ours):
+            yield Finding(
+                "files",
+                f"{_some([str(path) for path in away])}: a killed command had moved it away and"
+                " did not replace it.",
+                "Give the folder beside it that ends in .old its name again.",
+                _putting_back(away),
+            )
+        if half := left():
+            yield Finding(
+                "files",
+                f"{len(half)} half-written files of killed commands are left in {folder}.",
+                "Delete them when no goldloop runs.",
+                _clearing(left),
+            )
+
+
+def _putting_back(paths: list[Path]) -> Callable[[], str]:
+    def restore() -> str:
+        for path in paths:
+            put_back(path)
+        return "It is in its place again."
+
+    return restore
+
+
+def _clearing(left: Callable[[], list[Path]]) -> Callable[[], str]:
+    def clear() -> str:
+        for path in left():  # without those that a command has begun to write meanwhile
+            remove(path)
+        return "Deleted."
+
+    return clear
+
+
 def _models(config: Config, store: Store) -> Iterator[Finding]:
     name = config.campaign.name
     kept = [run for run in store.runs(name) if run.model_path]
-    gone = [run for run in kept if not (config.out / str(run.model_path)).is_dir()]
+    away = set(moved_away(config.out / "models"))
+    gone = [
+        run
+        for run in kept
+        if not (config.out / str(run.model_path)).is_dir()
+        and config.out / str(run.model_path) not in away
+    ]
     if gone:
 
         def forget() -> str:
@@ -311,13 +464,9 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _deleting(*paths: Path) -> Callable[[], str]:
+def _deleting(path: Path) -> Callable[[], str]:
     def delete() -> str:
-        for path in paths:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         return "Deleted."
 
     return delete
@@ -326,7 +475,8 @@ def _deleting(*paths: Path) -> Callable[[], str]:
 def _closing(paths: list[Path]) -> Callable[[], str]:
     def close() -> str:
         for path in paths:
-            path.chmod(0o600)
+            if path.exists():  # else another repair has deleted it
+                path.chmod(0o600)
         return "Only their owner can read them now."
 
     return close
@@ -380,15 +530,52 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
             f"{len(twice):,} texts have more than one task ({_some(twice)}).",
             "Delete the tasks without answers in Label Studio's Data Manager.",
         )
-    current = {a.annotation_id.partition(" of task ")[0] for a in store.annotations(name)}
-    now_there = {
-        a.annotation_id for task in fetched.tasks if task.item_id in ours for a in task.annotations
-    }
-    differ = (now_there - current) | (current - now_there if not fetched.unserved else set())
-    if differ:
+    here, now_there = _answers_here(store, name, ours), _answers_there(store, name, ours, fetched)
+    changed = {(item, number) for item, number, _ in now_there.keys() ^ here.keys()}
+    if fetched.unserved:  # what cannot be shown now may be answered as before
+        changed &= {(item, number) for item, number, _ in now_there}
+    if changed:
         yield Finding(
             "Label Studio",
-            f"{len(differ):,} answers differ between Label Studio and the store.",
+            f"{len(changed):,} answers differ between Label Studio and the store.",
             "`goldloop pull --all` takes what is there.",
             read_again,
         )
+    otherwise = [
+        key[0] for key in now_there.keys() & here.keys() if here[key] not in (None, now_there[key])
+    ]
+    if otherwise:
+        yield Finding(
+            "Label Studio",
+            f"{len(otherwise):,} answers are not stored as Label Studio has them since the same"
+            f" moment ({_some(otherwise)}).",
+            _CHANGED,
+        )
+
+
+Answers = dict[tuple[str, str, str], tuple[str | None, bool] | None]
+"""By text, number and moment: the label, and whether it was skipped; None is not to be compared."""
+
+
+def _answers_here(store: Store, name: str, ours: set[str]) -> Answers:
+    """The current answers as the store has them."""
+    answers: Answers = {}
+    for a in store.annotations(name):
+        if a.item_id in ours:
+            number, shared, _ = a.annotation_id.partition(OF_TASK)
+            answers[a.item_id, number, a.updated_at] = None if shared else (a.label, a.skipped)
+    return answers
+
+
+def _answers_there(store: Store, name: str, ours: set[str], fetched: Fetched) -> Answers:
+    """The answers that there are on the platform, as the store would have them."""
+    labels = set(store.labels(name))
+    with store.transaction() as session:
+        forgotten = Forgotten.of(store, session, name)
+    answers: Answers = {}
+    for task in fetched.tasks:
+        for a in task.annotations if task.item_id in ours else ():
+            row = stored_form(name, a, labels, forgotten)
+            key = task.item_id, row["annotation_id"], row["updated_at"]
+            answers.setdefault(key, (row["label"], row["skipped"]))  # the first counts
+    return answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -27,6 +27,8 @@ from loop.people.gold import decide_all, latest_per_person, wanted_answers
 from loop.people.review_tasks import known_checks
 from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
 
+OF_TASK = " of task "
+"""Between an answer's number and its task, where another task's answer has the same number."""
 READ_ALL = "read everything"  # in the audit trail
 READ_ALL_AFTER_S = 300.0
 READ_ALL_SHARE = 0.01  # of the time, at most
@@ -80,12 +82,11 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
         known = by_task[task.task_id]
         current = set()
         for answer in task.annotations:
-            row = _annotation_row(ctx, answer, labels)
-            _forget_again(row, forgotten)
+            row = stored_form(ctx.name, answer, labels, forgotten)
             key = (row["annotation_id"], row["updated_at"])
             if task_of.get(key, row["task_id"]) != row["task_id"]:
                 # Another task's answer has its number.
-                row["annotation_id"] = f"{row['annotation_id']} of task {row['task_id']}"
+                row["annotation_id"] = f"{row['annotation_id']}{OF_TASK}{row['task_id']}"
                 row |= {"label": None, "problem": row["problem"] or "no number of its own"}
                 key = (row["annotation_id"], row["updated_at"])
             if key in current:
@@ -103,12 +104,14 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
     session.flush()
 
 
-def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> dict[str, Any]:
+def stored_form(
+    campaign: str, a: RawAnnotation, labels: Collection[str], forgotten: Forgotten
+) -> dict[str, Any]:
     """The columns of an ``Annotation``, a slow thing to make of answers that are known already."""
     known = a.label is None or a.label in labels
     problem = a.problem if known else unknown_label(a.label)
-    return {
-        "campaign": ctx.name,
+    row = {
+        "campaign": campaign,
         "annotation_id": _storable(a.annotation_id),
         "updated_at": _storable(a.updated_at),
         "task_id": a.task_id,
@@ -121,6 +124,8 @@ def _annotation_row(ctx: Context, a: RawAnnotation, labels: set[str]) -> dict[st
         "problem": None if problem is None else _storable(problem),
         "raw": a.raw,
     }
+    _forget_again(row, forgotten)
+    return row
 
 
 def _forget_again(row: dict[str, Any], forgotten: Forgotten) -> None:
@@ -191,12 +196,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     reviews = [review for review in everywhere if review.round_id == round_.id]
     by_item = _current_answers(ctx, session)
     panel = ctx.config.people.panel
-    for review in everywhere:  # late answers to earlier rounds
-        if review.round_id != round_.id and review.task_id and not _is_missing(review):
-            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
-                review.wanted or panel.first
-            )
-            review.closed_at = (review.closed_at or now()) if enough else None
+    _close_late(ctx, by_item, (r for r in everywhere if r.round_id != round_.id))
     out = 0
     known = known_checks(ctx)
     answered = {i: by_item.get(i, []) for i in [*(r.item_id for r in reviews), *known]}
@@ -233,6 +233,23 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             " that they have. Raise budget.usd while the round waits for people to ask further."
         )
     return out
+
+
+def close_late(ctx: Context, session: Session) -> None:
+    """Says of the reviews of rounds that are over which have answers enough by now."""
+    reviews = ctx.store.reviews(ctx.name, session=session)
+    _close_late(ctx, _current_answers(ctx, session), reviews)
+
+
+def _close_late(
+    ctx: Context, by_item: Mapping[str, Sequence[Annotation]], reviews: Iterable[Review]
+) -> None:
+    for review in reviews:
+        if review.task_id and not _is_missing(review):
+            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
+                review.wanted or ctx.config.people.panel.first
+            )
+            review.closed_at = (review.closed_at or now()) if enough else None
 
 
 def _is_missing(review: Review) -> bool:

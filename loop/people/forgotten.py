@@ -7,9 +7,14 @@ pseudonym that stands for them. Who knows the store and guesses a name can see t
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from html.entities import codepoint2name
 from typing import Any
+from urllib.parse import quote
 
 from sqlmodel import Session
 
@@ -86,15 +91,51 @@ class Forgotten:
         return f"person-{digits[:length]}"
 
 
+@lru_cache
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the names as a whole word, however it is escaped: in HTML, JSON, CSV or an address."""
+    letter = r"\\u00[c-f][0-9a-f]|\\u0[1-5][0-9a-f]{2}"  # Latin, Greek and Cyrillic, in JSON
+    first, second = letter.split("|")
+    begins = (
+        r"(?:(?<![\w@.+])|(?<=\\[nrtbf])|"  # JSON's escaped line breaks end in a letter
+        rf"(?<=\\u[0-9a-f]{{4}})(?<!{first})(?<!{second}))"
+    )
+    # A dot before a letter goes on: ann@example.org.uk is somebody else.
+    ends = rf"(?![\w@\u0300-\u036f]|\.\w|{letter})"
+    words = "|".join(
+        "".join(_written(c) for c in unicodedata.normalize("NFC", name)) for name in names
+    )
+    return re.compile(f"{begins}(?:{words}){ends}", re.IGNORECASE)
+
+
+def _written(letter: str) -> str:
+    """A pattern of the ways to write a letter or sign of a name."""
+    if letter.isascii() and letter.isalnum():
+        return letter
+    if letter.isspace():
+        return r"(?:\s+|&nbsp;|&#160;|&#xa0;|\\u00a0|%20|\+)"
+    forms = {f"\\{letter}"} if letter.isascii() else set()  # as LaTeX and Markdown have it
+    for case in {letter, letter.lower(), letter.upper()}:
+        for form in (case, unicodedata.normalize("NFD", case)):
+            forms |= {form, json.dumps(form)[1:-1], quote(form, safe="", errors="replace")}
+        for one in case:
+            forms |= {f"\\u{ord(one):04x}", f"&#{ord(one)};", f"&#x{ord(one):x};"}
+            if (name := codepoint2name.get(ord(one))) is not None:
+                forms.add(f"&{name};")
+    forms |= {"'": {"&apos;"}, '"': {'""'}}.get(letter, set())  # XML, CSV
+    return f"(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})"
+
+
 def without_name(value: Any, names: Iterable[str], pseudonym: str, *, own: bool = False) -> Any:
     """JSON values in which the names, as whole words, are the pseudonym.
+
+    A name is also known as files write it: escaped for HTML, JSON, CSV or an address, with its
+    accents apart.
 
     Args:
         own: it is an answer of this person: fields that say who somebody is become the pseudonym.
     """
-    words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    # A dot before a letter goes on: ann@example.org.uk is somebody else.
-    pattern = re.compile(rf"(?<![\w@.+])(?:{words})(?![\w@]|\.\w)", re.IGNORECASE)
+    pattern = _pattern(tuple(sorted(names, key=len, reverse=True)))
 
     def clean(part: Any) -> Any:
         if isinstance(part, str):

@@ -13,6 +13,8 @@ from loop.campaign.config import Panel
 from loop.campaign.tables import Annotation
 from strategies.alpha import alpha
 
+LABELLED = frozenset({"single", "agreed", "majority", "dawid-skene", "adjudicated"})
+"""How a text gets a gold label from people's answers, see ``Decision``."""
 MIN_POSTERIOR = 0.5  # Dawid–Skene: below it no class is likelier than all others together
 
 

@@ -12,10 +12,13 @@ from connectors.downloads.packages import one_at_a_time
 from connectors.label_studio.server import _lock, _write
 from connectors.texts.stream import TextStream, writing
 from connectors.texts.write import write_labels
+from loop import files
 from loop.errors import LoopError
 from loop.files import (
     SHARED,
+    leftovers,
     locked,
+    moved_away,
     remove_leftovers,
     replacing,
     replacing_folder,
@@ -90,17 +93,99 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-    (tmp_path / ".m.0123.part").mkdir()
-    (tmp_path / ".m.4567.part").write_text("x")
-    (tmp_path / ".other.4567.part").write_text("x")
+def test_what_comes_while_a_folder_is_written_is_not_replaced(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OSError, match="not empty"), replacing_folder(path):
+        write_whole(path / "mine", VICTIM)
+    assert (path / "mine").read_text() == VICTIM
+    assert names(tmp_path) == ["a"]
+
+
+def _killed(work):
+    """Runs it in a process of its own, which is killed in the middle."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+
+
+def _die(*_):
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(
+    tmp_path, monkeypatch, in_one_step
+):
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "x").write_text("old")
+    exchange, rename = files._exchanged, Path.rename
+
+    def renamed_and_killed(one, other):
+        rename(one, other)
+        _die()
+
+    def replace():
+        with replacing_folder(path) as part:
+            (part / "x").write_text("new")
+
+    with monkeypatch.context() as patch:
+        if in_one_step and exchange(path, path):
+            patch.setattr(files, "_exchanged", lambda *at: exchange(*at) and _die())
+        else:
+            patch.setattr(files, "_exchanged", lambda *_: False)
+            patch.setattr(Path, "rename", renamed_and_killed)
+        _killed(replace)
+    remove_leftovers(path)
+    assert (path / "x").read_text() in ("old", "new")
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_old_folder_is_put_back_before_it_is_replaced_again(tmp_path):
+    old = tmp_path / ".a.0123456789ab.old"
+    old.mkdir()
+    (old / "x").write_text("old")
+    assert moved_away(tmp_path) == [tmp_path / "a"]
+    assert leftovers(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "a") as part:
+        broken_off((part / "x").write_text, "half")
+    assert (tmp_path / "a" / "x").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    left = (".m.0123456789ab.part", ".m.0123456789ab.part-wal", ".m.456789abcdef.old")
+    others = (
+        ".other.0123456789ab.part",
+        ".m.old",
+        ".m.part",
+        ".m.0123.part",
+        ".m.0123456789AB.old",
+    )
+    (tmp_path / left[0]).mkdir()
+    for name in (*left[1:], *others, "m"):
+        (tmp_path / name).write_text("x")
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "f").write_text(VICTIM)
-    (tmp_path / ".m.89ab.part").symlink_to(outside)
+    (tmp_path / ".m.89ab89ab89ab.part").symlink_to(outside)
     remove_leftovers(tmp_path / "m")
-    assert names(tmp_path) == [".other.4567.part", "outside"]
+    assert names(tmp_path) == sorted([*others, ".m.89ab89ab89ab.part", "m", "outside"])
     assert (outside / "f").read_text() == VICTIM
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path):
+    with replacing(tmp_path / "m") as file, replacing_folder(tmp_path / "f"):
+        file.write(b"x")
+        half = names(tmp_path)
+        assert leftovers(tmp_path) == []
+        remove_leftovers(tmp_path / "m")
+        assert names(tmp_path) == half
+    assert names(tmp_path) == ["f", "m"]
 
 
 def test_a_lock_never_follows_a_link_and_never_cuts_a_file_short(tmp_path):

@@ -216,6 +216,43 @@ def test_people_who_are_still_labelling_are_waited_for(tmp_path):
     assert "gold labels" in "\n".join(status_lines(campaign_status(ctx.config, ctx.store)))
 
 
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_late_answers_are_read_when_no_round_is_open(tmp_path, rounds):
+    """After the last round, and between two."""
+    ctx = make(
+        tmp_path, raters=False, rounds={"batch_size": 15, "rounds": rounds, "audit_frac": 0.2}
+    )
+    run_round(ctx)
+    corrected, first, second, *_ = ctx.reviewer.open_items()
+    for item in ctx.reviewer.open_items()[:-2]:
+        ctx.reviewer.answer(item, "ann", "good")
+    run_round(ctx)
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    late = ctx.reviewer.open_items()[0]
+    before, gold = ctx.store.rounds("c"), ctx.store.gold("c")
+    said = []
+    ctx.say = said.append
+    ctx.store.read_anew("c")
+    assert run_stage(ctx, "pull").stage == "done"
+    assert said == ["No answer has changed since the last round ended."]
+    ctx.reviewer.answer(corrected, "ann", "bad")
+    ctx.reviewer.answer(late, "ann", "bad")
+    ctx.reviewer.answer(first, "ann", None)
+    ctx.store.read_anew("c")
+    run_stage(ctx, "pull")
+    assert said[-1].startswith("4 answers differ from those read before, and 3 gold labels changed")
+    assert ctx.store.rounds("c") == before
+    now = ctx.store.gold("c")
+    assert (now[corrected].label, now[corrected].round_number) == ("bad", 1)
+    assert (now[late].label, now[late].round_number) == ("bad", 1)
+    assert first not in now
+    assert now[second] == gold[second]
+    reviews = ctx.store.reviews_by_item("c")
+    assert reviews[late].closed_at is not None
+    assert (reviews[late].outcome, reviews[corrected].outcome) == ("single", "single")
+
+
 def test_deleted_answers_take_their_gold_with_them(tmp_path):
     ctx = make(tmp_path, raters=False)
     run_round(ctx)

@@ -243,7 +243,7 @@ def test_an_interrupted_run_keeps_what_it_trained(ctx, monkeypatch):
 
 
 def test_without_seeds_says_so_and_leftovers_of_a_killed_run_are_removed(ctx):
-    left = ctx.config.out / ".final.12345.part"
+    left = ctx.config.out / ".final.0123456789ab.part"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     made = make_final_model(ctx, ctx.config.out / "final", keep_seeds=False)

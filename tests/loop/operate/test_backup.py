@@ -1,11 +1,14 @@
 """A campaign in one file, and back, whatever is in the way or in the archive."""
 
+import errno
 import json
+import os
 import shutil
 import stat
 import threading
 import uuid
 import zipfile
+from pathlib import Path
 
 import pytest
 from operated import CAMPAIGN, answer, at_work
@@ -14,8 +17,11 @@ from sqlalchemy import create_engine
 from loop.campaign.config import load
 from loop.campaign.database import migrate
 from loop.campaign.store import Store
-from loop.errors import DataError, LoopError, StoreError
+from loop.errors import ConfigError, DataError, LoopError, StoreError
+from loop.files import replacing
 from loop.next_round import open_campaign
+from loop.operate import archive as archives
+from loop.operate import backup as backups
 from loop.operate.archive import FORM, opening_archive, writing_archive
 from loop.operate.backup import restore_backup, write_backup
 from loop.report.status import campaign_status
@@ -163,6 +169,119 @@ def test_a_backup_of_an_earlier_schema_is_brought_up_to_date(campaign, tmp_path)
     assert status_of(new / "goldloop.toml")["gold"] == expected["gold"] > 0
 
 
+@pytest.mark.parametrize(
+    "store", ['url = "sqlite:///runs/c.db"', 'folder = "."', 'url = "sqlite:///runs/deep/c.db"']
+)
+def test_a_store_in_the_folder_of_the_results_comes_back(campaign, tmp_path, store):
+    file = campaign / "goldloop.toml"
+    file.write_text(f"{CAMPAIGN}store.{store}\n")
+    there = Path(load(file).store_url.removeprefix("sqlite:///"))
+    there.parent.mkdir(exist_ok=True)
+    if there != campaign / "c.db":
+        shutil.copy(campaign / "c.db", there)
+    if load(file).out == campaign:
+        (campaign / "report.html").write_text("the report")
+    archive = back_up(campaign, tmp_path / "b.zip").path
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "mine.zip").write_text("mine")
+    restore_backup(archive, new / "goldloop.toml")
+    assert status_of(new / "goldloop.toml") == status_of(file)
+    assert (load(new / "goldloop.toml").out / "report.html").exists()
+    assert (new / "mine.zip").read_text() == "mine"
+
+
+def test_files_that_no_reader_takes_are_left_out_and_told(campaign, tmp_path):
+    out = campaign / "runs"
+    odd = ("labels 10:30.csv", "labels.csv", "back\\slash.txt", os.fsdecode(b"b\xff.csv"))
+    for name in (*odd, "Labels.csv"):
+        (out / name).write_text("x")
+    written = back_up(campaign, tmp_path / "b.zip")
+    told = " ".join(written.left_out)
+    assert all(name in told for name in (*odd[:3], "b\\udcff.csv")), told
+    new = tmp_path / "new"
+    new.mkdir()
+    restore_backup(written.path, new / "goldloop.toml")
+    assert not {p.name for p in (new / "runs").iterdir()} & set(odd)
+    assert (new / "runs" / "Labels.csv").exists()
+
+
+def test_a_backup_holds_as_many_files_as_a_reader_takes(campaign, tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 24)
+    for n in range(20):
+        (campaign / "runs" / f"z{n:02}.txt").write_text("x")
+    written = back_up(campaign, tmp_path / "b.zip")
+    assert any("holds no more files" in told for told in written.left_out)
+    with opening_archive(written.path, room_bytes=10**9) as read:
+        assert len(read.members) == 23
+
+
+def test_what_vanishes_while_it_is_read_is_left_out_and_told(campaign, tmp_path, monkeypatch):
+    real = backups._files
+
+    def vanishing(*args, **how):
+        for path in list(real(*args, **how)):
+            if "models" in path.parts:
+                shutil.rmtree(path.parent, ignore_errors=True)
+            yield path
+
+    monkeypatch.setattr(backups, "_files", vanishing)
+    written = back_up(campaign, tmp_path / "b.zip", models=True)
+    assert any("models/round-1" in told and "gone since" in told for told in written.left_out)
+    monkeypatch.setattr(backups, "_files", lambda *_, **__: [campaign / "runs" / "cache"])
+    with pytest.raises(LoopError, match="runs/cache cannot be read"):
+        back_up(campaign, tmp_path / "c.zip")
+    assert not (tmp_path / "c.zip").exists()
+
+
+def failing_at(place, what):
+    """A stand-in for ``replacing`` that ends with ``what()`` at one file."""
+
+    def write(path, **how):
+        if path.name == place:
+            what()
+        return replacing(path, **how)
+
+    return write
+
+
+@pytest.mark.parametrize("place", ["report.html", "x.csv", "goldloop.toml"])
+def test_an_interrupted_restore_can_be_run_again(campaign, tmp_path, archive, monkeypatch, place):
+    new = tmp_path / "new"
+    new.mkdir()
+    child = os.fork()
+    if not child:
+        backups.replacing = failing_at(place, lambda: os.kill(os.getpid(), 9))
+        restore_backup(archive, new / "goldloop.toml")
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert not (new / "c.db").exists()
+    restore_backup(archive, new / "goldloop.toml")
+    assert status_of(new / "goldloop.toml") == status_of(campaign / "goldloop.toml")
+
+
+def test_a_restore_that_fails_leaves_nothing(tmp_path, archive, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backups, "replacing", failing_at("goldloop.toml", full))
+    new = tmp_path / "new"
+    new.mkdir()
+    with pytest.raises(LoopError, match=r"goldloop.toml cannot be written: No space left"):
+        restore_backup(archive, new / "goldloop.toml")
+    assert list(new.iterdir()) == []
+
+
+def test_an_empty_campaign_file_is_an_error_and_not_the_backups(tmp_path, archive):
+    path = hostile("a folder elsewhere", archive, tmp_path)
+    new = tmp_path / "deep" / "new"
+    new.mkdir(parents=True)
+    (new / "goldloop.toml").write_text("")
+    with pytest.raises(ConfigError):
+        restore_backup(path, new / "goldloop.toml")
+    assert [p for p in (tmp_path / "deep").rglob("*") if p.is_file()] == [new / "goldloop.toml"]
+
+
 def rewritten(path, out, change):
     """The archive with members changed: name -> bytes, and a manifest that fits them."""
     with zipfile.ZipFile(path) as old:
@@ -200,6 +319,18 @@ ELSEWHERE = {
 }
 
 
+ODD_NAMES = (
+    "../../evil",
+    "/evil",
+    "files/out/../../evil",
+    "files\\..\\evil",
+    "c:evil",
+    "files/out/.hidden",
+    "files/out/cache/.hidden",
+)
+IN_PLACE_OF = ("goldloop.toml in place of it", "x.csv in place of it", "c.db in place of it")
+
+
 def hostile(kind, archive, tmp_path):
     """An archive that is broken, or made to do harm."""
     out = tmp_path / "bad.zip"
@@ -219,8 +350,12 @@ def hostile(kind, archive, tmp_path):
         about = {"campaign": "c", "schema": "0008"}
         with writing_archive(out, about) as new, new.adding("files/campaign.toml") as added:
             added.write(CAMPAIGN.encode())
-    elif kind in ("../../evil", "/evil", "files/out/../../evil", "files\\..\\evil", "c:evil"):
+    elif kind in ODD_NAMES:
         rewritten(archive, out, lambda members, _: members.update({kind: b"x"}))
+    elif kind in IN_PLACE_OF:
+        evil = CAMPAIGN + 'store.folder = "."\n'
+        files = {"files/campaign.toml": evil.encode(), f"files/out/{kind.split()[0]}": b"x"}
+        rewritten(archive, out, lambda members, _: members.update(files))
     elif kind == "link":
         raw_zip(out, [(link("files/out/x"), "/etc/passwd")], {"form": FORM, "members": {}})
     elif kind == "bomb":
@@ -257,11 +392,8 @@ KINDS = (
     "no manifest",
     "odd manifest",
     "no tables",
-    "../../evil",
-    "/evil",
-    "files/out/../../evil",
-    "files\\..\\evil",
-    "c:evil",
+    *ODD_NAMES,
+    *IN_PLACE_OF,
     "link",
     "bomb",
     "large",

@@ -1,8 +1,13 @@
 """A person's name leaves the campaign for good, and nothing else changes."""
 
+import html
 import json
+import re
+import unicodedata
 import uuid
+from urllib.parse import quote
 
+import markupsafe
 import pytest
 from operated import PEOPLE, answer, at_work
 from sqlalchemy import text
@@ -151,3 +156,59 @@ def test_only_whole_names_and_personal_fields_are_replaced():
         "updated_by": None,
     }
     assert without_name("x-a@b.c, a@b.com, aa@b.c", ["a@b.c"], "p") == "x-p, a@b.com, aa@b.c"
+
+
+NAMES = ("o'brien@example.org", "Jürgen \u201eJ\u201c Groß", "a&b@x.org", 'Al "A" <Smith>', "名前")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "written",
+    [
+        html.escape,
+        markupsafe.escape,
+        json.dumps,
+        str.upper,
+        quote,
+        lambda name: json.dumps(name, ensure_ascii=False),
+        lambda name: json.dumps(name.upper()),
+        lambda name: json.dumps(f"said\n{name}\n"),
+        lambda name: json.dumps(f"\u201c{name}\u201d"),
+        lambda name: json.dumps(html.escape(name)),
+        lambda name: unicodedata.normalize("NFD", name),
+        lambda name: json.dumps(unicodedata.normalize("NFD", name)),
+        lambda name: name.replace("_", "\\_").replace("&", "\\&").replace('"', '""'),
+    ],
+)
+def test_a_name_is_known_however_a_file_writes_it(name, written):
+    for known in (name, unicodedata.normalize("NFD", name)):
+        clean = without_name(f"by {written(name)}.", [known], "PSEUDO")
+        plain = re.sub(r"\W|said|u201.", "", clean.replace("\\n", ""))
+        assert plain == "byPSEUDO", clean
+
+
+def test_an_escaped_letter_beside_a_name_makes_it_another_word():
+    for other in ("r\u00e9al", "Al\u00e9a", "Ale\u0301", "e\u0301Al"):
+        written = json.dumps(other)
+        assert without_name(written, ["Al", "Ale"], "p") == written
+    assert without_name("Ale\u0301", ["Ale"], "p") == "Ale\u0301"
+
+
+def test_no_escaped_name_is_left_in_the_report(campaign):
+    ctx = at_work(campaign)
+    name, odd = "o'brien@example.org", "Jürgen O'Groß"
+    with ctx.store.transaction() as session:
+        session.execute(
+            text("update annotation set annotator = :n where annotator = :a"), {"n": name, "a": ANN}
+        )
+        session.execute(
+            text("update annotation set note = :n where id = 1"), {"n": f"as {odd} said"}
+        )
+    write_outputs(ctx.config, ctx.store)
+    page = campaign / "runs" / "report.html"
+    assert "brien" in page.read_text()
+    (campaign / "runs" / "notes.json").write_text(json.dumps([f"says\n{odd}"]))
+    forget_person(ctx.config, ctx.store, name, also=[odd])
+    ctx.store.close()
+    assert "brien" not in page.read_text()
+    assert "Gro" not in (campaign / "runs" / "notes.json").read_text()

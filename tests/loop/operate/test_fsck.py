@@ -5,12 +5,15 @@ import sqlite3
 
 import numpy as np
 import pytest
-from operated import at_work
+from operated import answer, at_work
 
 from loop.errors import StoreError
+from loop.files import replacing, replacing_folder
+from loop.next_round import open_round
 from loop.operate.fsck import check_campaign
+from loop.people.answers import withdraw_unanswered
 from loop.pool_arrays import suspicion_of
-from loop.round import run_stage
+from loop.round import close_early, run_round, run_stage
 from loop.training_sets import loop_labels
 
 
@@ -60,7 +63,7 @@ def test_files_that_do_not_fit_are_found_and_mended(campaign, ctx):
     (out / "cache" / "embeddings-x.npz").write_bytes(b"PK\3\4 half a file")
     (out / "states").mkdir(exist_ok=True)
     (out / "states" / "states-x.bin").write_bytes(b"?")
-    (out / ".report.html.abc.part").write_text("half")
+    (out / ".report.html.0123456789ab.part").write_text("half")
     (campaign / "c.db").chmod(0o644)
     told = findings(ctx, offline=True)
     assert {f.where for f in told} == {"files"}
@@ -75,6 +78,131 @@ def test_files_that_do_not_fit_are_found_and_mended(campaign, ctx):
     assert [sum(word in f.what for f in told) for word in words] == [1] * len(words)
     assert all(f.repair is not None and f.repair() for f in told)
     assert findings(ctx, offline=True) == []
+
+
+def test_files_of_others_and_of_commands_that_run_are_left_alone(campaign, ctx):
+    out = ctx.config.out
+    others = [campaign / ".env.old", campaign / ".photos.part", out / ".notes.old"]
+    others += [campaign / ".git.0123456789ab.old", campaign / ".thesis.0123456789ab.part"]
+    for path in others:
+        path.mkdir()
+        (path / "mine").write_text("mine")
+    left = [
+        out / "cache" / ".embeddings-x.npz.0123456789ab.part",
+        out / "models" / ".round-1.0123456789ab.part",
+        out / "states" / ".states-x.bin.0123456789ab.part",
+        out / ".report.html.0123456789ab.part",
+        campaign / ".c.db.0123456789ab.part",
+        campaign / ".c.db.0123456789ab.part-wal",
+        campaign / ".mine.goldloop.zip.0123456789ab.part",
+        campaign / "c.db.schema-0008.partial",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with replacing(campaign / "now.goldloop.zip") as file, replacing_folder(out / "final") as part:
+        file.write(b"half")
+        told = findings(ctx, offline=True)
+        words = ["1 half-written"] * 4 + ["4 half-written", "Other users"]
+        assert sorted(" ".join(f.what.split()[:2]) for f in told) == words, told
+        assert all(f.repair() for f in told)
+        assert not any(path.exists() for path in left)
+        assert all((path / "mine").exists() for path in others)
+        assert part.exists()
+    assert (campaign / "now.goldloop.zip").read_bytes() == b"half"
+    assert findings(ctx, offline=True) == []
+
+
+def test_in_a_folder_shared_with_others_only_known_names_are_leftovers(campaign, ctx):
+    section = ctx.config.store.model_copy(update={"folder": "."})
+    ctx.config = ctx.config.model_copy(update={"store": section})
+    (campaign / ".thesis.0123456789ab.part").write_text("mine")
+    (campaign / ".rounds.json.0123456789ab.part").write_text("half")
+    told = [f for f in findings(ctx, offline=True) if "half-written" in f.what]
+    assert len(told) == 1
+    assert told[0].repair()
+    assert (campaign / ".thesis.0123456789ab.part").exists()
+    assert not (campaign / ".rounds.json.0123456789ab.part").exists()
+
+
+def test_a_folder_that_a_killed_command_moved_away_is_put_back(ctx):
+    models = ctx.config.out / "models"
+    (models / "round-1").rename(models / ".round-1.0123456789ab.old")
+    (found,) = findings(ctx, offline=True)
+    assert "round-1: a killed command had moved it away" in found.what
+    assert found.repair()
+    assert (models / "round-1").is_dir()
+    assert findings(ctx, offline=True) == []
+
+
+def test_late_corrections_in_a_finished_campaign_are_found_and_read(campaign, ctx):
+    answer(ctx)
+    while run_round(ctx).stage != "done":
+        answer(ctx)
+    assert findings(ctx) == []
+    gold = ctx.store.gold("c")
+
+    def turn(there):
+        for task in there.values():
+            for given in task["answers"].values():
+                given["label"] = {"good": "bad", "bad": "good"}[given["label"]]
+                given["at"] += 1000
+
+    edit_studio(campaign, turn)
+    (found,) = findings(ctx)
+    assert "answers differ" in found.what
+    assert "goldloop pull --all" in found.do
+    assert found.repair()
+    run_stage(ctx, "pull")
+    assert findings(ctx) == []
+    turned = ctx.store.gold("c")
+    assert all(turned[i].label != gold[i].label for i in gold)
+
+
+def test_texts_that_were_taken_back_are_not_missed(ctx):
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    assert withdraw_unanswered(ctx)
+    assert findings(ctx) == []
+
+
+def test_an_answer_that_is_stored_otherwise_than_it_came_is_found(campaign, ctx):
+    edit(campaign, ("update annotation set label = 'good'",))
+    (found,) = findings(ctx)
+    assert "not stored as Label Studio has them" in found.what
+    assert found.repair is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("delete from vote_block", "The LLM's answers to 48 texts of round 1 are gone"),
+        ("delete from variant", "2 prompts are gone"),
+        ("delete from run", "Round 1 is past stage train"),
+        ("update round set metrics = '{}'", "Round 1 is past stage measure"),
+        ("update review set task_id = null", "Round 1 is past stage push"),
+        ("delete from review where round_id = 1", "8 texts that were chosen for people are gone"),
+        ("update annotation set label = 'ugly'", "answers have labels that the campaign has not"),
+        ("update item set text = '' where row < 5", "5 texts are not those that were imported"),
+    ],
+)
+def test_what_a_passed_stage_must_have_is_looked_for(campaign, ctx, damage, words):
+    edit(campaign, (damage,))
+    told = findings(ctx, offline=True)
+    assert any(words in f.what for f in told), told
+
+
+def test_gold_that_is_gone_is_decided_again(campaign, ctx):
+    gold = ctx.store.gold("c")
+    edit(campaign, ("delete from gold",))
+    (found,) = findings(ctx, offline=True)
+    assert f"{len(gold)} texts were decided by people" in found.what
+    assert found.repair()
+    answer(ctx)
+    run_round(ctx)
+    assert {i: g.label for i, g in ctx.store.gold("c").items()}.items() >= {
+        i: g.label for i, g in gold.items()
+    }.items()
 
 
 def test_label_studio_and_store_that_differ_are_found(campaign, ctx):
