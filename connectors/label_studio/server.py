@@ -98,7 +98,7 @@ job, data = sys.argv[1], sys.argv[2]
 os.environ["LABEL_STUDIO_BASE_DATA_DIR"] = data
 if job == "start":
     port, log, noted = sys.argv[3:6]
-    held = os.open(noted, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    held = os.open(noted, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child keeps it
     except BlockingIOError:
@@ -485,6 +485,7 @@ def _launch(python: Path, folder: Path, state: dict[str, Any]) -> None:
     log = folder / "server.log"
     log.unlink(missing_ok=True)
     noted = folder / NOTED
+    noted.touch(mode=0o600)
     started = subprocess.run(
         [str(python), *map(str, (script, "start", folder / "data", state["port"], log, noted))],
         env=_environment(state),
