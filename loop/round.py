@@ -47,7 +47,7 @@ from loop.measure.llm_quality import (
 )
 from loop.measure.round_metrics import measure_round
 from loop.money import account, check_committed, texts_that_fit, why_nothing_to_buy
-from loop.next_round import next_command, open_campaign, open_round
+from loop.next_round import next_command, open_campaign, open_round, why_finished
 from loop.people.answers import (
     ask_further,
     close_answered,
@@ -121,9 +121,14 @@ def run_stage(ctx: Context, stage: str) -> Round:
     if stage == "pull" and over is not None and over.stage == "done":
         _read_late(ctx, over)
         return over
-    round_ = open_round(ctx)
     last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
     first = {"train": "repair"}.get(stage, stage)
+    between = over is None or over.stage == "done"
+    if between and first != STAGES[0] and why_finished(ctx) is None:
+        raise StageError(
+            f"No round is open, and {stage!r} comes later in one; run {next_command(None)} first."
+        )
+    round_ = open_round(ctx)
     if STAGES.index(round_.stage) > STAGES.index(last):
         ctx.say(f"Round {round_.number} has passed {stage}; next: {next_command(round_)}.")
         return round_

@@ -181,6 +181,7 @@ def test_a_stage_out_of_turn_says_what_comes_first(tmp_path):
     ctx = make(tmp_path)
     with pytest.raises(StageError, match="run `goldloop annotate` first"):
         run_stage(ctx, "train")
+    assert ctx.store.rounds("c") == []
     run_stage(ctx, "annotate")
     said = []
     ctx.say = said.append

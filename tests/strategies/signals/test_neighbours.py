@@ -32,21 +32,6 @@ def unit_rows(vectors):
     return units / np.linalg.norm(units, axis=1, keepdims=True)
 
 
-def unit_rows(vectors):
-    units = vectors.astype(np.float32)
-    return units / np.linalg.norm(units, axis=1, keepdims=True)
-
-
-def unit_rows(vectors):
-    units = vectors.astype(np.float32)
-    return units / np.linalg.norm(units, axis=1, keepdims=True)
-
-
-def unit_rows(vectors):
-    units = vectors.astype(np.float32)
-    return units / np.linalg.norm(units, axis=1, keepdims=True)
-
-
 def blob(n, d=8, seed=0, spread=0.3):
     return np.ones(d) + spread * np.random.default_rng(seed).normal(size=(n, d))
 
