@@ -353,15 +353,16 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
         elif math.isfinite(labels.low):
             least = f"at the present rate it takes at least {_rounded(labels.low)} more labels"
         return f"{wanted}{at}: not in sight; {least}. A better prompt or another LLM may help more."
+    told = _round(labels.value)
     enough = "The campaign as planned may suffice."
     if plan.stopped:
         enough = "A stopping rule keeps the campaign from going on (rounds.stop)."
-    elif labels.value > rest:
+    elif told > rest:
         enough = (
             "The campaign as planned does not suffice: raise budget.labels and rounds.rounds by"
-            f" about {labels.value - rest:,.0f} labels."
+            f" about {told - rest:,} labels."
         )
-    effort = _effort(plan, labels.value)
+    effort = _effort(plan, told)
     return f"{wanted}{at}: about {_labels(labels)}: {effort}. {enough}"
 
 
@@ -375,8 +376,12 @@ def _labels(labels: Metric) -> str:
     return f"{_rounded(labels.value)} more labels ({bounds})"
 
 
+def _round(value: float) -> int:
+    return 10 * round(value / 10) if value >= 100 else round(value)
+
+
 def _rounded(value: float) -> str:
-    return f"{10 * round(value / 10):,}" if value >= 100 else f"{value:,.0f}"
+    return f"{_round(value):,}"
 
 
 def _effort(plan: Plan, labels: float) -> str:
