@@ -337,6 +337,7 @@ def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
     (tmp_path / "wait.py").write_text(
         "import signal, sys, time, loop.cli.__main__, loop.report.status\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whoever runs the tests may ignore it
         "def wait(*a, **k):\n    print('now', flush=True)\n    time.sleep(60)\n"
         "loop.report.status.campaign_status = wait\n"
         "sys.argv = ['goldloop', 'status']\nloop.cli.__main__.main()\n"
