@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from connectors.llm.label_spelling import label_in
@@ -47,10 +47,12 @@ class ToolExport:
     Attributes:
         tool: which tool wrote it, in words.
         answers: one for each answer, and for each row without one, in the order of the file.
+        notes: what of the file was not read, in sentences.
     """
 
     tool: str
     answers: tuple[GivenLabel, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_export(
@@ -80,7 +82,8 @@ def read_export(
         raise DataError("\n".join(errors))
     if not records:
         raise DataError(f"{source} holds no rows.")
-    return answers_of(records, labels, source, text_column, label_column)
+    read = answers_of(records, labels, source, text_column, label_column)
+    return replace(read, notes=tuple(p.message for p in problems.listed))
 
 
 def _check_columns(
@@ -88,13 +91,13 @@ def _check_columns(
     source: str,
     text_column: str | None,
     label_column: str | None,
+    what: str,
 ) -> None:
     """Whether some row has the columns that were named; a label's may be a tag or a question."""
-    rows = [record for _, record in records]
-    inner = [part for record in rows for part in _inner(record)]
     if text_column is None and label_column is None:
         return
-    what, answers = _where_labels_are(records), rows
+    answers = rows = [record for _, record in records]
+    inner = [part for record in rows for part in _inner(record)]
     if what == "tag":
         answers = [_tags_in(_annotations(record)) for record in rows]
     elif what == "question":
@@ -127,8 +130,8 @@ def answers_of(
     label_column: str | None = None,
 ) -> ToolExport:
     """People's answers in the records of an export, see :func:`read_export`."""
-    _check_columns(records, source, text_column, label_column)
     where = _where_labels_are(records)
+    _check_columns(records, source, text_column, label_column, where)
     if where == "tag":
         tool = "Label Studio"
         tags = [label_column] if label_column else _tags(records, labels)

@@ -362,6 +362,8 @@ class Campaign:
                 shown = str(source)
                 split = ctx.config.texts.hf_split
                 export_ = read_export(shown, names, **columns, hf_split=split)
+                for note in export_.notes:
+                    say(note)
             open_campaign(ctx)
             return import_labels(ctx, shown, export_.tool, export_.answers)
 

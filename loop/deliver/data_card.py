@@ -73,9 +73,8 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
         f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
         f" {escape(config.campaign.task)}",
         f"An LLM labelled {'the texts' if silent else 'every text'}: {escape(llm)}. In {done}"
-        f" finished round{'s' * (done != 1)} goldloop"
-        f" asked {people} about the labels that were probably"
-        f" wrong and about texts drawn at random: {len(answers):,} answers by {persons}.",
+        f" finished round{'s' * (done != 1)} goldloop asked {people} about the labels that were"
+        f" probably wrong and about texts drawn at random: {len(answers):,} answers by {persons}.",
         "## Labels\n\n" + _labels(config),
         "## Where the labels come from\n\n" + _sources(config, records),
         "## How good they are\n\n" + _quality(config, store),

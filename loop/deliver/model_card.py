@@ -251,7 +251,7 @@ def _calibration(facts: CardFacts) -> str:
     return f"## Calibration\n\n{told}"
 
 
-LONG = {"head_tail": "head and tail", "windows": "all, in windows of this size"}
+LONG_TEXTS = {"head_tail": "head and tail", "windows": "all, in windows of this size"}
 """By ``student.long_texts``, what is read of texts beyond the limit."""
 
 
@@ -263,8 +263,8 @@ def _limits(facts: CardFacts) -> str:
         f"People saw {by_people:.0f} % of the training labels; errors that the LLM makes"
         " systematically may be in the others, and the model may have learned them.",
         "It was measured on texts of the same source; elsewhere it may do worse.",
-        f"It reads {limit} tokens. Of longer texts `goldloop predict` reads {LONG[long]}, a plain"
-        " pipeline with `truncation=True` the head alone.",
+        f"It reads {limit} tokens. Of longer texts `goldloop predict` reads {LONG_TEXTS[long]}, a"
+        " plain pipeline with `truncation=True` the head alone.",
     ]
     if facts.config.raters.kind != "people":
         lines.append("No person labelled anything: the answers came from simulated raters.")

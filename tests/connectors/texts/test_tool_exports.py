@@ -375,3 +375,12 @@ def test_the_split_of_a_data_set_can_be_named(tmp_path):
     with pytest.raises(DataError, match="no split 'train'"):
         read_export(str(tmp_path / "saved"), BOTH)
     assert read_export(str(tmp_path / "saved"), BOTH, hf_split="test").answers[0].label
+
+
+def test_what_of_a_file_is_not_read_is_told(tmp_path):
+    rows = [{"text": "a", "label": "positive"}]
+    (tmp_path / "t.json").write_text(json.dumps({"data": rows, "archive": rows}))
+    (note,) = read_export(str(tmp_path / "t.json"), BOTH).notes
+    assert "what stands under archive is not read" in note
+    (tmp_path / "u.json").write_text(json.dumps(rows))
+    assert read_export(str(tmp_path / "u.json"), BOTH).notes == ()
