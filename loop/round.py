@@ -76,6 +76,7 @@ from loop.pool_arrays import (
 from loop.ports import Fetched, FloatArray, ReviewTask
 from loop.student.kept_vectors import item_embeddings
 from loop.training_sets import (
+    LEARNED,
     LabelSet,
     arms_of,
     fit_seeds,
@@ -194,7 +195,7 @@ def score(ctx: Context, round_: Round) -> bool:
     if arrays.news:
         ctx.say(arrays.news)
     signals: dict[str, FloatArray] = {}
-    with ctx.show(f"Round {round_.number}: suspicion", len(names)) as progress:
+    with ctx.show(f"Round {round_.number}: ranking suspects", len(names)) as progress:
         for position, name in enumerate(names):
             rng = stream("signals", round_.seed, round_.number, then=[position])
             signals[name] = suspicion_by(name, arrays.pool, rng)
@@ -294,7 +295,7 @@ def push(ctx: Context, round_: Round) -> bool:
         replace(task, assisted=is_assisted(ctx, task.item_id))
         for task in with_checks(round_, tasks, checks, texts, scores)
     ]
-    with ctx.show(f"Round {round_.number}: to people", len(tasks)) as progress:
+    with ctx.show(f"Round {round_.number}: sending to people", len(tasks)) as progress:
         task_ids = ctx.reviewer.send(tasks, progress)
     with ctx.store.transaction() as session:
         ctx.store.mark_sent(
@@ -493,7 +494,7 @@ def train(ctx: Context, round_: Round) -> bool:
     for arm, labels in arms.items():
         label_set = label_set_of(ctx, labels, evaluated)
         missing = [seed for seed in seeds if (arm, seed, label_set) not in done]
-        what = f"Round {round_.number}: training {arm}"
+        what = f"Round {round_.number}: students of {LEARNED[arm]}"
         if stops and arm == "loop" and done.get((arm, seeds[0], label_set)) is False:
             told = f"seed {seeds[0]} answers as if it had not seen its labels"
             raise StudentError(nothing_learned_sentence(ctx, labels, what, told))

@@ -33,6 +33,13 @@ from loop.student.kept_vectors import judges_of, made_once
 from loop.student.learning_rate import config_folder, fitting_rate
 from loop.student.nothing_learned import NothingLearned, answers_told, checked, has_learned
 
+LEARNED = {
+    "loop": "the corrected labels",
+    "llm_only": "the LLM's labels alone",
+    "random": "random gold labels",
+    "all_gold": "gold labels for all texts",
+}
+"""What the students of each arm learn, for progress bars."""
 MOSTLY = 0.7
 """Share of one class from which on class weights are advised."""
 
@@ -190,7 +197,7 @@ def tuned_opinions(ctx: Context, round_: Round, labels: LabelSet) -> FloatArray 
     """
     n, k = labels.y.shape
     ids = np.array(labels.ids, dtype="S")
-    what = f"Round {round_.number}: training judges of the labels"
+    what = f"Round {round_.number}: judges of the labels"
 
     def train() -> dict[str, NDArray[Any]]:
         texts = ctx.store.texts(labels.ids)
@@ -242,7 +249,7 @@ def nothing_learned_sentence(ctx: Context, labels: LabelSet, what: str, told: st
         f"{what}: the student learned nothing: {told}. Its seeds would agree with each other, and"
         " that would mean nothing, so that no further seed is trained and nobody is asked anything."
         f" {advice(ctx, labels)} Then the same command continues; all labels and answers are kept."
-        ' To go on without a change, set student.if_nothing_learned = "go on".'
+        ' To continue without a change, set student.if_nothing_learned = "go on".'
     )
 
 

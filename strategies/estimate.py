@@ -331,8 +331,8 @@ def _design(
     if not strength.any() or (chance.sum() < MIN_RANDOM and len(pi) < n):
         few = int(chance.sum())
         raise TooFewRandomError(
-            f"{few} randomly chosen gold item{'s' * (few != 1)} cannot speak for {n} items;"
-            f" at least {MIN_RANDOM} must have a label of people (rounds.audit_frac draws more)"
+            f"{few} random text{'s' * (few != 1)} with a label from people cannot speak for {n}"
+            f" texts; at least {MIN_RANDOM} are needed (a higher rounds.audit_frac draws more)"
         )
     strength = strength / strength.sum()
     later = strength[::-1].cumsum()[::-1] - strength

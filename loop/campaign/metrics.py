@@ -55,7 +55,7 @@ METRICS: dict[str, MetricInfo] = {
             "alpha_k",
             "alpha_K",
             "alpha_K between seeds",
-            "agreement of the seeds beyond chance (Krippendorff's alpha)",
+            "how far the seeds agree with each other beyond chance (Krippendorff's alpha)",
             needs_gold=False,
         ),
         MetricInfo(
@@ -69,8 +69,7 @@ METRICS: dict[str, MetricInfo] = {
             "churn",
             "churn",
             "share of predictions that change between two seeds",
-            "share of labels that change from one seed to another, mean over pairs; lower is"
-            " better",
+            "share of labels that differ between two seeds, on average; lower is better",
             higher_is_better=False,
             needs_gold=False,
         ),
@@ -78,14 +77,14 @@ METRICS: dict[str, MetricInfo] = {
             "accuracy",
             "accuracy",
             "accuracy",
-            "mean over the seeds, ± standard deviation",
+            "share of test texts that are labelled correctly, mean over the seeds",
             spread="accuracy_sd",
         ),
         MetricInfo(
             "macro_f1",
             "macro-F1",
             "macro-F1",
-            "mean over the classes, then over the seeds, ± standard deviation",
+            "F1 of every class, averaged so that rare classes count as much as common ones",
             spread="macro_f1_sd",
         ),
         MetricInfo(

@@ -199,4 +199,4 @@ def _pull_quietly(file: Path) -> None:
     with open_store(config) as store, writer(store, config.campaign.name, "serve"):
         round_ = pull_answers(build_context(config, store))
     if round_ is not None and round_.stage not in ("pull", "adjudicate"):
-        say(f"Round {round_.number}: everything is back; next: `goldloop run`.")
+        say(f"Round {round_.number}: everything is answered; next: `goldloop run`.")

@@ -60,14 +60,14 @@ def print_rounds(view: ReportView) -> None:
     from loop.report.terminal_table import terminal_table
 
     if view.verdict is not None:
-        echo("\n".join(view.verdict.sentences[:-1]), end="\n\n")
+        echo("\n".join(view.verdict.paragraphs[:-1]), end="\n\n")
     print_table(terminal_table(view))
     for note in (*view.comparisons, *view.notes):
         echo(note)
 
 
 def print_next(view: ReportView) -> None:
-    """The last sentence of the verdict, on stderr."""
+    """The last paragraph of the verdict, on stderr."""
     if view.verdict is not None:
         say(view.verdict.next)
 

@@ -451,7 +451,7 @@ def _rare_notes(preds: IntArray, k: int) -> list[str]:
         if not count:
             notes.append("no seed predicts this class")
         elif count < FEW_ITEMS and n > FEW_ITEMS:
-            notes.append(f"predicted for {count:.1f} of {n} texts a seed; its alpha says little")
+            notes.append(f"seeds predict it for {count:.1f} of {n} texts, so its alpha says little")
         else:
             notes.append("")
     return notes

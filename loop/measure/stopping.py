@@ -69,8 +69,8 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
         if gain is None or not gain.has_interval or gain.high >= value:
             return None
         return (
-            f"the last round changed accuracy by {_points(gain)}, surely by less than"
-            f" {100 * value:.1f} points"
+            f"the last round changed accuracy by {_points(gain)}, less than {100 * value:.1f}"
+            " points in the whole interval"
         )
     if name == "plateau":
         last = rounds[-PLATEAU_ROUNDS:]
@@ -84,7 +84,7 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
         return None
     return (
         f"{METRICS[name].title} is {100 * reached.value:.1f} ({100 * reached.low:.1f} to"
-        f" {100 * reached.high:.1f}), surely at least {100 * value:.1f}"
+        f" {100 * reached.high:.1f}), at least {100 * value:.1f} in the whole interval"
     )
 
 

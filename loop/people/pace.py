@@ -56,7 +56,7 @@ def pace(times: Sequence[datetime], remaining: int, at: datetime) -> Pace:
         per_day = WORKING_DAY_H * per_hour
         basis = f"at the pace so far, {WORKING_DAY_H:.0f} hours a day"
     if remaining == 0:
-        return Pace(per_hour, 0, None, None, None, "everything is back")
+        return Pace(per_hour, 0, None, None, None, "everything is answered")
     n, luck = len(recent), 1.96 * math.sqrt(len(recent))
 
     def after(share: float) -> datetime | None:

@@ -246,7 +246,7 @@ def people_table(scorecards: Sequence[Person]) -> Table:
         "skipped",
         "unsure",
         "unreadable",
-        "as the others",
+        "same as others",
         "checks right",
         "reliability",
     ):

@@ -57,12 +57,11 @@ def _became(review: Review) -> str:
 
 
 def tally_line(sums: Tally) -> str:
-    """``12 back, 2 out, 1 skipped``: everything that is not zero, and always what is back."""
-    counts = sums.to_json()
-    shown = [f"{sums.back} back"]
-    shown += [
-        f"{counts[key]} {key}" for key in ("out", "unreadable", "skipped", "deleted") if counts[key]
-    ]
+    """``12 answered, 2 waiting``: everything that is not zero, and always what is answered."""
+    counts = sums.to_json() | {"waiting": sums.out}
+    shown = [f"{sums.back} answered"]
+    for key in ("waiting", "unreadable", "skipped", "deleted"):
+        shown += [f"{counts[key]} {key}"] * bool(counts[key])
     return ", ".join(shown)
 
 

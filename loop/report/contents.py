@@ -140,7 +140,7 @@ class PartRow:
 
 @dataclass(frozen=True)
 class Instability:
-    """The variance taken apart.
+    """Which part of the variance comes from what.
 
     Attributes:
         round: whose labels were learned.
@@ -192,7 +192,7 @@ class LearningCurves:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Four sentences, each with its full stop.
+    """Four short paragraphs of whole sentences.
 
     Attributes:
         llm: how good the LLM's labels are, and how many are still wrong.
@@ -207,7 +207,7 @@ class Verdict:
     next: str
 
     @property
-    def sentences(self) -> tuple[str, ...]:
+    def paragraphs(self) -> tuple[str, ...]:
         """In the order in which they are read."""
         return (self.llm, self.gain, self.goal, self.next)
 

@@ -1,4 +1,4 @@
-"""Sentences of the report: what came back, what came of it, and what misleads."""
+"""Sentences of the report: what people answered, what followed from it, and what misleads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
 from loop.report.contents import ReportRow
-from loop.report.wording import agreement_sentence, difference, verdict
+from loop.report.wording import agreement_sentence, counted, difference, verdict
 
 COMPARED_WITH = {
     "previous": "the round before",
@@ -51,8 +51,8 @@ def campaign_notes(
         notes.append(f"{calibration.reason[0].upper()}{calibration.reason[1:]}.")
     if newest is not None and "random" in newest.arms:
         notes.append(
-            "The random control buys the same number of texts, drawn at random, and gets answers"
-            " from the same people; its labels are otherwise the LLM's."
+            "The random control asks the same people about as many texts, drawn at random. All its"
+            " other labels are the LLM's."
         )
     notes += [
         f"{row.name} is not comparable with the rounds before it, because the campaign file has"
@@ -76,7 +76,9 @@ def comparisons(row: ReportRow) -> list[str]:
         shown = ", ".join(f"{METRICS[key].title} {difference(d)}" for key, d in against.items())
         if shown:
             ending = f": {verdict(row)}" if reference == "previous" and verdict(row) else ""
-            lines.append(f"{row.name} minus {name}, on the same test texts: {shown}{ending}.")
+            lines.append(
+                f"{row.name} compared with {name}, on the same test texts: {shown}{ending}."
+            )
     return lines
 
 
@@ -95,6 +97,6 @@ def _warnings(config: Config, newest: RoundMetrics) -> list[str]:
         config.label_names, students.alpha_per_class, newest.per_class_n, strict=False
     ):
         if alpha.note:
-            tests = f" ({n} test texts are of it)" if newest.accuracy_from else ""
+            tests = f" ({counted(n, 'test text')})" if newest.accuracy_from else ""
             warnings.append(f"Class {label!r}{tests}: {alpha.note}.")
     return warnings

@@ -45,7 +45,7 @@ def course_plot(view: ReportView, column: MetricInfo) -> str:
             _draw(axes, arm, points.get(arm, []), right)
         axes.set_xlim(0, right)
         axes.margins(y=0.12)
-        axes.set_xlabel("gold labels bought")
+        axes.set_xlabel("gold labels")
         ticks = sorted({0, *bought})
         if len(ticks) <= 6:
             axes.set_xticks(ticks)
@@ -53,7 +53,7 @@ def course_plot(view: ReportView, column: MetricInfo) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5))
 
-    return _svg(draw, f"{column.title} over gold labels bought")
+    return _svg(draw, f"{column.title} over gold labels")
 
 
 def reliability_plot(calibration: Calibration | None) -> str:

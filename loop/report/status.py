@@ -105,21 +105,21 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     if budget["usd_committed"] or budget["usd"] is not None:
         money = f", ${budget['usd_spent']:.2f} spent"
         if budget["usd_committed"] > budget["usd_spent"]:
-            money += f", ${budget['usd_committed']:.2f} with what is not back yet"
+            money += f", ${budget['usd_committed']:.2f} with the answers that are still to come"
     if budget["usd"] is not None:
         money += f", of ${budget['usd']:.2f}"
     in_all = Tally(**{key: status[key] for key in this})
     people = "simulated raters" if status["simulated_raters"] else "people"
     lines = [
         f"Campaign {status['campaign']}: {status['texts']} texts",
-        *(sentence for name, sentence in verdict.items() if name != "next"),
+        *(paragraph for name, paragraph in verdict.items() if name != "next"),
         f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
-        f" {this['chosen']} chosen, {this['sent']} sent to {people}"
+        f" {this['chosen']} texts chosen, {this['sent']} sent to {people}"
         f" ({tally_line(Tally(**this))})",
         f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
         *student_lines(status["student"]),
         f"Budget: {budget['labels_left']} of {budget['labels']} labels left,"
-        f" {budget['llm_votes']:,} LLM votes ({budget['llm_tokens']:,} tokens,"
+        f" {budget['llm_votes']:,} LLM answers ({budget['llm_tokens']:,} tokens,"
         f" {budget['llm_seconds'] / 60:,.1f} minutes, ${budget['llm_usd']:.2f}){money}",
     ]
     if budget["llm_unanswered"]:
@@ -134,14 +134,14 @@ def status_lines(status: dict[str, Any]) -> list[str]:
             if (metric := status["metrics"].get(key)) and metric["value"] is not None
         ]
         shown = ", ".join(figures) or "nothing, as too few texts are there to test on"
-        lines.append(f"Round {status['measured_round']} measured: {shown}")
+        lines.append(f"Round {status['measured_round']} measured (times 100): {shown}")
     if status["nothing_learned"]:
         lines.append(f"{status['nothing_learned']}.")
-    lines += status["what_gold_says"]
+    lines += [f"{line}." for line in status["what_gold_says"]]
     lines += status["answers_to_look_at"]
     lines += [f"Look at {line} (`goldloop people`)" for line in status["people_to_look_at"]]
     if status["stage"] == "pull":
-        lines.append("Answers as of the last pull; `goldloop pull` reads what is new.")
+        lines.append("These are the answers read so far; `goldloop pull` reads new ones.")
     if at := status.get("label_at"):
         lines.append(f"People label at {at}")
     lines.append(verdict["next"])

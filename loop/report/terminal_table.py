@@ -35,14 +35,14 @@ def terminal_table(view: ReportView) -> Table:
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    table.add_column("gold\nbought", justify="right")
-    table.add_column("pushed\nwrong", justify="right")
+    table.add_column("gold\nlabels", justify="right")
+    table.add_column("wrong of\nthose sent", justify="right")
     for column in METRICS.values():
         table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
     rows = view.ordered
     for i, row in enumerate(rows):
         wrong = "\n".join(
-            f"{percent(share.share)}{'' if reason == 'suspect' else f' {reason}'}"
+            f"{percent(share.share)}{'' if reason == 'suspect' else ' random'}"
             for reason, share in by_reason(row)
         )
         cells = [Text(row.name), Text(f"{row.gold_bought:,}"), Text(wrong or MISSING)]

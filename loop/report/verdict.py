@@ -1,4 +1,4 @@
-"""What a campaign shows so far, in four sentences for people who read nothing else.
+"""What a campaign shows so far, in four short paragraphs for people who read nothing else.
 
 The page, the status and the end of a run all print these, so that they never contradict each other.
 A difference is told as one only where its paired 95 % interval leaves zero out.
@@ -14,7 +14,7 @@ from loop.measure.collapsed import REMEDY, collapsed_line, learned_nothing, meas
 from loop.measure.stopping import why_good_enough, why_stop
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
-from loop.report.wording import NOT_SHOWN, count, in_words, percent, rounded, work
+from loop.report.wording import NOT_SHOWN, count, counted, in_words, percent, rounded, work
 
 TESTED_ON = {"test": "test texts", "audit": "randomly drawn texts that people labelled"}
 
@@ -31,11 +31,11 @@ def campaign_verdict(config: Config, store: Store, step: str) -> Verdict:
     if newest is None:
         validated = any(r.number == VALIDATION and r.stage == "done" for r in rounds)
         return Verdict(
-            "`goldloop validate` says how good the LLM's labels are. No round is measured yet."
+            "No round is measured yet. `goldloop validate` says how good the LLM's labels are."
             if validated
-            else "No round is measured yet: how good the LLM's labels are is not known yet.",
-            "The first round tells that, and what people's labels bring.",
-            "The labels, time and money that a goal takes are told then, too.",
+            else "No round is measured yet, so how good the LLM's labels are is not known yet.",
+            "The first round measures the LLM's labels, and what people's labels change.",
+            "After it goldloop can also say how many labels, hours and dollars a goal takes.",
             _next(None, step),
         )
     if enough := why_good_enough(config, rounds):
@@ -57,14 +57,14 @@ def _llm(quality: LlmQuality, pool: int) -> str:
         why = quality.problem or "the round did not measure it"
         return f"How good the LLM's labels are is not known: {why}."
     silent = quality.unanswered.n if quality.unanswered else 0
-    sentence = f"{_share(quality.accuracy)} of the LLM's labels are right"
+    told = f"{_share(quality.accuracy)} of the LLM's labels are right."
     if (left := quality.remaining_error) is not None:
         n = pool - silent
-        sentence += (
-            f"; after people's corrections, about {count(left.value * n)} of {n:,} are still"
-            f" wrong ({count(left.low * n)} to {count(left.high * n)})"
+        told += (
+            f" After people's corrections, about {count(left.value * n)} of {n:,} are still wrong"
+            f" ({count(left.low * n)} to {count(left.high * n)})."
         )
-    return f"{sentence}; {silent:,} got no label of the LLM." if silent else f"{sentence}."
+    return f"{told} The LLM gave {counted(silent, 'text')} no label." if silent else told
 
 
 def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
@@ -72,14 +72,14 @@ def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
     gold = newest.bought if newest.gold is None else newest.gold
     labels = f"{gold:,} label{'s' * (gold != 1)} from {'simulated ' * simulated}people"
     if collapsed_line(newest) and not learned_nothing(newest):
-        return f"Every text has the same label: nothing can be shown of what the {labels} brought."
+        return f"Every text has the same label, so what the {labels} changed cannot be shown."
     if learned_nothing(newest):
         return (
-            "The students learned nothing: every run gives every text the same label, so that"
-            f" nothing is shown of what the {labels} brought."
+            "The students learned nothing: every run gives every text the same label. So what the"
+            f" {labels} changed cannot be shown."
         )
     if not gold:
-        return "Nothing is shown of what people's labels bring: there is none yet that can be used."
+        return "No label from people can be used yet, so what their labels change is not known."
     against = newest.compared.get("llm_only", {})
     steadier = _steadier(against.get("alpha_k"))
     students = newest.arms.get("loop")
@@ -88,8 +88,8 @@ def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
         known = students.known if students is not None else 0
         few = "no known label" if not known else f"too few known labels ({known})"
         return (
-            f"Whether the {labels} made the students better cannot be said, because there"
-            f" {'are' if known else 'is'} {few} to test them on (texts.gold_column); {steadier}."
+            f"Whether the {labels} made the students better is not known, because there"
+            f" {'are' if known else 'is'} {few} to test them on (texts.gold_column). {steadier}"
         )
     right = f"right on {percent(accuracy.value)} % of the {TESTED_ON[newest.accuracy_from]}"
     more = against.get("accuracy")
@@ -101,38 +101,41 @@ def _gain(newest: RoundMetrics, *, simulated: bool) -> str:
     word = in_words(more)
     if word == NOT_SHOWN:
         return (
-            f"It is not shown that the {labels} made the students better: they are {right}, and"
-            f" {_points(more)} against the LLM's labels alone may be chance; {steadier}."
+            f"It is not shown that the {labels} made the students better. They are {right}:"
+            f" {_points(more)} compared with the LLM's labels alone, which may be chance."
+            f" {steadier}"
         )
     size = (
         f"{percent(abs(more.value))} points ({_span(more)}) {'more' if more.value > 0 else 'less'}"
     )
     return (
-        f"The {labels} made the students {word}: {right}, {size} than with the LLM's"
-        f" labels alone; {steadier}."
+        f"The {labels} made the students {word}. They are {right}, {size} than with the LLM's"
+        f" labels alone. {steadier}"
     )
 
 
 def _steadier(more: Metric | None) -> str:
     if more is None or not more.known:
-        return "whether they are more stable cannot be said"
-    return {"better": "they are also more stable", "worse": "they are less stable"}.get(
-        in_words(more), "that they are more stable is not shown"
+        return "Whether they are more stable is not known."
+    return {"better": "They are also more stable.", "worse": "They are less stable."}.get(
+        in_words(more), "It is not shown that they are more stable."
     )
 
 
 def goal_sentence(goal: ToGoal) -> str:
     """What it takes until few enough labels are wrong, or what is missing to tell."""
-    aim = f"at most {100 * goal.wrong:g} % wrong labels"
-    unset = "" if goal.chosen else " (no goal is set; rounds.stop_below sets one)"
+    share = f"{100 * goal.wrong:g} %"
+    aim = f"at most {share} wrong labels"
+    usual = "" if goal.chosen else f" {share} is the usual goal; rounds.stop_below sets another."
     if goal.labels is None:
-        return f"What {aim} would take cannot be told{unset}: {goal.missing}."
+        return f"How many labels people must give for {aim} is not known: {goal.missing}.{usual}"
     if goal.labels.high <= 0:
-        return f"There are {aim} already{unset}, by the whole of the 95 % interval."
+        return f"There are {aim} already, by the whole of the 95 % interval.{usual}"
     if goal.labels.value <= 0:
+        more = count(goal.labels.high)
         return (
-            f"There are probably {aim} already{unset}, but this is not sure; up to"
-            f" {count(goal.labels.high)} more labels would make it so."
+            f"There are probably {aim} already, but this is not sure. Up to {more} more labels"
+            f" would make it sure.{usual}"
         )
     takes = [
         what
@@ -142,18 +145,12 @@ def goal_sentence(goal: ToGoal) -> str:
         )
         if what
     ]
-    unknown = [
-        what
-        for what, known in (
-            ("the price (budget.usd_per_label is 0)", goal.usd),
-            ("the hours (nobody's time is known)", goal.hours),
-        )
-        if known is None
-    ]
     return (
-        f"For {aim}{unset}, people must label about {rounded(goal.labels, ' more texts')}"
-        + (f", for {' and '.join(takes)}" if takes else "")
-        + (f"; {' and '.join(unknown)} cannot be told." if unknown else ".")
+        f"For {aim}, people must label about {rounded(goal.labels, ' more texts')}"
+        + (f", for {' and '.join(takes)}." if takes else ".")
+        + (" The price is not known (budget.usd_per_label is 0)." if goal.usd is None else "")
+        + (" The time is not known (nobody's answers were timed)." if goal.hours is None else "")
+        + usual
     )
 
 
@@ -163,8 +160,8 @@ def _next(newest: RoundMetrics | None, step: str) -> str:
         return f"First correct the students' training: {REMEDY[0].lower()}{REMEDY[1:]}. {step}"
     if newest is not None and newest.suspects is not None and newest.suspects.next == "coverage":
         return (
-            f"{step} Texts of a further round are drawn at random, because suspects were not wrong"
-            " more often than random texts."
+            f"{step} All texts of a further round are drawn at random, because suspects were not"
+            " wrong more often than random texts."
         )
     return step
 

@@ -9,7 +9,7 @@ from loop.report.contents import MISSING, ReportRow
 
 REASONS = {
     "suspect": "suspects",
-    "audit": "random audit",
+    "audit": "random texts",
     "coverage": "drawn at random instead of suspects",
 }
 
@@ -23,13 +23,13 @@ SENT_AS = {
 RANDOM_PARTS = {
     "init": "first weights of the head",
     "order": "order of the texts, and dropout",
-    "mending": "folds and students that mend the LLM's labels",
+    "mending": "folds and students that repair the LLM's labels",
     "sample": "which texts were drawn, with their labels",
 }
 """What a seed draws, and what is drawn before it."""
 PARTS_TOGETHER = {
     "seed": "first weights and order together: what each round's seeds differ in",
-    "repetition": "first weights, order and mending together: the round again, from the same gold",
+    "repetition": "first weights, order and repair together: the round again, from the same gold",
     "all": "everything",
 }
 
@@ -153,24 +153,24 @@ def agreement_sentence(agreed: FrozenAgreement, failed: Sequence[int]) -> str:
     beyond_chance = agreed.kappa.low if agreed.kappa.has_interval else agreed.kappa.value
     if failed:
         seeds = "a seed" if len(failed) == 1 else f"{len(failed)} seeds"
-        verdict = f"{seeds} of the full one learned nothing, so that no more follows from this"
+        verdict = f"{seeds} of the full student learned nothing, so this says no more"
     elif not beyond_chance > 0:
-        verdict = "this may be chance, so that it does not say whether it may stand in"
+        verdict = "this may be chance, so it does not say whether the frozen one may replace it"
     elif short.low <= 0 and short.high <= STANDS_IN:
-        verdict = "as often as two seeds of the full one: it may stand in for exploring"
+        verdict = "as often as two seeds of the full student agree: you may use it to explore"
     elif short.low <= 0:
         verdict = (
             f"between {abs(100 * short.low):.1f} points more often and {100 * short.high:.1f}"
-            " points less often than two seeds of the full one: too few test texts to say whether"
-            " it may stand in"
+            " points less often than two seeds of the full student agree: too few test texts to"
+            " say whether the frozen one may replace it"
         )
     else:
         verdict = (
-            f"{100 * short.value:.1f} points less often than two seeds of the full one"
-            f" ({100 * short.low:.1f} to {100 * short.high:.1f}): use it to rank and to look"
-            " around, not to report"
+            f"{100 * short.value:.1f} points less often than two seeds of the full student agree"
+            f" ({100 * short.low:.1f} to {100 * short.high:.1f}): use it to rank and explore, not"
+            " to report"
         )
     return (
-        f"The frozen student gives the full one's label to {100 * same.value:.1f} % of the test"
-        f" texts ({100 * same.low:.1f} to {100 * same.high:.1f}){right}; {verdict}."
+        f"The frozen student gives the same label as the full one to {100 * same.value:.1f} % of"
+        f" the test texts ({100 * same.low:.1f} to {100 * same.high:.1f}){right}; {verdict}."
     )

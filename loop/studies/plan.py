@@ -312,14 +312,14 @@ def plan_lines(plan: Plan) -> list[str]:
             f" {_effort(plan, rest)}."
         )
     else:
-        why = plan.stopped or "the campaign's rounds or labels are used"
+        why = plan.stopped or "the campaign's rounds or labels are used up"
         lines.append(f"As planned: no further round, because {why}.")
     for goal in plan.goals:
         lines.append(_goal_line(plan, goal, rest))
     if not plan.goals:
         lines.append("Name a goal to learn what it takes: `goldloop plan --goal accuracy=0.8`.")
     if not plan.measured_time:
-        lines.append(f"Nobody's time is known: {plan.seconds:.0f} seconds an answer are assumed.")
+        lines.append(f"No answer was timed yet; {plan.seconds:.0f} seconds for each are assumed.")
     return lines
 
 
@@ -337,15 +337,15 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
     if labels.value == 0 and labels.high == 0:
         if now is not None and key in METRICS and now.low < float(value):
             return (
-                f"{wanted}{at}: reached, but not surely: the interval begins at"
+                f"{wanted}{at}: reached, but this is not sure: the interval begins at"
                 f" {100 * now.low:.1f}."
             )
         return f"{wanted}{at}: reached."
     if labels.value < 0.5:
-        sure = "nobody can tell yet how many more labels make it sure"
+        sure = "how many more labels make it sure is not known yet"
         if math.isfinite(labels.high):
             sure = f"up to {_rounded(labels.high)} more labels would make it sure"
-        return f"{wanted}{at}: probably reached, but not surely; {sure}."
+        return f"{wanted}{at}: probably reached, but this is not sure; {sure}."
     if not math.isfinite(labels.value):
         least = f"at the present rate it takes more than {MOST_TIMES:g} times the labels so far"
         if labels.low < 1:
@@ -354,13 +354,13 @@ def _goal_line(plan: Plan, goal: Goal, rest: int) -> str:
             least = f"at the present rate it takes at least {_rounded(labels.low)} more labels"
         return f"{wanted}{at}: not in sight; {least}. A better prompt or another LLM may help more."
     told = _round(labels.value)
-    enough = "The campaign as planned may suffice."
+    enough = "The campaign as planned may be enough."
     if plan.stopped:
-        enough = "A stopping rule keeps the campaign from going on (rounds.stop)."
+        enough = "A stopping rule has ended the campaign (rounds.stop)."
     elif told > rest:
         enough = (
-            "The campaign as planned does not suffice: raise budget.labels and rounds.rounds by"
-            f" about {told - rest:,} labels."
+            f"The campaign as planned is about {told - rest:,} labels short: raise budget.labels"
+            " and rounds.rounds."
         )
     effort = _effort(plan, told)
     return f"{wanted}{at}: about {_labels(labels)}: {effort}. {enough}"
@@ -372,7 +372,7 @@ def _labels(labels: Metric) -> str:
     if math.isfinite(labels.high):
         bounds = f"{low} to {_rounded(labels.high)}"
     else:
-        bounds = f"at least {low}; nobody can tell yet how many at most"
+        bounds = f"at least {low}; how many at most is not known yet"
     return f"{_rounded(labels.value)} more labels ({bounds})"
 
 

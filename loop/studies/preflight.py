@@ -188,9 +188,10 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
     if 0 < n < FEW_KNOWN:
         low, high = share_interval(0.8, n)
         yield (
-            f"Only {n} test text{'s have' if n > 1 else ' has'} a known label, so that accuracy is"
-            f" not known well: 80 % right among them would mean {100 * low:.0f} to"
-            f" {100 * high:.0f} %. Hold out more: raise texts.test_frac, or mark more rows 'test'."
+            f"Only {n} test text{'s have' if n > 1 else ' has'} a known label, so accuracy will not"
+            f" be known well: if 80 % of them are labelled right, the true share is between"
+            f" {100 * low:.0f} and {100 * high:.0f} %. To test on more, raise texts.test_frac, or"
+            " mark more rows 'test'."
         )
     if known["test"] or known["pool"]:
         for label in config.label_names:
@@ -217,11 +218,11 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
         )
     used = config.people.check_frac or {"random", "all_gold"} & set(config.student.references)
     if (n := known["pool"].total()) and config.raters.kind == "people" and not used:
-        labels = "texts to label have a known label" if n > 1 else "text to label has a known label"
+        texts = "texts to label have a known label" if n > 1 else "text to label has a known label"
         yield (
-            f"{n:,} {labels} already, and people may be asked about them all the same. `goldloop"
-            f" import-labels {shlex.quote(config.texts.source)} --label-column"
-            f" {shlex.quote(str(config.texts.gold_column))}` takes these labels as gold."
+            f"{n:,} {texts}, and people may be asked about them all the same. To use these labels"
+            f" as gold: `goldloop import-labels {shlex.quote(config.texts.source)} --label-column"
+            f" {shlex.quote(str(config.texts.gold_column))}`."
         )
     lower = Counter(name.casefold() for name in config.label_names)
     for name in config.label_names:
@@ -289,7 +290,7 @@ def _will_happen(
     tested = sum(s == "test" and bool(r.gold) for r, s in zip(rows, splits, strict=True))
     yield (
         f"Texts:    {counts['pool']:,} to label, {counts['test']:,} to test on ({tested:,} with a"
-        f" known label), {counts['dev']:,} dev"
+        f" known label), {counts['dev']:,} for examples (dev)"
     )
     if twins:
         yield (
@@ -305,8 +306,8 @@ def _will_happen(
     if plan is not None and config.annotator.kind != "recorded":
         yield (
             f"LLM:      {plan.calls:,} calls, about {plan.tokens:,} tokens,"
-            f" ${plan.usd_uncached:,.2f} at most; `goldloop run` says how"
-            " many minutes, once the first answers show the pace"
+            f" ${plan.usd_uncached:,.2f} at most; `goldloop run` shows how"
+            " long it takes"
         )
     batch = min(config.rounds.batch_size, counts["pool"])
     most = min(config.rounds.rounds * batch, config.budget.labels, counts["pool"])
@@ -328,10 +329,11 @@ def _will_happen(
         why = f" ({fits.value:g} {fits.why})" if fits.value != student.lr else ""
     arms = 1 + ("random" in student.references)
     once = len(set(student.references) - {"random"})
-    judges = f", {FOLDS} more that judge labels" if config.strategy.judged else ""
+    judges = f", {FOLDS} more of judges" if config.strategy.judged else ""
+    compared = f", and {once * student.seeds} once to compare with" if once else ""
     yield (
         f"Students: {student.encoder}{rate}{why}; {arms * student.seeds} trainings a round{judges}"
-        f"{f' and {once * student.seeds} once' if once else ''}, {student.epochs} epochs each"
+        f"{compared}; {student.epochs} epochs each"
     )
 
 

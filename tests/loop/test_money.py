@@ -409,7 +409,7 @@ def test_status_and_report_show_spent_committed_and_cap(tmp_path):
     budget = status["budget"]
     shown = budget["usd_spent"], budget["usd_committed"], budget["usd"]
     assert shown == (pytest.approx(0.58), pytest.approx(1.08), 2.0)
-    assert "$0.58 spent, $1.08 with what is not back yet, of $2.00" in "\n".join(
+    assert "$0.58 spent, $1.08 with the answers that are still to come, of $2.00" in "\n".join(
         status_lines(status)
     )
     lines = {b.name: (b.spent, b.limit) for b in campaign_view(ctx.config, ctx.store).budget}

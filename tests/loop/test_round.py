@@ -412,7 +412,7 @@ def test_validation_alone_leaves_no_model_to_take_along(tmp_path):
     ctx = make(tmp_path)
     open_validation(ctx, 500)
     run_round(ctx)
-    assert "`goldloop export labels.csv`. To go on, raise" in what_next(ctx.config, ctx.store)
+    assert "`goldloop export labels.csv`. To continue, raise" in what_next(ctx.config, ctx.store)
 
 
 def test_money_stops_the_campaign_cleanly(tmp_path):

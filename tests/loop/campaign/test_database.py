@@ -441,7 +441,7 @@ def test_a_kept_store_is_continued_and_reported(kept, tmp_path, goldloop):
     file = ("-f", kept / "goldloop.toml")
     upgraded = goldloop("upgrade", *file)
     assert upgraded[0] == 0, upgraded[2]
-    waiting = "Round 2 of 3, stage pull: 6 chosen, 6 sent to people (3 back, 3 out)"
+    waiting = "Round 2 of 3, stage pull: 6 texts chosen, 6 sent to people (3 answered, 3 waiting)"
     assert waiting in goldloop("status", *file)[1]
     ctx = kept_campaign(kept)
     gold = gold_of(ctx)

@@ -120,7 +120,7 @@ def goldloop(folder, refused, *args):
 def test_reading_needs_no_heavy_library(finished):
     """One process runs all commands; the last one, the report, may import what draws it."""
     commands = {
-        "status": "To go on, raise rounds.rounds and budget.labels in the campaign file",
+        "status": "To continue, raise rounds.rounds and budget.labels in the campaign file",
         "status --json": '"campaign": "c"',
         "people": "cid",
         "people --json": '"alpha_without"',

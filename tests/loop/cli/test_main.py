@@ -523,7 +523,7 @@ def test_a_budget_that_pays_for_nothing_ends_before_the_llm_is_asked(run, tmp_pa
         assert code == 1
         assert "cannot begin: one more text would cost $1.00" in one_sentence(err)
         assert "raise budget.usd" in err
-    assert "0 LLM votes" in run("status")[1]
+    assert "0 LLM answers" in run("status")[1]
 
 
 def test_an_annotator_that_answers_nothing(run, tmp_path):

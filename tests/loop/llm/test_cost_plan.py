@@ -155,4 +155,4 @@ def test_the_plan_and_the_status_tell_what_was_spent(tmp_path):
     assert f"{spent.votes:,} calls, {spent.tokens:,} tokens" in told
     assert f"${spent.usd:,.2f}" in told
     status = "\n".join(status_lines(campaign_status(ctx.config, ctx.store)))
-    assert f"{spent.votes:,} LLM votes ({spent.tokens:,} tokens," in status
+    assert f"{spent.votes:,} LLM answers ({spent.tokens:,} tokens," in status

@@ -76,7 +76,7 @@ def test_it_may_stand_in_only_where_it_agrees_like_another_seed():
     }
     right = FrozenAccuracy(0.9, 0.7, Metric(-0.2))
     other = agreement_sentence(replace(agreed["other"], accuracy=right), ())
-    assert "it may stand in for exploring" in agreement_sentence(agreed["alike"], ())
+    assert "you may use it to explore" in agreement_sentence(agreed["alike"], ())
     assert "not to report" in other
     assert "accuracy 70.0 against 90.0" in other
     unknown = Metric(math.nan)
@@ -91,8 +91,8 @@ ALIKE = FrozenAgreement(
 @pytest.mark.parametrize(
     ("agreed", "failed", "says"),
     [
-        (ALIKE, (3,), "a seed of the full one learned nothing, so that no more follows"),
-        (ALIKE, (0, 1), "2 seeds of the full one learned nothing"),
+        (ALIKE, (3,), "a seed of the full student learned nothing, so this says no more"),
+        (ALIKE, (0, 1), "2 seeds of the full student learned nothing"),
         (replace(ALIKE, kappa=Metric(-0.02, -0.1, 0.06)), (), "this may be chance"),
         (replace(ALIKE, kappa=Metric(0.1, -0.1, 0.3)), (), "this may be chance"),
         (replace(ALIKE, kappa=Metric(math.nan)), (), "this may be chance"),

@@ -128,7 +128,7 @@ def test_a_round_that_is_hardly_answered_tells_hardly_anything_and_does_not_brea
     assert found.high - found.low > 2 * (whole.high - whole.low)
     gold[audit[4:]] = -1
     found = quality_metrics(config(0.5), y, gold, pi, round_of, suspicion)
-    assert "4 randomly chosen gold items cannot speak for" in found.problem
+    assert "4 random texts with a label from people cannot speak for" in found.problem
 
 
 def foreseeing(told, seed=0, n=600):

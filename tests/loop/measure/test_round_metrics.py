@@ -81,7 +81,7 @@ def test_the_llm_and_its_students_stand_side_by_side(finished):
     assert view.llm == llm
     (newest,) = [r for r in shown["rows"] if (r["arm"], r["round"]) == ("loop", 2)]
     assert shown["llm"] == newest["label_quality"] == status["label_quality"] == as_json(llm)
-    told = (*view.verdict.sentences, *view.notes, *status_lines(status))
+    told = (*view.verdict.paragraphs, *view.notes, *status_lines(status))
     assert sum("LLM's labels are right" in line for line in told) == 2
     assert [row.label for row in view.rows[0].per_class] == list(LABELS)
 

@@ -308,7 +308,7 @@ def test_classes_that_say_little_are_named():
     found = measure(preds, y, 4, bootstrap=50, rng=rng())
     assert (
         found.alpha_per_class[2].note
-        == "predicted for 0.8 of 200 texts a seed; its alpha says little"
+        == "seeds predict it for 0.8 of 200 texts, so its alpha says little"
     )
     assert found.alpha_per_class[3].note == "no seed predicts this class"
     assert found.recall[2].note == "only 5 test texts of this class"

@@ -36,7 +36,10 @@ def why(rounds, *rules, stop_below=None):
 
 def test_a_target_holds_once_its_lower_end_is_there():
     reason = why(rounds(None), "accuracy=0.8")
-    assert reason == "accuracy is 82.0 (80.0 to 84.0), surely at least 80.0 (accuracy=0.8)"
+    assert (
+        reason
+        == "accuracy is 82.0 (80.0 to 84.0), at least 80.0 in the whole interval (accuracy=0.8)"
+    )
     assert why(rounds(None), "accuracy=0.81") is None
     assert why(rounds(None, accuracy=Metric(0.9)), "accuracy=0.8") is None  # without an interval
     assert why(rounds(None, accuracy=None), "accuracy=0.8") is None

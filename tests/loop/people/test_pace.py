@@ -31,7 +31,7 @@ def test_too_little_forecasts_nothing(n):
 
 def test_answers_at_one_moment_or_all_back():
     assert pace([NOW] * 9, 10, NOW).finish > NOW
-    assert pace([NOW] * 9, 0, NOW).basis == "everything is back"
+    assert pace([NOW] * 9, 0, NOW).basis == "everything is answered"
 
 
 def test_only_the_last_seven_days_count():

@@ -274,7 +274,7 @@ def test_unreadable_answers_are_named_everywhere_and_the_sums_add_up(tmp_path):
     assert counts(ctx) == {"back": 8, "out": 2, "unreadable": 4, "skipped": 1}
     told = "4 unreadable: empty result 2, result that is not a list 1, unknown label 'Positive' 1"
     assert told in lines(ctx)
-    assert "15 sent to people (8 back, 2 out, 4 unreadable, 1 skipped)" in lines(ctx)
+    assert "15 sent to people (8 answered, 2 waiting, 4 unreadable, 1 skipped)" in lines(ctx)
     people = {p.name: p for p in campaign_people(ctx.config, ctx.store)}
     assert people["ann@x.org"].unreadable == {"empty result": 2, "unknown label 'Positive'": 1}
     assert unreadable_lines([people["bob@x.org"]]) == [
@@ -286,7 +286,7 @@ def test_unreadable_answers_are_named_everywhere_and_the_sums_add_up(tmp_path):
     notes = "\n".join(campaign_view(ctx.config, ctx.store).notes)
     assert told in notes
     assert "2 texts are still with people." in notes
-    assert "Of 15 texts sent to people: 8 back, 2 out, 4 unreadable, 1 skipped." in notes
+    assert "Of 15 texts sent to people: 8 answered, 2 waiting, 4 unreadable, 1 skipped." in notes
     studio.put(tasks[0], studio.answer(tasks[0], "good"))  # somebody corrects it
     pull(ctx)
     assert counts(ctx) == {"back": 9, "out": 2, "unreadable": 3, "skipped": 1}
@@ -435,8 +435,8 @@ def test_pull_all_reads_everything_at_once(tmp_path, monkeypatch, capsys):
         said[command] = "".join(capsys.readouterr())
     for text in said.values():
         assert "1 unreadable: unknown label 'Positive' 1." in text
-    assert "15 texts sent, 0 back, 14 out, 1 unreadable." in said["pull"]
-    assert "15 texts sent, 0 back, 13 out, 1 unreadable, 1 deleted." in said["pull --all"]
+    assert "15 texts sent, 0 answered, 14 waiting, 1 unreadable." in said["pull"]
+    assert "15 texts sent, 0 answered, 13 waiting, 1 unreadable, 1 deleted." in said["pull --all"]
     assert (
         f"Deleted in Label Studio while waiting for people: task {tasks[1]}."
         in (said["pull --all"])

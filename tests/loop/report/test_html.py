@@ -235,7 +235,7 @@ def test_numbers_stand_in_the_page_with_their_intervals() -> None:
     text = words(page_of_view())
     for shown in (
         *("63.3", "60.2–66.4", "54.4", "52.2", "51.1", "71.1", "1,234"),
-        *("65.4 % of 72 suspects", "12.5 % of 8 random audit"),
+        *("65.4 % of 72 suspects", "12.5 % of 8 random texts"),
         *("48.7 %", "+20.0", "43.2 40.0–50.0", "77", "alpha 59.3"),
         *("720 from 3 simulated raters", "160 of 240, 80 left", "USD 1.50"),
         *("Stopped: the budget is spent.", "The people are simulated", "2.8.0", "5 seeds"),
@@ -253,7 +253,7 @@ def test_every_part_of_the_measurement_stands_in_the_page() -> None:
         "by 174 gold labels (35 drawn at random)",
         "negative 40.0 60.0",  # of 100 texts of the class, the students' labels
         "negative 66.7 33.3",  # and the LLM's
-        "12.0 points less often than two seeds of the full one (9.0 to 15.0)",
+        "12.0 points less often than two seeds of the full student agree (9.0 to 15.0)",
         "81.1 (78.0–84.0)",
         "It comes from here.",
         "7.8 5.0–10.0 50.0",
@@ -300,7 +300,7 @@ def test_every_metric_has_a_plot_in_the_colours_of_the_page() -> None:
         assert "var(--loop)" in plot
         assert "var(--llm-only)" in plot
         assert not re.search(r"#0\d0\d0\d", plot)
-        assert "gold labels bought" in plot
+        assert "gold labels" in plot
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
 
@@ -383,7 +383,7 @@ def test_the_page_begins_with_the_verdict_and_cards_say_what_is_shown() -> None:
     newest = row("loop", 3, 240, 0.6, against=against)
     page = render(replace(VIEW, verdict=told, rows=(*VIEW.rows, newest)))
     text = words(page).replace(" ,", ",")
-    order = [text.index(part) for part in (*told.sentences[1:3], "LLM labels right", "Round by")]
+    order = [text.index(part) for part in (*told.paragraphs[1:3], "LLM labels right", "Round by")]
     assert order == sorted(order)
     assert "<code>goldloop run</code>" in page
     assert "<b>" not in page
@@ -431,7 +431,7 @@ def test_where_accuracy_comes_from_is_told() -> None:
 def test_the_table_fits_and_says_the_same() -> None:
     shown = table_text(VIEW)
     assert max(len(line) for line in shown.splitlines()) <= 120
-    for expected in ("LLM labels only", "Round 2", "63.3", "60.2–66.4", "±", "12.5 audit"):
+    for expected in ("LLM labels only", "Round 2", "63.3", "60.2–66.4", "±", "12.5 random"):
         assert expected in shown
     order = [shown.index(name) for name in ("LLM labels", "Round 1", "Round 2", "Random", "All")]
     assert order == sorted(order)

@@ -31,7 +31,7 @@ def test_one_class_everywhere_is_said():
     found = _warnings(config("a", "b"), round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))
     assert found == [
         f"{collapsed_line(round_of(np.zeros((3, 50), int), np.arange(50) % 2, 2))}.",
-        "Class 'b' (25 test texts are of it): no seed predicts this class.",
+        "Class 'b' (25 test texts): no seed predicts this class.",
     ]
 
 
@@ -43,8 +43,7 @@ def test_a_class_that_nearly_all_texts_get_pulls_alpha_down():
     assert first.startswith("alpha_K misleads here: 98% of all predictions are one class")
     assert "Gwet's AC1" in first
     assert rest == [
-        "Class 'b' (0 test texts are of it): predicted for 8.0 of 400 texts a seed; its"
-        " alpha says little."
+        "Class 'b' (0 test texts): seeds predict it for 8.0 of 400 texts, so its alpha says little."
     ]
 
 
@@ -65,7 +64,9 @@ def test_the_verdict_ends_the_comparison_with_the_round_before(low, high, ending
     found = {"alpha_k": Metric((low + high) / 2, low, high)}
     row = ReportRow("loop", 2, 60, against={"llm_only": found, "previous": found})
     first, second = comparisons(row)
-    assert first.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
+    assert first.startswith(
+        "Round 2 compared with the round before, on the same test texts"
+    )
     assert first.endswith(f": {ending}.")
-    assert second.startswith("Round 2 minus LLM labels only")
+    assert second.startswith("Round 2 compared with LLM labels only")
     assert "stable" not in second

@@ -76,12 +76,12 @@ def verdict_on(newest, answers=(), rounds_=(), **sections):
 def test_a_gain_is_told_with_its_size_and_what_is_not_shown():
     answers = [SimpleNamespace(item_id=str(i // 2), lead_time_s=30.0) for i in range(480)]
     told = verdict_on(metrics(), answers)
-    assert told.sentences == (
-        "78 % (72 to 83 %) of the LLM's labels are right; after people's corrections, about 144 of"
+    assert told.paragraphs == (
+        "78 % (72 to 83 %) of the LLM's labels are right. After people's corrections, about 144 of"
         " 900 are still wrong (100 to 197).",
-        "The 207 labels from people made the students better: right on 73.8 % of the test texts,"
-        " 10.2 points (3.1 to 17.1) more than with the LLM's labels alone; that they are more"
-        " stable is not shown.",
+        "The 207 labels from people made the students better. They are right on 73.8 % of the test"
+        " texts, 10.2 points (3.1 to 17.1) more than with the LLM's labels alone. It is not shown"
+        " that they are more stable.",
         "For at most 5 % wrong labels, people must label about 248 more texts (55 to 535), for $69"
         " (15 to 149) and 5 hours of work (1 to 10).",
         "Next: `x`.",
@@ -92,13 +92,16 @@ def test_a_gain_is_told_with_its_size_and_what_is_not_shown():
     ("newest", "says"),
     [
         (metrics((0.03, -0.04, 0.1)), "It is not shown that the 207 labels from people made the"),
-        (metrics((0.03, -0.04, 0.1)), "+3.0 points (−4.0 to +10.0) against the LLM's labels alone"),
-        (metrics((-0.08, -0.1, -0.02)), "students worse: right on 73.8 %"),
+        (
+            metrics((0.03, -0.04, 0.1)),
+            "+3.0 points (−4.0 to +10.0) compared with the LLM's",
+        ),
+        (metrics((-0.08, -0.1, -0.02)), "students worse. They are right on 73.8 %"),
         (metrics((-0.08, -0.1, -0.02)), "8.0 points (2.0 to 10.0) less than with"),
-        (metrics(alpha=(0.1, 0.02, 0.2)), "; they are also more stable."),
-        (metrics(alpha=(-0.1, -0.2, -0.02)), "; they are less stable."),
+        (metrics(alpha=(0.1, 0.02, 0.2)), " They are also more stable."),
+        (metrics(alpha=(-0.1, -0.2, -0.02)), " They are less stable."),
         (metrics(gold=1), "The 1 label from people"),
-        (metrics(gold=0), "there is none yet that can be used"),
+        (metrics(gold=0), "No label from people can be used yet"),
         (metrics(compared={}), 'student.references does not name "llm_only"'),
         (metrics(accuracy_from="audit"), "% of the randomly drawn texts that people labelled"),
         (
@@ -131,7 +134,7 @@ def test_where_all_texts_have_one_label_nobody_is_told_to_train_better(known):
     flat = replace(flat, accuracy=Metric(1.0) if known else None)
     quality = LlmQuality(accuracy=Metric(1.0), confusion=((1.0, 0.0), (0.0, 0.0)))
     told = verdict_on(metrics(arms={"loop": flat}, label_quality=None if known else quality))
-    assert told.gain.startswith("Every text has the same label: nothing can be shown")
+    assert told.gain.startswith("Every text has the same label, so what the")
     assert told.next == "Next: `x`."
 
 
@@ -142,16 +145,14 @@ def test_what_is_not_known_is_said_with_what_is_missing():
     assert "`goldloop validate` says how good" in verdict_on(None, rounds_=[validated]).llm
     few = verdict_on(metrics(label_quality=LlmQuality(problem="3 gold items cannot speak")))
     assert few.llm == "How good the LLM's labels are is not known: 3 gold items cannot speak."
-    assert few.goal.endswith("cannot be told: 3 gold items cannot speak.")
+    assert few.goal.endswith("wrong labels is not known: 3 gold items cannot speak.")
     free = verdict_on(metrics(), budget={}, rounds={})
-    assert (
-        "the price (budget.usd_per_label is 0) and the hours (nobody's time is known)" in free.goal
-    )
-    assert "no goal is set; rounds.stop_below sets one" in free.goal
+    assert "The price is not known (budget.usd_per_label is 0). The time is not known" in free.goal
+    assert free.goal.endswith("5 % is the usual goal; rounds.stop_below sets another.")
     silent = replace(metrics().label_quality, unanswered=NoLlmLabel(100, 0.1, 90))
     told = verdict_on(metrics(label_quality=silent))
     assert "128 of 800 are still wrong" in told.llm
-    assert told.llm.endswith("; 100 got no label of the LLM.")
+    assert told.llm.endswith(" The LLM gave 100 texts no label.")
     simulated = verdict_on(
         metrics(), raters={"kind": "gold"}, texts={"source": "x.csv", "gold_column": "g"}
     )
@@ -191,6 +192,6 @@ def test_page_status_and_json_say_the_same(tmp_path, monkeypatch):
     assert view.verdict == told
     assert rounds_json(view)["campaign_verdict"] == told.to_json()
     lines = status_lines(campaign_status(ctx.config, ctx.store))
-    assert set(told.sentences) <= set(lines)
+    assert set(told.paragraphs) <= set(lines)
     assert lines[-1] == told.next
-    assert "To go on, raise rounds.rounds" in told.next
+    assert "To continue, raise rounds.rounds" in told.next

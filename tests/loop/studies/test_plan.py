@@ -37,14 +37,14 @@ def test_a_goal_in_sight_is_told_with_labels_time_and_money():
     )
     assert line == (
         "accuracy of 80 % (now 75.0): about 63 more labels (21 to 250): 126 answers, 38 minutes of"
-        " people's time, $12.60. The campaign as planned may suffice."
+        " people's time, $12.60. The campaign as planned may be enough."
     )
     far = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(240, 90, math.inf))
     assert (
-        "about 240 more labels (at least 90; nobody can tell yet how many at most): 480 "
+        "about 240 more labels (at least 90; how many at most is not known yet): 480 "
         in told(far)[1]
     )
-    assert "raise budget.labels and rounds.rounds by about 140 labels" in told(far)[1]
+    assert "is about 140 labels short: raise budget.labels and rounds.rounds" in told(far)[1]
 
 
 def test_a_curve_of_reliable_accuracy_allows_for_a_seed_that_gets_worse():
@@ -64,10 +64,10 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     now = Metric(0.75, 0.7, 0.8)
     assert told(Goal("p_uc=0.7", now, Metric(0, 0, 0)))[1].endswith("(now 75.0): reached.")
     perhaps = told(Goal("p_uc=0.74", now, Metric(0, 0, 0)))[1]
-    assert perhaps.endswith("reached, but not surely: the interval begins at 70.0.")
+    assert perhaps.endswith("reached, but this is not sure: the interval begins at 70.0.")
     nearly = told(Goal("remaining-error=0.05", Metric(0.01, 0, 0.1), Metric(0, 0, 23)))[1]
     assert nearly.endswith(
-        "probably reached, but not surely; up to 23 more labels would make it sure."
+        "probably reached, but this is not sure; up to 23 more labels would make it sure."
     )
     never = Goal("p_uc=0.9", now, Metric(math.inf, 400, math.inf))
     assert "not in sight; at the present rate it takes at least 400 more labels" in told(never)[1]
@@ -79,7 +79,7 @@ def test_what_is_reached_not_in_sight_or_not_known_says_so():
     unmeasured = plan_lines(Plan(**{**vars(PLAN), "measured_time": False, "labels_left": 0}))
     assert unmeasured[0].startswith("As planned: no further round")
     assert "goldloop plan --goal" in unmeasured[1]
-    assert "18 seconds an answer are assumed" in unmeasured[2]
+    assert "18 seconds for each are assumed" in unmeasured[2]
 
 
 def test_a_campaign_knows_more_after_each_round(tmp_path):
@@ -166,7 +166,7 @@ def test_a_stopping_rule_leaves_nothing_to_plan(tmp_path):
     assert plan.rounds_left == 0
     assert "no further round, because accuracy is " in plan_lines(plan)[0]
     goal = Goal("accuracy=0.8", Metric(0.75, 0.7, 0.8), Metric(63, 21, 250))
-    assert told(goal, stopped=plan.stopped)[1].endswith("from going on (rounds.stop).")
+    assert told(goal, stopped=plan.stopped)[1].endswith("has ended the campaign (rounds.stop).")
 
 
 def test_before_the_first_round_the_validation_sample_says_it(tmp_path):

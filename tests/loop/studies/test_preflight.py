@@ -109,7 +109,7 @@ def test_everything_is_told_at_once(tmp_path):
 def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     found = looked_at(tmp_path, texts(40), rounds={"batch_size": 10}, budget={"labels": 20})
     (few,) = [w for w in found.warnings if "Only 8 test texts" in w]
-    assert "80 % right among them would mean 45 to 95 %" in few
+    assert "if 80 % of them are labelled right, the true share is between 45 and 95 %" in few
     rows = texts(400)
     for i, row in enumerate(rows):
         row.gold = "bad" if i == 7 else "good"
@@ -119,7 +119,7 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     assert looked_at(tmp_path, texts(400)).warnings == ()
     alone = {"seeds": 2, "references": ["llm_only"]}
     (bought_again,) = looked_at(tmp_path, texts(400), student=alone).warnings
-    assert bought_again.startswith("320 texts to label have a known label already")
+    assert bought_again.startswith("320 texts to label have a known label, and people may be asked")
     assert "`goldloop import-labels x.csv --label-column g`" in bought_again
     checks = looked_at(tmp_path, texts(400), student=alone, people={"check_frac": 0.1})
     assert checks.warnings == ()
@@ -179,13 +179,13 @@ def test_what_will_happen_is_told(tmp_path):
     assert (found.errors, found.warnings) == ((), ())
     lines = "\n".join(found.lines)
     for part in (
-        "320 to label, 80 to test on (80 with a known label), 0 dev",
+        "320 to label, 80 to test on (80 with a known label), 0 for examples (dev)",
         "bad 50 %, good 50 % of 400 labels",
         "no calls; column 'llm': bad 30 %, good 60 %, no label 10 % of 10 labels",
         "2 rounds of 15 texts, 30 in all: 30 answers, about 8 minutes",
         "$3.00",
         "roberta-base",
-        "6 trainings a round and 6 once",
+        "6 trainings a round, and 6 once to compare with",
     ):
         assert part in lines
     checked = looked_at(tmp_path, texts(400), budget=money, people={"check_frac": 0.2})
@@ -193,7 +193,10 @@ def test_what_will_happen_is_told(tmp_path):
     steep = looked_at(tmp_path, texts(400), student={"encoder": "minilm", "lr": 0.1})
     assert "minilm, learning rate 0.1 (0.0001 fits minilm); " in steep.lines[-1]
     judged = looked_at(tmp_path, texts(400), strategy={"repair_students": "fine-tuned"})
-    assert "6 trainings a round, 5 more that judge labels and 6 once" in "\n".join(judged.lines)
+    assert (
+        "6 trainings a round, 5 more of judges, and 6 once to compare with; 15 epochs each"
+        in "\n".join(judged.lines)
+    )
     asked = {"kind": "openai_server", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
     asked |= {"usd_per_million_tokens": 10.0}
     (line,) = [
