@@ -144,7 +144,7 @@ def next_step(config: Config, store: Store) -> str:
 def how_to_extend(config: Config, store: Store) -> str:
     """What to change so that a finished campaign continues."""
     why = _why_finished(config, store)
-    return f"To continue, {why[1]} in the campaign file and run it again." if why else ""
+    return f"To continue, {why[1]} in the campaign file and type `goldloop run`." if why else ""
 
 
 def what_next(config: Config, store: Store) -> str:

@@ -379,7 +379,9 @@ def close_early(ctx: Context, round_: Round) -> None:
         raise StageError(f"Round {round_.number} is at stage {round_.stage!r}, not waiting.")
     back = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is not None]
     if not back:
-        raise StageError("Not one text of this round is back; there is nothing to go on with.")
+        raise StageError(
+            "No text of this round is answered yet: there is nothing to continue with."
+        )
     with ctx.store.transaction() as session:
         _advance(ctx, round_, "pull", session, closed_early=True, back=len(back))
 

@@ -321,7 +321,7 @@ def last_models(ctx: Context, round_: Round) -> dict[int, Path]:
     if fresh := [str(seed) for seed in seeds_of(ctx, round_) if seed not in models]:
         ctx.say(
             f"No model of an earlier round is there for seed{'s' * (len(fresh) > 1)}"
-            f" {', '.join(fresh)}, so student.warm_start has nothing to go on from:"
+            f" {', '.join(fresh)}, so student.warm_start has no model to continue from:"
             f" {'they start' if len(fresh) > 1 else 'it starts'} from the pretrained encoder."
         )
     return models

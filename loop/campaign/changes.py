@@ -495,8 +495,9 @@ def _refuse_second_folder(ctx: Context, uid: str, first: Path) -> None:
     raise StoreError(
         f"Campaign {ctx.name!r} is at work in {first}, and {out} would be a second folder of it (a"
         " copy, a restored backup, or another campaign file with that name): both would ask the LLM"
-        " and people about the same texts. Go on there; or move that folder away and go on here; or"
-        " give this campaign a campaign.name and a store.folder of its own. Nothing was spent."
+        " and people about the same texts. Continue there; or move that folder away and continue"
+        " here; or give this campaign a campaign.name and a store.folder of its own. Nothing was"
+        " spent."
     )
 
 
@@ -514,9 +515,9 @@ def _another_campaign(
         )
     return StoreError(
         f"{other}. The campaign file now names campaign {name!r} in {here}, which has not"
-        f" begun: it would start from the beginning and ask the LLM and people again. To go on,"
-        f" restore campaign.name and store.url. To start a new campaign, set store.folder to a new"
-        f" folder, or move this one away. Nothing was spent."
+        f" begun: it would start from the beginning and ask the LLM and people again. To"
+        " continue, restore campaign.name and store.url. To start a new campaign, set store.folder"
+        " to a new folder, or move this one away. Nothing was spent."
     )
 
 
@@ -524,8 +525,8 @@ def _lost_store(config: Config, store: str) -> StoreError:
     return StoreError(
         f"{config.out} belongs to campaign {config.campaign.name!r}, which its store {store} does"
         " not hold any more: it would start from the beginning and ask the LLM and people again. To"
-        " go on, put the store back, or move that folder away and restore a backup with `goldloop"
-        " restore`. To start again, move that folder away. Nothing was spent."
+        " continue, put the store back, or move that folder away and restore a backup with"
+        " `goldloop restore`. To start again, move that folder away. Nothing was spent."
     )
 
 

@@ -199,12 +199,12 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
         return StoreError(
             f"The store at {where} could not be written ({reason}): the disk is full, a limit on"
             " the size of files is reached, or the disk fails. What was stored before is whole;"
-            " make room, then run the same command again to go on."
+            " make room, then run the same command again to continue."
         )
     if exc.connection_invalidated:
         return StoreError(
             f"The connection to the store at {where} was lost ({reason}). What was stored before is"
-            " whole; run the same command again to go on."
+            " whole; run the same command again to continue."
         )
     code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_CANTOPEN:
@@ -234,7 +234,7 @@ def _is_out_of_room(error: BaseException | None) -> bool:
 
 
 def _no_store(where: str) -> NoStoreError:
-    return NoStoreError(f"There is no store at {where} yet; `goldloop run` creates it.")
+    return NoStoreError(f"There is no store at {where} yet; `goldloop run` begins the campaign.")
 
 
 # the engine

@@ -67,7 +67,7 @@ def _lost(campaign: str, why: str) -> StoreError:
     return StoreError(
         f"This process no longer has the right to write to campaign {campaign!r}: {why}. Nothing"
         " more was stored; make sure that no other goldloop works on it, then run the same command"
-        " again to go on."
+        " again to continue."
     )
 
 

@@ -286,7 +286,7 @@ class Store(Database, LlmStore):
         if session.exec(update(Round).where(*here).values(**values)).rowcount != 1:
             raise StageError(
                 f"Round {round_.number} is no longer at stage {round_.stage!r}: another process"
-                " has moved it on. Nothing was stored; run the same command again to go on from"
+                " has moved it on. Nothing was stored; run the same command again to continue from"
                 " where it is."
             )
         round_.stage = stage

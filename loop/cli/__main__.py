@@ -76,10 +76,10 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="goldloop",
     cls=Commands,
-    help="Spend human labels where they repair an LLM-labelled text data set most.",
-    epilog="Own texts: init, check, run, then status and run again until the report is there."
-    " `goldloop COMMAND --help` has each command's options. `goldloop --install-completion` makes"
-    " the Tab key complete commands.",
+    help="Find wrong LLM labels, let people correct them, and train a small model on the result.",
+    epilog="With your own texts: init, check, run; people label; run again, until it says that the"
+    " campaign is finished. `goldloop COMMAND --help` has each command's options. `goldloop"
+    " --install-completion` makes the Tab key complete commands.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -94,7 +94,7 @@ COLLECTED_AFTER = 50_000
 """New objects after which Python looks for garbage; 700 if nobody says otherwise."""
 
 AT_THE_SECOND = b"""
-Stopping: what is under way and paid for is stored first. Once more ends at once and may lose it.
+Stopping: what is under way and paid for is stored first. To stop at once and lose it, stop again.
 """
 
 _debug = False
@@ -131,7 +131,7 @@ def _run() -> None:
     except Stopped as exc:
         if _debug:
             raise
-        _tell(["Stopped. Run the same command again to go on."])
+        _tell(["Stopped. Run the same command again to continue."])
         sys.exit(128 + exc.signal)
 
 
@@ -192,14 +192,14 @@ def root(
         typer.Option(
             "--log-file",
             envvar="GOLDLOOP_LOG_FILE",
-            help="Append what happens to a file, with time, campaign, round and stage.",
+            help="Append what happens to this file, with time, campaign, round and stage.",
         ),
     ] = None,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
     ] = False,
 ) -> None:
-    """Spend human labels where they repair an LLM-labelled text data set most."""
+    """Find wrong LLM labels, let people correct them, and train a small model on the result."""
     global _debug
     _debug = debug
     _log.enter_context(logging_to(log_file))

@@ -1,4 +1,4 @@
-"""Commands that begin a campaign, and what it brings along."""
+"""Commands that begin a campaign, and take in labels that are there already."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a commented campaign file; asks for what the flags leave open."""
+    """Write a campaign file with comments; ask for what the options leave open."""
     from loop.campaign.campaign_file import render
     from loop.campaign.config import read
     from loop.files import SHARED, write_whole
@@ -124,7 +124,7 @@ class _Answers:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Somebody who stops in the middle is told how to go on with the answers so far."""
+        """Tells somebody who stops in the middle how to continue with the answers so far."""
         try:
             yield
         except (Stopped, typer.Abort):
@@ -292,7 +292,7 @@ def _name_and_description(line: str) -> tuple[str, str]:
 
 @app.command(epilog="Example: goldloop check --file films/goldloop.toml")
 def check(file: File = CAMPAIGN) -> None:
-    """Say everything that is wrong with the campaign file and its texts, and what will happen."""
+    """List everything that is wrong with the campaign file and its texts; say what will happen."""
     campaign = Campaign(file)
     problems = campaign.check()
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Commands of an operator: is all well, keep a copy, mend, go back a schema, forget a person."""
+"""Commands of an operator: check, back up, repair, go back a schema, forget a person."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: goldloop doctor --file films/goldloop.toml")
 def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
-    """Look at the machine, the servers and the store: what is wrong, and how to mend it."""
+    """Check the machine, the servers and the store: what is wrong, and what to do."""
     from loop.operate.doctor import as_json as told
     from loop.operate.doctor import examine
 
@@ -33,7 +33,7 @@ def doctor(file: File = CAMPAIGN, as_json: AsJson = False) -> None:
     if problems:
         say(f"{problems} problem{'s' if problems > 1 else ''}: see what to do above.")
         raise typer.Exit(1)
-    say("Nothing stands in the way.")
+    say("No problem found.")
 
 
 @app.command(epilog="Example: goldloop upgrade --file films/goldloop.toml")
@@ -68,7 +68,7 @@ def migrate(
         if version is None:
             say("Next: `goldloop run` creates the store.")
         elif version == schemas[-1]:
-            say("That is the newest schema; nothing is to be done.")
+            say("That is the newest schema; there is nothing to do.")
         else:
             say(f"The newest schema is {schemas[-1]}; next: `goldloop upgrade`.")
         return
@@ -159,13 +159,13 @@ def restore(
 def fsck(
     file: File = CAMPAIGN,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Mend what can be mended without losing anything.")
+        bool, typer.Option("--repair", help="Repair what can be repaired without losing anything.")
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Leave out the tasks and answers in Label Studio.")
     ] = False,
 ) -> None:
-    """Say whether store, files and Label Studio fit together, and mend what can be mended."""
+    """Say whether store, files and Label Studio fit together; repair what can be repaired."""
     from loop.campaign.config import load
     from loop.operate.fsck import check_campaign
 

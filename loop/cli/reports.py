@@ -1,4 +1,4 @@
-"""Commands that say where the campaign stands, and hand over what it brought."""
+"""Commands that say where the campaign stands, and hand over its results."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def export(
     ] = None,
     file: File = CAMPAIGN,
 ) -> None:
-    """Write the final labels with their provenance, confidence and round."""
+    """Write the final labels: where each comes from, its confidence and its round."""
     written = Campaign(file).export(out, all_rows=all_rows, card=card)
     say(f"Wrote {written:,} labels to {out}{f', the card to {card}' if card else ''}.")
 

@@ -51,7 +51,7 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run the loop as far as it goes; run it again to resume."""
+    """Run until people are needed or the campaign is finished; run it again to continue."""
     if Campaign(file).run(rounds, wait=wait, close=close, until=until or ()):
         _print_result(file)
 
@@ -176,14 +176,14 @@ def pull(
         bool,
         typer.Option(
             "--withdraw",
-            help="Take texts that nobody began back from people, once their round is over.",
+            help="Take back texts that nobody has begun, once their round is over.",
         ),
     ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="Read every answer again, not only what changed.")
     ] = False,
 ) -> None:
-    """Fetch what people answered, and adjudicate once all is back."""
+    """Read people's answers, and decide the gold labels once all have come."""
     from loop.next_round import open_round
     from loop.people.answers import withdraw_unanswered
     from loop.people.tally import answer_lines
@@ -220,7 +220,7 @@ def demo(
     ] = False,
     pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 400,
 ) -> None:
-    """Run three rounds on 400 tweets that 20 people each rated; everything real but the people."""
+    """Run three rounds on 400 tweets; only the people are simulated."""
     from connectors.downloads.hutto import write_demo_texts
     from loop.cli.demo_campaign import DEV_ITEMS, TEST_ITEMS, campaign_text, closing_lines
     from loop.files import SHARED, write_whole
@@ -233,7 +233,7 @@ def demo(
         write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
         write_whole(file, campaign_text(by_hand=by_hand), mode=SHARED)
     else:
-        say(f"Going on with the campaign in {folder}; delete the folder to start again.")
+        say(f"Continuing the campaign in {folder}; delete the folder to start again.")
     with at_work(file, "demo") as ctx:
         finished = run_rounds(ctx, rounds=None, wait=by_hand, close=False)
     if finished:

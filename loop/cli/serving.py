@@ -44,7 +44,7 @@ def serve(
         str | None, typer.Option(help="Where people reach the page, if not there either.")
     ] = None,
 ) -> None:
-    """Pull as people answer, serve the student to Label Studio, and show live progress."""
+    """Read answers as they come, serve the student to Label Studio, and show live progress."""
     try:
         from loop.serve import app as server
     except ImportError as exc:
@@ -160,7 +160,7 @@ def _progress(config: Config, store: Store) -> dict[str, Any]:
 
 @label_studio_app.command("up", epilog="Example: goldloop label-studio up")
 def label_studio_up() -> None:
-    """Install it if need be, start it on loopback, and say how to log in."""
+    """Install it if needed, start it on this machine, and say how to log in."""
     from connectors.label_studio import server as label_studio_server
 
     info = label_studio_server.up(progress=say, show=bar)

@@ -1,4 +1,4 @@
-"""Commands that ask a question beside the rounds."""
+"""Commands that answer questions about the rounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def variance(
     ] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Say where instability comes from: first weights, order, mending of labels, or the texts."""
+    """Say where instability comes from: first weights, order, repair of labels, or the texts."""
     from loop.report.collect import write_outputs
     from loop.round import mended_labels
     from loop.studies.side_runs import side_runs, write_result
@@ -57,7 +57,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what the campaign still takes: labels to a goal, people's time, money and days."""
+    """Say how many more labels a goal takes, and how much time and money."""
     from loop.studies.plan import plan_lines
 
     campaign = Campaign(file)
@@ -152,7 +152,7 @@ def bench(
         "bench"
     ),
 ) -> None:
-    """Replay strategies side by side at equal gold budget on texts whose labels are known."""
+    """Compare strategies with equally many gold labels, on texts whose labels are known."""
     from loop.bench.tables import tables
 
     if lr is not None and not 0 < lr < 1:

@@ -229,8 +229,8 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     if refused:
         ctx.say(
             f"{refused} text{'s' * (refused > 1)} want{'s' * (refused == 1)} one more answer, which"
-            f" would cost ${money.answer_usd:.2f} each, but {money}: they go on with the answers"
-            " that they have. Raise budget.usd while the round waits for people to ask further."
+            f" would cost ${money.answer_usd:.2f} each, but {money}: the answers that they have"
+            " are used. Raise budget.usd while the round waits for people to ask further."
         )
     return out
 

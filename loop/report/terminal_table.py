@@ -26,7 +26,7 @@ def terminal_table(view: ReportView) -> Table:
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
         caption=(
             f"times 100; each value with its 95 % interval over test {over};"
-            " ± is the spread over the seeds"
+            " ± is the spread over the seeds; of those sent, suspects stand above random texts"
             + ("; † is not comparable with the rounds above" if marked else "")
         ),
         title_justify="left",

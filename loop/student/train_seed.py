@@ -278,8 +278,8 @@ def _smaller(micro: int, exc: RuntimeError, recipe: Recipe, say: News) -> int:
         torch.cuda.empty_cache()
     half = -(-micro // 2)
     say(
-        f"Memory does not hold {micro} texts in one pass: going on with {half}; a batch still has "
-        f"{recipe.batch_size}."
+        f"Memory does not hold {micro} texts in one pass: continuing with {half}; a batch still"
+        f" has {recipe.batch_size}."
     )
     return half
 

@@ -222,7 +222,7 @@ def test_a_stop_within_a_command_is_said(run, monkeypatch, number):
     monkeypatch.setattr("loop.report.status.campaign_status", stopped)
     code, out, err = run("status")
     assert (code, out) == (128 + number, "")
-    assert err == "Stopped. Run the same command again to go on.\n"
+    assert err == "Stopped. Run the same command again to continue.\n"
     with pytest.raises(Stopped):
         run("--debug", "status")
 
@@ -245,7 +245,7 @@ def test_only_the_first_and_the_third_request_to_end_break_in(monkeypatch, capfd
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert (heard, cleaned, ended.value.code) == ([number], [True], 128 + number)
-    assert "Once more ends at once" in capfd.readouterr().err
+    assert "To stop at once and lose it" in capfd.readouterr().err
 
 
 def test_a_request_that_was_to_be_ignored_is_ignored(monkeypatch):
@@ -354,4 +354,4 @@ def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err == "Stopped. Run the same command again to go on.\n"
+    assert err == "Stopped. Run the same command again to continue.\n"

@@ -756,7 +756,7 @@ def test_a_warm_start_without_a_seeds_model_starts_it_fresh(tmp_path):
     assert run_round(ctx).stage == "done"
     assert starts == [[0, 2]]
     (line,) = ctx.said
-    assert "for seed 1, so student.warm_start has nothing to go on from" in line
+    assert "for seed 1, so student.warm_start has no model to continue from" in line
     ctx.store.close()
 
 

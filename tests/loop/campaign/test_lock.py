@@ -172,7 +172,7 @@ def test_a_lost_connection_says_that_the_same_command_goes_on(two_stores):
         pid = connection.execute(text("select pg_backend_pid()")).scalar_one()
     with other.engine.begin() as connection:
         connection.execute(text("select pg_terminate_backend(:pid, 5000)"), {"pid": pid})
-    with pytest.raises(StoreError, match=r"was lost .* run the same command again to go on"):
+    with pytest.raises(StoreError, match=r"was lost .* run the same command again to continue"):
         store.set_project("c", "lost")
     store.set_project("c", "found again")
     assert store.project_id("c") == "found again"

@@ -69,7 +69,7 @@ def test_a_restored_campaign_is_the_same(campaign, tmp_path):
     assert restored.left_out == ()
     shutil.copy(campaign / "studio.json", folder)
     ctx = at_work(folder)
-    with pytest.raises(StoreError, match="move that folder away and go on here"):
+    with pytest.raises(StoreError, match="move that folder away and continue here"):
         run_round(ctx)
     (campaign / "runs").rename(campaign / "away")
     answer(ctx)

@@ -64,9 +64,7 @@ def test_the_verdict_ends_the_comparison_with_the_round_before(low, high, ending
     found = {"alpha_k": Metric((low + high) / 2, low, high)}
     row = ReportRow("loop", 2, 60, against={"llm_only": found, "previous": found})
     first, second = comparisons(row)
-    assert first.startswith(
-        "Round 2 compared with the round before, on the same test texts"
-    )
+    assert first.startswith("Round 2 compared with the round before, on the same test texts")
     assert first.endswith(f": {ending}.")
     assert second.startswith("Round 2 compared with LLM labels only")
     assert "stable" not in second

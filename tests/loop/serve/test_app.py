@@ -388,7 +388,7 @@ def test_the_page_shows_where_the_round_stands(site):
 def test_the_page_of_a_finished_round_shows_its_stability(site):
     finished(site)
     page = site.http.get("/", headers={"Authorization": f"Bearer {TOKENS.page}"}).text
-    assert "Stability after round 1" in page
+    assert "Students after round 1" in page
     assert "reliable accuracy" in page
 
 

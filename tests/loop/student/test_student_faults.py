@@ -48,7 +48,7 @@ def test_memory_running_out_halves_the_pass_says_so_and_keeps_the_batch(tiny, mo
     assert max(most) == 4
     np.testing.assert_allclose(parts[0].probs, whole.probs, atol=1e-4)
     assert said == [
-        f"Memory does not hold {a} texts in one pass: going on with {b}; a batch still has 16."
+        f"Memory does not hold {a} texts in one pass: continuing with {b}; a batch still has 16."
         for a, b in ((16, 8), (8, 4))
     ]
 
