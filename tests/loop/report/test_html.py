@@ -387,9 +387,9 @@ def test_the_page_begins_with_the_verdict_and_cards_say_what_is_shown() -> None:
     assert order == sorted(order)
     assert "<code>goldloop run</code>" in page
     assert "<b>" not in page
-    assert "against the LLM's labels alone: better, +10.0 (+2.0 to +20.0)" in text
-    assert "against as many random gold labels: worse, −10.0 (−20.0 to −2.0)" in text
-    assert "against the LLM's labels alone: not shown, +10.0 (−10.0 to +30.0)" in text
+    assert "compared with the LLM's labels alone: better, +10.0 (+2.0 to +20.0)" in text
+    assert "compared with as many random gold labels: worse, −10.0 (−20.0 to −2.0)" in text
+    assert "compared with the LLM's labels alone: not shown, +10.0 (−10.0 to +30.0)" in text
 
 
 @pytest.mark.usefixtures("no_plots")
