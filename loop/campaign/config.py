@@ -341,8 +341,8 @@ class Budget(Section):
 
 STOP_RULES = (
     "accuracy=0.8, macro_f1=0.7, reliable_accuracy=0.6, alpha_k=0.8 or p_uc=0.9 (reached),"
-    " remaining-error=0.05 (at most so many labels are wrong), gain=0.01 (a round brings less),"
-    " plateau (two rounds brought nothing)"
+    " remaining-error=0.05 (at most 5 % wrong labels), gain=0.01 (a round gains less than 1 point),"
+    " plateau (two rounds without a gain)"
 )
 _WITH_VALUE = (*(key for key in METRICS if key != "churn"), "remaining-error", "gain")
 

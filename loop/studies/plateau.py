@@ -38,7 +38,7 @@ ENOUGH = 0.01
 """A gain from twice as many labels that is worth them."""
 
 NOTHING_TO_TELL = (
-    "It cannot be told whether more LLM labels will help: students of all {name} give every test"
+    "It is not known whether more LLM labels will help: students of all {name} give every test"
     " text the same label, so that the curve shows a student that does not learn, not what its"
     " labels are worth."
 )
@@ -319,7 +319,7 @@ def judged(
         return "will not help", f"More LLM labels will not help much: {gains}; {ends}."
     return (
         "cannot be told",
-        f"It cannot be told whether more LLM labels will help: {gains}; {ends}.",
+        f"It is not known whether more LLM labels will help: {gains}; {ends}.",
     )
 
 

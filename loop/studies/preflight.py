@@ -197,10 +197,10 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
         for label in config.label_names:
             count, anywhere = known["test"][label], sum(k[label] for k in known.values())
             if n and count < FEW_OF_CLASS:
-                more = "" if anywhere > count else f", and of {anywhere} known labels in all"
+                more = "" if anywhere > count else f", and only {counted(anywhere, 'text')} in all"
                 yield (
-                    f"Label {label!r} is that of {count} of the {n} known test texts{more}: how"
-                    " well it is found cannot be told."
+                    f"Label {label!r} has only {count} of the {n} known test texts{more}: too few"
+                    " to say how well it is found."
                 )
     if config.student.checkpoint == "best" and known["dev"].total() < MIN_DEV:
         yield (

@@ -294,7 +294,7 @@ def validation_lines(result: Validation, budget: int) -> list[str]:
     said = {
         "likely": "A student of these labels is likely to suffer",
         "unlikely": "A student of these labels is unlikely to suffer",
-        "open": "Whether a student of these labels suffers cannot be told from this sample",
+        "open": "This sample does not show whether a student of these labels suffers",
     }
     lines.append(f"{said[result.verdict]}: {RULE}.")
     price = result.price.by_entropy

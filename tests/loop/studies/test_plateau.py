@@ -42,7 +42,7 @@ def test_a_rising_curve_says_that_more_will_help():
 def test_noise_says_that_it_cannot_be_told():
     (found, told), _, _ = verdict((0.75, 0.5, 0.5), (0.77, 0.5, 0.5), noise=0.03, seeds=3)
     assert found == "cannot be told"
-    assert told.startswith("It cannot be told whether more LLM labels will help")
+    assert told.startswith("It is not known whether more LLM labels will help")
 
 
 def test_intervals_of_the_asymptote_cover_it():

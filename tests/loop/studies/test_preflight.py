@@ -114,8 +114,8 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     for i, row in enumerate(rows):
         row.gold = "bad" if i == 7 else "good"
     (rare,) = looked_at(tmp_path, rows).warnings
-    assert rare.startswith("Label 'bad' is that of ")
-    assert "of 1 known labels in all" in rare or "of the 80 known test texts" in rare
+    assert rare.startswith("Label 'bad' has only ")
+    assert "and only 1 text in all" in rare or "of the 80 known test texts" in rare
     assert looked_at(tmp_path, texts(400)).warnings == ()
     alone = {"seeds": 2, "references": ["llm_only"]}
     (bought_again,) = looked_at(tmp_path, texts(400), student=alone).warnings
