@@ -312,7 +312,9 @@ def check(file: File = CAMPAIGN) -> None:
 def import_labels(
     source: Annotated[
         Path | None,
-        typer.Argument(help="Export of Label Studio, doccano, Argilla, Prodigy, spaCy; a table."),
+        typer.Argument(
+            help="Export of Label Studio, doccano, Argilla, Prodigy, spaCy, or a table."
+        ),
     ] = None,
     project: Annotated[
         int | None, typer.Option(help="Instead: a project of the campaign's Label Studio.")
@@ -321,7 +323,7 @@ def import_labels(
         str | None, typer.Option(help="Column, or Label Studio tag, with people's labels.")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column with the texts; any that matches by default.")
+        str | None, typer.Option(help="Column with the texts; found by itself if left out.")
     ] = None,
     as_json: AsJson = False,
     file: File = CAMPAIGN,

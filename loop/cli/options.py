@@ -11,6 +11,6 @@ File = Annotated[Path, typer.Option("--file", "-f", help="The campaign file.")]
 CAMPAIGN = Path("goldloop.toml")
 Student = Annotated[
     str,
-    typer.Option(help="'encoder', fine-tuned as in a round, or 'frozen' heads, in seconds."),
+    typer.Option(help="'encoder': fine-tuned, as in a round; 'frozen': a quick one, in seconds."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

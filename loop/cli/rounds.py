@@ -115,7 +115,7 @@ def annotate(
         bool, typer.Option("--prompts", help="Show the prompts as the LLM sees them; ask nothing.")
     ] = False,
     retry: Annotated[
-        bool, typer.Option("--retry", help="Ask again, now, what brought no answer.")
+        bool, typer.Option("--retry", help="Ask again, now, where no answer came.")
     ] = False,
 ) -> None:
     """Let the LLM label the texts that have no label yet."""
@@ -216,7 +216,7 @@ def train(file: File = CAMPAIGN) -> None:
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo campaign goes.")] = Path("demo"),
     by_hand: Annotated[
-        bool, typer.Option("--by-hand", help="You label in Label Studio, not the simulated raters.")
+        bool, typer.Option("--by-hand", help="You label in Label Studio, not simulated people.")
     ] = False,
     pool: Annotated[int, typer.Option(min=100, max=3000, help="Texts to label.")] = 400,
 ) -> None:

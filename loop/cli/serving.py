@@ -32,7 +32,7 @@ def serve(
     file: File = CAMPAIGN,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="0: the last one, or a free one.")
+        int, typer.Option(min=0, max=65535, help="0: the same as last time, or a free one.")
     ] = 0,
     connect: Annotated[
         bool, typer.Option("--connect", help="Register with the campaign's Label Studio project.")
@@ -41,7 +41,7 @@ def serve(
         str | None, typer.Option(help="Where Label Studio reaches this server, if not at --host.")
     ] = None,
     page_url: Annotated[
-        str | None, typer.Option(help="Where people reach the page, if not there either.")
+        str | None, typer.Option(help="Where people reach the page, if not at --host.")
     ] = None,
 ) -> None:
     """Read answers as they come, serve the student to Label Studio, and show live progress."""

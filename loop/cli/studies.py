@@ -26,7 +26,7 @@ def variance(
     file: File = CAMPAIGN,
     student: Student = "encoder",
     bases: Annotated[
-        int, typer.Option(min=3, help="Starting points; seven students each (frozen: six).")
+        int, typer.Option(min=3, help="Repetitions, of seven students each (frozen: six).")
     ] = 4,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +81,9 @@ def plan(
 def plateau(
     file: File = CAMPAIGN,
     student: Student = "frozen",
-    sizes: Annotated[int, typer.Option(min=3, help="Label-set sizes, each within the next.")] = 5,
+    sizes: Annotated[
+        int, typer.Option(min=3, help="How many sizes of label sets, small to large.")
+    ] = 5,
     seeds: Annotated[int, typer.Option(min=2, help="Students per size and kind of label.")] = 5,
     metric: Annotated[str, typer.Option(help="'accuracy' or 'macro_f1'.")] = "accuracy",
     as_json: AsJson = False,
@@ -121,7 +123,8 @@ def bench(
     label: Annotated[str, typer.Option(help="Column with the human labels.")],
     llm_column: Annotated[str | None, typer.Option(help="Column with the LLM's labels.")] = None,
     votes: Annotated[
-        str | None, typer.Option(help="Columns with its votes, joined by commas; the first leads.")
+        str | None,
+        typer.Option(help="Columns with its answers, joined by commas; the first leads."),
     ] = None,
     annotator: Annotated[
         Path | None,
@@ -130,23 +133,26 @@ def bench(
     text_column: Annotated[str, typer.Option(help="Column with the texts.")] = "text",
     split_column: Annotated[str | None, typer.Option(help="Column that names test rows.")] = None,
     strategies: Annotated[
-        str, typer.Option(help="Policies to compare, joined by commas; the first is compared.")
+        str, typer.Option(help="Joined by commas; the first is compared with each of the others.")
     ] = "goldloop,random,entropy",
-    budgets: Annotated[str, typer.Option(help="Shares of the pool to buy.")] = "0.05,0.1,0.25",
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds that a budget is spread over.")] = 3,
+    budgets: Annotated[
+        str, typer.Option(help="Shares of the texts that people label.")
+    ] = "0.05,0.1,0.25",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds that these labels are spread over.")
+    ] = 3,
     student: Annotated[
-        str, typer.Option(help="'frozen' heads on embeddings, quick, or 'encoder', fine-tuned.")
+        str, typer.Option(help="'frozen': heads on embeddings, quick; 'encoder': fine-tuned.")
     ] = "frozen",
-    encoder: Annotated[
-        str, typer.Option(help="Hub name, folder, or embedded: minilm, mpnet.")
-    ] = "minilm",
+    encoder: Annotated[str, typer.Option(help="Hub name, folder, minilm or mpnet.")] = "minilm",
     lr: Annotated[
         float | None,
         typer.Option(help="Learning rate of the fine-tuned student; by default what fits it."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
     repetitions: Annotated[
-        int, typer.Option(min=1, help="Samples of the pool; with 1, intervals are over test texts.")
+        int,
+        typer.Option(min=1, help="Samples of the texts; with 1, intervals are over test texts."),
     ] = 5,
     out: Annotated[Path, typer.Option(help="Folder for results.json, .txt and .svg.")] = Path(
         "bench"
