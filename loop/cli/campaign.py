@@ -312,9 +312,7 @@ def check(file: File = CAMPAIGN) -> None:
 def import_labels(
     source: Annotated[
         Path | None,
-        typer.Argument(
-            help="Export of Label Studio, doccano, Argilla, Prodigy, spaCy, or a table."
-        ),
+        typer.Argument(help="Table, or export of Label Studio, doccano, Argilla, Prodigy, spaCy."),
     ] = None,
     project: Annotated[
         int | None, typer.Option(help="Instead: a project of the campaign's Label Studio.")

@@ -71,8 +71,13 @@ kind = "{raters}"
 """
 
 
-def campaign_text(*, by_hand: bool) -> str:
-    """The demo's campaign file."""
+def campaign_text(*, by_hand: bool, pool: int) -> str:
+    """The demo's campaign file.
+
+    Args:
+        pool: texts to label; three rounds of 50 would be more than a small pool has.
+    """
+    batch_size = min(50, pool // 3)
     if by_hand:
         return CAMPAIGN.format(
             people="The people are you.",
@@ -85,8 +90,8 @@ def campaign_text(*, by_hand: bool) -> str:
         )
     return CAMPAIGN.format(
         people="The people are simulated: they draw\n# their answers from the recorded ratings.",
-        labels=150,
-        batch_size=50,
+        labels=3 * batch_size,
+        batch_size=batch_size,
         references='["llm_only", "random", "all_gold"]',
         overlap=3,
         raters="recorded",

@@ -52,9 +52,7 @@ def migrate(
     to: Annotated[str | None, typer.Option(help="Go to this schema, such as 0007.")] = None,
     lose_data: Annotated[
         bool,
-        typer.Option(
-            "--lose-data", help="Go back even if the older schema cannot hold everything."
-        ),
+        typer.Option("--lose-data", help="Go back even if the older schema cannot hold all."),
     ] = False,
 ) -> None:
     """Say which schema the store has, or go back to the one of an earlier goldloop."""

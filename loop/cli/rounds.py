@@ -231,7 +231,7 @@ def demo(
     started = time.monotonic()
     if not file.exists():
         write_demo_texts(folder / "texts.jsonl", pool=pool, test=TEST_ITEMS, dev=DEV_ITEMS, seed=0)
-        write_whole(file, campaign_text(by_hand=by_hand), mode=SHARED)
+        write_whole(file, campaign_text(by_hand=by_hand, pool=pool), mode=SHARED)
     else:
         say(f"Continuing the campaign in {folder}; delete the folder to start again.")
     with at_work(file, "demo") as ctx:

@@ -81,9 +81,7 @@ def plan(
 def plateau(
     file: File = CAMPAIGN,
     student: Student = "frozen",
-    sizes: Annotated[
-        int, typer.Option(min=3, help="How many sizes of label sets, small to large.")
-    ] = 5,
+    sizes: Annotated[int, typer.Option(min=3, help="Sizes of label sets to try.")] = 5,
     seeds: Annotated[int, typer.Option(min=2, help="Students per size and kind of label.")] = 5,
     metric: Annotated[str, typer.Option(help="'accuracy' or 'macro_f1'.")] = "accuracy",
     as_json: AsJson = False,
@@ -124,7 +122,7 @@ def bench(
     llm_column: Annotated[str | None, typer.Option(help="Column with the LLM's labels.")] = None,
     votes: Annotated[
         str | None,
-        typer.Option(help="Columns with its answers, joined by commas; the first leads."),
+        typer.Option(help="Columns with its answers, with commas; the first leads."),
     ] = None,
     annotator: Annotated[
         Path | None,
@@ -135,12 +133,8 @@ def bench(
     strategies: Annotated[
         str, typer.Option(help="Joined by commas; the first is compared with each of the others.")
     ] = "goldloop,random,entropy",
-    budgets: Annotated[
-        str, typer.Option(help="Shares of the texts that people label.")
-    ] = "0.05,0.1,0.25",
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Rounds that these labels are spread over.")
-    ] = 3,
+    budgets: Annotated[str, typer.Option(help="Shares that people label.")] = "0.05,0.1,0.25",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to spread these over.")] = 3,
     student: Annotated[
         str, typer.Option(help="'frozen': heads on embeddings, quick; 'encoder': fine-tuned.")
     ] = "frozen",
@@ -152,7 +146,7 @@ def bench(
     seeds: Annotated[int, typer.Option(min=2, help="Students per label set.")] = 5,
     repetitions: Annotated[
         int,
-        typer.Option(min=1, help="Samples of the texts; with 1, intervals are over test texts."),
+        typer.Option(min=1, help="Samples; with 1, intervals are over test texts alone."),
     ] = 5,
     out: Annotated[Path, typer.Option(help="Folder for results.json, .txt and .svg.")] = Path(
         "bench"

@@ -227,7 +227,7 @@ FILES = [
     )
     .replace("labels = 300", "labels = 20")
     .replace("batch_size = 100 ", "batch_size = 10 "),
-    campaign_text(by_hand=False)
+    campaign_text(by_hand=False, pool=400)
     .replace("texts.jsonl", "t.jsonl")
     .replace('"negative"', '"no"')
     .replace('"positive"', '"yes"')

@@ -4,14 +4,15 @@ from loop.campaign.config import load
 from loop.cli.demo_campaign import campaign_text, closing_lines
 
 
+@pytest.mark.parametrize("pool", [100, 400])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_the_demo_campaign_is_valid_and_says_who_the_people_are(tmp_path, by_hand):
+def test_the_demo_campaign_is_valid_and_says_who_the_people_are(tmp_path, by_hand, pool):
     path = tmp_path / "goldloop.toml"
-    path.write_text(campaign_text(by_hand=by_hand))
+    path.write_text(campaign_text(by_hand=by_hand, pool=pool))
     config = load(path)
     assert config.raters.kind == ("people" if by_hand else "recorded")
     assert config.rounds.rounds == 3
-    assert config.budget.labels == 3 * config.rounds.batch_size
+    assert config.budget.labels == 3 * config.rounds.batch_size <= pool
     assert ("simulated" in path.read_text()) is not by_hand
     assert "llm_only" in config.student.references
 
