@@ -162,7 +162,7 @@ def plan_lines(plan: Plan) -> list[str]:
     """The plan for people to read."""
     per_text = (plan.stored + plan.calls) / max(1, plan.texts)
     saved = 1.0 - plan.tokens / plan.tokens_uncached if plan.tokens_uncached else 0.0
-    time = "known once the first answers are in"
+    time = "not known before the first answers"
     if plan.seconds is not None:
         time = f"about {plan.seconds / 60:,.1f} minutes, at the pace so far"
     money = f"${plan.usd:,.2f} (${plan.usd_uncached:,.2f} without the cache)"
@@ -175,8 +175,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Texts:   {plan.texts:,}, {plan.variants} prompts, at most {per_text:.2f} calls a text",
         f"Calls:   {calls} to make, {plan.stored:,} answers are stored",
         f"Tokens:  about {plan.tokens:,}, counted {plan.counted}",
-        f"Cache:   prompts begin alike, which saves {100 * saved:.0f} %"
-        f" of {plan.tokens_uncached:,} tokens where the server caches prefixes",
+        f"Cache:   saves {100 * saved:.0f} % of {plan.tokens_uncached:,} tokens, if the server caches"
+        " the beginnings of prompts",
         f"Time:    {time}",
         f"Money:   {money}",
     ]

@@ -272,7 +272,7 @@ def validation_lines(result: Validation, budget: int) -> list[str]:
         lines.append(
             f"The LLM gave no label to {result.unanswered:,} of {result.pool:,} texts"
             f" ({100 * result.unanswered / result.pool:.1f} %). They count neither as right nor as"
-            " wrong, and each needs a label of its own on top of the price below."
+            " wrong, and each needs a label of people besides those below."
         )
     width = max(len(label) for label in result.labels)
     for label, precision, recall, share in zip(
@@ -304,14 +304,14 @@ def validation_lines(result: Validation, budget: int) -> list[str]:
     elif price.value == 0:
         lines.append(
             f"{aim}: probably reached without gold labels, but this is not sure; up to"
-            f" {price.high:,.0f} gold labels would make it so."
+            f" {price.high:,.0f} gold labels would make it sure."
         )
     else:
         fits = "within" if price.value <= budget else "beyond"
         lines.append(
             f"{100 * result.goal:g} % right labels take about {_count(price)} gold labels where the"
-            f" LLM is least sure, {_count(result.price.random)} at random; {fits} budget.labels ="
-            f" {budget}."
+            f" LLM is least sure, or {_count(result.price.random)} at random. The first is {fits}"
+            f" budget.labels = {budget}."
         )
     return lines
 

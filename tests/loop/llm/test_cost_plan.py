@@ -113,7 +113,7 @@ def test_the_plan_in_words(tmp_path):
     assert "counted as 4 characters each" in lines
     assert "3 prompts, at most 3.00 calls a text" in lines
     assert "$5.00 are left of budget.usd: enough" in lines
-    assert "known once the first answers are in" in lines
+    assert "not known before the first answers" in lines
     assert list(four_chars_a_token(["", "abcd", "abcde"])) == [1, 1, 2]
 
 

@@ -83,7 +83,7 @@ def test_a_goal_is_reached_only_where_the_whole_interval_says_so(sampled):
     found = result(sampled)
     unsure = replace(found, price=replace(found.price, by_entropy=Estimate(0.0, 0.0, 42.0)))
     (line,) = [line for line in validation_lines(unsure, 150) if "right labels" in line]
-    assert line.endswith("but this is not sure; up to 42 gold labels would make it so.")
+    assert line.endswith("but this is not sure; up to 42 gold labels would make it sure.")
 
 
 def test_the_rounds_come_after_it_and_its_gold_counts(sampled, tmp_path):
