@@ -175,8 +175,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Texts:   {plan.texts:,}, {plan.variants} prompts, at most {per_text:.2f} calls a text",
         f"Calls:   {calls} to make, {plan.stored:,} answers are stored",
         f"Tokens:  about {plan.tokens:,}, counted {plan.counted}",
-        f"Cache:   saves {100 * saved:.0f} % of {plan.tokens_uncached:,} tokens, if the server caches"
-        " the beginnings of prompts",
+        f"Cache:   saves {100 * saved:.0f} % of {plan.tokens_uncached:,} tokens, if the server"
+        " caches the beginnings of prompts",
         f"Time:    {time}",
         f"Money:   {money}",
     ]
