@@ -209,7 +209,7 @@ def test_it_says_where_it_stands(folder, monkeypatch):
     shown = repr(campaign)
     for part in ("Campaign c", "2 of 2", "done", "accuracy, round 2"):
         assert part in shown
-    for fact in ("texts sent", "back", "gold labels"):
+    for fact in ("texts sent", "answered", "gold labels"):
         assert re.search(rf"{fact}\s+30\b", shown)
     (folder / "goldloop.toml").write_text("broken [", encoding="utf-8")
     assert "Correct the TOML" in repr(campaign)

@@ -643,7 +643,7 @@ class Campaign:
             "round": f"{status['round']} of {status['rounds']}",
             "stage": str(status["stage"]),
             "texts sent": str(status["sent"]),
-            "back": str(status["back"]),
+            "answered": str(status["back"]),
             "gold labels": str(status["gold"]),
         }
         for info in METRICS.values():

@@ -44,7 +44,7 @@ NOT_SHOWN = "not shown"
 STANDS_IN = 0.1
 """Share of texts on which the frozen student may differ more often than a seed does."""
 
-CURVE_NAMES = {"llm": "LLM labels", "merged": "merged labels", "gold": "gold labels"}
+CURVE_NAMES = {"llm": "LLM labels", "merged": "corrected labels", "gold": "gold labels"}
 
 
 def verdict(row: ReportRow) -> str:

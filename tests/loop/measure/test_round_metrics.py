@@ -144,7 +144,8 @@ def test_both_results_stand_in_the_report_and_its_json(finished):
     write_result(finished, "plateau", curves.to_json())
     view = campaign_view(finished.config, finished.store)
     assert view.plateau.told == curves.told
-    assert [c.name for c in view.plateau.curves] == ["LLM labels", "merged labels", "gold labels"]
+    names = [c.name for c in view.plateau.curves]
+    assert names == ["LLM labels", "corrected labels", "gold labels"]
     page = render(view)
     assert "Where the instability comes from" in page
     assert RANDOM_PARTS["mending"].replace("'", "&#39;") in page
