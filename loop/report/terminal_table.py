@@ -26,7 +26,7 @@ def terminal_table(view: ReportView) -> Table:
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
         caption=(
             f"times 100; each value with its 95 % interval over test {over};"
-            " ± is the spread over the seeds; of those sent, suspects stand above random texts"
+            " ± is the spread over the seeds; found wrong: of the suspects, below it of random texts"
             + ("; † is not comparable with the rounds above" if marked else "")
         ),
         title_justify="left",
@@ -36,7 +36,7 @@ def terminal_table(view: ReportView) -> Table:
     )
     table.add_column("", no_wrap=True)
     table.add_column("gold\nlabels", justify="right")
-    table.add_column("wrong of\nthose sent", justify="right")
+    table.add_column("found\nwrong", justify="right")
     for column in METRICS.values():
         table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
     rows = view.ordered

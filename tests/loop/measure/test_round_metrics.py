@@ -60,7 +60,7 @@ def test_a_round_is_compared_with_the_one_before(finished):
     assert found["accuracy"].value == pytest.approx(d.value)
     view = campaign_view(finished.config, finished.store)
     assert any(
-        line.startswith("Round 2 minus the round before, on the same test texts: alpha_K")
+        line.startswith("Round 2 compared with the round before, on the same test texts: alpha_K")
         and line.endswith("more stable.")
         for line in view.comparisons
     )
