@@ -26,7 +26,8 @@ def terminal_table(view: ReportView) -> Table:
         title=escape(f"{view.campaign}: {view.seeds} seeds{people}"),
         caption=(
             f"times 100; each value with its 95 % interval over test {over};"
-            " ± is the spread over the seeds; found wrong: of the suspects, below it of random texts"
+            " ± is the spread over the seeds; found wrong: the share of the suspects,"
+            " below it that of random texts"
             + ("; † is not comparable with the rounds above" if marked else "")
         ),
         title_justify="left",
