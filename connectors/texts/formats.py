@@ -22,10 +22,10 @@ from connectors.texts.opening import (
     kind_of,
     look_at,
     other_archive,
+    stranger,
 )
 from connectors.texts.sheets import (
     CsvRows,
-    Row,
     Sheet,
     Unreadable,
     open_workbook,
@@ -163,6 +163,9 @@ def read_raw(
                 " the extension of what they are",
             )
             return None
+        if what := stranger(path, kind):
+            problems.error("unreadable", what)
+            return None
         if kind == "parquet":
             return _read_parquet(path, wanted, problems)
         if kind == "excel":
@@ -222,7 +225,7 @@ def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | N
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         try:
-            yield from _readable(sheet, sheet, "line", rows.delimiter, problems)
+            yield from _readable(sheet, "line", rows.delimiter, problems)
         except csv.Error as exc:
             broken(exc)
         if rows.swallowed:
@@ -256,7 +259,7 @@ def _read_workbook(path: Path, names: Collection[str], problems: Problems) -> Ra
             book.merged,
         )
     sheet = Sheet(book.rows, names=names)
-    return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", problems), problems)
+    return _raw_of_sheet(sheet, "row", _readable(sheet, "row", "", problems), problems)
 
 
 def _raw_of_sheet(
@@ -279,30 +282,46 @@ def _raw_of_sheet(
 
 
 def _readable(
-    rows: Iterable[Row], sheet: Sheet, unit: str, delimiter: str, problems: Problems
+    sheet: Sheet, unit: str, delimiter: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows that can be read; the others are noted at the end."""
     ragged: list[tuple[int, str]] = []
-    for number, row in rows:
+    readable = False
+    for number, row in sheet:
         if isinstance(row, Unreadable):
             ragged.append((number, row.reason.partition(" ")[0]))
         else:
+            readable = True
             yield number, row
     if ragged and sheet.header_below is None:  # else rows above the header are why
         shown = ", ".join(f"{unit} {at}: {n}" for at, n in ragged[:SHOWN])
-        problems.error(
-            "ragged",
+        what = (
             f"has {counted(len(ragged), 'row')} whose number of cells is not the header's"
             f" {sheet.width} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
-            f" {delimiter!r} or line breaks, or correct those rows",
-            [at for at, _ in ragged],
+            f" {delimiter!r} or line breaks, or correct those rows"
         )
+        widths = {n for _, n in ragged}
+        if len(ragged) > 1 and len(widths) == 1 and int(*widths) > sheet.width and not readable:
+            what = (
+                f"has {counted(sheet.width, 'cell')} in its first row, where the names of the"
+                f" columns should be, and {widths.pop()} in every other row; name every column"
+                " there, remove what stands above the names, and quote cells that hold"
+                f" {delimiter!r} or line breaks"
+            )
+        problems.error("ragged", what, [at for at, _ in ragged])
     if sheet.blank:
         problems.note(
             "blank_row",
             f"has {counted(len(sheet.blank), 'row')} of empty cells ({some_of(unit, sheet.blank)}),"
             " left out",
             sheet.blank,
+        )
+    if sheet.repeated:
+        problems.note(
+            "repeated_header",
+            f"repeats the names of its columns in {counted(len(sheet.repeated), 'row')}"
+            f" ({some_of(unit, sheet.repeated)}), left out",
+            sheet.repeated,
         )
     if sheet.unnamed:
         problems.note(

@@ -7,6 +7,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,17 @@ _MARKS = (
     (b"\xd0\xcf\x11\xe0", "excel"),
     (b"PAR1", "parquet"),
 )
+_STRANGERS = (
+    (
+        re.compile(r"version https://git-lfs"),
+        "is a pointer of Git LFS, not the file itself; fetch the file with `git lfs pull`",
+    ),
+    (
+        re.compile(r"<!doctype html|<html", re.IGNORECASE),
+        "is a web page, not a table; download the file itself, or save the table as CSV or .xlsx",
+    ),
+)
+_JSON = re.compile(r'(\[\s*)?\{\s*"[^"]*"\s*:')
 
 
 def kind_of(path: Path) -> str:
@@ -62,6 +74,20 @@ def kind_by_mark(path: Path) -> str:
     with open_bytes(path) as file:
         start = file.read(8)
     return next((kind for mark, kind in _MARKS if start.startswith(mark)), "")
+
+
+def stranger(path: Path, kind: str) -> str:
+    """What a file is that its first words say is no table of that kind, and what to do; or empty.
+
+    Raises:
+        OSError: the file cannot be read; BROKEN_PACKING: nor unpacked.
+    """
+    with open_bytes(path) as file:
+        start = file.read(500).decode("utf-8-sig", "replace").lstrip()
+    told = next((what for pattern, what in _STRANGERS if pattern.match(start)), "")
+    if not told and kind == "csv" and _JSON.match(start):
+        return "holds JSON, not CSV; give it the extension .json"
+    return told
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -124,6 +150,8 @@ def look_at(path: Path) -> Decoding:
                 before = exc.object[: exc.start]
                 line = lines + before.count(b"\n") + 1
                 value = exc.object[exc.start]
+                if utf16 := _utf16(chunk, 1 / 100):  # few of its letters are of Latin script
+                    return Decoding(False, utf16, None)
                 return Decoding(False, "", BadByte(read - waiting + exc.start, line, value))
             blank = blank and not text.strip("\ufeff \t\r\n\f\v")
             lines += text.count("\n")
@@ -133,11 +161,13 @@ def look_at(path: Path) -> Decoding:
             chunk = file.read(CHUNK_BYTES)
 
 
-def _utf16(start: bytes) -> str:
+def _utf16(start: bytes, zeros: float = 1 / 4) -> str:
+    """How UTF-16 is recognised; ``zeros`` is the share of bytes that are zero in it, or more."""
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "its byte order mark says so"
     sample = start[:2000]
-    if len(sample) > 20 and max(sample[::2].count(0), sample[1::2].count(0)) > len(sample) // 4:
+    fewer, more = sorted((sample[::2].count(0), sample[1::2].count(0)))
+    if more > max(1, zeros * len(sample)) and more > 9 * fewer:
         return "every second byte is zero"
     return ""
 

@@ -28,6 +28,7 @@ from connectors.texts.label_cells import (
     probability_in,
     same_letters,
 )
+from connectors.texts.sheets import rows_above
 from connectors.texts.values import (
     NESTED,
     SHOWN,
@@ -303,11 +304,6 @@ def _check_columns(
         setting = f"texts.{role}_column" if " " not in role else "the campaign file"
         inner = next((f"{c}.{name}" for c, keys in reading.inside.items() if name in keys), "")
         hint = f" did you mean {inner!r}?" if inner else suggestion(name, columns)
-        below = (
-            f" (row {header_below} looks like the header: remove the rows above it)"
-            if header_below
-            else ""
-        )
         tool = (
             "; labels that people gave in a labelling tool are taken by `goldloop import-labels`"
             if role == "gold" and {"annotations", "responses"} & set(columns)
@@ -315,8 +311,8 @@ def _check_columns(
         )
         problems.error(
             "missing_column",
-            f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}{below}"
-            f"{tool}",
+            f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}"
+            f"{rows_above(header_below)}{tool}",
         )
 
 
