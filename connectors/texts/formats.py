@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from connectors.texts.arrow_rows import (
     batch_rows,
-    class_names_in_metadata,
+    class_features,
     is_plain,
     with_class_names,
 )
@@ -393,7 +393,7 @@ def _read_parquet(path: Path, wanted: Wanted, problems: Problems) -> Raw | None:
         return None
     columns = _columns_once(schema.names, problems)
     taken = [name for name in columns if wanted(name, is_plain(schema.field(name).type))]
-    class_names = class_names_in_metadata(schema.metadata or {})
+    classes = class_features(schema.metadata)
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
@@ -401,7 +401,7 @@ def _read_parquet(path: Path, wanted: Wanted, problems: Problems) -> Raw | None:
             for batch in file.iter_batches(BATCH, columns=taken) if taken else ():
                 for record in batch_rows(batch, taken):
                     number += 1
-                    yield number, with_class_names(record, class_names)
+                    yield number, with_class_names(record, classes)
         except broken as exc:
             unreadable(exc)
 
@@ -472,7 +472,7 @@ def _read_hf(name: str, split: str, wanted: Wanted, problems: Problems) -> Raw |
         schema = data.features.arrow_schema
         taken = [c for c in columns if wanted(c, is_plain(schema.field(c).type))]
         data = data.select_columns(taken)
-        class_names = {c: f.names for c, f in data.features.items() if hasattr(f, "names")}
+        classes = class_features(schema.metadata)
         data = data.with_format("arrow")
     except Exception as exc:  # datasets lets errors of its many readers and of the network through
         unreadable(exc)
@@ -484,7 +484,7 @@ def _read_hf(name: str, split: str, wanted: Wanted, problems: Problems) -> Raw |
             for start in range(0, len(data), BATCH) if taken else ():
                 for record in batch_rows(data[start : start + BATCH], taken):
                     number += 1
-                    yield number, with_class_names(record, class_names)
+                    yield number, with_class_names(record, classes)
         except Exception as exc:  # likewise
             unreadable(exc)
 

@@ -59,7 +59,7 @@ def labels_in(value: Any, names: Sequence[str] = ()) -> list[str]:
         if "choices" in value:
             return labels_in(value["choices"], names)
         numbers = all(isinstance(v, bool | int | float | None) for v in value.values())
-        shares = numbers and (not names or any(str(name) in names for name in value))
+        shares = numbers and any(str(name) in names for name in value)
         for key in () if shares else ("label", "value", "name"):
             if key in value:
                 return labels_in(value[key], names)
