@@ -136,7 +136,7 @@ def read_raw(
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, near)
-        problems.error("missing_file", f"does not exist;{hint} check texts.source")
+        problems.error("missing_file", f"does not exist;{hint} check its name and folder")
         return None
     if path.is_dir():
         return _read_hf(source, hf_split, wanted, problems)
@@ -146,8 +146,8 @@ def read_raw(
         problems.error(
             "unknown_format",
             other_archive(path)
-            or f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl,"
-            " parquet, excel or hf, or rename the file",
+            or f"has the unknown extension {path.suffix!r}; rename it to .csv, .tsv, .jsonl,"
+            " .parquet or .xlsx, or set texts.format for the campaign's texts",
         )
         return None
     try:

@@ -97,8 +97,13 @@ def init(
         if ":" in given.replace("\uff1a", ":").strip(": ") and not _name_and_description(given)[1]:
             say(f"Label {given!r} has no description: write ': ', with a space, before one.")
     write_whole(file, text, mode=SHARED)
-    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
+    here = _named(file)
     say(f"Wrote {file}. Next: `goldloop check{here}`, then `goldloop run{here}`.")
+
+
+def _named(file: Path) -> str:
+    """The flag that names the campaign file, where it needs to be named."""
+    return "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
 
 
 @dataclass
@@ -325,8 +330,7 @@ def check(file: File = CAMPAIGN) -> None:
         raise typer.Exit(1)
     for line in campaign.forecast():
         say(line)
-    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
-    say(f"{file} is fine. Next: `goldloop run{here}`.")
+    say(f"{file} is fine. Next: `goldloop run{_named(file)}`.")
 
 
 @app.command(
@@ -359,4 +363,4 @@ def import_labels(
         return
     for line in imported.lines():
         say(line)
-    say("Next: `goldloop run`.")
+    say(f"Next: `goldloop run{_named(file)}`.")

@@ -512,6 +512,13 @@ def test_labels_of_another_tool_become_gold(run, tmp_path):
     assert (code, found["new"], found["same"]) == (0, 0, found["taken"])
     assert found["taken"] + sum(found["not_taken"].values()) == found["texts"] == 40
     assert found["answers_without_label"] == {"empty": 2}
+    Path("goldloop.toml").rename("a b.toml")
+    err = run("import-labels", "doccano.jsonl", "--file", "a b.toml")[2]
+    assert err.endswith("Next: `goldloop run --file 'a b.toml'`.\n")
+    Path("a b.toml").rename("goldloop.toml")
+    for file, said in (("docano.jsonl", "did you mean 'doccano.jsonl'? check"), ("t.x", "rename")):
+        Path("t.x").touch()
+        assert said in one_sentence(run("import-labels", file)[2])
     for arguments in (("import-labels",), ("import-labels", "doccano.jsonl", "--project", "1")):
         code, _, err = run(*arguments)
         assert code == 1
