@@ -211,8 +211,13 @@ class _Answers:
             say(note)
 
     def _column(self, given: str | None, question: str, flag: str, default: str) -> str:
+        from loop.ports import normalise
+
         while True:
             name = self._answer(given, question, default)
+            alike = [column for column in self.columns if normalise(column) == normalise(name)]
+            if name not in self.columns and len(alike) == 1:
+                name = alike[0]  # in another form of Unicode, or with other spaces
             known = not self.columns or not name or name in self.columns
             if known or "." in name:  # a key inside of an object, which only reading can find
                 return name

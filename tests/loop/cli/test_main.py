@@ -220,6 +220,19 @@ def test_init_reads_the_labels_from_the_gold_column(run, tmp_path):
     assert (data["budget"]["labels"], data["rounds"]["batch_size"]) == (10, 3)
 
 
+def test_init_finds_a_column_that_looks_like_the_one_named(run, tmp_path):
+    lines = [f"it is {i},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["Cate\u0301gorie  de texte,gold", *lines]))
+    given = ("--text-column", "Cat\u00e9gorie de texte", "--gold-column", "gold")
+    code, _, err = run("init", "t.csv", "--task", "x", *given)
+    assert code == 0, err
+    text = Path("goldloop.toml").read_text()
+    assert tomllib.loads(text)["texts"]["text_column"] == "Cate\u0301gorie  de texte"
+    Path("goldloop.toml").write_text(text.replace("Cate\u0301gorie  de", "Cat\u00e9gorie  de"))
+    code, _, err = run("check")
+    assert (code, r"did you mean 'Cate\u0301gorie  de texte'?" in err) == (1, True)
+
+
 def test_init_takes_the_column_with_prose_for_the_texts_and_says_so(run, tmp_path):
     row = "{i},It was quite good {i},https://example.org/a/very/long/address/indeed/{i},{y}\n"
     rows = "".join(row.format(i=i, y="no" if i % 2 else "yes") for i in range(30))
