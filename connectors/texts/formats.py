@@ -18,7 +18,6 @@ from connectors.texts.arrow_rows import (
 from connectors.texts.json_rows import JsonRows
 from connectors.texts.opening import (
     BROKEN_PACKING,
-    kind_by_mark,
     kind_of,
     look_at,
     other_archive,
@@ -154,15 +153,6 @@ def read_raw(
         if path.stat().st_size == 0:
             problems.error("empty_file", "is empty; name a source with at least two texts")
             return None
-        marked = kind_by_mark(path)
-        if kind in ("csv", "jsonl") and marked:
-            what = {"excel": "a workbook or archive", "parquet": "a Parquet file"}[marked]
-            problems.error(
-                "unreadable",
-                f"is {what} by its first bytes, not text; unpack an archive, and give other files"
-                " the extension of what they are",
-            )
-            return None
         if what := stranger(path, kind):
             problems.error("unreadable", what)
             return None
@@ -185,25 +175,13 @@ def read_raw(
 def _is_text(path: Path, problems: Problems) -> bool:
     """Whether a file is text at all; bad bytes are told and are replaced in reading."""
     look = look_at(path)
-    if look.utf16:
-        problems.error(
-            "invalid_utf8",
-            f"is UTF-16 or UTF-32, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
-        )
-        return False
+    if look.wrong:
+        problems.error("invalid_utf8", look.wrong, [look.bad.line] if look.bad else ())
     if look.blank:
         problems.error(
             "empty_file", "holds only white space; name a source with at least two texts"
         )
-        return False
-    if look.bad is not None:
-        problems.error(
-            "invalid_utf8",
-            f"is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
-            f" 0x{look.bad.value:02x}); save it as UTF-8 and try again",
-            [look.bad.line],
-        )
-    return True
+    return not (look.utf16 or look.blank)
 
 
 def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | None:

@@ -27,9 +27,9 @@ _PACKERS: tuple[tuple[bytes, Any], ...] = (
 )
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".zst", ".lz4", ".br")
 _MARKS = (
-    (b"PK\x03\x04", "excel"),
-    (b"\xd0\xcf\x11\xe0", "excel"),
-    (b"PAR1", "parquet"),
+    (b"PK\x03\x04", "a workbook or archive"),
+    (b"\xd0\xcf\x11\xe0", "a workbook or archive"),
+    (b"PAR1", "a Parquet file"),
 )
 _STRANGERS = (
     (
@@ -65,29 +65,25 @@ def other_archive(path: Path) -> str:
     return ""
 
 
-def kind_by_mark(path: Path) -> str:
-    """``excel`` or ``parquet`` where the first bytes say so; empty for text.
-
-    Raises:
-        OSError: the file cannot be read; BROKEN_PACKING: nor unpacked.
-    """
-    with open_bytes(path) as file:
-        start = file.read(8)
-    return next((kind for mark, kind in _MARKS if start.startswith(mark)), "")
-
-
 def stranger(path: Path, kind: str) -> str:
-    """What a file is that its first words say is no table of that kind, and what to do; or empty.
+    """What a file is whose beginning says that it is not of that kind, and what to do; or empty.
 
     Raises:
         OSError: the file cannot be read; BROKEN_PACKING: nor unpacked.
     """
     with open_bytes(path) as file:
-        start = file.read(500).decode("utf-8-sig", "replace").lstrip()
-    told = next((what for pattern, what in _STRANGERS if pattern.match(start)), "")
-    if not told and kind == "csv" and _JSON.match(start):
+        first = file.read(500)
+    marked = next((what for mark, what in _MARKS if first.startswith(mark)), "")
+    if marked and kind in ("csv", "jsonl", "txt"):
+        return (
+            f"is {marked} by its first bytes, not text; unpack an archive, and give other files the"
+            " extension of what they are"
+        )
+    start = first.decode("utf-8-sig", "replace").lstrip()
+    if kind == "csv" and _JSON.match(start):
         return "holds JSON, not CSV; give it the extension .json"
-    return told
+    told = (what for pattern, what in _STRANGERS if kind != "txt" and pattern.match(start))
+    return next(told, "")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -132,6 +128,17 @@ class Decoding:
     blank: bool
     utf16: str
     bad: BadByte | None
+
+    @property
+    def wrong(self) -> str:
+        """Why it is not UTF-8, and what to do; empty where it is."""
+        what = ""
+        if self.utf16:
+            what = f"is UTF-16 or UTF-32, not UTF-8 ({self.utf16})"
+        elif self.bad is not None:
+            at = self.bad
+            what = f"is not valid UTF-8 at byte {at.offset} (line {at.line}, 0x{at.value:02x})"
+        return what and f"{what}; save it as UTF-8 and try again"
 
 
 def look_at(path: Path) -> Decoding:

@@ -21,7 +21,6 @@ from connectors.texts.label_cells import ABSENT, lookup
 from connectors.texts.opening import (
     BROKEN_PACKING,
     inner_suffix,
-    kind_by_mark,
     kind_of,
     look_at,
     open_text,
@@ -145,25 +144,11 @@ class TextStream:
 
     def _refuse_other_kinds(self) -> None:
         with _faults(self.path):
-            if self._kind != "txt" and (what := stranger(self.path, self._kind)):
-                raise DataError(f"{self.path} {what}.")
-            if self._kind not in ("csv", "jsonl", "txt"):
-                return
-            if kind_by_mark(self.path):
-                raise DataError(
-                    f"{self.path} does not begin like a text file; give it the extension of what it"
-                    " is, such as .xlsx or .parquet."
-                )
-            look = look_at(self.path)
-        if look.utf16:
-            raise DataError(
-                f"{self.path} is UTF-16 or UTF-32, not UTF-8; save it as UTF-8 and try again."
-            )
-        if look.bad is not None:
-            raise DataError(
-                f"{self.path} is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
-                f" 0x{look.bad.value:02x}); save it as UTF-8 and try again."
-            )
+            what = stranger(self.path, self._kind)
+            if not what and self._kind in ("csv", "jsonl", "txt"):
+                what = look_at(self.path).wrong
+        if what:
+            raise DataError(f"{self.path} {what}.")
 
     def _check(self, resolved: bool) -> None:
         if self.columns and self.text_column not in self.columns and not resolved:
