@@ -50,7 +50,7 @@ def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name)
         ("t.csv", b"PAR1rest", "Parquet"),
         ("t.csv", "text,gold\na,b\nc,d\n".encode("utf-16-le"), "UTF-16"),
         ("t.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
-        ("t.csv", "text,gold\n評價很好的,一\n評價很差的,二\n".encode("utf-16-le"), "UTF-16"),
+        ("t.csv", f"text,gold\n{'評價很好的' * 9},一\n".encode("utf-16-le"), "UTF-16"),
         ("t.csv", "a,b\n1,2\n".encode("utf-16-be"), "UTF-16"),
         ("t.csv", b'[{"text": "a"},\n{"text": "b"}]', "holds JSON, not CSV"),
         ("t.tsv", b'{ "text" : "a"}\n', "holds JSON, not CSV"),
