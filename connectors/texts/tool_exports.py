@@ -384,6 +384,9 @@ def _label_column(
     theirs = usual[:1] or [n for n in likely if not any(w in n.lower() for w in _NO_ANSWER)]
     if len(theirs) == 1:
         return theirs[0]
+    unanswered = [name for name in names if name.endswith(".responses")]
+    if not theirs and len(unanswered) == 1:
+        return unanswered[0]
     if not theirs:
         machines = f", but for predictions ({listed(likely)})" if likely else ""
         raise DataError(
@@ -410,10 +413,10 @@ def _of_rows(
         value = None if value is ABSENT else value
         users = record.get(f"{column}.users")
         statuses = record.get(f"{column}.status")
-        if column.endswith(".responses") and isinstance(value, list):
+        if column.endswith(".responses") and (value is None or isinstance(value, list)):
             if not value:
                 yield GivenLabel(texts, row, "", None, "nobody answered", at)
-            for i, one in enumerate(value):
+            for i, one in enumerate(value or ()):
                 who = users[i] if isinstance(users, list) and i < len(users) else ""
                 said = statuses[i] if isinstance(statuses, list) and i < len(statuses) else None
                 label, why = None, f"status {said!r}"

@@ -360,6 +360,13 @@ def test_one_record_alone_is_not_taken_for_a_list(tmp_path):
     assert answers(tmp_path, record, "t.jsonl")[1] == [("a", "u", "positive", "")]
 
 
+def test_questions_that_nobody_answered_yet_are_no_error(tmp_path):
+    for given in (None, []):
+        record = {"text": "a", "q.suggestion": "positive", "q.responses": given}
+        tool, found = answers(tmp_path, lines(record, record), "t.jsonl")
+        assert (tool, found[0][2:]) == ("Argilla", (None, "nobody answered"))
+
+
 def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):
     table = "text,mood,second,model_label\na,positive,negative,positive\nb,negative,,positive\n"
     with pytest.raises(DataError, match="several columns with labels: mood, second"):
