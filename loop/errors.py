@@ -27,6 +27,7 @@ import difflib
 import errno
 import signal
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -157,12 +158,18 @@ AGAIN = "then run the same command again: it continues where it stopped"
 def suggestion(word: object, known: Iterable[object], *, begins: bool = False) -> str:
     """`` did you mean 'x'?`` with a leading space, or nothing; upper and lower case are alike.
 
+    A name that looks like the word, but has other letters in Unicode, is shown in their numbers.
+
     Args:
         begins: whether it begins a sentence.
     """
     names = {str(name).lower(): str(name) for name in known}
     close = difflib.get_close_matches(str(word).lower(), list(names), n=1, cutoff=0.6)
-    return f" {'D' if begins else 'd'}id you mean {names[close[0]]!r}?" if close else ""
+    if not close:
+        return ""
+    name = names[close[0]]
+    alike = unicodedata.normalize("NFKC", name) == unicodedata.normalize("NFKC", str(word))
+    return f" {'D' if begins else 'd'}id you mean {ascii(name) if alike else repr(name)}?"
 
 
 def foreign(exc: BaseException) -> LoopError:

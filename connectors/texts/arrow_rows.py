@@ -135,25 +135,34 @@ def _kept(value: Any) -> bool:
     return isinstance(value, ArrowCell)
 
 
-def class_names_in_metadata(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Class names that ``datasets`` leaves in the Parquet files it writes."""
+def class_features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
+    """Columns with class numbers, and where in them: what ``datasets`` leaves in Arrow's schema."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return {
-            column: list(feature["names"])
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (KeyError, TypeError, ValueError):
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {column: one for column, one in features.items() if "ClassLabel" in json.dumps(one)}
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 
-def with_class_names(
-    record: dict[str, Any], class_names: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
-    """Class numbers as their names; -1 is the format's word for unknown."""
-    for column, names in class_names.items():
-        value = record.get(column)
-        if isinstance(value, int):
-            record[column] = names[value] if 0 <= value < len(names) else None
+def with_class_names(record: dict[str, Any], features: Mapping[str, Any]) -> dict[str, Any]:
+    """Class numbers as their names, also in lists and objects; -1 is the word for unknown."""
+    for column, feature in features.items():
+        if column in record:
+            record[column] = _named(record[column], feature)
     return record
+
+
+def _named(value: Any, feature: Any) -> Any:
+    if isinstance(feature, list) and len(feature) == 1:  # a list, until version 4 of datasets
+        feature = {"feature": feature[0], "_type": "List"}
+    if not isinstance(feature, Mapping):
+        return value
+    inner = feature.get("feature") if "_type" in feature else feature
+    if isinstance(value, list):
+        return [_named(one, inner) for one in value]
+    if isinstance(value, Mapping) and isinstance(inner, Mapping):
+        return {key: _named(one, inner.get(key)) for key, one in value.items()}
+    names = feature.get("names")
+    if isinstance(value, int) and isinstance(names, list) and feature.get("_type") == "ClassLabel":
+        return names[value] if 0 <= value < len(names) else None
+    return value

@@ -11,21 +11,20 @@ from typing import Any, Literal, Protocol
 
 from connectors.texts.arrow_rows import (
     batch_rows,
-    class_names_in_metadata,
+    class_features,
     is_plain,
     with_class_names,
 )
 from connectors.texts.json_rows import JsonRows
 from connectors.texts.opening import (
     BROKEN_PACKING,
-    kind_by_mark,
     kind_of,
     look_at,
     other_archive,
+    stranger,
 )
 from connectors.texts.sheets import (
     CsvRows,
-    Row,
     Sheet,
     Unreadable,
     open_workbook,
@@ -136,7 +135,7 @@ def read_raw(
     if not path.exists():
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, near)
-        problems.error("missing_file", f"does not exist;{hint} check texts.source")
+        problems.error("missing_file", f"does not exist;{hint} check its name and folder")
         return None
     if path.is_dir():
         return _read_hf(source, hf_split, wanted, problems)
@@ -146,22 +145,16 @@ def read_raw(
         problems.error(
             "unknown_format",
             other_archive(path)
-            or f"has the unknown extension {path.suffix!r}; set texts.format to csv, jsonl,"
-            " parquet, excel or hf, or rename the file",
+            or f"has the unknown extension {path.suffix!r}; rename it to .csv, .tsv, .jsonl,"
+            " .parquet or .xlsx, or set texts.format for the campaign's texts",
         )
         return None
     try:
         if path.stat().st_size == 0:
             problems.error("empty_file", "is empty; name a source with at least two texts")
             return None
-        marked = kind_by_mark(path)
-        if kind in ("csv", "jsonl") and marked:
-            what = {"excel": "a workbook or archive", "parquet": "a Parquet file"}[marked]
-            problems.error(
-                "unreadable",
-                f"is {what} by its first bytes, not text; unpack an archive, and give other files"
-                " the extension of what they are",
-            )
+        if what := stranger(path, kind):
+            problems.error("unreadable", what)
             return None
         if kind == "parquet":
             return _read_parquet(path, wanted, problems)
@@ -182,25 +175,13 @@ def read_raw(
 def _is_text(path: Path, problems: Problems) -> bool:
     """Whether a file is text at all; bad bytes are told and are replaced in reading."""
     look = look_at(path)
-    if look.utf16:
-        problems.error(
-            "invalid_utf8",
-            f"is UTF-16 or UTF-32, not UTF-8 ({look.utf16}); save it as UTF-8 and try again",
-        )
-        return False
+    if look.wrong:
+        problems.error("invalid_utf8", look.wrong, [look.bad.line] if look.bad else ())
     if look.blank:
         problems.error(
             "empty_file", "holds only white space; name a source with at least two texts"
         )
-        return False
-    if look.bad is not None:
-        problems.error(
-            "invalid_utf8",
-            f"is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
-            f" 0x{look.bad.value:02x}); save it as UTF-8 and try again",
-            [look.bad.line],
-        )
-    return True
+    return not (look.utf16 or look.blank)
 
 
 def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | None:
@@ -222,7 +203,7 @@ def _read_csv(path: Path, names: Collection[str], problems: Problems) -> Raw | N
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         try:
-            yield from _readable(sheet, sheet, "line", rows.delimiter, problems)
+            yield from _readable(sheet, "line", rows.delimiter, problems)
         except csv.Error as exc:
             broken(exc)
         if rows.swallowed:
@@ -256,7 +237,7 @@ def _read_workbook(path: Path, names: Collection[str], problems: Problems) -> Ra
             book.merged,
         )
     sheet = Sheet(book.rows, names=names)
-    return _raw_of_sheet(sheet, "row", _readable(sheet, sheet, "row", "", problems), problems)
+    return _raw_of_sheet(sheet, "row", _readable(sheet, "row", "", problems), problems)
 
 
 def _raw_of_sheet(
@@ -279,30 +260,46 @@ def _raw_of_sheet(
 
 
 def _readable(
-    rows: Iterable[Row], sheet: Sheet, unit: str, delimiter: str, problems: Problems
+    sheet: Sheet, unit: str, delimiter: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows that can be read; the others are noted at the end."""
     ragged: list[tuple[int, str]] = []
-    for number, row in rows:
+    readable = False
+    for number, row in sheet:
         if isinstance(row, Unreadable):
             ragged.append((number, row.reason.partition(" ")[0]))
         else:
+            readable = True
             yield number, row
     if ragged and sheet.header_below is None:  # else rows above the header are why
         shown = ", ".join(f"{unit} {at}: {n}" for at, n in ragged[:SHOWN])
-        problems.error(
-            "ragged",
+        what = (
             f"has {counted(len(ragged), 'row')} whose number of cells is not the header's"
             f" {sheet.width} ({shown}{', …' if len(ragged) > SHOWN else ''}); quote cells that hold"
-            f" {delimiter!r} or line breaks, or correct those rows",
-            [at for at, _ in ragged],
+            f" {delimiter!r} or line breaks, or correct those rows"
         )
+        widths = {n for _, n in ragged}
+        if len(ragged) > 1 and len(widths) == 1 and int(*widths) > sheet.width and not readable:
+            what = (
+                f"has {counted(sheet.width, 'cell')} in its first row, where the names of the"
+                f" columns should be, and {widths.pop()} in every other row; name every column"
+                " there, remove what stands above the names, and quote cells that hold"
+                f" {delimiter!r} or line breaks"
+            )
+        problems.error("ragged", what, [at for at, _ in ragged])
     if sheet.blank:
         problems.note(
             "blank_row",
             f"has {counted(len(sheet.blank), 'row')} of empty cells ({some_of(unit, sheet.blank)}),"
             " left out",
             sheet.blank,
+        )
+    if sheet.repeated:
+        problems.note(
+            "repeated_header",
+            f"repeats the names of its columns in {counted(len(sheet.repeated), 'row')}"
+            f" ({some_of(unit, sheet.repeated)}), left out",
+            sheet.repeated,
         )
     if sheet.unnamed:
         problems.note(
@@ -374,7 +371,7 @@ def _read_parquet(path: Path, wanted: Wanted, problems: Problems) -> Raw | None:
         return None
     columns = _columns_once(schema.names, problems)
     taken = [name for name in columns if wanted(name, is_plain(schema.field(name).type))]
-    class_names = class_names_in_metadata(schema.metadata or {})
+    classes = class_features(schema.metadata)
 
     def records() -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
@@ -382,7 +379,7 @@ def _read_parquet(path: Path, wanted: Wanted, problems: Problems) -> Raw | None:
             for batch in file.iter_batches(BATCH, columns=taken) if taken else ():
                 for record in batch_rows(batch, taken):
                     number += 1
-                    yield number, with_class_names(record, class_names)
+                    yield number, with_class_names(record, classes)
         except broken as exc:
             unreadable(exc)
 
@@ -453,7 +450,7 @@ def _read_hf(name: str, split: str, wanted: Wanted, problems: Problems) -> Raw |
         schema = data.features.arrow_schema
         taken = [c for c in columns if wanted(c, is_plain(schema.field(c).type))]
         data = data.select_columns(taken)
-        class_names = {c: f.names for c, f in data.features.items() if hasattr(f, "names")}
+        classes = class_features(schema.metadata)
         data = data.with_format("arrow")
     except Exception as exc:  # datasets lets errors of its many readers and of the network through
         unreadable(exc)
@@ -465,7 +462,7 @@ def _read_hf(name: str, split: str, wanted: Wanted, problems: Problems) -> Raw |
             for start in range(0, len(data), BATCH) if taken else ():
                 for record in batch_rows(data[start : start + BATCH], taken):
                     number += 1
-                    yield number, with_class_names(record, class_names)
+                    yield number, with_class_names(record, classes)
         except Exception as exc:  # likewise
             unreadable(exc)
 

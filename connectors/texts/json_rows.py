@@ -115,7 +115,7 @@ class JsonRows:
     def _inside(self, whole: Mapping[str, Any]) -> list[Any]:
         """The rows of one object that holds them all; else the object itself is the one row."""
         values = list(whole.values())
-        named = [whole.get(name) for name in self._names]
+        named = [whole.get(name) for name in (*self._names, "text")]
         if isinstance(whole.get("data"), dict) or any(isinstance(v, str | int) for v in named):
             return [dict(whole)]
         columns, data = whole.get("columns"), whole.get("data")

@@ -6,7 +6,7 @@ import ast
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from connectors.texts.values import CODE, NUMBER, SHOWN, as_text, number_in, one_spelling, some_of
@@ -18,6 +18,13 @@ HANDED_IN = "submitted"  # Argilla's status of an answer
 _NOT_HANDED_IN = ("draft", "discarded", "pending")
 ANSWER = "answer"  # Prodigy's column of "accept", "reject" and "ignore"
 STATE = "status"  # Argilla's, of a whole record, until version 1
+CATEGORY, VERDICT = "category_name", "label"  # Label Sleuth's: a text is of the category, or not
+_REFUSED = {
+    ANSWER: ("reject", "ignore"),
+    "AssignmentStatus": ("Rejected",),  # of Mechanical Turk
+    "ASSIGNMENT:status": ("REJECTED", "SKIPPED", "EXPIRED"),  # of Toloka
+    "label_type": ("Weak",),  # of Label Sleuth
+}
 _BETWEEN_LABELS = "#|;,/\n"
 _CHOSEN = 0.5  # of spaCy's cats, where 1.0 is yes and 0.0 no
 
@@ -59,7 +66,7 @@ def labels_in(value: Any, names: Sequence[str] = ()) -> list[str]:
         if "choices" in value:
             return labels_in(value["choices"], names)
         numbers = all(isinstance(v, bool | int | float | None) for v in value.values())
-        shares = numbers and (not names or any(str(name) in names for name in value))
+        shares = numbers and any(str(name) in names for name in value)
         for key in () if shares else ("label", "value", "name"):
             if key in value:
                 return labels_in(value[key], names)
@@ -103,9 +110,13 @@ def confirmed(
     record: Mapping[str, Any], column: str, value: Any, names: Sequence[str] = ()
 ) -> tuple[Any, str]:
     """What people confirmed of a value, see :func:`called`, and why the rest does not count."""
-    answer = record.get(ANSWER)
-    if column != ANSWER and isinstance(answer, str) and answer in ("reject", "ignore"):
-        return None, f"{ANSWER} = {answer!r}"
+    for name, refused in _REFUSED.items():
+        said = record.get(name)
+        if name != column and isinstance(said, str) and said in refused:
+            return None, f"{name} = {said!r}"
+    verdict = record.get(VERDICT)
+    if column == CATEGORY and as_text(verdict).lower() in ("false", "0"):
+        return None, f"{VERDICT} = {verdict!r}"
     state = record.get(STATE)
     if column != STATE and "annotation_agent" in record and state in ("Discarded", "Default"):
         return None, f"{STATE} = {state!r}"
@@ -137,8 +148,18 @@ EXPORTED = ("source", "how", "llm_label")
 """Columns that goldloop's own exports have beside the label."""
 
 
-BESIDE = ("annotation_agent", STATE, *EXPORTED, *(f"goldloop_{name}" for name in EXPORTED))
+BESIDE = (
+    *("annotation_agent", STATE, VERDICT, *_REFUSED),
+    *(*EXPORTED, *(f"goldloop_{name}" for name in EXPORTED)),
+)
 """Columns of whole records that tell whether a label is a person's."""
+
+
+def exported_label(names: Collection[str]) -> str:
+    """The column with the labels in goldloop's own export; empty for every other file."""
+    ours = "goldloop_label" if "goldloop_label" in names else "label"
+    there = all(name in names or f"goldloop_{name}" in names for name in EXPORTED)
+    return ours if there and ours in names else ""
 
 
 def _of_a_machine(record: Mapping[str, Any], column: str, value: Any) -> str | None:

@@ -7,6 +7,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,21 @@ _PACKERS: tuple[tuple[bytes, Any], ...] = (
 )
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".zst", ".lz4", ".br")
 _MARKS = (
-    (b"PK\x03\x04", "excel"),
-    (b"\xd0\xcf\x11\xe0", "excel"),
-    (b"PAR1", "parquet"),
+    (b"PK\x03\x04", "a workbook or archive"),
+    (b"\xd0\xcf\x11\xe0", "a workbook or archive"),
+    (b"PAR1", "a Parquet file"),
 )
+_STRANGERS = (
+    (
+        re.compile(r"version https://git-lfs"),
+        "is a pointer of Git LFS, not the file itself; fetch the file with `git lfs pull`",
+    ),
+    (
+        re.compile(r"<!doctype html|<html", re.IGNORECASE),
+        "is a web page, not a table; download the file itself, or save the table as CSV or .xlsx",
+    ),
+)
+_JSON = re.compile(r'(\[\s*)?\{\s*"[^"]*"\s*:')
 
 
 def kind_of(path: Path) -> str:
@@ -53,15 +65,25 @@ def other_archive(path: Path) -> str:
     return ""
 
 
-def kind_by_mark(path: Path) -> str:
-    """``excel`` or ``parquet`` where the first bytes say so; empty for text.
+def stranger(path: Path, kind: str) -> str:
+    """What a file is whose beginning says that it is not of that kind, and what to do; or empty.
 
     Raises:
         OSError: the file cannot be read; BROKEN_PACKING: nor unpacked.
     """
     with open_bytes(path) as file:
-        start = file.read(8)
-    return next((kind for mark, kind in _MARKS if start.startswith(mark)), "")
+        first = file.read(500)
+    marked = next((what for mark, what in _MARKS if first.startswith(mark)), "")
+    if marked and kind in ("csv", "jsonl", "txt"):
+        return (
+            f"is {marked} by its first bytes, not text; unpack an archive, and give other files the"
+            " extension of what they are"
+        )
+    start = first.decode("utf-8-sig", "replace").lstrip()
+    if kind == "csv" and _JSON.match(start):
+        return "holds JSON, not CSV; give it the extension .json"
+    told = (what for pattern, what in _STRANGERS if kind != "txt" and pattern.match(start))
+    return next(told, "")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -107,6 +129,17 @@ class Decoding:
     utf16: str
     bad: BadByte | None
 
+    @property
+    def wrong(self) -> str:
+        """Why it is not UTF-8, and what to do; empty where it is."""
+        what = ""
+        if self.utf16:
+            what = f"is UTF-16 or UTF-32, not UTF-8 ({self.utf16})"
+        elif self.bad is not None:
+            at = self.bad
+            what = f"is not valid UTF-8 at byte {at.offset} (line {at.line}, 0x{at.value:02x})"
+        return what and f"{what}; save it as UTF-8 and try again"
+
 
 def look_at(path: Path) -> Decoding:
     """Decodes a file once, piece by piece, to find what is wrong with it."""
@@ -124,6 +157,8 @@ def look_at(path: Path) -> Decoding:
                 before = exc.object[: exc.start]
                 line = lines + before.count(b"\n") + 1
                 value = exc.object[exc.start]
+                if utf16 := _utf16(chunk, 1 / 100):  # few of its letters are of Latin script
+                    return Decoding(False, utf16, None)
                 return Decoding(False, "", BadByte(read - waiting + exc.start, line, value))
             blank = blank and not text.strip("\ufeff \t\r\n\f\v")
             lines += text.count("\n")
@@ -133,11 +168,13 @@ def look_at(path: Path) -> Decoding:
             chunk = file.read(CHUNK_BYTES)
 
 
-def _utf16(start: bytes) -> str:
+def _utf16(start: bytes, zeros: float = 1 / 4) -> str:
+    """How UTF-16 is recognised; ``zeros`` is the share of bytes that are zero in it, or more."""
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "its byte order mark says so"
     sample = start[:2000]
-    if len(sample) > 20 and max(sample[::2].count(0), sample[1::2].count(0)) > len(sample) // 4:
+    fewer, more = sorted((sample[::2].count(0), sample[1::2].count(0)))
+    if more > max(1, zeros * len(sample)) and more > 9 * fewer:
         return "every second byte is zero"
     return ""
 

@@ -28,6 +28,7 @@ from connectors.texts.label_cells import (
     probability_in,
     same_letters,
 )
+from connectors.texts.sheets import rows_above
 from connectors.texts.values import (
     NESTED,
     SHOWN,
@@ -201,7 +202,7 @@ def read_texts(
         _fill_in(rows)
     columns = tuple(dict.fromkeys([*raw.columns, *reading.resolved]))
     _check_columns(roles, columns, reading, raw.header_below, problems)
-    if not rows:
+    if not rows or not columns:
         told = ("empty_file", "not_json", "ragged", "unreadable", "missing_column", "bad_csv")
         if not problems.has(*told):
             problems.error("empty_file", "holds no rows; name a source with at least two texts")
@@ -215,8 +216,8 @@ def read_texts(
     return Table(columns, unique, problems.sorted())
 
 
-def columns_of(source: str) -> tuple[int, list[Column]]:
-    """How many rows a source has, and what each of its columns holds.
+def columns_of(source: str) -> tuple[int, list[Column], list[str]]:
+    """How many rows a source has, what each of its columns holds, and every note.
 
     Raises:
         DataError: it cannot be read; every reason, one sentence a line.
@@ -241,10 +242,14 @@ def columns_of(source: str) -> tuple[int, list[Column]]:
     if errors := [p.message for p in problems.listed if p.level == "error"]:
         raise DataError("\n".join(errors))
     few = {name: seen for name, seen in counts.items() if len(seen) <= MOST_CLASSES}
-    return rows, [
-        Column(name, filled[name], chars[name], prose[name], dict(few.get(name, {})))
-        for name in dict.fromkeys([*(raw.columns if raw is not None else ()), *filled])
-    ]
+    return (
+        rows,
+        [
+            Column(name, filled[name], chars[name], prose[name], dict(few.get(name, {})))
+            for name in dict.fromkeys([*(raw.columns if raw is not None else ()), *filled])
+        ],
+        [p.message for p in problems.listed],
+    )
 
 
 def _is_prose(cell: str) -> bool:
@@ -303,11 +308,6 @@ def _check_columns(
         setting = f"texts.{role}_column" if " " not in role else "the campaign file"
         inner = next((f"{c}.{name}" for c, keys in reading.inside.items() if name in keys), "")
         hint = f" did you mean {inner!r}?" if inner else suggestion(name, columns)
-        below = (
-            f" (row {header_below} looks like the header: remove the rows above it)"
-            if header_below
-            else ""
-        )
         tool = (
             "; labels that people gave in a labelling tool are taken by `goldloop import-labels`"
             if role == "gold" and {"annotations", "responses"} & set(columns)
@@ -315,8 +315,8 @@ def _check_columns(
         )
         problems.error(
             "missing_column",
-            f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}{below}"
-            f"{tool}",
+            f"has no column {name!r};{hint} available: {listed(columns)}; set {setting}"
+            f"{rows_above(header_below)}{tool}",
         )
 
 

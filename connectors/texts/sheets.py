@@ -18,6 +18,7 @@ MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses hone
 DELIMITERS = ",;\t|"
 COMPARED_ROWS = 30  # of the sample, to tell delimiters apart
 FEWEST_SWALLOWED = 3  # lines of a row, of which each looks like a row
+FEWEST_EVEN = 3  # rows of as many cells that tell a delimiter which the first row lacks
 HEADER_SEARCHED = 10  # rows that are looked through for column names below the first row
 _BLANK = " \t\r\n\v\f\x85\xa0\u2028\u2029\u202f\u205f\u3000"  # white space
 _BLANK += "\x1a\u2060\ufeff" + "".join(map(chr, range(0x2000, 0x2010)))  # what nobody sees
@@ -38,7 +39,8 @@ Row = tuple[int, "dict[str, Any] | Unreadable"]
 class Sheet:
     """A header and the rows under it, read once.
 
-    Cells beyond the header must be empty; rows whose cells are all empty are left out and counted.
+    Cells beyond the header must be empty; rows whose cells are all empty, and those that repeat the
+    header, as tables put behind each other do, are left out and counted.
 
     Args:
         numbered: (number of the line or row, cells).
@@ -49,6 +51,7 @@ class Sheet:
         twice: names that stand over several columns; the first one is read.
         unnamed: values under no name, which are left out.
         blank: numbers of the rows that were left out because every cell is empty.
+        repeated: numbers of the rows that were left out because they are the header once more.
         asked: the names that are asked for.
         width: cells of the header.
         header_below: number of a later row that names all that is asked for.
@@ -67,12 +70,14 @@ class Sheet:
         self._early: list[tuple[int, Sequence[Any]]] = []
         self.unnamed = 0
         self.blank: list[int] = []
+        self.repeated: list[int] = []
         self.header_below: int | None = None
         header: list[str] = []
         for _, cells in self._rows:
-            header = [as_text(cell).strip(_BLANK) for cell in cells]
+            header = _names_in(cells)
             if any(header):
                 break
+        self._header = header
         self._guarded = GUARDED in header
         if self._guarded:
             header = [unescape_cell(name) for name in header]
@@ -83,9 +88,12 @@ class Sheet:
         if wanted := set(names) - set(self.columns):
             for number, cells in islice(self._rows, HEADER_SEARCHED):
                 self._early.append((number, cells))
-                there = {as_text(cell).strip(_BLANK) for cell in cells}
-                if self.header_below is None and wanted <= there:
+                if self.header_below is None and wanted <= {*_names_in(cells)}:
                     self.header_below = number
+
+    def _is_header(self, cells: Sequence[Any]) -> bool:
+        pairs = zip(cells, self._header, strict=True)
+        return all(as_text(cell).strip(_BLANK) == name for cell, name in pairs)
 
     def __iter__(self) -> Iterator[Row]:
         width = self.width
@@ -100,6 +108,9 @@ class Sheet:
             if not number:
                 return
             if not cells:
+                continue
+            if len(cells) == width > 1 and self._is_header(cells):
+                self.repeated.append(number)
                 continue
             if len(cells) > width and all(_is_empty(c) for c in cells[width:]):
                 cells = cells[:width]
@@ -119,6 +130,17 @@ class Sheet:
             if guard >= 0 and cells[guard]:
                 record = _unguarded(record, str(cells[guard]))
             yield number, {name: record[name] for name in self.columns}
+
+
+def rows_above(header_below: int | None) -> str:
+    """What to do where a later row looks like the header; empty where none does."""
+    if header_below is None:
+        return ""
+    return f" (row {header_below} looks like the header: remove the rows above it)"
+
+
+def _names_in(cells: Sequence[Any]) -> list[str]:
+    return [as_text(cell).strip(_BLANK) for cell in cells]
 
 
 def _is_empty(cell: Any) -> bool:
@@ -222,21 +244,33 @@ def swallowed_rows(swallowed: Sequence[tuple[int, int]]) -> str:
 def csv_delimiter(sample: str, names: Collection[str] = ()) -> str:
     """Comma, semicolon, tab or bar.
 
-    The one under which the header holds most of the names that are asked for; then one that cuts
-    the header at all; then the one that cuts most rows into as many cells as the header; then into
-    most cells. Ties go to the comma.
+    The one under which the header holds most of the names that are asked for, or else a row below
+    it; then one that cuts the header at all, or else all later rows alike; then the one that cuts
+    most rows into as many cells as the header; then into most cells. Ties go to the comma.
     """
     lines = _whole_lines(sample)
 
-    def fit(delimiter: str) -> tuple[int, bool, float, int]:
+    def fit(delimiter: str) -> tuple[int, int, bool, bool, float, int]:
         rows = csv.reader(lines, delimiter=delimiter)
         try:
             read = [row for row in islice(rows, COMPARED_ROWS) if any(row)]
         except csv.Error:
-            return 0, False, 0.0, 0
-        header = [cell.strip() for cell in read[0]] if read else []
-        alike = sum(len(row) == len(header) for row in read) / max(1, len(read))
-        return len(set(names) & set(header)), len(header) > 1, round(alike, 1), len(header)
+            read = []
+        if not read:
+            return 0, 0, False, False, 0.0, 0
+        found = [len(set(names) & {cell.strip() for cell in row}) for row in read]
+        header, later = read[0], read[len(read) // 2 :]
+        even = len(later) >= FEWEST_EVEN and {len(row) for row in later} == {len(later[0])}
+        prose = any(cell[:1].isspace() for row in later for cell in row[1:])
+        alike = sum(len(row) == len(header) for row in read) / len(read)
+        return (
+            found[0],
+            max(found[:HEADER_SEARCHED]),
+            len(header) > 1,
+            not found[0] and even and not prose and len(later[0]) > 1,
+            round(alike, 1),
+            len(header),
+        )
 
     return max(DELIMITERS, key=fit)
 

@@ -21,11 +21,11 @@ from connectors.texts.label_cells import ABSENT, lookup
 from connectors.texts.opening import (
     BROKEN_PACKING,
     inner_suffix,
-    kind_by_mark,
     kind_of,
     look_at,
     open_text,
     other_archive,
+    stranger,
 )
 from connectors.texts.sheets import (
     CsvRows,
@@ -33,6 +33,7 @@ from connectors.texts.sheets import (
     Sheet,
     Unreadable,
     open_workbook,
+    rows_above,
     swallowed_rows,
 )
 from connectors.texts.values import (
@@ -43,6 +44,7 @@ from connectors.texts.values import (
     Format,
     as_text,
     clean_text,
+    counted,
     is_formula,
     listed,
     plain,
@@ -124,6 +126,7 @@ class TextStream:
         self.formulas = False
         self.left_out: list[str] = []
         self.doubts: list[str] = []
+        self._header_below: int | None = None
         self._refuse_other_kinds()
         seen: dict[str, None] = {}
         resolved = False
@@ -140,31 +143,20 @@ class TextStream:
         self._check(resolved)
 
     def _refuse_other_kinds(self) -> None:
-        if self._kind not in ("csv", "jsonl", "txt"):
-            return
         with _faults(self.path):
-            if kind_by_mark(self.path):
-                raise DataError(
-                    f"{self.path} does not begin like a text file; give it the extension of what it"
-                    " is, such as .xlsx or .parquet."
-                )
-            look = look_at(self.path)
-        if look.utf16:
-            raise DataError(
-                f"{self.path} is UTF-16 or UTF-32, not UTF-8; save it as UTF-8 and try again."
-            )
-        if look.bad is not None:
-            raise DataError(
-                f"{self.path} is not valid UTF-8 at byte {look.bad.offset} (line {look.bad.line},"
-                f" 0x{look.bad.value:02x}); save it as UTF-8 and try again."
-            )
+            what = stranger(self.path, self._kind)
+            if not what and self._kind in ("csv", "jsonl", "txt"):
+                what = look_at(self.path).wrong
+        if what:
+            raise DataError(f"{self.path} {what}.")
 
     def _check(self, resolved: bool) -> None:
         if self.columns and self.text_column not in self.columns and not resolved:
             raise DataError(
                 f"{self.path} has no column {self.text_column!r};"
                 f"{suggestion(self.text_column, self.columns)} available:"
-                f" {listed(self.columns)}; name the column with the texts with --text-column."
+                f" {listed(self.columns)}; name the column with the texts with --text-column"
+                f"{rows_above(self._header_below)}."
             )
         if self.rows == self.empty.count:
             why = f"; its first fault is {self.unreadable.reason}" if self.unreadable.count else ""
@@ -266,12 +258,18 @@ class TextStream:
             raise DataError(
                 f"{self.path} names a column twice, {self.text_column!r}; rename one of them."
             )
+        self._header_below = sheet.header_below
         seen.update(dict.fromkeys(sheet.columns))
         yield from sheet
         if sheet.twice:
             self._leave_out(f"all but the first of the columns {', '.join(sheet.twice)}")
+        if sheet.repeated:
+            many = len(sheet.repeated)
+            self._leave_out(
+                f"{counted(many, 'row')} that repeat{'s' * (many == 1)} the column names"
+            )
         if sheet.unnamed:
-            self._leave_out(f"{sheet.unnamed:,} values under no column name")
+            self._leave_out(f"{counted(sheet.unnamed, 'value')} under no column name")
 
     def _read_json(self, seen: dict[str, None]) -> Iterator[Row]:
         rows = JsonRows(self.path, (self.text_column,))

@@ -16,11 +16,11 @@ from connectors.texts.formats import Problems, Wanted, read_raw
 from connectors.texts.label_cells import (
     ABSENT,
     ANSWER,
-    EXPORTED,
     HANDED_IN,
     STATE,
     called,
     confirmed,
+    exported_label,
     labels_in,
     lookup,
 )
@@ -30,7 +30,10 @@ from loop.ports import GivenLabel
 
 _USUAL = ("label", "labels", "accept", "cats", "annotation", "gold")
 _NO_ANSWER = ("pred", "suggest", "llm", "model", "score", "gpt", "machine")
-_PEOPLE = ("annotator", "_annotator_id", "_session_id", "annotation_agent", "user", "username")
+_PEOPLE = (
+    *("annotator", "_annotator_id", "_session_id", "annotation_agent", "user", "username"),
+    *("annotator_id", "worker_id", "WorkerId", "ASSIGNMENT:worker_id"),
+)
 _WHO = ("user_id", "user")
 _ANSWERS = {"annotations", "completions"}  # Label Studio's name, and the one until version 1
 _TIMES = ("updated_at", "_timestamp", "created_at")
@@ -165,7 +168,7 @@ def _tool(record: Mapping[str, Any], column: str) -> str:
         return "spaCy"
     if "Comments" in record:
         return "doccano"
-    if column in ("label", "goldloop_label") and record.keys() >= {*EXPORTED}:
+    if column == exported_label(record):
         return "goldloop"
     return f"column {column!r}"
 
@@ -362,6 +365,8 @@ def _label_column(
 ) -> str:
     sample = [record for _, record in records[:_GUESSED_FROM]]
     names = list(dict.fromkeys(name for record in sample for name in record))
+    if ours := exported_label(names):
+        return ours
     filled: Counter[str] = Counter()
     read: Counter[str] = Counter()
     for record in sample:
@@ -376,10 +381,13 @@ def _label_column(
                 read[name] += label is not None or why == "several labels"
     likely = [name for name in names if read[name] and 2 * read[name] >= filled[name]]
     usual = [n for n in likely if n in _USUAL or n.endswith(".responses")]
-    ours = usual[:1] or [n for n in likely if not any(w in n.lower() for w in _NO_ANSWER)]
-    if len(ours) == 1:
-        return ours[0]
-    if not ours:
+    theirs = usual[:1] or [n for n in likely if not any(w in n.lower() for w in _NO_ANSWER)]
+    if len(theirs) == 1:
+        return theirs[0]
+    unanswered = [name for name in names if name.endswith(".responses")]
+    if not theirs and len(unanswered) == 1:
+        return unanswered[0]
+    if not theirs:
         machines = f", but for predictions ({listed(likely)})" if likely else ""
         raise DataError(
             f"{source} has no column whose values are the campaign's labels ({listed(labels)})"
@@ -387,7 +395,7 @@ def _label_column(
             " --label-column."
         )
     raise DataError(
-        f"{source} has several columns with labels: {listed(ours)}. Name the one with people's"
+        f"{source} has several columns with labels: {listed(theirs)}. Name the one with people's"
         " answers with --label-column."
     )
 
@@ -405,10 +413,10 @@ def _of_rows(
         value = None if value is ABSENT else value
         users = record.get(f"{column}.users")
         statuses = record.get(f"{column}.status")
-        if column.endswith(".responses") and isinstance(value, list):
+        if column.endswith(".responses") and (value is None or isinstance(value, list)):
             if not value:
                 yield GivenLabel(texts, row, "", None, "nobody answered", at)
-            for i, one in enumerate(value):
+            for i, one in enumerate(value or ()):
                 who = users[i] if isinstance(users, list) and i < len(users) else ""
                 said = statuses[i] if isinstance(statuses, list) and i < len(statuses) else None
                 label, why = None, f"status {said!r}"

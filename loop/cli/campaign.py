@@ -30,7 +30,7 @@ BUDGET = 300
 SHOWN = 12
 """Columns of the source that ``init`` describes."""
 MOST_OFFERED = 30
-"""Different values up to which a column is offered as one with labels."""
+"""Different values up to which a column is offered as one with labels, and each one described."""
 GOLD_NAMES = ("gold", "label", "labels", "class", "category", "target", "y", "gold_label")
 
 
@@ -97,8 +97,13 @@ def init(
         if ":" in given.replace("\uff1a", ":").strip(": ") and not _name_and_description(given)[1]:
             say(f"Label {given!r} has no description: write ': ', with a space, before one.")
     write_whole(file, text, mode=SHARED)
-    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
+    here = _named(file)
     say(f"Wrote {file}. Next: `goldloop check{here}`, then `goldloop run{here}`.")
+
+
+def _named(file: Path) -> str:
+    """The flag that names the campaign file, where it needs to be named."""
+    return "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
 
 
 @dataclass
@@ -167,8 +172,8 @@ class _Answers:
             self._take_labels()
         if len(self.labels) < 2:
             raise LoopError(
-                "A campaign needs two labels or more: --label 'name: description' --label …, or"
-                " --gold-column with a column whose values are the labels."
+                f"A campaign needs two labels or more{self._why_few()}: --label 'name: description'"
+                " --label …, or --gold-column with a column whose values are the labels."
             )
 
     def _answer(self, given: str | None, question: str, default: str | None = None) -> str:
@@ -193,7 +198,7 @@ class _Answers:
             self.source = os.path.relpath(given.parent.resolve() / given.name, beside)
         elif str(self.source).startswith("~"):
             self.source = str(given)
-        rows, columns = columns_of(os.path.normpath(beside / str(self.source)))
+        rows, columns, notes = columns_of(os.path.normpath(beside / str(self.source)))
         self.columns = {column.name: column for column in columns}
         self.budget = max(3, min(BUDGET, rows // 4))
         self.steps = fitting_steps(round(0.8 * rows))  # the rest is held out
@@ -202,10 +207,17 @@ class _Answers:
             say(f"  {column.name}: {_holds(column, rows)}")
         if len(columns) > SHOWN:
             say(f"  and {len(columns) - SHOWN} more columns")
+        for note in notes:
+            say(note)
 
     def _column(self, given: str | None, question: str, flag: str, default: str) -> str:
+        from loop.ports import normalise
+
         while True:
             name = self._answer(given, question, default)
+            alike = [column for column in self.columns if normalise(column) == normalise(name)]
+            if name not in self.columns and len(alike) == 1:
+                name = alike[0]  # in another form of Unicode, or with other spaces
             known = not self.columns or not name or name in self.columns
             if known or "." in name:  # a key inside of an object, which only reading can find
                 return name
@@ -237,31 +249,53 @@ class _Answers:
         few = [n for n in named if 2 <= len(self.columns[n].counts) <= MOST_OFFERED]
         return few[0] if few else ""
 
+    def _why_few(self) -> str:
+        """Why the gold column gave none, if one is named and was looked through."""
+        from connectors.texts.read import MOST_CLASSES
+
+        gold = self.columns.get(self.gold_column or "")
+        if gold is None or self.labels:
+            return ""
+        holds = f"holds more than {MOST_CLASSES} different values"
+        if len(gold.counts) == 1:
+            holds = "holds one value alone"
+        elif gold.counts:
+            holds = "holds several labels in each cell"
+        elif not gold.filled:
+            holds = "holds no single labels"
+        return f", and the column {gold.name!r} {holds}"
+
     def _take_labels(self) -> None:
         """Those of the gold column, if they are wanted; else one by one."""
-        from connectors.texts.label_cells import one_of_each
+        from connectors.texts.label_cells import labels_in, one_of_each
+        from connectors.texts.values import listed
 
         gold = self.columns.get(self.gold_column or "")
         spellings = one_of_each(gold.counts) if gold is not None else {}
-        names = sorted(spellings)
-        if 2 <= len(names) <= MOST_OFFERED:
+        several = [v for v in spellings if len(labels_in(v, [o for o in spellings if o != v])) > 1]
+        names = sorted(spellings.keys() - {*several})
+        if len(names) >= 2:
             for name, others in spellings.items():
                 if others:
                     also = ", ".join(map(ascii, others))
                     say(f"Read as one label, {name!r}: {also}.")
-            listed = ", ".join(names)
-            question = f"Use the {len(names)} values of {self.gold_column!r} as labels: {listed}?"
-            if not self.asks:
+            if several:
+                shown = listed(map(repr, sorted(several)))
+                say(f"Not taken as labels, because they hold several: {shown}.")
+            what = f"the {len(names)} values of {self.gold_column!r}"
+            if not self.asks or typer.confirm(
+                f"Use {what} as labels: {listed(names)}?", default=True, err=True
+            ):
+                if self.asks and len(names) <= MOST_OFFERED:
+                    for name in names:
+                        meaning = typer.prompt(f"What {name!r} means", default="", err=True)
+                        self.labels.append((name, str(meaning)))
+                    return
                 self.labels = [(name, "") for name in names]
                 say(
-                    f"The labels are the {len(names)} values of {self.gold_column!r}: {listed}."
-                    f" Describe them in {self.file}, for the LLM and for people."
+                    f"The labels are {what}: {listed(names)}. Describe them in {self.file}, for"
+                    " the LLM and for people."
                 )
-                return
-            if typer.confirm(question, default=True, err=True):
-                for name in names:
-                    meaning = typer.prompt(f"What {name!r} means", default="", err=True)
-                    self.labels.append((name, str(meaning)))
                 return
         while self.asks:
             question = "Label as 'name: description' (empty to end)"
@@ -301,8 +335,7 @@ def check(file: File = CAMPAIGN) -> None:
         raise typer.Exit(1)
     for line in campaign.forecast():
         say(line)
-    here = "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
-    say(f"{file} is fine. Next: `goldloop run{here}`.")
+    say(f"{file} is fine. Next: `goldloop run{_named(file)}`.")
 
 
 @app.command(
@@ -335,4 +368,4 @@ def import_labels(
         return
     for line in imported.lines():
         say(line)
-    say("Next: `goldloop run`.")
+    say(f"Next: `goldloop run{_named(file)}`.")

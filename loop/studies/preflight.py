@@ -219,9 +219,11 @@ def _too_few(config: Config, rows: Sequence[SourceText], splits: Sequence[str]) 
     used = config.people.check_frac or {"random", "all_gold"} & set(config.student.references)
     if (n := known["pool"].total()) and config.raters.kind == "people" and not used:
         texts = "texts to label have a known label" if n > 1 else "text to label has a known label"
+        remote = config.source.startswith("hf:")
+        source = config.source if remote else os.path.relpath(config.source)
         yield (
             f"{n:,} {texts}, and people may be asked about them all the same. To use these labels"
-            f" as gold: `goldloop import-labels {shlex.quote(config.texts.source)} --label-column"
+            f" as gold: `goldloop import-labels {shlex.quote(source)} --label-column"
             f" {shlex.quote(str(config.texts.gold_column))}`."
         )
     lower = Counter(name.casefold() for name in config.label_names)

@@ -26,6 +26,7 @@ from loop.errors import (
     UnforeseenError,
     ending_later,
     foreign,
+    suggestion,
 )
 from tests.loop.cli.test_main import goldloop, good_rows, write_campaign, write_texts
 
@@ -355,3 +356,10 @@ def test_a_process_that_is_stopped_says_how_to_go_on(tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert err == "Stopped. Run the same command again to continue.\n"
+
+
+def test_a_name_that_looks_like_the_word_is_shown_in_numbers():
+    assert suggestion("caf\u00e9", ["cafe\u0301", "tea"]) == r" did you mean 'cafe\u0301'?"
+    assert suggestion("Caf\u00e9", ["caf\u00e9"]) == " did you mean 'caf\u00e9'?"
+    assert suggestion("tee", ["tea"], begins=True) == " Did you mean 'tea'?"
+    assert suggestion("tee", ["coffee"]) == ""

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from connectors.texts.arrow_rows import column_values
+from connectors.texts.arrow_rows import class_features, column_values, with_class_names
 from connectors.texts.read import load_texts, read_texts
 from connectors.texts.stream import TextStream, writing
 
@@ -82,3 +82,38 @@ def test_short_floats_keep_the_digits_that_they_were_written_with():
     values = [0.1, None, 0.7, 1e20]
     for kind, exact in ((pa.float32(), values), (pa.float16(), values[:3])):
         assert column_values(pa.array(exact, kind)) == exact
+
+
+CLASSES = {"names": ["bad", "good"], "_type": "ClassLabel"}
+PLACES = {
+    "a number": (CLASSES, [0, 1, -1], ["bad", "good", None]),
+    "a list": ({"feature": CLASSES, "_type": "Sequence"}, [[0], [1], []], ["bad", "good", None]),
+    "a list as it was": ([CLASSES], [[0], [1], None], ["bad", "good", None]),
+    "an object": ({"label": CLASSES}, [{"label": 0}, {"label": 1}, None], ["bad", "good", None]),
+    "a list of objects": (
+        {"feature": {"label": CLASSES}, "_type": "List"},
+        [[{"label": 0}], [{"label": 1}], []],
+        ["bad", "good", None],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("labels", [None, ["bad", "good"]])
+def test_class_numbers_have_their_names_wherever_they_are(tmp_path, name, labels):
+    feature, values, gold = PLACES[name]
+    features = {"text": {"dtype": "string", "_type": "Value"}, "gold": feature}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"text": ["a", "b", "c"], "gold": values}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "t.parquet")
+    rows = load_texts(str(tmp_path / "t.parquet"), gold_column="gold", labels=labels)
+    assert [r.gold for r in rows] == gold
+
+
+def test_what_names_no_classes_changes_nothing():
+    for features in ({}, {"a": [CLASSES, CLASSES]}, {"a": "ClassLabel"}, {"b": CLASSES}, [1]):
+        metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+        for record in ({"a": 1}, {"a": [1]}, {"a": {"names": 1}}):
+            assert with_class_names(dict(record), class_features(metadata)) == record
+    for metadata in (None, {}, {b"huggingface": b"[]"}, {b"huggingface": b"\xff"}):
+        assert class_features(metadata) == {}

@@ -79,7 +79,7 @@ def test_rows_and_columns_of_objects_are_told_apart_without_names(tmp_path):
     path = tmp_path / "t.json"
     for shape in ("rows by number", "columns of objects"):
         path.write_text(SHAPES[shape])
-        rows, columns = columns_of(str(path))
+        rows, columns, _ = columns_of(str(path))
         assert (rows, [column.name for column in columns]) == (6, ["text", "gold", "n"])
     path.write_text(json.dumps({"text": {"0": "a", "1": "b"}, "x": {"0": 1, "1": 2}, "y": {}}))
     assert "must hold strings" in find_problems(str(path))[0].message  # columns that do not fit
@@ -133,5 +133,12 @@ def test_a_number_of_thousands_of_digits_stops_nothing(tmp_path):
     assert len(load_texts(str(tmp_path / "t.jsonl"), gold_column="gold")) == 4
     assert (one_spelling(digits), one_spelling("-0")) == (digits, "0")
     (tmp_path / "t.csv").write_text(f"text,gold\none,{digits}\ntwo,-0\n")
-    rows, columns = columns_of(str(tmp_path / "t.csv"))
+    rows, columns, _ = columns_of(str(tmp_path / "t.csv"))
     assert (rows, columns[1].counts) == (2, {digits: 1, "-0": 1})
+
+
+@pytest.mark.parametrize("content", ["{}", "{}\n{}\n", "[{}]", "[]"])
+def test_objects_without_keys_are_no_rows(tmp_path, content):
+    (tmp_path / "t.json").write_text(content)
+    (problem,) = find_problems(str(tmp_path / "t.json"), gold_column="gold")
+    assert "holds no rows" in problem.message

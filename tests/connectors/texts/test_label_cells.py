@@ -129,6 +129,13 @@ def test_labels_in_cells_of_every_tool(cell, labels):
     assert labels_in(cell, BOTH) == labels
 
 
+def test_a_label_in_an_object_is_found_before_the_labels_are_known():
+    for label in (0, 1, 1.0, True, "1"):
+        for more in ({}, {"score": 0.9}, {"user": 1, "name": "x"}):
+            assert labels_in({"label": label, **more}) == labels_in(label)
+    assert labels_in({"positive": 1.0, "negative": 0.0}) == ["positive"]
+
+
 def test_several_labels_in_one_cell_are_an_error_that_names_the_rows(tmp_path):
     cells = [["positive"], ["positive", "negative"], [], ["negative", "negative"]]
     lines = [json.dumps({"text": f"t{i}", "label": c}) for i, c in enumerate(cells)]

@@ -50,6 +50,13 @@ def test_packed_files_are_read_and_damaged_ones_are_one_sentence(tmp_path, name)
         ("t.csv", b"PAR1rest", "Parquet"),
         ("t.csv", "text,gold\na,b\nc,d\n".encode("utf-16-le"), "UTF-16"),
         ("t.jsonl", '{"text": "a"}'.encode("utf-16"), "UTF-16"),
+        ("t.csv", f"text,gold\n{'評價很好的' * 9},一\n".encode("utf-16-le"), "UTF-16"),
+        ("t.csv", "a,b\n1,2\n".encode("utf-16-be"), "UTF-16"),
+        ("t.csv", b'[{"text": "a"},\n{"text": "b"}]', "holds JSON, not CSV"),
+        ("t.tsv", b'{ "text" : "a"}\n', "holds JSON, not CSV"),
+        ("t.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "`git lfs pull`"),
+        ("t.csv.gz", gzip.compress(b"\n<!DOCTYPE html>\n<html>"), "is a web page"),
+        ("t.xls", b"<HTML><table>", "is a web page"),
     ],
 )
 def test_files_of_another_kind_are_named(tmp_path, name, data, said):
@@ -71,6 +78,8 @@ def test_the_first_bad_byte_is_found_behind_the_first_piece(tmp_path, monkeypatc
     assert look_at(path).bad.offset == 3
     path.write_bytes(b"\xef\xbb\xbf \n\t\r\n")
     assert look_at(path).blank
+    path.write_bytes(b"a\0\n\xff\n")  # neither UTF-8 nor UTF-16
+    assert (look_at(path).utf16, look_at(path).bad.offset) == ("", 3)
 
 
 def test_kinds_by_name(tmp_path):

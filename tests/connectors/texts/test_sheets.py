@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from workbooks import workbook
 
-from connectors.texts.read import find_problems, load_texts, read_texts
+from connectors.texts.read import columns_of, find_problems, load_texts, read_texts
 from connectors.texts.sheets import Sheet, csv_delimiter
 from connectors.texts.stream import TextStream
 from loop.errors import DataError
@@ -68,6 +68,48 @@ def test_delimiters_are_told_by_names_then_by_even_rows():
     assert csv_delimiter("text\nhello; you|there\n") == ","
     assert csv_delimiter("text\nhello, you\na; b, c\n") in "\t|"  # one column, and no quotes
     assert csv_delimiter("text;gold\na, b;1\nc, d\ne;f;g;h\n") == ";"
+    title = 'Report\n\ntext,gold\n"a; b",1\n"c; d",2\n"e",3\n'
+    assert csv_delimiter(title) == csv_delimiter(title, ["text"]) == ","
+    assert csv_delimiter("text\na,b\nc,d\ne,f\ng,h\n", ["text"]) != ","  # one column
+
+
+TITLED = {
+    "a line": "Report of May\n\n{}",
+    "a comment": "# exported, 2026; by me\n{}",
+    "a separator in words": "sep=comma\n{}",
+}
+
+
+@pytest.mark.parametrize("name", TITLED)
+def test_lines_above_the_header_are_told(tmp_path, name):
+    rows = "".join(f'"text {i}; or, so","{"yes" if i % 2 else "no"}"\n' for i in range(9))
+    source = put(tmp_path, TITLED[name].format(f"text,gold\n{rows}"))
+    for problem in find_problems(source, gold_column="gold")[:2]:
+        assert "looks like the header: remove the rows above it" in problem.message
+    with pytest.raises(DataError, match="looks like the header: remove the rows above it"):
+        TextStream(tmp_path / "t.csv")
+
+
+def test_a_header_that_lacks_names_is_told(tmp_path):
+    source = put(tmp_path, "text,gold\n1,a,no\n2,b,yes\n")  # as R writes the names of rows
+    with pytest.raises(DataError, match=r"has 2 cells in its first row.* and 3 in every other row"):
+        columns_of(source)
+    source = put(tmp_path, "text,gold\na,no,1\nb,yes\n")
+    (problem,) = find_problems(source, gold_column="gold")[:1]
+    assert "has 1 row whose number of cells is not the header's 2 (line 2: 3)" in problem.message
+
+
+def test_a_header_that_is_repeated_is_no_text(tmp_path):
+    half = "text,gold\na,no\nb,yes\n"
+    source = put(tmp_path, f"{half}\ufeff{half}text,yes\n".replace("\n", "\r\n"))
+    table = read_texts(source, gold_column="gold", labels=["no", "yes"])
+    assert [r.text for r in table.rows] == ["a", "b", "text"]
+    assert "repeats the names of its columns in 1 row (line 4), left out" in str(table.problems)
+    stream = TextStream(tmp_path / "t.csv")
+    assert [r.text for piece in stream.pieces(9) for r in piece] == ["a", "b", "a", "b", "text"]
+    assert stream.lines() == ["Left out: 1 row that repeats the column names."]
+    source = put(tmp_path, "text\ntext\na\n")  # of one column nobody can tell
+    assert [r.text for r in load_texts(source)] == ["text", "a"]
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
@@ -133,7 +175,7 @@ def test_columns_that_nobody_asked_for_stop_nothing(tmp_path):
     assert stream.columns == ("text", "x", "gold")
     assert stream.lines() == [
         "Left out: all but the first of the columns x.",
-        "Left out: 1 values under no column name.",
+        "Left out: 1 value under no column name.",
     ]
     (problem,) = find_problems(put(tmp_path, "text,text\na,b\n"))
     assert (problem.level, problem.kind) == ("error", "duplicate_column")

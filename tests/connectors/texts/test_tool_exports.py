@@ -311,8 +311,60 @@ def test_labels_of_a_machine_in_our_own_exports_are_nobodys(tmp_path):
     table = read_texts(source, gold_column="goldloop_label", labels=BOTH)
     assert [r.gold for r in table.rows] == [label for label, _ in want]
     assert "2 labels that people did not confirm: source = 'llm' (1)" in table.problems[0].message
+    beside = [line.replace(",", ",negative,", 1) for line in (header + rows).splitlines()]
+    beside[0] = header.replace(",", ",gold,", 1).strip()  # all rows of a source with gold
+    tool, found = answers(tmp_path, "\n".join(beside), "t.csv")
+    assert (tool, [f[2:] for f in found]) == ("goldloop", want)
     plain = "text,label,source\na,positive,llm\n"  # anybody's table
     assert answers(tmp_path, plain, "t.csv")[1][0][2] == "positive"
+
+
+REFUSED = {
+    "Label Sleuth, not of the category": (
+        "text,category_name,label,label_type\na,positive,true,Standard\nb,positive,false,Standard\n",
+        "label = 'false'",
+    ),
+    "Label Sleuth, of a rule": (
+        "text,category_name,label,label_type\na,positive,true,Standard\nb,negative,true,Weak\n",
+        "label_type = 'Weak'",
+    ),
+    "Mechanical Turk": (
+        "WorkerId,AssignmentStatus,text,Answer.mood\nw,Approved,a,positive\nw,Rejected,b,positive\n",
+        "AssignmentStatus = 'Rejected'",
+    ),
+    "Toloka": (
+        "INPUT:text,OUTPUT:mood,ASSIGNMENT:status\na,positive,APPROVED\nb,positive,REJECTED\n",
+        "ASSIGNMENT:status = 'REJECTED'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_answers_that_were_refused_are_none(tmp_path, name):
+    content, why = REFUSED[name]
+    _, found = answers(tmp_path, content, "t.csv")
+    assert [f[2:] for f in found] == [("positive", ""), (None, why)]
+    header = content.partition("\n")[0].split(",")
+    gold = next(n for n in header if n in ("category_name", "Answer.mood", "OUTPUT:mood"))
+    text = next(n for n in header if n.endswith("text"))
+    columns = {"text_column": text, "gold_column": gold, "labels": BOTH, "meta_columns": None}
+    table = read_texts(str(tmp_path / "t.csv"), **columns)
+    assert [r.gold for r in table.rows] == ["positive", None]
+
+
+def test_one_record_alone_is_not_taken_for_a_list(tmp_path):
+    options = [{"id": 0, "text": "positive"}, {"id": 1, "text": "negative"}]
+    record = {"text": "a", "options": options, "accept": [1], "answer": "accept"}
+    assert answers(tmp_path, record)[1] == [("a", "", "negative", "")]
+    record = {"text": "a", "mood": [{"user_id": "u", "value": "positive"}]}
+    assert answers(tmp_path, record, "t.jsonl")[1] == [("a", "u", "positive", "")]
+
+
+def test_questions_that_nobody_answered_yet_are_no_error(tmp_path):
+    for given in (None, []):
+        record = {"text": "a", "q.suggestion": "positive", "q.responses": given}
+        tool, found = answers(tmp_path, lines(record, record), "t.jsonl")
+        assert (tool, found[0][2:]) == ("Argilla", (None, "nobody answered"))
 
 
 def test_a_table_must_tell_which_column_holds_the_labels(tmp_path):

@@ -220,6 +220,19 @@ def test_init_reads_the_labels_from_the_gold_column(run, tmp_path):
     assert (data["budget"]["labels"], data["rounds"]["batch_size"]) == (10, 3)
 
 
+def test_init_finds_a_column_that_looks_like_the_one_named(run, tmp_path):
+    lines = [f"it is {i},{'ab'[i % 2]}" for i in range(40)]
+    (tmp_path / "t.csv").write_text("\n".join(["Cate\u0301gorie  de texte,gold", *lines]))
+    given = ("--text-column", "Cat\u00e9gorie de texte", "--gold-column", "gold")
+    code, _, err = run("init", "t.csv", "--task", "x", *given)
+    assert code == 0, err
+    text = Path("goldloop.toml").read_text()
+    assert tomllib.loads(text)["texts"]["text_column"] == "Cate\u0301gorie  de texte"
+    Path("goldloop.toml").write_text(text.replace("Cate\u0301gorie  de", "Cat\u00e9gorie  de"))
+    code, _, err = run("check")
+    assert (code, r"did you mean 'Cate\u0301gorie  de texte'?" in err) == (1, True)
+
+
 def test_init_takes_the_column_with_prose_for_the_texts_and_says_so(run, tmp_path):
     row = "{i},It was quite good {i},https://example.org/a/very/long/address/indeed/{i},{y}\n"
     rows = "".join(row.format(i=i, y="no" if i % 2 else "yes") for i in range(30))
@@ -241,6 +254,45 @@ def test_init_takes_the_spellings_of_one_value_as_one_label(run, tmp_path):
     assert r"Read as one label, 'café': 'cafe\u0301'." in err
     data = tomllib.loads(Path("goldloop.toml").read_text())
     assert [label["name"] for label in data["labels"]] == ["0", "1", "café"]
+
+
+def test_init_takes_many_labels_but_no_cells_of_several(run, tmp_path):
+    values = [f"class {i}" for i in range(40)] + ["class 1;class 2", '["class 3", "class 4"]']
+    write_texts(tmp_path, [(f"text {i}", values[i % 42], "1") for i in range(84)])
+    code, _, err = run("init", "t.csv", "--task", "x", "--gold-column", "gold")
+    assert code == 0, err
+    assert "because they hold several: '[\"class 3\", \"class 4\"]', 'class 1;class 2'." in err
+    assert "The labels are the 40 values of 'gold': class 0, " in err
+    assert " and 20 more. Describe them in goldloop.toml" in err
+    data = tomllib.loads(Path("goldloop.toml").read_text())
+    assert sorted(label["name"] for label in data["labels"]) == sorted(values[:40])
+    code, _, err = run("check")
+    assert (code, "gives 4 rows several labels in column 'gold'" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (lambda i: "a", "holds one value alone"),
+        (lambda i: "", "holds no single labels"),
+        (lambda i: f"class {i}", "holds more than 200 different values"),
+    ],
+)
+def test_init_says_why_a_gold_column_gives_no_labels(run, tmp_path, value, said):
+    write_texts(tmp_path, [(f"text {i}", value(i), "1") for i in range(300)])
+    code, _, err = run("init", "t.csv", "--task", "x", "--gold-column", "gold")
+    assert (code, f"the column 'gold' {said}" in one_sentence(err)) == (1, True)
+
+
+def test_init_says_what_of_a_source_is_not_read(run, tmp_path):
+    rows = [{"text": f"It is {i}", "gold": ["yes", "no"][i % 2]} for i in range(40)]
+    (tmp_path / "t.json").write_text(json.dumps({"train": rows, "test": rows}))
+    err = run("init", "t.json", "--task", "x", "--gold-column", "gold")[2]
+    assert "several lists (train, test), of which none is read" in err
+    lines = ["text,,gold", *(f"It is {i},x,{'ab'[i % 2]}" for i in range(40))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    code, _, err = run("init", "t.csv", "--task", "x", "--gold-column", "gold")
+    assert (code, "40 values in columns without a name, left out" in err) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +525,13 @@ def test_labels_of_another_tool_become_gold(run, tmp_path):
     assert (code, found["new"], found["same"]) == (0, 0, found["taken"])
     assert found["taken"] + sum(found["not_taken"].values()) == found["texts"] == 40
     assert found["answers_without_label"] == {"empty": 2}
+    Path("goldloop.toml").rename("a b.toml")
+    err = run("import-labels", "doccano.jsonl", "--file", "a b.toml")[2]
+    assert err.endswith("Next: `goldloop run --file 'a b.toml'`.\n")
+    Path("a b.toml").rename("goldloop.toml")
+    for file, said in (("docano.jsonl", "did you mean 'doccano.jsonl'? check"), ("t.x", "rename")):
+        Path("t.x").touch()
+        assert said in one_sentence(run("import-labels", file)[2])
     for arguments in (("import-labels",), ("import-labels", "doccano.jsonl", "--project", "1")):
         code, _, err = run(*arguments)
         assert code == 1

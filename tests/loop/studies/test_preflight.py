@@ -1,6 +1,7 @@
 """What a later stage would refuse is found before anything is spent."""
 
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -106,7 +107,7 @@ def test_everything_is_told_at_once(tmp_path):
         assert part in told
 
 
-def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
+def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path, monkeypatch):
     found = looked_at(tmp_path, texts(40), rounds={"batch_size": 10}, budget={"labels": 20})
     (few,) = [w for w in found.warnings if "Only 8 test texts" in w]
     assert "if 80 % of them are labelled right, the true share is between 45 and 95 %" in few
@@ -120,6 +121,10 @@ def test_few_known_labels_are_warned_of_with_what_that_means(tmp_path):
     alone = {"seeds": 2, "references": ["llm_only"]}
     (bought_again,) = looked_at(tmp_path, texts(400), student=alone).warnings
     assert bought_again.startswith("320 texts to label have a known label, and people may be asked")
+    there = os.path.relpath(tmp_path / "x.csv")  # from here, not from the campaign file
+    assert f"`goldloop import-labels {there} --label-column g`" in bought_again
+    monkeypatch.chdir(tmp_path)
+    (bought_again,) = looked_at(tmp_path, texts(400), student=alone).warnings
     assert "`goldloop import-labels x.csv --label-column g`" in bought_again
     checks = looked_at(tmp_path, texts(400), student=alone, people={"check_frac": 0.1})
     assert checks.warnings == ()
