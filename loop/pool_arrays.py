@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Gold, Item, ItemKey, Review, Round, damaged, round_id
@@ -117,7 +118,7 @@ def _judged_before(
     Of texts that have come since, the quick students' opinion.
     """
     before = [r for r in ctx.store.rounds(ctx.name) if r.number == round_.number - 1]
-    if not ctx.config.strategy.judged or not before or before[0].number < 1:
+    if not as_run(round_.config).strategy.judged or not before or before[0].number < 1:
         return None
     said = kept_judges(ctx, items, before[0], pool.k)
     if said is None or pool.p_student is None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from sqlmodel import Session
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, RoundMetrics
 from loop.campaign.tables import (
@@ -445,7 +446,8 @@ def repair(ctx: Context, round_: Round) -> bool:
     labels = mended_labels(ctx, round_)
     with ctx.store.transaction() as session:
         ctx.store.put_training_labels(session, round_id(round_), labels)
-        return _advance(ctx, round_, "repair", session, mode=ctx.config.strategy.repair)
+        mode = as_run(round_.config).strategy.repair
+        return _advance(ctx, round_, "repair", session, mode=mode)
 
 
 def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
@@ -455,10 +457,10 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
         round_: its seed decides the folds and students that mend; a copy with another seed says
             what the same gold would have made of the labels by other draws.
     """
-    mode = ctx.config.strategy.repair
+    strategy = as_run(round_.config).strategy
     kept_out = held_out(ctx)
     later = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number > round_.number}
-    needs = () if mode == "keep" else ("student_disagreement", "knn_disagreement")
+    needs = () if strategy.repair == "keep" else ("student_disagreement", "knn_disagreement")
     # What measures accuracy may not reach the students by way of repair either.
     arrays = pool_arrays(ctx, round_, needs, hidden=kept_out | later)
     taught = arrays.votes.answered | (arrays.pool.gold >= 0)
@@ -466,11 +468,11 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
 
     def repaired(pool: Pool) -> tuple[Repaired, FloatArray]:
         rng = stream("repair", round_.seed, round_.number)
-        made = repair_labels(pool, mode, rng=rng)
+        made = repair_labels(pool, strategy.repair, rng=rng)
         return made, np.where(taught, made.weight, 0.0)
 
     made, weight = repaired(arrays.pool)
-    if ctx.config.strategy.judged and (arrays.pool.gold >= 0).any():
+    if strategy.judged and (arrays.pool.gold >= 0).any():
         judged = tuned_opinions(ctx, round_, LabelSet([i.id for i in arrays.items], made.y, weight))
         if judged is not None:
             made, weight = repaired(replace(arrays.pool, p_tuned=judged))
@@ -554,7 +556,7 @@ def _write_results(ctx: Context, round_: Round) -> None:
 
 def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:
     """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
-    strategy = ctx.config.strategy
+    strategy = as_run(round_.config).strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
     reviews = ctx.store.reviews_by_item(ctx.name)
     mine = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loop.addresses import without_folders
 from loop.campaign.config import Config
 from loop.campaign.metrics import Metric
 from loop.campaign.store import Store
@@ -70,7 +71,7 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
     parts = [
         _front_matter(config, len(records)),
         f"# {escape(config.campaign.name)}",
-        f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
+        f"{len(records):,} texts of {escape(without_folders(config.texts.source))}. The question:"
         f" {escape(config.campaign.task)}",
         f"An LLM labelled {'the texts' if silent else 'every text'}: {escape(llm)}. In {done}"
         f" finished round{'s' * (done != 1)} goldloop asked {people} about the labels that were"

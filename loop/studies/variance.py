@@ -18,6 +18,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONE_CLASS, Json, Metric, as_json
 from loop.campaign.tables import Round, TrainingLabels
@@ -101,7 +102,7 @@ def measure_variance(runs: SideRuns, bases: int, mend: Mend) -> Variance:
     if bases < MIN_BASES:
         raise ValueError(f"intervals need {MIN_BASES} bases or more, not {bases}")
     y, weight = merged_labels(runs)
-    mends = runs.ctx.config.strategy.repair != "keep"
+    mends = as_run(runs.round_.config).strategy.repair != "keep"
     parts = [
         name
         for name in RANDOM_PARTS
