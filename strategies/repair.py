@@ -123,7 +123,7 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     if pool.p_gold is None:
         pool = replace(pool, p_gold=gold_students(pool, rng=rng))
     evidence = blind_evidence(pool)
-    posterior = class_posterior(pool, rng=rng, evidence=evidence)
+    posterior = class_posterior(pool, evidence, rng=rng)
     if pool.p_student is not None and pool.embeddings is not None:
         y = np.where(known[:, None], np.eye(pool.k)[pool.gold], posterior)
         again, *also = (

@@ -15,7 +15,7 @@ from strategies.repair import (
     corrected_posterior,
     repair,
 )
-from strategies.signals.learned_error import class_posterior
+from strategies.signals.learned_error import blind_evidence, class_posterior
 from strategies.signals.students import gold_students, out_of_fold_probs
 
 
@@ -201,7 +201,7 @@ def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
         return (posterior[rows].argmax(axis=1) == truth[rows]).mean()
 
     opinions = replace(llm, embeddings=None)  # and no head on what the texts are about
-    without = right(class_posterior(opinions, rng=np.random.default_rng(0)))
+    without = right(class_posterior(opinions, None, rng=np.random.default_rng(0)))
     found = right(corrected_posterior(llm, rng=np.random.default_rng(0)))
     assert without < 0.6
     assert found > 0.8
@@ -251,8 +251,9 @@ def test_an_items_own_gold_never_enters_its_posterior():
     lied = pool.gold.copy()
     lied[row] = (truth[row] + 1) % 3
     pool = replace(pool, p_gold=np.full((2, 300, 3), 1 / 3))
+    evidence = blind_evidence(pool)
     one, two = (
-        class_posterior(replace(pool, gold=gold), rng=np.random.default_rng(0))[row]
+        class_posterior(replace(pool, gold=gold), evidence, rng=np.random.default_rng(0))[row]
         for gold in (pool.gold, lied)
     )
     np.testing.assert_allclose(one, two)
