@@ -267,9 +267,10 @@ def test_gold_of_hardly_any_different_texts_is_no_error(different):
 
 
 def test_seeds_that_are_dealt_alike_still_learn_from_their_own_bootstrap(monkeypatch):
-    monkeypatch.setattr(
-        students, "_deal_folds", lambda label, group, used, folds, rng: np.arange(len(label)) % folds
-    )
+    def alike(label, group, used, folds, rng):
+        return np.arange(len(label)) % folds
+
+    monkeypatch.setattr(students, "_deal_folds", alike)
     embeddings, truth, _ = texts()
     one, two = fit(embeddings, truth, 3)
     assert 0.001 < np.abs(one - two).mean() < 0.1
