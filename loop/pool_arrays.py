@@ -146,7 +146,7 @@ def order_of_gold(
 ) -> tuple[IntArray, IntArray]:
     """When each of n texts was chosen, and when each came, as ``label_quality`` asks.
 
-    Rounds count in twos, so that gold imported after one and before the next stands between them.
+    Round r counts as 2 r. Gold that was imported after it and before the next counts as 2 r + 1.
 
     Returns:
         (n,) when each text was chosen or its gold imported, -1 where neither has happened, and

@@ -15,8 +15,8 @@ TINY = 1e-6  # probabilities below this count as this: their logarithm says no m
 SLOPE_PENALTY = 1.0  # of log(slope) squared, in gold labels: draws towards no change
 BIAS_PENALTY = 0.5
 
-PENALTY = 5.0  # of log(temperature) squared, in gold labels: some right answers are no proof
-LIMITS = (-3.0, 3.0)  # of log temperature
+TEMPERATURE_PENALTY = 5.0  # of its logarithm squared, in gold labels: few labels prove little
+TEMPERATURE_LIMITS = (-3.0, 3.0)  # of its logarithm
 
 FOLDS = 5  # fits that each leave a part of the gold items out
 BINS = 10
@@ -374,13 +374,6 @@ def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) ->
     return float(stdtr(len(worse) - 1, -worse.mean() * np.sqrt(len(worse)) / spread))
 
 
-def _check_gold(probs: FloatArray, gold: IntArray) -> None:
-    if probs.ndim != 2 or gold.shape != (len(probs),):
-        raise ValueError(
-            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
-        )
-
-
 def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
     """The temperature that makes probabilities fit known labels best.
 
@@ -403,9 +396,10 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = with_temperature(probs, float(np.exp(log_temperature)))
-        return float(log_losses(scaled, gold).sum()) + PENALTY * log_temperature**2
+        return float(log_losses(scaled, gold).sum()) + TEMPERATURE_PENALTY * log_temperature**2
 
-    fit = minimize_scalar(loss, bounds=LIMITS, method="bounded", options={"xatol": 1e-6})
+    limits, exactly = TEMPERATURE_LIMITS, {"xatol": 1e-6}
+    fit = minimize_scalar(loss, bounds=limits, method="bounded", options=exactly)
     return float(np.exp(fit.x))
 
 
@@ -418,3 +412,10 @@ def log_losses(probs: FloatArray, gold: IntArray) -> FloatArray:
     """(g,) minus the logarithm of the probability of the right class."""
     own = probs[np.arange(len(gold)), gold]
     return np.asarray(-np.log(np.maximum(own, TINY)), dtype=np.float64)
+
+
+def _check_gold(probs: FloatArray, gold: IntArray) -> None:
+    if probs.ndim != 2 or gold.shape != (len(probs),):
+        raise ValueError(
+            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
+        )

@@ -96,13 +96,14 @@ def class_posterior(
 ) -> FloatArray:
     """P(true class | all that is known of an item), learned from the gold labels so far.
 
-    A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
-    probabilities, the labels of the neighbours and the LLM's label itself each get one slope; every
-    class gets a bias, and every pair of the LLM's label and a true class one of its own. A small
-    head on the text's embedding adds what no opinion says. Students of nothing but gold, one of
-    the embeddings and one of the LLM's states, are two opinions more. The few slopes are held at
-    values that suit most LLMs, and all else at 0, while gold is scarce. Which items were bought
-    depends on the same evidence, so that no weights 1/pi are needed.
+    It is a logarithmic opinion pool, a sum of log probabilities. The opinions are the LLM's
+    calibrated probabilities, the LLM's label itself, the students' out-of-fold probabilities, the
+    labels of the neighbours, and students that learned from gold alone (``pool.p_gold``). Each has
+    one slope. Every class has a bias, and so has every pair of LLM label and true class. A small
+    head on the text's embedding adds what no opinion says.
+
+    While gold is scarce, the slopes stay near values that suit most LLMs, and all else near 0.
+    Which items people labelled depends on the same evidence, so no weights 1/pi are needed.
 
     Args:
         pool: uses everything it has; without gold it says what the assumed slopes say.

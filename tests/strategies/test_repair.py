@@ -11,6 +11,7 @@ from strategies.repair import (
     MODES,
     _likeliest,
     _restore_buried,
+    balanced,
     class_floor,
     corrected_posterior,
     repair,
@@ -159,6 +160,22 @@ def test_the_floor_follows_weighted_gold():
     # Gold of class 0 that was chosen for certain stands for itself alone.
     chance = np.where(truth == 0, 1.0, 0.5)
     assert class_floor(replace(pool, inclusion_prob=chance))[0] < 0.9 * floor[0]
+
+
+def test_no_floor_lies_above_the_share_that_a_class_has_without_repair():
+    # The LLM never says class 1, which half of the texts are: no repair can be asked for more of it
+    # than gold alone gives.
+    gold = np.full(400, -1)
+    gold[:100] = np.arange(100) % 2
+    pool = Pool(probs=np.full((400, 1, 2), 0.5), y_llm=np.zeros(400, dtype=np.int64), gold=gold)
+    assert class_floor(pool)[1] == 50 / 400
+
+
+def test_a_class_that_nothing_has_counts_like_a_single_label():
+    y = np.eye(2)[np.zeros(99, dtype=np.int64)]
+    labels, weight = balanced(np.array([[0.9, 0.1]]), y, 1.0)
+    np.testing.assert_allclose(labels, [[0.9 / 1.9, 1.0 / 1.9]])  # by (1 / 100) ** -1/2 = 10
+    np.testing.assert_allclose(weight, [0.19])
 
 
 def test_the_posterior_learns_from_gold_which_class_is_meant():
