@@ -30,6 +30,7 @@ from loop.measure.metric import (
     one_class,
     replicates,
     seed_spread,
+    times_100,
     with_width,
 )
 from loop.ports import Draws, FloatArray, IntArray
@@ -313,10 +314,7 @@ def _told(
     changed: Mapping[str, Part], ordered: Sequence[str], clear: Sequence[bool], bases: int
 ) -> str:
     def part(name: str) -> str:
-        c = changed[name].churn
-        return (
-            f"{RANDOM_PARTS[name]}: {100 * c.value:.1f} % ({100 * c.low:.1f} to {100 * c.high:.1f})"
-        )
+        return f"{RANDOM_PARTS[name]}: {times_100(changed[name].churn, ' %')}"
 
     shown = "; ".join(part(name) for name in ordered)
     everything = f"{100 * changed['all'].churn.value:.1f} % where everything is drawn again"
