@@ -1,4 +1,4 @@
-"""Addresses without secrets: passwords and keys in URLs are recognised, refused and hidden.
+"""Addresses as others may see them: without passwords and keys, and without this machine's folders.
 
 What stands in the campaign file goes into the store, the report and the log, so a secret may not
 stand there. Secrets come from the environment.
@@ -7,6 +7,7 @@ stand there. Secrets come from the environment.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote_plus
 
 _NAMES = (
@@ -45,6 +46,12 @@ def names_a_secret(key: str) -> bool:
 def hidden(text: str) -> str:
     """The text, with what may be a secret in an address replaced by ``…``."""
     return _SHOWN_QUERY.sub(r"\1…", _SHOWN_USER.sub(r"\1…@", text))
+
+
+def without_folders(name: str) -> str:
+    """A file or model as a reader elsewhere knows it: of a path on this machine, the last part."""
+    on_this_machine = name.startswith(("/", "~", "./", "../"))
+    return Path(name).name if on_this_machine else name
 
 
 def without_secrets(value: object) -> object:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.extensions import BUILT_IN, load, needs_of, what
 from loop.campaign.tables import Gold, Item, ItemKey, Review, Round, damaged, round_id
@@ -117,7 +118,7 @@ def _judged_before(
     Of texts that have come since, the quick students' opinion.
     """
     before = [r for r in ctx.store.rounds(ctx.name) if r.number == round_.number - 1]
-    if not ctx.config.strategy.judged or not before or before[0].number < 1:
+    if not as_run(round_.config).strategy.judged or not before or before[0].number < 1:
         return None
     said = kept_judges(ctx, items, before[0], pool.k)
     if said is None or pool.p_student is None:
@@ -145,7 +146,7 @@ def order_of_gold(
 ) -> tuple[IntArray, IntArray]:
     """When each of n texts was chosen, and when each came, as ``label_quality`` asks.
 
-    Rounds count in twos, so that gold imported after one and before the next stands between them.
+    Round r counts as 2 r. Gold that was imported after it and before the next counts as 2 r + 1.
 
     Returns:
         (n,) when each text was chosen or its gold imported, -1 where neither has happened, and

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from sqlmodel import Session
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, RoundMetrics
 from loop.campaign.tables import (
@@ -118,14 +119,14 @@ def run_stage(ctx: Context, stage: str) -> Round:
     """
     open_campaign(ctx)
     write_missing_results(ctx)
-    over = ctx.store.last_round(ctx.name)
-    if stage == "pull" and over is not None and over.stage == "done":
-        _read_late(ctx, over)
-        return over
-    last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
+    newest = ctx.store.last_round(ctx.name)
+    between_rounds = newest is None or newest.stage == "done"
+    if stage == "pull" and newest is not None and between_rounds:
+        _read_late(ctx, newest)
+        return newest
     first = {"train": "repair"}.get(stage, stage)
-    between = over is None or over.stage == "done"
-    if between and first != STAGES[0] and why_finished(ctx) is None:
+    last = {"pull": "adjudicate", "train": "measure"}.get(stage, stage)
+    if between_rounds and first != STAGES[0] and why_finished(ctx) is None:
         raise StageError(
             f"No round is open, and {stage!r} comes later in one; run {next_command(None)} first."
         )
@@ -133,14 +134,13 @@ def run_stage(ctx: Context, stage: str) -> Round:
     if STAGES.index(round_.stage) > STAGES.index(last):
         ctx.say(f"Round {round_.number} has passed {stage}; next: {next_command(round_)}.")
         return round_
-    if not STAGES.index(first) <= STAGES.index(round_.stage):
+    if STAGES.index(round_.stage) < STAGES.index(first):
         raise StageError(
             f"Round {round_.number} is at stage {round_.stage!r}, {stage!r} comes later;"
             f" run {next_command(round_)} first."
         )
-    while round_.stage != "done" and STAGES.index(round_.stage) <= STAGES.index(last):
-        if not _run(ctx, round_):
-            break
+    while STAGES.index(round_.stage) <= STAGES.index(last) and _run(ctx, round_):
+        pass
     return round_
 
 
@@ -448,7 +448,8 @@ def repair(ctx: Context, round_: Round) -> bool:
     labels = mended_labels(ctx, round_)
     with ctx.store.transaction() as session:
         ctx.store.put_training_labels(session, round_id(round_), labels)
-        return _advance(ctx, round_, "repair", session, mode=ctx.config.strategy.repair)
+        mode = as_run(round_.config).strategy.repair
+        return _advance(ctx, round_, "repair", session, mode=mode)
 
 
 def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
@@ -458,27 +459,29 @@ def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
         round_: its seed decides the folds and students that mend; a copy with another seed says
             what the same gold would have made of the labels by other draws.
     """
-    mode = ctx.config.strategy.repair
+    strategy = as_run(round_.config).strategy
     kept_out = held_out(ctx)
     later = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number > round_.number}
-    needs = () if mode == "keep" else ("student_disagreement", "knn_disagreement")
+    needs = () if strategy.repair == "keep" else ("student_disagreement", "knn_disagreement")
     # What measures accuracy may not reach the students by way of repair either.
     arrays = pool_arrays(ctx, round_, needs, hidden=kept_out | later)
     taught = arrays.votes.answered | (arrays.pool.gold >= 0)
     taught &= ~by_item(arrays.items, dict.fromkeys(kept_out, True), default=False)
 
-    def repaired(pool: Pool) -> tuple[Repaired, FloatArray]:
+    def repaired(pool: Pool) -> Repaired:
         rng = stream("repair", round_.seed, round_.number)
-        made = repair_labels(pool, mode, rng=rng)
-        return made, np.where(taught, made.weight, 0.0)
+        labels = repair_labels(pool, strategy.repair, rng=rng)
+        return replace(labels, weight=np.where(taught, labels.weight, 0.0))
 
-    made, weight = repaired(arrays.pool)
-    if ctx.config.strategy.judged and (arrays.pool.gold >= 0).any():
-        judged = tuned_opinions(ctx, round_, LabelSet([i.id for i in arrays.items], made.y, weight))
+    labels = repaired(arrays.pool)
+    if strategy.judged and (arrays.pool.gold >= 0).any():
+        lesson = LabelSet([i.id for i in arrays.items], labels.y, labels.weight)
+        judged = tuned_opinions(ctx, round_, lesson)
         if judged is not None:
-            made, weight = repaired(replace(arrays.pool, p_tuned=judged))
+            labels = repaired(replace(arrays.pool, p_tuned=judged))
     rows = np.array([item.row for item in arrays.items])
-    return TrainingLabels(rows, made.y, weight, np.asarray(made.source, dtype=np.str_))
+    source = np.asarray(labels.source, dtype=np.str_)
+    return TrainingLabels(rows, labels.y, labels.weight, source)
 
 
 def train(ctx: Context, round_: Round) -> bool:
@@ -556,57 +559,53 @@ def _write_results(ctx: Context, round_: Round) -> None:
 
 
 def _with_gold(ctx: Context, round_: Round, metrics: RoundMetrics) -> RoundMetrics:
-    """Adds what gold says of the LLM's labels, and of how well the round foresaw their errors."""
-    strategy = ctx.config.strategy
+    """Adds what gold says of the LLM's labels, and how well the round foresaw their errors.
+
+    The errors are foreseen by the pool as it was when the round chose its batch: without the gold
+    that has come since.
+    """
+    strategy = as_run(round_.config).strategy
     learns = strategy.repair != "keep" or "learned_error" in strategy.signals
     reviews = ctx.store.reviews_by_item(ctx.name)
-    mine = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}
+    batch = {item_id for item_id, review in reviews.items() if review.round_id == round_.id}
     since = {i for i, g in ctx.store.gold(ctx.name).items() if g.round_number >= round_.number}
-    before = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=mine | since)
-    chosen, arrived = order_of_gold(ctx, before.items, reviews)
-    suspicion = suspicion_of(ctx, round_, before.items)
-    gold = gold_classes(ctx, before.items)
-    inclusion_prob = inclusion_prob_of(before.items, reviews)
-    metrics = replace(
-        metrics,
-        calibration=summary(before.view, before.votes, gold, audited(before.items, reviews)),
-        label_quality=quality_metrics(
-            ctx.config,
-            before.pool.y_llm,
-            gold,
-            inclusion_prob,
-            chosen,
-            suspicion,
-            before.votes.answered,
-            arrived,
-        ),
-    )
-    sent = [
-        (reviews[item.id].reason, gold[i] != before.pool.y_llm[i], suspicion[i])
-        for i, item in enumerate(before.items)
-        if item.id in mine and gold[i] >= 0 and before.votes.answered[i]
-    ]
-    if sent:
-        reasons, wrong, suspected = zip(*sent, strict=True)
+    then = pool_arrays(ctx, round_, ("learned_error",) if learns else (), hidden=batch | since)
+    items, y_llm, answered = then.items, then.pool.y_llm, then.votes.answered
+    chosen, arrived = order_of_gold(ctx, items, reviews)
+    suspicion = suspicion_of(ctx, round_, items)
+    gold = gold_classes(ctx, items)
+    inclusion_prob = inclusion_prob_of(items, reviews)
+    judged = by_item(items, dict.fromkeys(batch, True), default=False) & (gold >= 0) & answered
+    rows = np.flatnonzero(judged)
+    suspects = predictor = None
+    if len(rows):
+        reasons = [reviews[items[row].id].reason for row in rows]
         earlier = [
             past.metrics.suspects
             for past in ctx.store.rounds(ctx.name)
             if past.number < round_.number and past.metrics and past.metrics.suspects
         ]
-        found = suspect_metrics(reasons, np.array(wrong), np.array(suspected), earlier)
-        metrics = replace(metrics, suspects=found)
+        wrong = gold[rows] != y_llm[rows]
+        suspects = suspect_metrics(reasons, wrong, suspicion[rows], earlier)
     if learns:
-        predictor = predictor_metrics(
-            before.pool,
-            by_item(before.items, dict.fromkeys(mine, True), default=False)
-            & (gold >= 0)
-            & before.votes.answered,
+        rng = stream("foreseen errors", round_.seed, round_.number)
+        predictor = predictor_metrics(then.pool, judged, gold, inclusion_prob, rng=rng)
+    return replace(
+        metrics,
+        calibration=summary(then.view, then.votes, gold, audited(items, reviews)),
+        label_quality=quality_metrics(
+            ctx.config,
+            y_llm,
             gold,
             inclusion_prob,
-            rng=stream("foreseen errors", round_.seed, round_.number),
-        )
-        metrics = replace(metrics, predictor=predictor)
-    return metrics
+            chosen,
+            suspicion,
+            answered,
+            arrived,
+        ),
+        suspects=suspects,
+        predictor=predictor,
+    )
 
 
 RUN: dict[str, Callable[[Context, Round], bool]] = {

@@ -6,24 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.pool import BoolArray, FloatArray, IntArray, Pool
+from strategies.pool import BoolArray, FloatArray, IntArray, Pool, softmax
 
 FLOOR = 1e-6
+PSEUDO_ROWS = 8.0  # rows without bias in each mean: few items do not erase what they say
 
 TINY = 1e-6  # probabilities below this count as this: their logarithm says no more
 SLOPE_PENALTY = 1.0  # of log(slope) squared, in gold labels: draws towards no change
 BIAS_PENALTY = 0.5
 
-PENALTY = 5.0  # of log(temperature) squared, in gold labels: some right answers are no proof
-LIMITS = (-3.0, 3.0)  # of log temperature
+TEMPERATURE_PENALTY = 5.0  # of its logarithm squared, in gold labels: few labels prove little
+TEMPERATURE_LIMITS = (-3.0, 3.0)  # of its logarithm
 
 FOLDS = 5  # fits that each leave a part of the gold items out
 BINS = 10
 
 
-def batch_calibrate(
-    probs: FloatArray, class_prior: FloatArray | None = None, *, pseudo_rows: float = 8.0
-) -> FloatArray:
+def batch_calibrate(probs: FloatArray, class_prior: FloatArray | None = None) -> FloatArray:
     """Class probabilities with the prompt's own preference for some classes divided out.
 
     ``p'`` is proportional to ``p / mean over the batch of p * class_prior``, per prompt variant.
@@ -34,8 +33,6 @@ def batch_calibrate(
     Args:
         probs: (n, m, k) or (n, k), rows sum to 1; a row of NaN was not taken and stays NaN.
         class_prior: (k,) expected class shares of the batch, or None for a flat mix.
-        pseudo_rows: rows without any bias that are added to the mean, so that the mean of a
-            handful of items does not erase what they say; 0 is the plain formula.
 
     Returns:
         Same shape as ``probs``; rows sum to 1. A class that never gets any mass keeps none.
@@ -64,7 +61,7 @@ def batch_calibrate(
         if v != main and rows.sum() < answered and shared.any():
             target = np.maximum(out[shared, main].mean(axis=0), FLOOR)
             target = target / target.sum()
-        out[rows, v] = _divide_out(cube[rows, v], target, pseudo_rows)
+        out[rows, v] = _divide_out(cube[rows, v], target)
     return out[:, 0] if probs.ndim == 2 else out
 
 
@@ -149,18 +146,12 @@ def prior_from_gold(
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def inverse_probability(
-    known: BoolArray,
-    inclusion_prob: FloatArray | None,
-    *,
-    clip: float = np.inf,
-) -> FloatArray:
+def inverse_probability(known: BoolArray, inclusion_prob: FloatArray | None) -> FloatArray:
     """Weights 1/pi of the known items.
 
     Args:
         known: (n,) bool, the items that have a weight.
         inclusion_prob: (n,) pi, or None for equal weights.
-        clip: largest ratio between two weights.
 
     Returns:
         (number of known,) weights >= 1.
@@ -175,10 +166,7 @@ def inverse_probability(
     pi = inclusion_prob[known]
     if not ((pi > 0) & (pi <= 1 + 1e-9)).all():
         raise ValueError("inclusion_prob of every gold item must be in (0, 1]")
-    weight = 1.0 / np.minimum(pi, 1.0)
-    if len(weight):
-        weight = np.minimum(weight, clip * weight.min())
-    return np.asarray(weight, dtype=np.float64)
+    return np.asarray(1.0 / np.minimum(pi, 1.0), dtype=np.float64)
 
 
 def effective_size(weight: FloatArray) -> float:
@@ -187,8 +175,8 @@ def effective_size(weight: FloatArray) -> float:
     return float(weight.sum()) ** 2 / total if total > 0 else 0.0
 
 
-def _divide_out(probs: FloatArray, prior: FloatArray, pseudo_rows: float) -> FloatArray:
-    mean = (probs.sum(axis=0) + pseudo_rows * prior) / (len(probs) + pseudo_rows)
+def _divide_out(probs: FloatArray, prior: FloatArray) -> FloatArray:
+    mean = (probs.sum(axis=0) + PSEUDO_ROWS * prior) / (len(probs) + PSEUDO_ROWS)
     # Where the mean is zero every probability is zero too: 0/0 is 0 here.
     factor = np.divide(prior, mean, out=np.zeros_like(prior), where=mean > 0)
     scaled = probs * factor
@@ -222,7 +210,7 @@ class Scaling:
 
     def apply(self, probs: FloatArray) -> FloatArray:
         """(n, k) probabilities, scaled; rows sum to 1."""
-        return _softmax(self.slope * np.log(np.maximum(probs, TINY)) + self.bias)
+        return softmax(self.slope * np.log(np.maximum(probs, TINY)) + self.bias)
 
 
 def fit_scaling(probs: FloatArray, gold: IntArray) -> Scaling:
@@ -249,7 +237,7 @@ def fit_scaling(probs: FloatArray, gold: IntArray) -> Scaling:
 
     def loss(at: FloatArray) -> tuple[float, FloatArray]:
         slope, bias = float(np.exp(at[0])), at[1:]
-        p = _softmax(slope * logs + bias)
+        p = softmax(slope * logs + bias)
         error = p - one_hot
         value = -float(np.log(np.maximum((p * one_hot).sum(axis=1), 1e-300)).sum())
         value += SLOPE_PENALTY * float(at[0]) ** 2 + BIAS_PENALTY * float(bias @ bias)
@@ -386,18 +374,6 @@ def brier_harm_p_value(before: FloatArray, after: FloatArray, gold: IntArray) ->
     return float(stdtr(len(worse) - 1, -worse.mean() * np.sqrt(len(worse)) / spread))
 
 
-def _check_gold(probs: FloatArray, gold: IntArray) -> None:
-    if probs.ndim != 2 or gold.shape != (len(probs),):
-        raise ValueError(
-            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
-        )
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(raised / raised.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
 def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
     """The temperature that makes probabilities fit known labels best.
 
@@ -420,18 +396,26 @@ def fit_temperature(probs: FloatArray, gold: IntArray) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = with_temperature(probs, float(np.exp(log_temperature)))
-        return float(log_losses(scaled, gold).sum()) + PENALTY * log_temperature**2
+        return float(log_losses(scaled, gold).sum()) + TEMPERATURE_PENALTY * log_temperature**2
 
-    fit = minimize_scalar(loss, bounds=LIMITS, method="bounded", options={"xatol": 1e-6})
+    limits, exactly = TEMPERATURE_LIMITS, {"xatol": 1e-6}
+    fit = minimize_scalar(loss, bounds=limits, method="bounded", options=exactly)
     return float(np.exp(fit.x))
 
 
 def with_temperature(probs: FloatArray, temperature: float) -> FloatArray:
     """(n, k) ``softmax(log p / temperature)``; the likeliest class stays the same."""
-    return _softmax(np.log(np.maximum(probs, TINY)) / temperature)
+    return softmax(np.log(np.maximum(probs, TINY)) / temperature)
 
 
 def log_losses(probs: FloatArray, gold: IntArray) -> FloatArray:
     """(g,) minus the logarithm of the probability of the right class."""
     own = probs[np.arange(len(gold)), gold]
     return np.asarray(-np.log(np.maximum(own, TINY)), dtype=np.float64)
+
+
+def _check_gold(probs: FloatArray, gold: IntArray) -> None:
+    if probs.ndim != 2 or gold.shape != (len(probs),):
+        raise ValueError(
+            f"probs (g, k) and gold (g,) do not fit together: {probs.shape} and {gold.shape}"
+        )

@@ -9,6 +9,8 @@ import numpy as np
 from strategies.estimate import MIN_RANDOM, Estimate, share_interval, unseen
 from strategies.pool import FloatArray, IntArray
 
+RESAMPLES = 2000
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -36,7 +38,7 @@ class Compared:
 
 
 def compare(
-    labels: IntArray, gold: IntArray, k: int, *, rng: np.random.Generator, resamples: int = 2000
+    labels: IntArray, gold: IntArray, k: int, *, rng: np.random.Generator
 ) -> list[Compared]:
     """Each labeller's quality, and its gain over the first.
 
@@ -45,7 +47,6 @@ def compare(
         gold: (g,) true classes; the items are a random sample.
         k: number of classes.
         rng: draws the resamples, the same for all labellers.
-        resamples: of the bootstrap over items.
 
     Returns:
         One entry for each labeller.
@@ -59,7 +60,7 @@ def compare(
         raise ValueError(f"labels (a, g) and gold (g,) do not fit: {labels.shape} and {gold.shape}")
     # Every item once, then the resamples: how often each item is in.
     weight = np.vstack(
-        [np.ones((1, g)), rng.multinomial(g, np.full(g, 1.0 / g), size=resamples)]
+        [np.ones((1, g)), rng.multinomial(g, np.full(g, 1.0 / g), size=RESAMPLES)]
     ).astype(np.float64)
     tables = np.stack([_confusions(row, gold, weight, k) for row in labels])
     accuracy = np.trace(tables[..., :k], axis1=2, axis2=3) / g

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from strategies.pool import FloatArray
 
-SHRINK = 1.0  # a person's few answers count beside this many of the average person
+SHRINK = 1.0  # answers of the average person that each table begins with; 0 is the plain model
 MAX_STEPS = 200
 TOLERANCE = 1e-6
 _TINY = 1e-12
@@ -42,8 +42,6 @@ def dawid_skene(
     classes: int,
     *,
     known: NDArray[Any] | None = None,
-    shrink: float = SHRINK,
-    max_steps: int = MAX_STEPS,
 ) -> CrowdEstimate:
     """Classes and each person's errors, estimated together by expectation and maximisation.
 
@@ -54,8 +52,6 @@ def dawid_skene(
         answers: (n, p) integer classes, -1 where a person did not answer.
         classes: k.
         known: (n,) classes that are known, -1 elsewhere; they teach who errs and are not estimated.
-        shrink: how many answers of the average person each table begins with; 0 is the plain model.
-        max_steps: after which it ends, converged or not.
     Raises:
         ValueError: not two-dimensional, nobody in it, a class out of range, or ``known`` of another
             length.
@@ -80,11 +76,11 @@ def dawid_skene(
     posterior = np.where(counted > 0, votes / np.maximum(counted, 1), 1.0 / classes)
     posterior = np.where(fixed, truth, posterior)
     answered = counted[:, 0] > 0
-    for _ in range(max_steps):
+    for _ in range(MAX_STEPS):
         prior = posterior[answered].mean(axis=0) if answered.any() else posterior.mean(axis=0)
         tables = np.einsum("nk,npj->pkj", posterior, chosen)
         average = _rows(tables.sum(axis=0))
-        confusion = _rows(tables + shrink * average)
+        confusion = _rows(tables + SHRINK * average)
         log_odds = np.log(prior + _TINY) + np.einsum(
             "npj,pkj->nk", chosen, np.log(confusion + _TINY)
         )

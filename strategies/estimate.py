@@ -6,7 +6,7 @@ suspects, taken for certain, carry no sampling error, and the random audit carri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -121,7 +121,7 @@ def label_quality(
     Source: Saerndal et al. 1992 (difference estimator, linearised ratios); Angelopoulos et al.
         2023, PPI++ (power tuning); Wilson 1927 (interval of a share).
     """
-    design = _design(gold, inclusion_prob, round_of, arrived, y_llm, level)
+    design = replace(_design(gold, inclusion_prob, round_of, arrived, y_llm), level=level)
     known = design.known
     truth, said = gold[known], y_llm[known]
     right = (truth == said).astype(np.float64)
@@ -204,7 +204,7 @@ def weighted_confusion(
         (k, k), true class by the LLM's label; sums to 1. A label that no gold item has is left out.
     Source: Saerndal et al. 1992 (post-stratification).
     """
-    design = _design(gold, inclusion_prob, round_of, arrived, y_llm, 0.95)
+    design = _design(gold, inclusion_prob, round_of, arrived, y_llm)
     counts = np.zeros((k, k))
     np.add.at(counts, (gold[design.known], y_llm[design.known]), design.weight)
     said = np.bincount(y_llm, minlength=k) / design.n
@@ -233,7 +233,7 @@ def over_all_rounds(
         (n,) in (0, 1], right up to a common factor; as given where nothing but suspects is known.
     """
     try:
-        design = _design(gold, inclusion_prob, round_of, arrived, gold, 0.95)
+        design = _design(gold, inclusion_prob, round_of, arrived, gold)
     except TooFewRandomError:
         return inclusion_prob
     # Suspects after the last audit speak for nothing but themselves: they weigh least.
@@ -243,15 +243,12 @@ def over_all_rounds(
     return out
 
 
-def rate_ratio(
-    hits: int, n: int, other_hits: int, other_n: int, *, level: float = 0.95
-) -> Estimate:
-    """How many times as often something happens in one group as in another.
+def rate_ratio(hits: int, n: int, other_hits: int, other_n: int) -> Estimate:
+    """How many times as often something happens in one group as in another, with its 95 % interval.
 
     Args:
         hits: of the ``n`` > 0 items of the group.
         other_hits: of the ``other_n`` > 0 items of the other one.
-        level: of the interval.
 
     Returns:
         The ratio of the two shares, half an item added to every count so that none is 0.
@@ -262,7 +259,7 @@ def rate_ratio(
     ratio = ((hits + 0.5) / (n + 0.5)) / ((other_hits + 0.5) / (other_n + 0.5))
     # A whole item here: with half of one, n of n would be certain.
     spread = 1 / (hits + 0.5) - 1 / (n + 1) + 1 / (other_hits + 0.5) - 1 / (other_n + 1)
-    factor = float(np.exp(ndtri(0.5 + level / 2.0) * np.sqrt(spread)))
+    factor = float(np.exp(ndtri(0.975) * np.sqrt(spread)))
     return Estimate(ratio, ratio / factor, ratio * factor)
 
 
@@ -284,7 +281,7 @@ class _Design:
     weight: FloatArray
     spread: FloatArray
     random: BoolArray
-    level: float
+    level: float = 0.95
 
 
 def _design(
@@ -293,7 +290,6 @@ def _design(
     round_of: IntArray | None,
     arrived: IntArray | None,
     y_llm: IntArray,
-    level: float,
 ) -> _Design:
     n = len(gold)
     if y_llm.shape != (n,) or inclusion_prob.shape != (n,):
@@ -339,7 +335,7 @@ def _design(
     pi = pi * back
     weight = strength[step] / pi + later[step]
     spread = strength[step] ** 2 * (1.0 - pi) / pi**2
-    return _Design(n, known, weight, spread, chance, level)
+    return _Design(n, known, weight, spread, chance)
 
 
 def _mean(design: _Design, z: FloatArray, f: FloatArray) -> tuple[float, FloatArray]:

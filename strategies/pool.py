@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Vectors = NDArray[np.float32] | NDArray[np.float16]
 """Embeddings or states; perhaps mapped from a file, so read them block by block."""
+Real = TypeVar("Real", np.float32, np.float64)
 
 ROWS_AT_ONCE = 4096  # of vectors; so many in float32 fit into the processor's cache
 
@@ -20,6 +22,12 @@ ROWS_AT_ONCE = 4096  # of vectors; so many in float32 fit into the processor's c
 def clip_unit(values: FloatArray) -> FloatArray:
     """The values, with those that rounding pushed out of [0, 1] put back on its edge."""
     return np.asarray(np.clip(values, 0.0, 1.0), dtype=np.float64)
+
+
+def softmax(logits: NDArray[Real]) -> NDArray[Real]:
+    """Probabilities from logits of any shape; they sum to 1 over the last axis."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=-1, keepdims=True), dtype=logits.dtype)
 
 
 def blocks(n: int) -> Iterator[slice]:

@@ -97,13 +97,14 @@ def repair(pool: Pool, mode: Mode, *, rng: np.random.Generator) -> Repaired:
 def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     """P(class | all that is known of an item), and the LLM's label while gold is scarce.
 
-    ``class_posterior`` twice. Besides the pool's own opinions it hears students of nothing but
-    gold, of the embeddings and of the LLM's states: gold itself decides by their slopes, and by
-    that of the LLM's label, how much of the LLM is kept, from all of it to nothing. Students that
-    learn from the first posterior then take the place of those that learned from the LLM's labels,
-    such students of the LLM's states are one more opinion, and the second posterior is the answer.
-    Where fine-tuned students learned mended labels (``pool.p_tuned``), they stand in for those of
-    the embeddings, and the answer is the mean of the second posterior and their own.
+    1. ``class_posterior`` weighs the pool's opinions and those of students that learned from gold
+       alone. Gold decides how much each counts, and so how much of the LLM's label is kept.
+    2. New students learn from this posterior. Those of the embeddings replace the students that
+       learned from the LLM's labels; those of the LLM's states are one more opinion.
+    3. ``class_posterior`` weighs all of these once more. This is the answer.
+
+    Fine-tuned students that learned repaired labels (``pool.p_tuned``) take the place of those of
+    the embeddings in step 3. The answer is then the mean of step 3 and their own opinion.
 
     Args:
         pool: uses everything it has.
@@ -123,7 +124,7 @@ def corrected_posterior(pool: Pool, *, rng: np.random.Generator) -> FloatArray:
     if pool.p_gold is None:
         pool = replace(pool, p_gold=gold_students(pool, rng=rng))
     evidence = blind_evidence(pool)
-    posterior = class_posterior(pool, rng=rng, evidence=evidence)
+    posterior = class_posterior(pool, evidence, rng=rng)
     if pool.p_student is not None and pool.embeddings is not None:
         y = np.where(known[:, None], np.eye(pool.k)[pool.gold], posterior)
         again, *also = (

@@ -8,10 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from strategies.calibrate import inverse_probability
 from strategies.fuse import fuse_ranks, weighted_auroc
 from strategies.logistic import fit_logistic, logistic_probs
-from strategies.pool import BoolArray, FloatArray, IntArray, Pool, Vectors, clip_unit
+from strategies.pool import BoolArray, FloatArray, IntArray, Pool, Vectors, blocks, clip_unit
 from strategies.signals.consistency import flip_rate, jensen_shannon
 from strategies.signals.learned_error import PRIOR_GOLD
 from strategies.signals.neighbours import knn_disagreement
@@ -22,8 +21,8 @@ from strategies.threads import one_blas_thread
 BASE_ERROR = 0.2  # assumed share of wrong LLM labels, as loud as PSEUDO_GOLD labels
 PSEUDO_GOLD = 2.0
 PENALTY = 4.0  # of the squared coefficients, with plenty of gold
-MAX_WEIGHT_RATIO = 10.0
 COMPONENTS = 16
+FOLDS = 5  # models that judge the gold items; fewer if there are fewer gold items
 RIDGE_GRID = tuple(10.0**e for e in range(-3, 4))
 
 
@@ -35,7 +34,7 @@ class ErrorPrediction:
         p_wrong: (n,) in [0, 1], P(the LLM's label is wrong); for a gold item from a model that
             never saw its answer.
         auroc: area under the ROC curve on the gold items, each scored by a model that did not
-            train on it, weighted by 1/pi; None while all were right or all wrong.
+            train on it; None while all were right or all wrong.
         n_gold: number of gold labels learned from.
     """
 
@@ -49,11 +48,9 @@ def error_predictor(
     features: FloatArray,
     wrong: BoolArray,
     rows_gold: IntArray,
-    inclusion_prob: FloatArray | None = None,
     *,
     rng: np.random.Generator,
     method: Literal["logistic", "ridge"] = "logistic",
-    folds: int = 5,
 ) -> ErrorPrediction:
     """Learns from the gold items where the LLM errs, and predicts it for every item.
 
@@ -65,11 +62,8 @@ def error_predictor(
         features: (n, f) on a common scale, see ``build_features``; must not contain gold labels.
         wrong: (g,) whether the LLM's label of each gold item was wrong.
         rows_gold: (g,) the gold items' rows, each once.
-        inclusion_prob: (g,) probability with which each was chosen; the weights 1/pi are clipped
-            to a ratio of 10. None weighs all alike.
         rng: deals the gold items into folds.
         method: see above.
-        folds: models that judge the gold items; fewer if there are fewer gold items.
 
     Returns:
         Probabilities for all n items, and the held-out area under the ROC curve.
@@ -81,25 +75,23 @@ def error_predictor(
     """
     _check(features, wrong, rows_gold, method)
     g = len(rows_gold)
-    weight = inverse_probability(np.ones(g, dtype=bool), inclusion_prob, clip=MAX_WEIGHT_RATIO)
-    weight = weight / weight.mean() if g else weight
     fit = _logistic if method == "logistic" else _ridge
     x, y = features[rows_gold], wrong.astype(np.float64)
-    p_wrong = fit(x, y, weight, features)
+    p_wrong = fit(x, y, features)
     if not g:
         return ErrorPrediction(p_wrong, None, 0)
     # Folds are dealt by content, not position, and never by outcome: else an item's own answer
     # would decide which model judges it.
     order = np.lexsort(np.round(x, 6).T[::-1])
     fold_of = np.empty(g, dtype=np.int64)
-    fold_of[order] = rng.permutation(np.arange(g) % min(folds, g))
+    fold_of[order] = rng.permutation(np.arange(g) % min(FOLDS, g))
     held_out = np.empty(g)
     for fold in range(int(fold_of.max()) + 1):
         out = fold_of == fold
-        held_out[out] = fit(x[~out], y[~out], weight[~out], x[out])
+        held_out[out] = fit(x[~out], y[~out], x[out])
     p_wrong[rows_gold] = held_out
     both = bool(wrong.any() and not wrong.all())
-    auroc = weighted_auroc(held_out, wrong, weight) if both else None
+    auroc = weighted_auroc(held_out, wrong, np.ones(g)) if both else None
     return ErrorPrediction(p_wrong, auroc, g)
 
 
@@ -107,9 +99,7 @@ def build_features(
     signals: Mapping[str, FloatArray],
     y_llm: IntArray,
     k: int,
-    *,
-    embeddings: Vectors | None = None,
-    components: int = COMPONENTS,
+    embeddings: Vectors,
 ) -> FloatArray:
     """Features of the error predictor: ranked signals, predicted class, what the text is about.
 
@@ -117,8 +107,7 @@ def build_features(
         signals: name -> (n,) suspicion, free of gold labels.
         y_llm: (n,) predicted classes.
         k: number of classes.
-        embeddings: (n, d), reduced to their first principal components, or None.
-        components: at most this many.
+        embeddings: (n, d), reduced to their first ``COMPONENTS`` principal components.
 
     Returns:
         (n, f): signals as ranks with variance 1; classes and components at half that scale, so
@@ -130,18 +119,17 @@ def build_features(
     ]
     parts = [np.stack(columns, axis=1)] if columns else []
     parts.append(0.5 * np.eye(k)[y_llm])
-    if embeddings is not None and n > 1:
+    if n > 1:
         mean = embeddings.mean(axis=0, dtype=np.float64)
-        chunks = [slice(start, start + 4096) for start in range(0, n, 4096)]
         gram = np.zeros((len(mean), len(mean)))
-        for chunk in chunks:  # in float64, without a second copy of all embeddings
-            centred = embeddings[chunk] - mean
+        for block in blocks(n):  # in float64, without a second copy of all embeddings
+            centred = embeddings[block] - mean
             gram += centred.T @ centred
         values, vectors = np.linalg.eigh(gram / n)
-        keep = np.argsort(-values)[: min(components, n - 1)]
+        keep = np.argsort(-values)[: min(COMPONENTS, n - 1)]
         keep = keep[values[keep] > 1e-9 * max(float(values.max()), 1e-30)]
         turn = 0.5 * vectors[:, keep] / np.sqrt(values[keep])
-        parts.append(np.vstack([(embeddings[chunk] - mean) @ turn for chunk in chunks]))
+        parts.append(np.vstack([(embeddings[block] - mean) @ turn for block in blocks(n)]))
     return np.asarray(np.hstack(parts), dtype=np.float64)
 
 
@@ -169,7 +157,7 @@ def gold_free_signals(pool: Pool) -> dict[str, FloatArray]:
     return {name: strategy(blind, unused) for name, strategy in chosen.items()}
 
 
-def _logistic(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) -> FloatArray:
+def _logistic(x: FloatArray, y: FloatArray, judge: FloatArray) -> FloatArray:
     """Probabilities of the rows of ``judge`` by a penalised logistic regression."""
     # Two made-up items at the origin hold the intercept: one wrong, one right.
     made_up = [PSEUDO_GOLD * BASE_ERROR, PSEUDO_GOLD * (1.0 - BASE_ERROR)]
@@ -177,24 +165,21 @@ def _logistic(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArra
         np.vstack([x, np.zeros((2, x.shape[1]))]),
         np.concatenate([y, [1.0, 0.0]]),
         PENALTY * (1.0 + PRIOR_GOLD / max(len(x), 1)),
-        weight=np.concatenate([weight, made_up]),
+        weight=np.concatenate([np.ones(len(x)), made_up]),
     )
     return logistic_probs(beta, judge)
 
 
-def _ridge(x: FloatArray, y: FloatArray, weight: FloatArray, judge: FloatArray) -> FloatArray:
+def _ridge(x: FloatArray, y: FloatArray, judge: FloatArray) -> FloatArray:
     """Ridge regression in its dual form (few gold items, many dimensions)."""
-    total = weight.sum() + PSEUDO_GOLD
-    mean_y = (float((weight * y).sum()) + PSEUDO_GOLD * BASE_ERROR) / total
+    mean_y = (float(y.sum()) + PSEUDO_GOLD * BASE_ERROR) / (len(y) + PSEUDO_GOLD)
     if len(y) <= 1:
         return np.full(len(judge), mean_y)
-    root = np.sqrt(weight)[:, None]
-    mean_x = (weight[:, None] * x).sum(axis=0) / weight.sum()
-    design = root * (x - mean_x)
-    outcome = root[:, 0] * (y - mean_y)
+    mean_x = x.mean(axis=0)
+    design = x - mean_x
     values, vectors = np.linalg.eigh(design @ design.T)
     values = np.clip(values, 0.0, None)
-    turned = vectors.T @ outcome
+    turned = vectors.T @ (y - mean_y)
     scale = float(values.mean()) or 1.0
     losses = []
     for penalty in RIDGE_GRID:

@@ -73,9 +73,8 @@ def predictor_ranker(method: Literal["logistic", "ridge"]) -> Ranker:
             raise ValueError("the error predictor needs embeddings, this pool has none")
         features = pool.embeddings.astype(np.float64)
         if method == "logistic":
-            features = build_features(
-                gold_free_signals(pool), pool.y_llm, pool.k, embeddings=pool.embeddings
-            )
+            signals = gold_free_signals(pool)
+            features = build_features(signals, pool.y_llm, pool.k, pool.embeddings)
         rows = np.flatnonzero(pool.gold >= 0)
         wrong = pool.gold[rows] != pool.y_llm[rows]
         predicted = error_predictor(features, wrong, rows, rng=rng, method=method)

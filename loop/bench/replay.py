@@ -261,12 +261,11 @@ def _choose(
         if first and name != "random":
             shared.signals[name] = signals[name]
     weights = None
-    if seen and policy.learn_weights:
+    if seen and policy.learn_weights and pool.inclusion_prob is not None:
         bought = np.concatenate([rows for _, rows in seen])
         past = {name: np.concatenate([held[name] for held, _ in seen]) for name in signals}
         wrong = pool.gold[bought] != pool.y_llm[bought]
-        chance = None if pool.inclusion_prob is None else pool.inclusion_prob[bought]
-        weights = learn_weights(past, wrong, chance)
+        weights = learn_weights(past, wrong, pool.inclusion_prob[bought])
     suspicion = fuse_ranks(signals, weights)
     about = leading_components(data.embeddings, SPREAD_OVER) if policy.spread_audit else None
     order = suspicion

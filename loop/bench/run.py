@@ -33,7 +33,7 @@ from loop.bench.tables import (
 )
 from loop.campaign.metrics import METRICS, WITH_SPREADS
 from loop.errors import DataError, suggestion
-from loop.measure.stability import measure, metric_replicates, paired_difference
+from loop.measure.stability import measure, metric_replicates, paired_differences
 from loop.ports import FloatArray, IntArray, Progress, Student, no_progress
 
 
@@ -262,18 +262,14 @@ def _measured(preds: IntArray, data: BenchData, seconds: float) -> dict[str, Any
 
 def _gap_noise(predictions: Mapping[str, IntArray], data: BenchData) -> dict[str, float]:
     """Half the width of the 95 % interval over test texts of the gap between the references."""
-    noise = {}
-    for metric in METRICS:
-        gap = paired_difference(
-            predictions["llm_only"],
-            predictions["all_gold"],
-            data.test_gold,
-            metric,
-            k=data.k,
-            bootstrap=200,
-            over="items",
-            rng=np.random.default_rng(1),
-        )
-        if np.isfinite(gap.value):
-            noise[metric] = (gap.high - gap.low) / 2
-    return noise
+    gaps = paired_differences(
+        predictions["llm_only"],
+        predictions["all_gold"],
+        data.test_gold,
+        list(METRICS),
+        k=data.k,
+        bootstrap=200,
+        over="items",
+        rng=np.random.default_rng(1),
+    )
+    return {key: (gap.high - gap.low) / 2 for key, gap in gaps.items() if gap.known}

@@ -16,7 +16,7 @@ EVEN_GOLD = 50.0  # effective number of gold labels at which skill and equal wei
 def learn_weights(
     signals: Mapping[str, FloatArray],
     wrong: BoolArray,
-    inclusion_prob: FloatArray | None = None,
+    inclusion_prob: FloatArray,
 ) -> dict[str, float]:
     """Weights of the signals from how well each told wrong labels from right ones so far.
 
@@ -27,7 +27,7 @@ def learn_weights(
     Args:
         signals: name -> (g,) suspicion that each bought item had when it was chosen.
         wrong: (g,) bool, whether the LLM's label turned out wrong.
-        inclusion_prob: (g,) in (0, 1], or None for equal weights.
+        inclusion_prob: (g,) in (0, 1].
 
     Returns:
         Name -> weight >= 0; the mean weight is 1.
@@ -41,7 +41,7 @@ def learn_weights(
     for name, values in signals.items():
         if values.shape != is_wrong.shape:
             raise ValueError(f"signal {name!r} must be {is_wrong.shape}, not {values.shape}")
-    pi = np.ones(len(is_wrong)) if inclusion_prob is None else inclusion_prob
+    pi = inclusion_prob
     if pi.shape != is_wrong.shape or not ((pi > 0) & (pi <= 1 + 1e-9)).all():
         raise ValueError(f"inclusion_prob must be {is_wrong.shape} and in (0, 1]")
     weight = 1.0 / pi

@@ -48,14 +48,25 @@ class Policy:
         when: the new value is used from.
         compared: whether rounds before and after it can be compared.
         why: one sentence for the reader of the table, or empty.
+        last_used: the last stage of a round that reads the key. A later edit is not the round's: it
+            counts from the next round on.
     """
 
     when: When
     compared: Compared = "yes"
     why: str = ""
+    last_used: str = "train"
+
+    @property
+    def when_used(self) -> str:
+        """From when on a new value is used, in words."""
+        after = f"; after the stage {self.last_used}, from the next round on"
+        return WHEN[self.when] + after * (self.last_used != "train")
 
 
 _AT_ONCE = Policy("at once")
+_SCORED = Policy("at once", last_used="score")
+_CHOSEN = Policy("at once", last_used="select")
 _STUDENT = Policy("at once", "no", "Other students are trained.")
 _ANNOTATOR = Policy(
     "between rounds", "no", "Every text is asked again, and paid for again, if the answers differ."
@@ -73,7 +84,12 @@ _SOURCE = Policy(
     "New texts are added, texts that are gone stay. Refused where hardly a text of the campaign is"
     " in the source.",
 )
-_REPAIR = Policy("at once", "no", "Students learn from labels that were repaired in another way.")
+_REPAIR = Policy(
+    "at once",
+    "no",
+    "Students learn from labels that were repaired in another way.",
+    last_used="repair",
+)
 
 POLICIES: dict[str, Policy] = {
     "campaign.name": Policy(
@@ -133,16 +149,16 @@ POLICIES: dict[str, Policy] = {
     ),
     "prompt.instruction": _PROMPT,
     "prompt.item": _PROMPT,
-    "strategy.signals": _AT_ONCE,
+    "strategy.signals": _SCORED,
     "strategy.repair": _REPAIR,
     "strategy.repair_students": _REPAIR,
     "budget.labels": _AT_ONCE,
     "budget.usd": _AT_ONCE,
     "budget.usd_per_label": _AT_ONCE,
     "rounds.rounds": _AT_ONCE,
-    "rounds.batch_size": _AT_ONCE,
-    "rounds.audit_frac": _AT_ONCE,
-    "rounds.audit": _AT_ONCE,
+    "rounds.batch_size": _CHOSEN,
+    "rounds.audit_frac": _CHOSEN,
+    "rounds.audit": _CHOSEN,
     "rounds.stop_below": _AT_ONCE,
     "rounds.stop": _AT_ONCE,
     "rounds.seed": Policy(
@@ -183,7 +199,7 @@ POLICIES: dict[str, Policy] = {
     "people.early_stop": _AT_ONCE,
     "people.max_overlap": _AT_ONCE,
     "people.adjudicator": _AT_ONCE,
-    "people.check_frac": _AT_ONCE,
+    "people.check_frac": _CHOSEN,
     "label_studio.url": Policy(
         "at once", why="Refused where the server does not have the campaign's project."
     ),
@@ -228,7 +244,7 @@ def policy_table() -> str:
     lines = ["| key | an edit is | rounds before and after compare | |", "|---|---|---|---|"]
     for key, policy in POLICIES.items():
         compared = "" if policy.when == "never" else COMPARED[policy.compared]
-        lines.append(f"| `{key}` | {WHEN[policy.when]} | {compared} | {policy.why} |")
+        lines.append(f"| `{key}` | {policy.when_used} | {compared} | {policy.why} |")
     return "\n".join(lines) + "\n"
 
 
@@ -317,7 +333,7 @@ def check_changes(ctx: Context) -> None:
     now = {
         key: values
         for key, values in changed.items()
-        if not _waits(ctx.config, key, asked)
+        if not _waits(ctx.config, key, asked, last.stage)
         and (POLICIES[key].when == "at once" or not asked or last.stage == "annotate")
     }
     if not now:
@@ -337,8 +353,10 @@ def check_changes(ctx: Context) -> None:
         ctx.say(line)
 
 
-def _waits(config: Config, key: str, asked: bool) -> bool:
-    """Whether a key counts from the next round on, however early in a round it changes."""
+def _waits(config: Config, key: str, asked: bool, stage: str) -> bool:
+    """Whether a new value of a key counts from the next round on; ``stage`` comes next in this."""
+    if STAGES.index(stage) > STAGES.index(POLICIES[key].last_used):
+        return True
     # A round keeps the labels that it was opened with: they tell which prompt its votes answered.
     if key == "rounds.seed" or key.startswith(("texts.", "labels.")):
         return True

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loop.addresses import without_folders
 from loop.campaign.config import Config
-from loop.campaign.metrics import Metric
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
 from loop.deliver.export import last_scored
@@ -17,6 +17,7 @@ from loop.deliver.model_card import escape, yaml_string
 from loop.errors import DataError
 from loop.llm.votes import llm_in_words
 from loop.measure.collapsed import measured_rounds
+from loop.measure.metric import times_100
 from loop.people.gold import people_alpha
 
 SOURCES = {
@@ -70,7 +71,7 @@ def data_card(config: Config, store: Store, records: Sequence[Mapping[str, Any]]
     parts = [
         _front_matter(config, len(records)),
         f"# {escape(config.campaign.name)}",
-        f"{len(records):,} texts of {escape(config.texts.source)}. The question:"
+        f"{len(records):,} texts of {escape(without_folders(config.texts.source))}. The question:"
         f" {escape(config.campaign.task)}",
         f"An LLM labelled {'the texts' if silent else 'every text'}: {escape(llm)}. In {done}"
         f" finished round{'s' * (done != 1)} goldloop asked {people} about the labels that were"
@@ -139,12 +140,12 @@ def _quality(config: Config, store: Store) -> str:
     lines = []
     if quality is not None and quality.accuracy is not None:
         lines.append(
-            f"- Of the LLM's labels {_percent(quality.accuracy)} are right, estimated from"
+            f"- Of the LLM's labels {times_100(quality.accuracy, ' %')} are right, estimated from"
             f" {quality.n_gold} gold labels, {quality.n_random} of them drawn at random."
         )
         if quality.remaining_error is not None:
             lines.append(
-                f"- After people's corrections, {_percent(quality.remaining_error)} of the"
+                f"- After people's corrections, {times_100(quality.remaining_error, ' %')} of the"
                 " labels are still wrong, without what repair corrects."
             )
     else:
@@ -155,7 +156,3 @@ def _quality(config: Config, store: Store) -> str:
     if alpha is not None:
         lines.append(f"- People agree with each other to {100 * alpha:.1f} (Krippendorff's alpha).")
     return "\n".join(lines)
-
-
-def _percent(metric: Metric) -> str:
-    return f"{100 * metric.value:.1f} % ({100 * metric.low:.1f} to {100 * metric.high:.1f})"

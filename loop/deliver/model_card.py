@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from loop.addresses import without_folders
 from loop.campaign.config import Config
 from loop.campaign.metrics import COMPARED, METRICS, Metric, RoundMetrics
 from loop.campaign.tables import Round
@@ -159,7 +160,7 @@ def _data(facts: CardFacts) -> str:
     return f"""\
 ## What it learned from
 
-{len(facts.learned)} texts of {escape(facts.config.texts.source)}; the LLM:
+{len(facts.learned)} texts of {escape(without_folders(facts.config.texts.source))}; the LLM:
 {escape(facts.llm)}. Labels by where they come from:
 
 {_table(head, [*rows, totals])}"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from loop.addresses import without_folders
 from loop.campaign.config import Config, as_run
 from loop.campaign.extensions import BUILT_IN
 from loop.campaign.store import Store
@@ -50,7 +51,7 @@ def llm_in_words(store: Store, round_: Round) -> str:
     if section.kind == "recorded":
         return "labels recorded in the columns " + ", ".join(section.columns)
     if section.kind in BUILT_IN["annotators"]:
-        return section.model
+        return without_folders(section.model)
     return store.last_annotator(round_.campaign, round_.closed_at) or section.kind
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from loop.campaign.metrics import AGREEMENT, ONE_CLASS, Arm, Metric, RoundMetrics, Stability
+from loop.campaign.metrics import AGREEMENT, ONE_CLASS, Metric, RoundMetrics, Stability
 from loop.campaign.tables import Round
 
 Kept = TypeVar("Kept")
@@ -78,14 +78,14 @@ ONE_CLASS_ALONE = (
 )
 
 
-def learned_nothing(metrics: RoundMetrics, arm: Arm = "loop") -> bool:
-    """Whether the students answer one class although there are others."""
-    return collapsed_line(metrics, arm) not in (None, ONE_CLASS_ALONE)
+def learned_nothing(metrics: RoundMetrics) -> bool:
+    """Whether the loop's students answer one class although there are others."""
+    return collapsed_line(metrics) not in (None, ONE_CLASS_ALONE)
 
 
-def collapsed_line(metrics: RoundMetrics, arm: Arm = "loop") -> str | None:
+def collapsed_line(metrics: RoundMetrics) -> str | None:
     """One sentence on a measured round whose students answer one class, or None."""
-    stability = metrics.arms.get(arm)
+    stability = metrics.arms.get("loop")
     if stability is None or not _answers_one_class(stability):
         return None
     if _one_class_alone(metrics, stability):

@@ -116,8 +116,9 @@ def _ever_evaluated(ctx: Context, rows: IntArray, drawn_in: IntArray) -> FloatAr
         drawn_in: (m,) id of the round whose audit drew each.
     Source: Horvitz and Thompson 1952, over the rounds taken together.
     """
-    never, candidate = np.ones(len(rows)), np.ones(len(rows), dtype=bool)
+    never = np.ones(len(rows))  # probability that no audit so far measured accuracy by the text
     waiting = np.ones(len(rows), dtype=bool)  # not drawn in a round before
+    candidate = np.ones(len(rows), dtype=bool)  # less suspect than the suspects of earlier rounds
     for round_ in ctx.store.rounds(ctx.name):
         if round_.id not in drawn_in:
             continue

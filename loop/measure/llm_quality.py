@@ -22,7 +22,7 @@ from loop.campaign.metrics import (
 )
 from loop.campaign.tables import Round
 from loop.measure.collapsed import measured_rounds
-from loop.measure.metric import with_width
+from loop.measure.metric import times_100, with_width
 from loop.ports import FloatArray, IntArray
 from strategies.estimate import (
     Estimate,
@@ -309,13 +309,9 @@ def quality_lines(metrics: RoundMetrics) -> list[str]:
         elif metrics.suspects is not None and metrics.suspects.next == "coverage":
             can = "Within the last batch, goldloop ranked wrong labels above right ones"
         lines.append(
-            f"{can} (AUROC {_hundred(auroc)} on the last batch, where 50 is chance; it had learned"
+            f"{can} (AUROC {times_100(auroc)} on the last batch, where 50 is chance; it had learned"
             f" from {foreseen.learned_from} earlier labels of people)"
         )
     if metrics.suspects is not None and (line := suspect_line(metrics.suspects)):
         lines.append(line)
     return lines
-
-
-def _hundred(metric: Metric) -> str:
-    return f"{100 * metric.value:.1f} ({100 * metric.low:.1f} to {100 * metric.high:.1f})"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from loop.campaign.metrics import Metric
 from loop.ports import FloatArray, IntArray
 from strategies.estimate import share_interval, unseen
 
@@ -203,3 +204,15 @@ def with_width(
         open_ = scale * unseen(n)
         return low - open_, high + open_
     return share_interval(min(max(low, 0.0), 1.0), n)
+
+
+def times_100(metric: Metric, unit: str = "") -> str:
+    """``76.6 (73.0 to 80.5)``; the unit follows the value."""
+    low, high = f"{100 * metric.low:.1f}", f"{100 * metric.high:.1f}"
+    return f"{100 * metric.value:.1f}{unit} ({low} to {high})"
+
+
+def points(difference: Metric) -> str:
+    """``+1.2 points (-0.5 to +3.0)``."""
+    low, high = f"{100 * difference.low:+.1f}", f"{100 * difference.high:+.1f}"
+    return f"{100 * difference.value:+.1f} points ({low} to {high})"

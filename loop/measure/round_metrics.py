@@ -30,7 +30,7 @@ from loop.chance import stream
 from loop.measure.frozen_agreement import agreement
 from loop.measure.held_out import Truth, truth_of
 from loop.measure.metric import one_class
-from loop.measure.stability import Difference, measure, paired_differences, recovered_share
+from loop.measure.stability import measure, paired_differences, recovered_share
 from loop.people.gold import people_alpha
 from loop.ports import IntArray
 from loop.student.kept_vectors import item_embeddings
@@ -186,7 +186,7 @@ def _differences(
     a: IntArray, b: IntArray, truth: Truth, k: int, seed: Sequence[int]
 ) -> dict[str, Metric]:
     """By metric, b minus a: paired over items, with 95 % intervals."""
-    differences: dict[str, Difference] = {}
+    differences: dict[str, Metric] = {}
     for needs_gold in (False, True):
         keys = [key for key in COMPARED if METRICS[key].needs_gold == needs_gold]
         if needs_gold and not truth.source:
@@ -201,12 +201,7 @@ def _differences(
             weight=truth.weight[rows],
             rng=stream("differences", *seed),
         )
-    shown = {}
-    for key in (key for key in COMPARED if key in differences):
-        d = differences[key]
-        value, low, high = (x if np.isfinite(x) else np.nan for x in (d.value, d.low, d.high))
-        shown[key] = Metric(value, low, high)
-    return shown
+    return {key: differences[key] for key in COMPARED if key in differences}
 
 
 def _frozen(

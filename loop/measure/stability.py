@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,26 +35,6 @@ ONE_SEED = "one seed cannot disagree with itself"
 SKEWED_FRAC = 0.95
 ONE_ITEM = "a single test text says nothing"
 FEW_ITEMS = 10  # a class on fewer items than this is told with a warning
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Metric of b minus metric of a on the same items.
-
-    Attributes:
-        low: lower end of the 95 % paired interval, over items and seeds unless told otherwise.
-        prob_above_zero: share of replicates in which b is above a.
-    """
-
-    value: float
-    low: float
-    high: float
-    prob_above_zero: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low > 0 or self.high < 0
 
 
 def churn(preds: ArrayLike) -> float:
@@ -195,27 +174,6 @@ def recovered_share(
     return (value - llm) / gap, gap
 
 
-def paired_difference(
-    preds_a: ArrayLike,
-    preds_b: ArrayLike,
-    y: ArrayLike | None,
-    metric: str,
-    *,
-    k: int,
-    weight: ArrayLike | None = None,
-    bootstrap: int = 1000,
-    over: Over = "items and seeds",
-    rng: np.random.Generator,
-) -> Difference:
-    """Whether b is more stable, or more often right, than a on the same items; for benchmarks.
-
-    Arguments, errors and source as in ``paired_differences``, of one metric.
-    """
-    return paired_differences(
-        preds_a, preds_b, y, (metric,), k=k, weight=weight, bootstrap=bootstrap, over=over, rng=rng
-    )[metric]
-
-
 def paired_differences(
     preds_a: ArrayLike,
     preds_b: ArrayLike,
@@ -227,8 +185,8 @@ def paired_differences(
     bootstrap: int = 1000,
     over: Over = "items and seeds",
     rng: np.random.Generator,
-) -> dict[str, Difference]:
-    """By metric, whether b is more stable, or more often right, than a on the same items.
+) -> dict[str, Metric]:
+    """By metric, b minus a on the same items, with 95 % intervals.
 
     With equally many seeds, the i-th of a and of b count as a pair: they share what they draw. All
     metrics share the draws of items and seeds.
@@ -242,7 +200,8 @@ def paired_differences(
         over: as in ``measure``; items alone where a side has fewer than three seeds.
 
     Returns:
-        nan throughout for a metric of ``AGREEMENT`` where a side gives every item the same class.
+        One entry for each metric: nan for one of ``AGREEMENT`` where a side gives every item the
+        same class.
     Raises:
         ValueError: unknown metric, gold missing, or shapes that do not fit.
     Source: Efron & Tibshirani 1993, the paired bootstrap: both sides share each draw of items.
@@ -275,7 +234,7 @@ def paired_differences(
     differences = {}
     for metric in metrics:
         if metric in AGREEMENT and (one_class(a) or one_class(b)):
-            differences[metric] = Difference(math.nan, math.nan, math.nan, math.nan)
+            differences[metric] = Metric(math.nan)
             continue
         spread = np.concatenate([of[metric] for of in drawn]) if drawn else np.empty(0)
         for of_seeds, draws in noise:
@@ -289,18 +248,15 @@ def paired_differences(
     return differences
 
 
-def _difference(
-    metric: str, value: float, spread: FloatArray, size: float, scale: float
-) -> Difference:
+def _difference(metric: str, value: float, spread: FloatArray, size: float, scale: float) -> Metric:
     """A difference with the interval of its replicates, which ``with_width`` widens if need be."""
     spread = spread[np.isfinite(spread)]
     if not spread.size:
-        return Difference(value, math.nan, math.nan, math.nan)
+        return Metric(value)
     low, high = map(float, np.percentile(spread, [2.5, 97.5]))
     low, high = with_width(low, high, size, difference=True, scale=scale)
     most = math.inf if metric == "alpha_k" else 1.0
-    above = float((spread > 0).mean() + 0.5 * (spread == 0).mean())
-    return Difference(value, float(max(low, -most)), float(min(high, most)), above)
+    return Metric(value, float(max(low, -most)), float(min(high, most)))
 
 
 Weighed = Callable[[FloatArray], dict[str, FloatArray]]
@@ -339,23 +295,21 @@ def _spreads_of_difference(
     return [(seed_spread(side, base, rng), len(side) - 1) for side in sides]
 
 
-def metric_replicates(
-    preds: ArrayLike, y: ArrayLike, k: int, *, bootstrap: int = 1000
-) -> dict[str, FloatArray]:
-    """Bootstrap replicates of each of ``METRICS``, over items; for ``loop.bench``.
+def metric_replicates(preds: ArrayLike, y: ArrayLike, k: int) -> dict[str, FloatArray]:
+    """1,000 bootstrap replicates of each of ``METRICS``, over items; for ``loop.bench``.
 
     Calls with the same number of items share their draws, so that replicates of several sets of
     predictions may be subtracted or divided one by one.
 
     Returns:
-        Metric -> (bootstrap,) values, nan where a replicate leaves the metric undefined.
+        Metric -> (1000,) values, nan where a replicate leaves the metric undefined.
     Source: Efron & Tibshirani 1993, the paired bootstrap.
     """
     checked = _checked(preds, k)
     sums = item_sums(checked, _checked_gold(y, checked.shape[1], k), k)
     drawn = [
         metrics_of(sums, weights, checked.shape[0])
-        for weights in replicates(np.ones(checked.shape[1]), bootstrap, np.random.default_rng(0))
+        for weights in replicates(np.ones(checked.shape[1]), 1000, np.random.default_rng(0))
     ]
     undefined = AGREEMENT if one_class(checked) else ()
     return {

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loop.campaign.config import Config, stop_rule
-from loop.campaign.metrics import METRICS, Metric, RoundMetrics
+from loop.campaign.metrics import METRICS, RoundMetrics
 from loop.campaign.tables import VALIDATION, Round
 from loop.measure.collapsed import measured_rounds
+from loop.measure.metric import points, times_100
 
 PLATEAU_ROUNDS = 2
 """Rounds in a row without a gain after which ``plateau`` holds."""
@@ -69,7 +70,7 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
         if gain is None or not gain.has_interval or gain.high >= value:
             return None
         return (
-            f"the last round changed accuracy by {_points(gain)}, less than {100 * value:.1f}"
+            f"the last round changed accuracy by {points(gain)}, less than {100 * value:.1f}"
             " points in the whole interval"
         )
     if name == "plateau":
@@ -83,8 +84,8 @@ def _holds(name: str, value: float, rounds: Sequence[RoundMetrics]) -> str | Non
     if reached is None or not reached.has_interval or reached.low < value:
         return None
     return (
-        f"{METRICS[name].title} is {100 * reached.value:.1f} ({100 * reached.low:.1f} to"
-        f" {100 * reached.high:.1f}), at least {100 * value:.1f} in the whole interval"
+        f"{METRICS[name].title} is {times_100(reached)}, at least {100 * value:.1f} in the whole"
+        " interval"
     )
 
 
@@ -93,7 +94,3 @@ def _without_gain(metrics: RoundMetrics) -> bool:
     gains = [metrics.compared.get("previous", {}).get(key) for key in GAINS]
     shown = [gain for gain in gains if gain is not None and gain.has_interval]
     return bool(shown) and all(gain.low <= 0 for gain in shown)
-
-
-def _points(gain: Metric) -> str:
-    return f"{100 * gain.value:+.1f} points ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"

@@ -90,7 +90,7 @@ def labels_to_goal(
     most = at_random(remaining.high)
     least = min(max(0.0, remaining.low * texts - allowed), most)
     value = too_many / hit_rate if hit_rate else at_random(remaining.value)
-    value = min(max(value, least, too_many), most)
+    value = min(max(value, too_many), most)
     return Metric(value, least, most)
 
 

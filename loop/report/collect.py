@@ -47,6 +47,7 @@ from loop.report.notes import campaign_notes, comparisons
 from loop.report.paper import methods
 from loop.report.rounds_json import write_rounds
 from loop.report.verdict import campaign_verdict
+from loop.report.wording import CURVE_NAMES, PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
 
 ARM_OF: dict[str, Arm] = {"llm": "llm_only", "merged": "loop", "gold": "all_gold"}
 
@@ -226,8 +227,6 @@ def instability(folder: Path) -> Instability | None:
     Raises:
         LoopError: the file is broken.
     """
-    from loop.report.wording import PARTS_TOGETHER, RANDOM_PARTS, SAME_EVERYWHERE
-
     names = RANDOM_PARTS | PARTS_TOGETHER
 
     def drawn(result: Json) -> Instability:
@@ -258,7 +257,6 @@ def plateau(folder: Path) -> LearningCurves | None:
     Raises:
         LoopError: the file is broken.
     """
-    from loop.report.wording import CURVE_NAMES
 
     def drawn(result: Json) -> LearningCurves:
         return LearningCurves(

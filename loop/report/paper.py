@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from loop.addresses import without_folders
 from loop.campaign.config import Config
 from loop.campaign.metrics import METRICS, Metric, RoundMetrics
 from loop.report.contents import NOT_COMPARABLE, Methods, ReportRow, ReportView
@@ -253,8 +254,9 @@ def _learned(config: Config, newest: RoundMetrics) -> str:
     rate = "" if student.lr is None else f", learning rate {student.lr:g}"
     return (
         f"Gold labels replaced the LLM's; {repaired}. As in [[paper]], a classifier"
-        f" ({student.encoder}, {student.epochs} epochs, batch size {student.batch_size}{rate}) was"
-        f" trained with {seeds} random seed{'s' * (seeds != 1)} on each set of labels."
+        f" ({without_folders(student.encoder)}, {student.epochs} epochs, batch size"
+        f" {student.batch_size}{rate}) was trained with {seeds} random"
+        f" seed{'s' * (seeds != 1)} on each set of labels."
     )
 
 

@@ -22,7 +22,9 @@ from loop.measure.metric import (
     item_sums,
     metrics_of,
     one_class,
+    points,
     replicates,
+    times_100,
     with_width,
 )
 from loop.ports import Draws, FloatArray, IntArray
@@ -296,13 +298,13 @@ def judged(
     llm, name = curves["llm"], CURVE_NAMES[reference]
     of = METRICS[metric].title
     gains = (
-        f"twice as many would add {_points(llm.doubling)} to {of}, {name} for the same texts"
-        f" {_points(instead)}"
+        f"twice as many would add {points(llm.doubling)} to {of}, {name} for the same texts"
+        f" {points(instead)}"
     )
     known = llm.told and curves[reference].told
     ends = (
-        f"they level off at {_times_100(llm.asymptote)}, {name} at"
-        f" {_times_100(curves[reference].asymptote)}"
+        f"they level off at {times_100(llm.asymptote)}, {name} at"
+        f" {times_100(curves[reference].asymptote)}"
         if known
         else f"where they level off is uncertain by more than {100 * WIDE:.0f} points"
     )
@@ -327,14 +329,6 @@ def _metric(value: float, drawn: FloatArray, n: int, *, difference: bool = False
     """A value with the interval of its replicates, over n test texts."""
     low, high = map(float, np.percentile(drawn[np.isfinite(drawn)], [2.5, 97.5]))
     return Metric(value, *with_width(low, high, n, difference=difference))
-
-
-def _times_100(metric: Metric) -> str:
-    return f"{100 * metric.value:.1f} ({100 * metric.low:.1f} to {100 * metric.high:.1f})"
-
-
-def _points(metric: Metric) -> str:
-    return f"{100 * metric.value:+.1f} points ({100 * metric.low:+.1f} to {100 * metric.high:+.1f})"
 
 
 @dataclass(frozen=True)

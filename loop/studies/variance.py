@@ -18,6 +18,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
+from loop.campaign.config import as_run
 from loop.campaign.context import Context
 from loop.campaign.metrics import ONE_CLASS, Json, Metric, as_json
 from loop.campaign.tables import Round, TrainingLabels
@@ -29,6 +30,7 @@ from loop.measure.metric import (
     one_class,
     replicates,
     seed_spread,
+    times_100,
     with_width,
 )
 from loop.ports import Draws, FloatArray, IntArray
@@ -101,7 +103,7 @@ def measure_variance(runs: SideRuns, bases: int, mend: Mend) -> Variance:
     if bases < MIN_BASES:
         raise ValueError(f"intervals need {MIN_BASES} bases or more, not {bases}")
     y, weight = merged_labels(runs)
-    mends = runs.ctx.config.strategy.repair != "keep"
+    mends = as_run(runs.round_.config).strategy.repair != "keep"
     parts = [
         name
         for name in RANDOM_PARTS
@@ -312,10 +314,7 @@ def _told(
     changed: Mapping[str, Part], ordered: Sequence[str], clear: Sequence[bool], bases: int
 ) -> str:
     def part(name: str) -> str:
-        c = changed[name].churn
-        return (
-            f"{RANDOM_PARTS[name]}: {100 * c.value:.1f} % ({100 * c.low:.1f} to {100 * c.high:.1f})"
-        )
+        return f"{RANDOM_PARTS[name]}: {times_100(changed[name].churn, ' %')}"
 
     shown = "; ".join(part(name) for name in ordered)
     everything = f"{100 * changed['all'].churn.value:.1f} % where everything is drawn again"

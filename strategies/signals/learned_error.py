@@ -9,14 +9,12 @@ import numpy as np
 
 from strategies.calibrate import calibrated_votes
 from strategies.fuse import fuse_ranks
-from strategies.pool import FloatArray, IntArray, Pool, Vectors, blocks, clip_unit
+from strategies.pool import FloatArray, IntArray, Pool, Vectors, blocks, clip_unit, softmax
 from strategies.signals.components import Directions, leading_directions
 from strategies.signals.consistency import votes_against
 from strategies.signals.neighbours import disagreement, neighbour_evidence
 from strategies.signals.students import student_disagreement
-from strategies.signals.uncertainty import (
-    label_doubt,
-)
+from strategies.signals.uncertainty import label_doubt
 from strategies.threads import one_blas_thread
 
 PRIOR_GOLD = 50.0  # gold labels at which what they say and what was assumed count the same
@@ -75,7 +73,9 @@ def probability_wrong(
     Returns:
         (n,) in [0, 1].
     """
-    posterior = class_posterior(_as_judged(pool), rng=rng, evidence=evidence)
+    if evidence is None:
+        evidence = blind_evidence(pool)
+    posterior = class_posterior(_as_judged(pool), evidence, rng=rng)
     if pool.p_tuned is not None:
         posterior = (posterior + pool.p_tuned) / 2
     return np.asarray(1.0 - posterior[np.arange(pool.n), pool.y_llm])
@@ -86,58 +86,35 @@ def _as_judged(pool: Pool) -> Pool:
     return pool if pool.p_tuned is None else replace(pool, p_student=pool.p_tuned[None])
 
 
-def class_posterior(
-    pool: Pool,
-    *,
-    rng: np.random.Generator,
-    evidence: FloatArray | None = None,
-    also: FloatArray | None = None,
-) -> FloatArray:
-    """P(true class | all that is known of an item), learned from the gold labels so far.
-
-    A logarithmic opinion pool: the LLM's calibrated probabilities, the students' out-of-fold
-    probabilities, the labels of the neighbours and the LLM's label itself each get one slope; every
-    class gets a bias, and every pair of the LLM's label and a true class one of its own. A small
-    head on the text's embedding adds what no opinion says. Students of nothing but gold, one of
-    the embeddings and one of the LLM's states, are two opinions more. The few slopes are held at
-    values that suit most LLMs, and all else at 0, while gold is scarce. Which items were bought
-    depends on the same evidence, so that no weights 1/pi are needed.
-
-    Args:
-        pool: uses everything it has; without gold it says what the assumed slopes say.
-        rng: deals the gold items into folds.
-        evidence: of ``blind_evidence``, where it is at hand: finding it is costly.
-        also: (v, n, k) further opinions, **out-of-fold**.
-
-    Returns:
-        (n, k) rows sum to 1.
-    Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
-    """
-    if evidence is None:
-        evidence = blind_evidence(pool)
-    return _posterior(pool, evidence, rng=rng, also=also)
-
-
-def blind_evidence(pool: Pool) -> FloatArray | None:
-    """What the neighbours' LLM labels say, or None without embeddings.
-
-    Without gold: else an item's gold would reach its own posterior through its neighbours.
-    """
-    if pool.embeddings is None:
-        return None
-    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
-    return neighbour_evidence(blind, "class_posterior")
-
-
 @one_blas_thread
-def _posterior(
+def class_posterior(
     pool: Pool,
     evidence: FloatArray | None,
     *,
     rng: np.random.Generator,
     also: FloatArray | None = None,
 ) -> FloatArray:
-    """``class_posterior`` with the neighbours' evidence, which a pool without embeddings lacks."""
+    """P(true class | all that is known of an item), learned from the gold labels so far.
+
+    It is a logarithmic opinion pool, a sum of log probabilities. The opinions are the LLM's
+    calibrated probabilities, the LLM's label itself, the students' out-of-fold probabilities, the
+    labels of the neighbours, and students that learned from gold alone (``pool.p_gold``). Each has
+    one slope. Every class has a bias, and so has every pair of LLM label and true class. A small
+    head on the text's embedding adds what no opinion says.
+
+    While gold is scarce, the slopes stay near values that suit most LLMs, and all else near 0.
+    Which items people labelled depends on the same evidence, so no weights 1/pi are needed.
+
+    Args:
+        pool: uses everything it has; without gold it says what the assumed slopes say.
+        evidence: of ``blind_evidence``; None for a pool without embeddings.
+        rng: deals the gold items into folds.
+        also: (v, n, k) further opinions, **out-of-fold**.
+
+    Returns:
+        (n, k) rows sum to 1.
+    Source: Genest and Zidek 1986, logarithmic opinion pools; McFadden 1974, conditional logit.
+    """
     experts, assumed = _experts(pool, evidence, also)
     seen = _Seen(experts, pool.y_llm)
     if pool.embeddings is not None and (pool.gold >= 0).any():
@@ -158,6 +135,17 @@ def _posterior(
         theta = _fit_opinions(seen.rows(rest), pool.gold[rest], assumed)
         posterior[own] = _opinions(theta, seen.rows(own))
     return posterior
+
+
+def blind_evidence(pool: Pool) -> FloatArray | None:
+    """(n, k) what the LLM labels of each text's neighbours say; None without embeddings.
+
+    Gold is left out: an item's gold would reach its own posterior through its neighbours.
+    """
+    if pool.embeddings is None:
+        return None
+    blind = replace(pool, gold=np.full(pool.n, -1, dtype=np.int64))
+    return neighbour_evidence(blind, "class_posterior")
 
 
 @dataclass(frozen=True)
@@ -252,5 +240,4 @@ def _opinions(theta: FloatArray, seen: _Read) -> FloatArray:
     slopes, bias, confusion, head = np.split(theta, np.cumsum([e, k, k * k]))
     logits = seen.experts @ slopes + bias + confusion.reshape(k, k)[seen.y_llm]
     logits += seen.about @ head.reshape(-1, k)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)
+    return softmax(logits)

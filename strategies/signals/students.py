@@ -22,13 +22,14 @@ from strategies.pool import (
     all_finite,
     blocks,
     clip_unit,
+    softmax,
 )
 from strategies.signals.consistency import class_counts, count_entropy
 from strategies.signals.neighbours import same_embedding
 from strategies.threads import one_blas_thread
 
-SEED_ROWS = 25_000  # rows that a seed draws of more: a linear head on a few hundred dimensions
-# gains nothing from further ones
+SEED_ROWS = 25_000  # a seed draws so many of more rows: further ones bring a linear head nothing
+FOLDS = 5
 PENALTIES = (0.01, 0.1, 0.3, 1.0, 3.0)
 PENALTY_FOLDS = 3
 BOOTSTRAP_SHAPE = 4.0  # gamma weights: seeds differ, yet keep 80 % of the sample's strength
@@ -183,14 +184,14 @@ def out_of_fold_probs(
     k: int,
     *,
     seeds: int,
-    folds: int = 5,
     rng: np.random.Generator,
 ) -> FloatArray:
     """Class probabilities of s students, each item judged by heads that did not train on it.
 
-    Every seed has its own stratified folds and its own smooth bootstrap of the training rows.
-    Texts with the same embedding stay in one fold, else a label would vouch for its own copy. The
-    penalty is chosen once, by the loss on held-out labels.
+    Every seed has its own stratified folds, ``FOLDS`` or as many as there are distinct texts, and
+    its own smooth bootstrap of the training rows. Texts with the same embedding stay in one fold,
+    else a label would vouch for its own copy. The penalty is chosen once, by the loss on held-out
+    labels.
 
     Args:
         embeddings: (n, d) finite.
@@ -198,7 +199,6 @@ def out_of_fold_probs(
         weight: (n,) >= 0; 0 keeps an item out of all training, it is still judged.
         k: number of classes; classes without members get a trace of probability.
         seeds: number of students, s.
-        folds: at most this many; fewer if there are fewer distinct texts.
         rng: source of folds and bootstraps.
 
     Returns:
@@ -212,17 +212,17 @@ def out_of_fold_probs(
     """
     n = len(embeddings)
     target = _one_hot(y, n, k)
-    _check(embeddings, weight, seeds=seeds, folds=folds)
+    _check(embeddings, weight, seeds)
     group = same_embedding(embeddings)
-    n_folds = min(folds, int(group.max()) + 1)
+    n_folds = min(FOLDS, int(group.max()) + 1)
     if n_folds < 2:
         raise ValueError("out_of_fold_probs needs at least two distinct texts")
     features = _in_span(_standardised(embeddings), np.flatnonzero(weight > 0))
     label, data = target.argmax(axis=1), _Training(features, target, weight)
-    penalty = _choose_penalty(data, _dealt(label, group, weight > 0, n_folds, rng), rng)
+    penalty = _choose_penalty(data, _deal_folds(label, group, weight > 0, n_folds, rng), rng)
     samples, fold_of = [], []
     for s in range(seeds):
-        fold_of.append(_dealt(label, group, weight > 0, n_folds, rng))
+        fold_of.append(_deal_folds(label, group, weight > 0, n_folds, rng))
         drawn = _drawn(data, rng)
         for fold in range(n_folds):
             rows = _training_rows(drawn, fold_of[s] != fold)
@@ -236,16 +236,23 @@ def out_of_fold_probs(
         for s in range(seeds):
             for fold in range(n_folds):
                 held_out = np.flatnonzero(fold_of[s][block] == fold)
-                probs = np.maximum(_softmax(seen[held_out] @ heads[s, fold]), TRACE)
+                probs = np.maximum(softmax(seen[held_out] @ heads[s, fold]), TRACE)
                 out[s, block.start + held_out] = probs
     out /= out.sum(axis=2, keepdims=True)
     return out
 
 
-def _dealt(
+def _deal_folds(
     label: IntArray, group: IntArray, used: BoolArray, folds: int, rng: np.random.Generator
 ) -> IntArray:
-    """(n,) fold of each item; no fold has all that are learned from, where these are not alike."""
+    """(n,) fold of each item.
+
+    Args:
+        label: (n,) classes, spread evenly over the folds.
+        group: (n,) items of one group stay in one fold.
+        used: (n,) items that are learned from. Where they are of two groups or more, no fold holds
+            them all, so that every fold leaves something to learn from.
+    """
     fold_of = stratified_folds(label, group, folds, rng)
     if len(np.unique(fold_of[used])) > 1:
         return fold_of
@@ -354,7 +361,7 @@ def _choose_penalty(data: _Training, fold_of: IntArray, rng: np.random.Generator
     for rows, heads in zip(judged, fitted, strict=True):
         seen = data.features.of(rows)
         for i, head in enumerate(heads):
-            probs = np.maximum(_softmax(seen @ head), TRACE)
+            probs = np.maximum(softmax(seen @ head), TRACE)
             loss = (data.target[rows] * -np.log(probs)).sum(axis=1)
             losses[i] += float((data.weight[rows] * loss).sum())
     return PENALTIES[int(np.argmin(losses))]
@@ -416,11 +423,6 @@ def stratified_folds(
     return fold_of_group[group]
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
 def _one_hot(y: IntArray | FloatArray, n: int, k: int) -> FloatArray:
     if y.ndim == 2:
         if y.shape != (n, k):
@@ -433,13 +435,7 @@ def _one_hot(y: IntArray | FloatArray, n: int, k: int) -> FloatArray:
     return np.eye(k)[y.astype(np.int64)]
 
 
-def _check(
-    embeddings: Vectors,
-    weight: FloatArray,
-    *,
-    seeds: int,
-    folds: int,
-) -> None:
+def _check(embeddings: Vectors, weight: FloatArray, seeds: int) -> None:
     n = len(embeddings)
     if embeddings.ndim != 2 or not n:
         raise ValueError(f"embeddings must be (n, d) with n > 0, not {embeddings.shape}")
@@ -447,8 +443,8 @@ def _check(
         raise ValueError("embeddings must be finite")
     if weight.shape != (n,) or not (weight >= 0).all():
         raise ValueError(f"weight must be ({n},) and >= 0, not {weight.shape}")
-    if seeds < 1 or folds < 2:
-        raise ValueError(f"seeds must be >= 1 and folds >= 2, not {seeds} and {folds}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be >= 1, not {seeds}")
 
 
 def _p_student(pool: Pool, name: str) -> FloatArray:

@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from connectors.downloads.models import minilm_dir
-from loop.measure.stability import measure, paired_difference
+from loop.measure.stability import measure, paired_differences
 from loop.ports import KnownTexts, TrainingSet
 from loop.student.encoder_student import EncoderStudent
 from loop.student.nothing_learned import has_learned
@@ -166,10 +166,9 @@ def trained(
 
 def tell(data: Data, what: str, a: np.ndarray, b: np.ndarray) -> None:
     """Prints b minus a, paired."""
-    told = []
-    for metric in METRICS:
-        rng = np.random.default_rng(0)
-        d = paired_difference(a, b, data.y_test, metric, k=len(data.names), rng=rng)
+    told, rng = [], np.random.default_rng(0)
+    found = paired_differences(a, b, data.y_test, list(METRICS), k=len(data.names), rng=rng)
+    for metric, d in found.items():
         told.append(f"{metric} {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
     print(f"  {what}: {', '.join(told)}", flush=True)
 

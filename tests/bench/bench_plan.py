@@ -31,7 +31,7 @@ from loop.bench.learners import FrozenLearner
 from loop.bench.policies import POLICIES
 from loop.bench.replay import Shared, replay
 from loop.campaign.metrics import Metric, RoundMetrics, of_json
-from loop.measure.stability import measure, paired_difference
+from loop.measure.stability import measure, paired_differences
 from loop.measure.stopping import why_stop
 from loop.studies.plan import curve_of, points_of
 
@@ -62,12 +62,10 @@ def campaign(data: BenchData, rounds: int, batch: int, seeds: int, repetition: i
             shared=shared,
         )
         classes = learner.predict(sample, bought.y, bought.weight, numbers)
-        differences = {}
-        for metric in METRICS:
-            d = paired_difference(
-                before, classes, y, metric, k=k, bootstrap=300, rng=np.random.default_rng(1)
-            )
-            differences[metric] = Metric(d.value, d.low, d.high)
+        rng = np.random.default_rng(1)
+        differences = paired_differences(
+            before, classes, y, list(METRICS), k=k, bootstrap=300, rng=rng
+        )
         arm = measure(classes, y, k, bootstrap=300, rng=np.random.default_rng(0))
         metrics = RoundMetrics(
             arms={"llm_only": first, "loop": arm},

@@ -120,7 +120,7 @@ def steps() -> dict[str, Callable[[Pool], Any]]:
 
     def predictor(pool: Pool) -> Any:
         signals = gold_free_signals(replace(pool, embeddings=None))
-        features = build_features(signals, pool.y_llm, pool.k, embeddings=pool.embeddings)
+        features = build_features(signals, pool.y_llm, pool.k, pool.embeddings)
         rows = np.flatnonzero(pool.gold >= 0)
         wrong = pool.gold[rows] != pool.y_llm[rows]
         return error_predictor(features, wrong, rows, rng=np.random.default_rng(0))

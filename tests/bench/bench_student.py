@@ -39,7 +39,7 @@ from machine import matrix_rate, peak_memory
 
 from connectors.downloads.models import minilm_dir, mpnet_dir
 from loop.hardware import cores
-from loop.measure.stability import measure, paired_difference
+from loop.measure.stability import measure, paired_differences
 
 SIDES = ("ours", "trainer", "plain")
 METRICS = ("accuracy", "macro_f1", "alpha_k")
@@ -331,15 +331,15 @@ def print_floor(args: argparse.Namespace, data: Any) -> float:
 def print_differences(sides: list[str], runs: list[dict[str, Any]], data: Any) -> None:
     """Prints the first side minus the second one, paired."""
     print(f"\n{sides[0]} minus {sides[1]}, paired:")
-    for metric in METRICS:
-        d = paired_difference(
-            runs[1]["predictions"],
-            runs[0]["predictions"],
-            data[3],
-            metric,
-            k=len(data[4]),
-            rng=np.random.default_rng(0),
-        )
+    found = paired_differences(
+        runs[1]["predictions"],
+        runs[0]["predictions"],
+        data[3],
+        list(METRICS),
+        k=len(data[4]),
+        rng=np.random.default_rng(0),
+    )
+    for metric, d in found.items():
         print(f"  {metric}: {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
 
 

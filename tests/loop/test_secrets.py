@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.addresses import hidden, secret_in
+from loop.addresses import hidden, secret_in, without_folders
 from loop.campaign.config import Config, NoSecret, Section, _names_a_variable, read
 from loop.cli import __main__ as cli
 from loop.errors import ConfigError
@@ -235,3 +235,19 @@ def test_a_public_address_with_a_password_is_refused(run, tmp_path, option):
     assert code == 1
     assert f"{option} holds a password" in err
     assert SECRET not in out + err
+
+
+@pytest.mark.parametrize(
+    ("named", "shared"),
+    [
+        ("/home/me/models/little", "little"),
+        ("~/models/little/", "little"),
+        ("../little", "little"),
+        ("./reviews.csv", "reviews.csv"),
+        ("org/model", "org/model"),
+        ("roberta-base", "roberta-base"),
+        ("hf://org/texts", "hf://org/texts"),
+    ],
+)
+def test_names_for_others_are_without_the_folders_of_this_machine(named, shared):
+    assert without_folders(named) == shared

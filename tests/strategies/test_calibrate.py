@@ -27,12 +27,13 @@ def biased(n, k, seed=0):
     return probs / probs.sum(axis=1, keepdims=True), truth
 
 
-def test_the_plain_formula():
+def test_the_plain_formula(monkeypatch):
+    monkeypatch.setattr("strategies.calibrate.PSEUDO_ROWS", 0.0)
     probs, _ = biased(50, 3)
     prior = np.array([0.5, 0.3, 0.2])
     expected = probs / probs.mean(axis=0) * prior
     expected /= expected.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(batch_calibrate(probs, prior, pseudo_rows=0), expected)
+    np.testing.assert_allclose(batch_calibrate(probs, prior), expected)
 
 
 def test_a_biased_prompt_answers_better_once_calibrated():
@@ -57,11 +58,12 @@ def test_rows_sum_to_one_and_nan_rows_stay(n, m, k, seed):
     assert (out[~missing][:, -1] == 0).all()
 
 
-def test_one_item_keeps_what_it_says():
+def test_one_item_keeps_what_it_says(monkeypatch):
     probs = np.array([[0.9, 0.1]])
     out = batch_calibrate(probs)
     assert out[0, 0] > 0.8
-    np.testing.assert_allclose(batch_calibrate(probs, pseudo_rows=0), [[0.5, 0.5]])
+    monkeypatch.setattr("strategies.calibrate.PSEUDO_ROWS", 0.0)
+    np.testing.assert_allclose(batch_calibrate(probs), [[0.5, 0.5]])
 
 
 def test_variants_are_calibrated_one_by_one():
@@ -140,10 +142,10 @@ def test_little_gold_stays_near_the_assumed_shares():
     assert one.sum() == pytest.approx(1)
 
 
-def test_weights_are_clipped_and_bad_probabilities_refused():
+def test_weights_are_inverse_and_bad_probabilities_refused():
     known = np.array([True, True, False])
-    weight = inverse_probability(known, np.array([1.0, 0.001, np.nan]), clip=10)
-    assert weight.tolist() == [1.0, 10.0]
+    weight = inverse_probability(known, np.array([1.0, 0.25, np.nan]))
+    assert weight.tolist() == [1.0, 4.0]
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
         inverse_probability(known, np.array([1.0, 0.0, 1.0]))
     with pytest.raises(ValueError, match="must be"):

@@ -52,7 +52,8 @@ def test_wrong_shapes():
         compare(np.zeros((2, 0), dtype=np.int64), np.zeros(0, dtype=np.int64), 2, rng=None)
 
 
-def test_the_paired_interval_holds_the_true_gain_and_is_narrower_than_an_unpaired_one():
+def test_the_paired_interval_holds_the_true_gain_and_is_narrower_than_an_unpaired_one(monkeypatch):
+    monkeypatch.setattr("strategies.compare.RESAMPLES", 400)
     rng = np.random.default_rng(1)
     n, held, widths = 40_000, 0, []
     gold = rng.integers(3, size=n)
@@ -62,7 +63,7 @@ def test_the_paired_interval_holds_the_true_gain_and_is_narrower_than_an_unpaire
     kl = 0.0
     for _ in range(100):
         rows = rng.choice(n, 250, replace=False)
-        a, b = compare(np.stack([first, second])[:, rows], gold[rows], 3, rng=rng, resamples=400)
+        a, b = compare(np.stack([first, second])[:, rows], gold[rows], 3, rng=rng)
         held += b.accuracy_gain.low <= gain <= b.accuracy_gain.high
         widths.append(
             (b.accuracy_gain.high - b.accuracy_gain.low, a.accuracy.high - a.accuracy.low)

@@ -32,7 +32,7 @@ def test_it_beats_the_majority_where_people_differ():
 
 
 @pytest.mark.filterwarnings("ignore:The (inplace|copy) keyword")  # crowd-kit's own
-def test_it_equals_the_reference_implementation():
+def test_it_equals_the_reference_implementation(monkeypatch):
     crowdkit = pytest.importorskip("crowdkit.aggregation")
     import pandas as pd
 
@@ -41,7 +41,9 @@ def test_it_equals_the_reference_implementation():
     rows, people = np.nonzero(answers >= 0)
     table = pd.DataFrame({"task": rows, "worker": people, "label": answers[rows, people]})
     theirs = crowdkit.DawidSkene(n_iter=10, tol=1e-12).fit_predict_proba(table)[[0, 1, 2]]
-    ours = dawid_skene(answers, 3, shrink=0.0, max_steps=10).posterior
+    monkeypatch.setattr("strategies.crowd.SHRINK", 0.0)
+    monkeypatch.setattr("strategies.crowd.MAX_STEPS", 10)
+    ours = dawid_skene(answers, 3).posterior
     assert np.abs(ours - theirs.to_numpy()).max() < 1e-6
 
 
@@ -99,7 +101,8 @@ def test_somebody_without_an_answer_errs_like_the_average_person():
     np.testing.assert_allclose(found.confusion[3], found.confusion[:3].mean(axis=0), atol=0.01)
 
 
-def test_items_that_nobody_answered_say_nothing_of_the_class_shares():
+def test_items_that_nobody_answered_say_nothing_of_the_class_shares(monkeypatch):
     answers = np.full((100, 2), -1)
     answers[:3] = [[0, 0], [0, 0], [1, 1]]
-    assert dawid_skene(answers, 2, max_steps=1).prior == pytest.approx([2 / 3, 1 / 3])
+    monkeypatch.setattr("strategies.crowd.MAX_STEPS", 1)
+    assert dawid_skene(answers, 2).prior == pytest.approx([2 / 3, 1 / 3])

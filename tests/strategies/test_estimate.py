@@ -402,3 +402,19 @@ def test_where_all_foreseen_errors_are_found_texts_not_seen_may_hold_more():
     left = label_quality(y, gold, pi, 2, round_of=round_of).remaining_error
     assert (left.value, left.low) == pytest.approx((0, 0))
     assert left.high == pytest.approx(0.5 * unseen(20))  # half of the texts are not seen
+
+
+def test_those_that_came_back_stand_for_those_that_did_not():
+    # 40 suspects, all wrong, of which 20 came back; 30 of the other 60, all right, drawn at random.
+    truth = np.zeros(100, dtype=np.int64)
+    y_llm = np.where(np.arange(100) < 40, 1, 0)
+    chosen = np.arange(100) < 70
+    back = chosen & ~((np.arange(100) >= 20) & (np.arange(100) < 40))
+    found = label_quality(
+        y_llm,
+        np.where(back, truth, -1),
+        np.where(np.arange(100) < 40, 1.0, 0.5),
+        2,
+        round_of=np.where(chosen, 0, -1),
+    )
+    assert found.accuracy.value == pytest.approx(0.6)

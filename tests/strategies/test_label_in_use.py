@@ -11,7 +11,7 @@ from strategies import STRATEGIES
 from strategies.calibrate import batch_calibrate
 from strategies.fuse import weighted_auroc
 from strategies.pool import Pool
-from strategies.signals.learned_error import class_posterior
+from strategies.signals.learned_error import blind_evidence, class_posterior
 from strategies.signals.students import out_of_fold_probs
 
 
@@ -97,7 +97,7 @@ def test_the_residual_head_learns_what_no_opinion_says():
     probs[np.arange(n), 0, y] = 0.98
     gold = np.where(np.arange(n) < 200, truth, -1)
     pool = Pool(probs=probs, y_llm=y, gold=gold, embeddings=about)
-    posterior = class_posterior(pool, rng=np.random.default_rng(0))
+    posterior = class_posterior(pool, blind_evidence(pool), rng=np.random.default_rng(0))
     kind = (gold < 0) & (truth == 2)
     assert (posterior[kind].argmax(axis=1) == 2).mean() > 0.6
     assert (posterior[(gold < 0) & ~kind].argmax(axis=1) == truth[(gold < 0) & ~kind]).mean() > 0.9

@@ -11,11 +11,12 @@ from strategies.repair import (
     MODES,
     _likeliest,
     _restore_buried,
+    balanced,
     class_floor,
     corrected_posterior,
     repair,
 )
-from strategies.signals.learned_error import class_posterior
+from strategies.signals.learned_error import blind_evidence, class_posterior
 from strategies.signals.students import gold_students, out_of_fold_probs
 
 
@@ -161,6 +162,22 @@ def test_the_floor_follows_weighted_gold():
     assert class_floor(replace(pool, inclusion_prob=chance))[0] < 0.9 * floor[0]
 
 
+def test_no_floor_lies_above_the_share_that_a_class_has_without_repair():
+    # The LLM never says class 1, which half of the texts are: no repair can be asked for more of it
+    # than gold alone gives.
+    gold = np.full(400, -1)
+    gold[:100] = np.arange(100) % 2
+    pool = Pool(probs=np.full((400, 1, 2), 0.5), y_llm=np.zeros(400, dtype=np.int64), gold=gold)
+    assert class_floor(pool)[1] == 50 / 400
+
+
+def test_a_class_that_nothing_has_counts_like_a_single_label():
+    y = np.eye(2)[np.zeros(99, dtype=np.int64)]
+    labels, weight = balanced(np.array([[0.9, 0.1]]), y, 1.0)
+    np.testing.assert_allclose(labels, [[0.9 / 1.9, 1.0 / 1.9]])  # by (1 / 100) ** -1/2 = 10
+    np.testing.assert_allclose(weight, [0.19])
+
+
 def test_the_posterior_learns_from_gold_which_class_is_meant():
     # The LLM says 0 for class 2, never for class 1; students know nothing.
     n = 300
@@ -201,7 +218,7 @@ def test_an_llm_that_knows_nothing_is_dropped_for_students_of_gold():
         return (posterior[rows].argmax(axis=1) == truth[rows]).mean()
 
     opinions = replace(llm, embeddings=None)  # and no head on what the texts are about
-    without = right(class_posterior(opinions, rng=np.random.default_rng(0)))
+    without = right(class_posterior(opinions, None, rng=np.random.default_rng(0)))
     found = right(corrected_posterior(llm, rng=np.random.default_rng(0)))
     assert without < 0.6
     assert found > 0.8
@@ -251,8 +268,9 @@ def test_an_items_own_gold_never_enters_its_posterior():
     lied = pool.gold.copy()
     lied[row] = (truth[row] + 1) % 3
     pool = replace(pool, p_gold=np.full((2, 300, 3), 1 / 3))
+    evidence = blind_evidence(pool)
     one, two = (
-        class_posterior(replace(pool, gold=gold), rng=np.random.default_rng(0))[row]
+        class_posterior(replace(pool, gold=gold), evidence, rng=np.random.default_rng(0))[row]
         for gold in (pool.gold, lied)
     )
     np.testing.assert_allclose(one, two)

@@ -224,3 +224,11 @@ def test_components_of_very_many_texts_are_those_of_a_sample(monkeypatch):
     assert not np.array_equal(sampled, whole)
     along = np.abs(np.corrcoef(sampled.T, whole.T)[:4, 4:].diagonal())
     assert along.min() > 0.99
+
+
+def test_tied_items_have_one_audit_probability():
+    rng = np.random.default_rng(0)
+    for total, n in ((20, 10), (37, 11)):
+        batch = select_batch(np.zeros(total), np.arange(total), n, audit_frac=0.3, rng=rng)
+        np.testing.assert_allclose(batch.audit_prob, round(0.3 * n) / total)
+        np.testing.assert_allclose(batch.inclusion_prob, n / total)

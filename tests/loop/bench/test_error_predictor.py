@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loop.bench.error_predictor import BASE_ERROR, build_features, error_predictor
+from loop.bench.error_predictor import BASE_ERROR, COMPONENTS, build_features, error_predictor
 from tests.strategies.signals.test_learned_error import problem
 
 
@@ -64,17 +64,6 @@ def test_an_items_own_answer_never_enters_its_score(method):
         assert not np.allclose(one.p_wrong, two.p_wrong)
 
 
-def test_weights_undo_a_selection_of_suspects():
-    _, wrong, _, rng = problem(n=4000)
-    noise = np.zeros((4000, 1))  # nothing to explain the selection: only weights can
-    pi = np.where(wrong, 0.5, 0.1)
-    rows = np.flatnonzero(rng.random(4000) < pi)
-    plain = error_predictor(noise, wrong[rows], rows, rng=rng).p_wrong.mean()
-    weighted = error_predictor(noise, wrong[rows], rows, pi[rows], rng=rng).p_wrong.mean()
-    assert plain > wrong.mean() + 0.2
-    assert weighted == pytest.approx(wrong.mean(), abs=0.04)
-
-
 @pytest.mark.parametrize("all_wrong", [True, False])
 def test_one_sided_gold_gives_no_certainty_and_no_auroc(all_wrong):
     features, _, _, rng = problem(n=100)
@@ -89,12 +78,12 @@ def test_features_hold_signals_classes_and_components():
     embeddings = rng.normal(size=(100, 30)).astype(np.float32)
     y = rng.integers(3, size=100)
     signals = {"a": rng.random(100) ** 9, "b": np.zeros(100)}
-    features = build_features(signals, y, 3, embeddings=embeddings, components=5)
-    assert features.shape == (100, 2 + 3 + 5)
+    features = build_features(signals, y, 3, embeddings)
+    assert features.shape == (100, 2 + 3 + COMPONENTS)
     np.testing.assert_allclose(features[:, 0].std(), 1.0, atol=0.02)
     np.testing.assert_allclose(features[:, 1], 0.0)
     np.testing.assert_allclose(features[:, 5:].std(axis=0), 0.5, atol=1e-6)
-    assert build_features({}, y, 3).shape == (100, 3)
+    assert build_features({}, y, 3, embeddings[:, :4]).shape == (100, 3 + 4)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +93,6 @@ def test_features_hold_signals_classes_and_components():
         ({"wrong": np.zeros(3, bool)}, "like rows_gold"),
         ({"method": "tree"}, "Unknown method 'tree'"),
         ({"features": np.full((5, 2), np.nan)}, "finite"),
-        ({"inclusion_prob": np.array([0.0, 1.0])}, r"\(0, 1\]"),
     ],
 )
 def test_wrong_input_is_refused(change, message):

@@ -27,7 +27,7 @@ def test_inclusion_probabilities_correct_the_restricted_range():
     wrong = np.concatenate([rng.random(400) < 0.5, a[400:] > 0.7])
     pi = np.concatenate([np.ones(400), np.full(400, 0.02)])
     b = wrong + rng.normal(size=800) * 1.2
-    plain = learn_weights({"a": a, "b": b}, wrong)
+    plain = learn_weights({"a": a, "b": b}, wrong, np.ones(len(wrong)))
     weighted = learn_weights({"a": a, "b": b}, wrong, pi)
     assert weighted["a"] > plain["a"]
 
@@ -35,13 +35,15 @@ def test_inclusion_probabilities_correct_the_restricted_range():
 @pytest.mark.parametrize("wrong", [np.zeros(5, bool), np.ones(5, bool), np.zeros(0, bool)])
 def test_without_both_outcomes_all_weigh_alike(wrong):
     signals = {"a": np.arange(len(wrong), dtype=float), "b": np.zeros(len(wrong))}
-    assert learn_weights(signals, wrong) == {"a": 1.0, "b": 1.0}
+    assert learn_weights(signals, wrong, np.ones(len(wrong))) == {"a": 1.0, "b": 1.0}
 
 
 def test_scarce_gold_shares_its_say_with_equal_weights():
     g = int(EVEN_GOLD)
     wrong = np.arange(g) % 2 == 0
     signals = {"good": wrong.astype(float), "constant": np.zeros(g)}
-    assert learn_weights(signals, wrong) == pytest.approx({"good": 1.5, "constant": 0.5})
-    few = learn_weights({name: values[:2] for name, values in signals.items()}, wrong[:2])
+    weights = learn_weights(signals, wrong, np.ones(g))
+    assert weights == pytest.approx({"good": 1.5, "constant": 0.5})
+    first = {name: values[:2] for name, values in signals.items()}
+    few = learn_weights(first, wrong[:2], np.ones(2))
     assert few["good"] == pytest.approx(1 + 2 / (2 + EVEN_GOLD))

@@ -18,7 +18,7 @@ from loop.campaign.tables import Item
 from loop.errors import ConfigError, DataError, LoopError, StoreError
 from loop.next_round import open_campaign, open_round
 from loop.report.collect import campaign_view
-from loop.round import run_round, run_stage
+from loop.round import RUN, run_round, run_stage
 
 BASE = {
     "campaign": {"name": "c", "task": "t"},
@@ -273,6 +273,47 @@ def test_an_edit_in_the_middle_of_a_round_is_said_once_and_kept_with_the_round(b
     assert ctx.store.rounds("c")[-1].config["student"]["lr"] == 1e-4
     assert ctx.store.rounds("c")[-1].metrics.not_comparable == ("student.lr",)
     assert round_.stage == "done"
+    ctx.store.close()
+
+
+AFTER = {  # the first stage of a round that does not read the keys any more
+    "select": ["strategy.signals"],
+    "push": ["rounds.audit_frac", "rounds.batch_size"],
+    "train": ["strategy.repair", "strategy.repair_students"],
+}
+
+
+@pytest.mark.parametrize("stage", AFTER)
+def test_an_edit_after_the_stage_that_used_the_key_is_the_next_rounds(begun, monkeypatch, stage):
+    def fails(ctx, round_):
+        raise LoopError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(RUN, stage, fails)
+        ctx = build(begun)
+        with pytest.raises(LoopError, match="the power is gone"):
+            run_round(ctx)
+        opened = ctx.store.last_round("c")
+        assert (opened.number, opened.stage) == (2, stage)
+        ctx.store.close()
+    sections = {"rounds": BASE["rounds"] | {"rounds": 3}, "budget": {"labels": 60}}
+    for key in AFTER[stage]:
+        section, name = key.split(".")
+        sections[section] = sections.get(section, {}) | {name: EDITS[key]}
+    ctx = build(begun, **sections)
+    assert run_round(ctx).stage == "done"
+    told = "\n".join(ctx.said)
+    for key in AFTER[stage]:
+        section, name = key.split(".")
+        assert ctx.store.rounds("c")[1].config[section][name] == opened.config[section][name]
+        assert f"{key} = " not in told
+    assert ctx.store.rounds("c")[1].metrics.predictor is not None  # as the round was scored
+    new = open_round(ctx)
+    told = "\n".join(ctx.said)
+    for key in AFTER[stage]:
+        section, name = key.split(".")
+        assert new.config[section][name] == EDITS[key]
+        assert f"{key} = " in told
     ctx.store.close()
 
 

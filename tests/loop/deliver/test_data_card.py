@@ -34,6 +34,19 @@ def test_the_card_of_a_campaign(tmp_path):
     assert set(COLUMNS) <= set(records[0])
 
 
+def test_files_and_models_are_named_without_the_folders_of_this_machine(tmp_path):
+    ctx = make(tmp_path, texts={"source": str(tmp_path / "reviews.csv"), "gold_column": "g"})
+    open_campaign(ctx)
+    run_round(ctx)
+    with ctx.store.transaction() as session:
+        round_ = ctx.store.last_round("c")
+        config = round_.config | {"annotator": {"kind": "local_lm", "model": "~/models/little"}}
+        ctx.store.set_round_config(session, round_, config)
+    card = data_card(ctx.config, ctx.store, final_labels(ctx.config, ctx.store))
+    assert "texts of reviews.csv. The question" in card
+    assert "every text: little. In 1" in card
+
+
 def test_names_are_text_and_nothing_else(tmp_path):
     ctx = make(tmp_path, campaign={"name": "c", "task": "<b>Is</b> it | `good`?\n---"})
     open_campaign(ctx)

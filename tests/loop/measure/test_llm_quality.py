@@ -376,3 +376,10 @@ def test_a_round_remembers_the_suspects_of_the_rounds_before(tmp_path):
         found[1].suspects + found[2].suspects,
         found[1].random + found[2].random,
     )
+
+
+def test_suspects_are_compared_by_their_share_and_not_by_their_number():
+    reasons = ["suspect"] * 40 + ["audit"] * 20
+    wrong = np.r_[np.arange(40) < 12, np.arange(20) < 10]  # 30 % of the suspects, 50 % at random
+    found = suspect_metrics(reasons, wrong, np.zeros(60))
+    assert found.next == "coverage"

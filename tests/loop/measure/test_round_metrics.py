@@ -14,7 +14,7 @@ from loop.campaign.tables import Round, Run
 from loop.errors import LoopError, StageError
 from loop.measure import round_metrics
 from loop.measure.held_out import Truth, evaluation_items, truth_of
-from loop.measure.stability import paired_difference
+from loop.measure.stability import paired_differences
 from loop.next_round import open_campaign, why_finished
 from loop.people.gold import people_alpha
 from loop.report.collect import campaign_view
@@ -49,14 +49,14 @@ def test_a_round_is_compared_with_the_one_before(finished):
     assert "previous" not in first.metrics.compared
     found = second.metrics.compared["previous"]
     y = truth_of(finished, evaluation_items(finished)).y
-    d = paired_difference(
+    d = paired_differences(
         predictions(finished, 1),
         predictions(finished, 2),
         y,
-        "accuracy",
+        ["accuracy"],
         k=2,
         rng=np.random.default_rng(0),
-    )
+    )["accuracy"]
     assert found["accuracy"].value == pytest.approx(d.value)
     view = campaign_view(finished.config, finished.store)
     assert any(
@@ -215,14 +215,14 @@ def test_where_the_audit_measures_stability_is_still_compared(tmp_path):
     assert last.evaluated > first.evaluated, "audit texts are added from round to round"
     assert set(last.compared["previous"]) == {"alpha_k", "p_uc"}
     tests = len(ctx.store.items("c", "test"))
-    d = paired_difference(
+    d = paired_differences(
         predictions(ctx, 1)[:, :tests],
         predictions(ctx, 2)[:, :tests],
         None,
-        "p_uc",
+        ["p_uc"],
         k=2,
         rng=np.random.default_rng(0),
-    )
+    )["p_uc"]
     assert last.compared["previous"]["p_uc"].value == pytest.approx(d.value)
 
 

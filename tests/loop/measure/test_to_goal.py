@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from campaigns import make
 
-from loop.campaign.metrics import Metric, RoundMetrics
-from loop.measure.to_goal import answers_per_label, labels_to_goal
+from loop.campaign.metrics import LlmQuality, Metric, NoLlmLabel, RoundMetrics
+from loop.measure.to_goal import answers_per_label, labels_to_goal, to_goal
 
 
 def checked_until(wrong, goal, order):
@@ -51,6 +51,14 @@ def test_nothing_is_to_be_done_where_the_goal_is_reached():
     assert (all_checked.value, all_checked.low, all_checked.high) == (0, 0, 0)
     empty = labels_to_goal(Metric(0.0, 0.0, 0.0), 0.05, texts=0, checked=0, hit_rate=None)
     assert empty.high == 0
+
+
+def test_texts_that_the_llm_gave_no_label_are_no_wrong_labels(tmp_path):
+    config = make(tmp_path).config
+    left = Metric(0.2, 0.15, 0.25)
+    quality = LlmQuality(remaining_error=left, n_gold=80, unanswered=NoLlmLabel(200, 0.2, 200))
+    found = to_goal(config, RoundMetrics(pool=1000, label_quality=quality), [], 0.05).labels
+    assert found == labels_to_goal(left, 0.05, texts=800, checked=80, hit_rate=None)
 
 
 def test_hidden_checks_are_a_part_of_what_a_label_costs(tmp_path):

@@ -190,6 +190,7 @@ def test_the_paragraph_has_this_campaigns_figures_and_cites_in_order():
     [
         ({}, RoundMetrics(pool=9), "0 texts were sent to people (one answer each)"),
         ({"strategy": {"repair": "keep"}}, FULL, "the other labels stayed the LLM's"),
+        ({"student": {"encoder": "/home/me/models/little"}}, FULL, "classifier (little, 3 epochs"),
         ({}, replace(FULL, accuracy_from="audit"), "randomly drawn texts with gold, weighted"),
         (
             {},

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from strategies.pool import Pool
-from strategies.signals.learned_error import class_posterior, learned_error, probability_wrong
+from strategies.signals.learned_error import (
+    blind_evidence,
+    class_posterior,
+    learned_error,
+    probability_wrong,
+)
 from strategies.signals.students import gold_students
 
 
@@ -46,7 +51,7 @@ def opinion_pool(rng, n=800, gold=200):
 
 def test_the_posterior_beats_the_llm_and_the_students(rng):
     pool, truth = opinion_pool(rng)
-    posterior = class_posterior(pool, rng=rng)
+    posterior = class_posterior(pool, blind_evidence(pool), rng=rng)
     unseen = pool.gold < 0
     np.testing.assert_allclose(posterior.sum(axis=1), 1.0)
     right = (posterior.argmax(axis=1) == truth)[unseen].mean()
@@ -65,14 +70,15 @@ def test_an_items_own_gold_never_enters_its_posterior(rng):
     row = int(np.flatnonzero(pool.gold >= 0)[3])
     other = pool.gold.copy()
     other[row] = (other[row] + 1) % 3
-    before = class_posterior(pool, rng=np.random.default_rng(1))[row]
-    after = class_posterior(replace(pool, gold=other), rng=np.random.default_rng(1))[row]
+    before = class_posterior(pool, blind_evidence(pool), rng=np.random.default_rng(1))[row]
+    told = replace(pool, gold=other)
+    after = class_posterior(told, blind_evidence(told), rng=np.random.default_rng(1))[row]
     np.testing.assert_allclose(before, after)
 
 
 def test_without_gold_the_posterior_leans_on_the_llm(rng):
     pool, _ = opinion_pool(rng, gold=0)
-    posterior = class_posterior(pool, rng=rng)
+    posterior = class_posterior(pool, blind_evidence(pool), rng=rng)
     assert (posterior.argmax(axis=1) == pool.y_llm).mean() > 0.8
 
 

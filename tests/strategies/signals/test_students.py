@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.pool import Pool
+from strategies.pool import Pool, softmax
 from strategies.signals import students
 from strategies.signals.students import gold_students, out_of_fold_probs
 
@@ -116,7 +116,7 @@ def test_folds_spread_classes_evenly_and_keep_groups_whole():
 def test_the_head_agrees_with_a_reference_solver():
     from sklearn.linear_model import LogisticRegression
 
-    from strategies.signals.students import _fit_heads, _Sample, _softmax, _standardised, _Training
+    from strategies.signals.students import _fit_heads, _Sample, _standardised, _Training
 
     embeddings, truth, _ = texts()
     features = _standardised(embeddings)
@@ -126,7 +126,7 @@ def test_the_head_agrees_with_a_reference_solver():
     seen = features.of(slice(None))
     reference.fit(seen[:, :-1], truth)
     expected = reference.predict_proba(seen[:, :-1])
-    np.testing.assert_allclose(_softmax(seen @ head), expected, atol=0.02)
+    np.testing.assert_allclose(softmax(seen @ head), expected, atol=0.02)
 
 
 def test_heads_side_by_side_are_those_that_learn_one_by_one(monkeypatch):
@@ -189,7 +189,6 @@ def test_of_very_many_rows_each_seed_draws_its_own_and_its_folds_learn_together(
         ({"embeddings": np.full((20, 2), np.nan, dtype=np.float32)}, "finite"),
         ({"embeddings": np.ones((20, 2), dtype=np.float32)}, "two distinct texts"),
         ({"seeds": 0}, "seeds"),
-        ({"folds": 1}, "folds"),
     ],
 )
 def test_wrong_input_is_refused(change, message):
@@ -268,9 +267,10 @@ def test_gold_of_hardly_any_different_texts_is_no_error(different):
 
 
 def test_seeds_that_are_dealt_alike_still_learn_from_their_own_bootstrap(monkeypatch):
-    monkeypatch.setattr(
-        students, "_dealt", lambda label, group, used, folds, rng: np.arange(len(label)) % folds
-    )
+    def alike(label, group, used, folds, rng):
+        return np.arange(len(label)) % folds
+
+    monkeypatch.setattr(students, "_deal_folds", alike)
     embeddings, truth, _ = texts()
     one, two = fit(embeddings, truth, 3)
     assert 0.001 < np.abs(one - two).mean() < 0.1
