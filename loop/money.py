@@ -29,6 +29,7 @@ from loop.ports import Annotator, ClassProbs, FloatArray, TextItem
 from loop.prompt import PromptVariant
 
 ROUNDING_USD = 1e-9  # sums of prices are not exact
+MOST_TIMES = 8  # a server is asked the same no oftener before a text goes without an answer
 
 
 class TokenPrices(NamedTuple):

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 
 from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
-from connectors.llm.prompt_text import answers_of, most_tokens_of, one_line, without_control_marks
+from connectors.llm.prompt_text import answers_of, most_tokens_of, without_control_marks
 from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
 from connectors.llm.server_listed import Completions, TopK, Votes
@@ -49,7 +49,7 @@ from loop.ports import (
     TextItem,
     no_progress,
 )
-from loop.prompt import PromptVariant
+from loop.prompt import PromptVariant, one_line
 
 log = logging.getLogger(__name__)
 
@@ -445,13 +445,7 @@ class OpenAIServerAnnotator:
 
     def _plan(self, server: Server, variant: PromptVariant) -> Plan:
         if variant.hash not in self._plans:
-            shown = tuple(
-                replace(d, text=self._plain(d.text), label=one_line(d.label))
-                if variant.label_form == "names"
-                else replace(d, text=self._plain(d.text))
-                for d in variant.demonstrations
-            )
-            plan = Plan(replace(variant, demonstrations=shown), answers_of(variant))
+            plan = Plan(variant.tidied(self._plain), answers_of(variant))
             try:
                 plan.trie = server.trie(plan)
             except UnansweredError as exc:

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
+from loop.prompt import one_line
 
 log = logging.getLogger(__name__)
 

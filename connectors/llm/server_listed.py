@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from connectors.llm.label_spelling import bare, label_said, thinks
-from connectors.llm.prompt_text import one_line
 from connectors.llm.server_http import (
     GarbledError,
     Http,
@@ -31,6 +30,7 @@ from connectors.llm.server_ways import (
     log_prob_of,
 )
 from loop.ports import FloatArray
+from loop.prompt import one_line
 
 log = logging.getLogger(__name__)
 

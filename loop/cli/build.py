@@ -138,9 +138,9 @@ def check_labels(config: Config) -> None:
         AnnotatorError: two look the same in a prompt.
     """
     from connectors.label_studio.page import shown_names
-    from connectors.llm.prompt_text import one_line
     from loop.errors import AnnotatorError, ReviewerError
     from loop.ports import normalise
+    from loop.prompt import one_line
 
     shown_names(config.port_labels)
     lines: dict[str, str] = {}
