@@ -41,6 +41,7 @@ from loop.prompt import PromptVariant
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # items that an annotator is handed at once
+PAID_CHUNK = 32  # likewise where each may cost money, which stays committed after a kill
 STORED_AFTER_S = 2.0  # answers that came are kept back no longer
 KEPT_BACK = 2048  # nor are more of them; half a chunk of those that may have a price
 NO_PRICE = ("local_lm", "recorded")  # a server may bill what the campaign file has no price of
@@ -265,10 +266,10 @@ class _Clerk:
                 raise
             self.check(variant, texts, answer)
             seconds = (time.perf_counter() - started) / len(texts)
-            usd = self.purse.prices.usd(answer)
+            usd = self.purse.prices.usd(answer).tolist()
             good = _usable(answer.probs).tolist()
             if not all(good):
-                self.purse.book_loss(float(usd.sum()))
+                self.purse.book_loss(sum(usd))
                 raise AnnotatorError(
                     f"The annotator {self.revision} gave no usable answer to the text"
                     f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
@@ -282,7 +283,7 @@ class _Clerk:
                     "text": text,
                     "probs": [float(p) for p in probs],
                     "tokens": int(tokens),
-                    "usd": float(cost),
+                    "usd": cost,
                     "seconds": seconds,
                     "created_at": now(),
                 }
@@ -290,9 +291,8 @@ class _Clerk:
                     CONTENT_FREE, answer.probs, answer.tokens, usd, strict=True
                 )
             ]
-            with self.store.transaction() as session:
+            with self.purse.booking([text.id for text in texts], [answer]) as session:
                 self.store.insert(session, ContentFree, rows)
-                self.purse.book(session, [text.id for text in texts], float(usd.sum()))
 
     def keep(
         self,
@@ -330,7 +330,7 @@ class _Clerk:
         for items, answer in block:
             if answer.states is not None and variant_hash == self.states_of:
                 self._keep_states([item.id for item in items], answer.states)
-        with self.store.transaction() as session:
+        with self.purse.booking(item_ids, [answer for _, answer in block]) as session:
             self.store.add_votes(
                 session,
                 self.name,
@@ -344,7 +344,6 @@ class _Clerk:
                 seconds=seconds * int(good.sum()),
             )
             self.store.insert(session, Unanswered, failures)
-            self.purse.book(session, item_ids, float(usd.sum()))
         self.tell_pace(len(item_ids), seconds)
         self.have[variant_hash][rows[good]] = True
         self.progress(len(item_ids))
@@ -474,6 +473,8 @@ class _Asking:
     def _lots(self) -> Lots:
         """As many items at a time as the money allows, see ``loop.ports.Lots``."""
         clerk, at = self._clerk, 0
+        streams = isinstance(clerk.annotator, StreamingAnnotator)  # else it waits for each lot
+        size = min(CHUNK, PAID_CHUNK) if streams and clerk.purse.sets_aside else CHUNK
         told: dict[str, TextItem] = {}
         while at < len(self._items):
             if not self._under_way:
@@ -481,7 +482,7 @@ class _Asking:
             elif self._must and at and self._stored == len(self._failures):
                 yield []  # nobody knows yet whether the annotator answers at all
                 continue
-            lot = self._items[at : at + CHUNK]
+            lot = self._items[at : at + size]
             if lot[-1].id not in told:
                 told = clerk.store.text_items(clerk.name, self._items[at : at + READ_AT_ONCE])
             texts = [told[item.id] for item in lot]
