@@ -143,6 +143,7 @@ class OpenAIServerAnnotator:
         self._unchecked = True
         self._list = FIRST_LIST  # texts in one request, where the server takes lists
         self._lists_failed = 0  # in turn
+        self._told_of_length = False
 
     @property
     def revision(self) -> str:
@@ -423,6 +424,9 @@ class OpenAIServerAnnotator:
             except RejectedError as exc:
                 if len(text) < SHORTEST_TEXT or not TOO_LONG.search(str(exc)):
                     raise
+                if not self._told_of_length:
+                    self._told_of_length = True
+                    log.warning("Texts that are too long for the model lose their middle: %s", exc)
                 text = f"{text[: len(text) // 4]} {text[-(len(text) // 4) :]}"
 
     def _still_down(self, server: Server, plan: Plan) -> str | None:
@@ -545,7 +549,11 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         UnansweredError: it cannot be reached.
     """
     served = http.maybe("GET", "/v1/models", None, _model_names, refusable=True)
-    if served and not any(_same_model(model, name) for name in served):
+    if (
+        served
+        and not any(_same_model(model, name) for name in served)
+        and _outcome(http, model, chat) == _outcome(http, f"{model}-none", chat)
+    ):
         hint = suggestion(model, served)
         raise AnnotatorError(
             f"{http.shown} does not serve the model {model!r}; it serves"
@@ -578,7 +586,12 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         try:
             server.top([{"role": "user", "content": "a"}] if chat else "a", Usage())
         except UnansweredError as exc:
-            if exc.down or (isinstance(exc, RejectedError) and exc.status in Http.REFUSED):
+            status = exc.status if isinstance(exc, RejectedError) else 0
+            if status == 404 and not chat:
+                raise AnnotatorError(
+                    f"{exc} If this server takes chats alone, set annotator.chat = true."
+                ) from exc
+            if exc.down or status in Http.REFUSED:
                 raise
             problem = str(exc)
         else:
@@ -602,6 +615,19 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
 
 def _model_names(answer: Mapping[str, Any]) -> list[str]:
     return [str(entry["id"]) for entry in answer["data"]]
+
+
+def _outcome(http: Http, model: str, chat: bool) -> str:
+    """What comes of a question to a model, listed or not; models that are none end alike.
+
+    Gateways list wildcards, and Azure models rather than deployments.
+    """
+    prompt: str | list[dict[str, str]] = [{"role": "user", "content": "a"}] if chat else "a"
+    try:
+        Completions(http, model).ask(prompt, {"max_tokens": 1}, Http.as_is, Usage(), attempts=1)
+    except UnansweredError as exc:
+        return str(exc).replace(model, "")
+    return ""
 
 
 def _same_model(model: str, served: str) -> bool:

@@ -15,7 +15,8 @@ DIGITS = 10  # more classes than this have numbers of several digits
 # Texts must not close their turn or open another's. A space after the first character breaks the
 # marks that chat models use, and leaves them legible.
 CONTROL = re.compile(
-    r"<\|(?=[^<>|\s]{1,40}\|>)|<(?=/?s>)|<(?=(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>)"
+    r"<(?=[|｜][^<>|｜\s]{1,40}[|｜]?>|[^<>|｜\s]{1,40}[|｜]>|/?s>)"
+    r"|<(?=(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\])"
 )
 
