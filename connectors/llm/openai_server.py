@@ -549,17 +549,8 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         UnansweredError: it cannot be reached.
     """
     served = http.maybe("GET", "/v1/models", None, _model_names, refusable=True)
-    if (
-        served
-        and not any(_same_model(model, name) for name in served)
-        and _outcome(http, model, chat) == _outcome(http, f"{model}-none", chat)
-    ):
-        hint = suggestion(model, served)
-        raise AnnotatorError(
-            f"{http.shown} does not serve the model {model!r}; it serves"
-            f" {', '.join(map(http.quoted, served[:5]))}{', …' if len(served) > 5 else ''}"
-            f"{';' + hint if hint else '.'}"
-        )
+    if why := unserved(http, model, served or (), chat=chat):
+        raise AnnotatorError(why)
     asked = {"model": model, "prompt": "a"}
     counted = http.maybe("POST", "/tokenize", asked, Http.as_is, rare=True)
     if counted and "max_model_len" in counted:
@@ -617,11 +608,26 @@ def _model_names(answer: Mapping[str, Any]) -> list[str]:
     return [str(entry["id"]) for entry in answer["data"]]
 
 
-def _outcome(http: Http, model: str, chat: bool) -> str:
-    """What comes of a question to a model, listed or not; models that are none end alike.
+def unserved(http: Http, model: str, listed: Sequence[str], *, chat: bool) -> str | None:
+    """Why a server does not have a model, in a sentence; None where it has it, or lists none.
 
-    Gateways list wildcards, and Azure models rather than deployments.
+    One that is not listed is asked, and so is one that there cannot be: gateways list wildcards,
+    and Azure models rather than deployments. Where both end alike, the name counts for nothing.
     """
+    if not listed or any(_same_model(model, name) for name in listed):
+        return None
+    if _outcome(http, model, chat) != _outcome(http, f"{model}-none", chat):
+        return None
+    hint = suggestion(model, listed)
+    return (
+        f"{http.shown} does not serve the model {model!r}; it serves"
+        f" {', '.join(map(http.quoted, listed[:5]))}{', …' if len(listed) > 5 else ''}"
+        f"{';' + hint if hint else '.'}"
+    )
+
+
+def _outcome(http: Http, model: str, chat: bool) -> str:
+    """What comes of a question to a model, but for its name."""
     prompt: str | list[dict[str, str]] = [{"role": "user", "content": "a"}] if chat else "a"
     try:
         Completions(http, model).ask(prompt, {"max_tokens": 1}, Http.as_is, Usage(), attempts=1)
