@@ -204,9 +204,9 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
     if plan.branches > 1:
         lines.append(
-            f"Labels:  some have several words, so that vLLM and llama.cpp read {plan.branches}"
-            " prompts for each answer, all but the first mostly out of the cache; servers that list"
-            " their likeliest tokens read one"
+            "Labels:  some have several words; the money is for vLLM and llama.cpp, which read"
+            f" {plan.branches} prompts for each answer, all but the first mostly out of the cache;"
+            " servers that only list their likeliest tokens read one"
         )
     if plan.refresh == "round":
         lines.append('Rounds:  each later round asks every text again (prompt.refresh = "round")')

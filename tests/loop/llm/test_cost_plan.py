@@ -171,7 +171,7 @@ def test_labels_of_several_words_take_a_prompt_for_each_branch(tmp_path):
     assert (short.branches, long.branches) == (1, trie.prompts(128)) == (1, 6)
     assert long.tokens_uncached / long.calls > 5.5 * short.tokens_uncached / short.calls
     assert long.usd < long.usd_uncached
-    assert "vLLM and llama.cpp read 6 prompts for each answer" in "\n".join(plan_lines(long))
+    assert "vLLM and llama.cpp, which read 6 prompts for each answer" in "\n".join(plan_lines(long))
     assert "Labels:" not in "\n".join(plan_lines(short))
 
 
