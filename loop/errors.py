@@ -5,6 +5,7 @@
     ├── DataError            the texts, labels or votes are wrong
     ├── StoreError           the store cannot be opened, or holds another campaign
     │   ├── NoStoreError     there is no store yet to read from
+    │   ├── NoRoomError      the disk that it lies on is full, or fails
     │   └── BusyError        another process is writing to this campaign
     ├── AnnotatorError       the LLM cannot be loaded, or answers badly
     ├── ReviewerError        Label Studio is down, refuses the token, or answers badly
@@ -25,11 +26,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import signal
 import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -51,6 +53,10 @@ class StoreError(LoopError):
 
 class NoStoreError(StoreError):
     """There is no store yet to read from."""
+
+
+class NoRoomError(StoreError):
+    """The disk that the store lies on is full, or fails."""
 
 
 class BusyError(StoreError):
@@ -111,6 +117,43 @@ class Stopped(BaseException):
 
 ENDING = tuple(s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP"))
 """Requests to end: Ctrl-C, the system's, and a terminal that was closed; as far as it has them."""
+
+
+UNHANDLED = (signal.SIG_DFL, signal.default_int_handler)
+
+AT_THE_SECOND = b"""
+Stopping: what is under way and paid for is stored first. To stop at once and lose it, stop again.
+"""
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """The first and the third request to end become ``Stopped``, where nothing else handles them.
+
+    The second only says so: shells and ``timeout`` send theirs twice, and what was paid for is
+    being stored meanwhile.
+    """
+    asked = 0
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            with suppress(OSError):  # not print(): the stream may be in the middle of a line
+                os.write(2, AT_THE_SECOND)
+            return
+        raise Stopped(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:  # nohup and shells may ask that some are ignored
+            if signal.getsignal(number) in UNHANDLED:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ the moment it is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +31,7 @@ from loop.ports import Annotator, ClassProbs, FloatArray, TextItem
 from loop.prompt import PromptVariant
 
 ROUNDING_USD = 1e-9  # sums of prices are not exact
+MOST_TIMES = 8  # a server is asked the same no oftener before a text goes without an answer
 
 
 class TokenPrices(NamedTuple):
@@ -63,6 +66,15 @@ class TokenPrices(NamedTuple):
         hits = none if answer.cached_tokens is None else answer.cached_tokens
         read = (answer.tokens - written) * self.fresh + hits * self.cached
         return np.asarray(read + written * self.written, dtype=np.float64)
+
+    def most_usd_again(self, answer: ClassProbs) -> FloatArray:
+        """(n,) the most US dollars that the same questions may have cost another time.
+
+        ``MOST_TIMES`` what they took now, out of no cache; NaN where they brought no answer.
+        """
+        fresh = max(self.fresh, self.cached)
+        again = MOST_TIMES * TokenPrices(fresh, fresh, self.written).usd(answer)
+        return np.where(np.isfinite(answer.probs).all(axis=1), again, np.nan)
 
     def usd_of_failure(self, tokens: tuple[int, int, int]) -> float:
         """US dollars for what an annotator used before it failed, see ``AnnotatorError``."""
@@ -232,7 +244,9 @@ class LlmPurse:
     """Sets money aside before one annotator is asked, and books what its answers cost.
 
     What is set aside is noted in the store first, so that a process that is killed while it waits
-    for answers stays committed to what they may have cost.
+    for answers stays committed to what they may have cost. That is far more than they cost as a
+    rule. The next process asks the same again, and first: as much less as its answers can have
+    cost than was set aside for them, so much less can those have cost that nobody waited for.
     """
 
     def __init__(self, config: Config, store: Store, annotator: Annotator) -> None:
@@ -241,20 +255,36 @@ class LlmPurse:
         self._account = account(config, store)
         self._open: dict[int | None, dict[str, float]] = {}
         """Of each note in the store: the most that each item may cost which is not booked yet."""
+        name = config.campaign.name
+        self._killed = store.open_calls(name, annotator.revision) if self.sets_aside else {}
+        """Notes of processes that were killed, and what they may have cost."""
+        self._settled: tuple[int | None, float] = (None, 0.0)
+        """The note of what killed calls may have cost as far as answers have shown it."""
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether there is a cap, and anything that costs."""
+        return self._account.cap_usd is not None and any(self.prices)
 
     def reserve(self, variant: PromptVariant, items: Sequence[TextItem], *, least: int = 1) -> int:
         """Sets aside the most that the first items may cost; how many of them fit.
+
+        Beyond ``least``, room is left for one more: whoever continues after a kill can ask that
+        one, and so learns what the others can have cost.
 
         Raises:
             AnnotatorError: fewer than ``least`` fit.
         """
         left = self._account.left_usd
-        if left is None or not any(self.prices):
+        if left is None or not self.sets_aside:
             return len(items)
         read, written = self._annotator.most_tokens(variant, items)
         costs = read * max(self.prices.fresh, self.prices.cached) + written * self.prices.written
         sums = np.cumsum(costs)
-        count = int(np.searchsorted(sums, left + ROUNDING_USD, side="right"))
+        fit = int(np.searchsorted(sums, left + ROUNDING_USD, side="right"))
+        spare = costs[:fit].max(initial=0.0)
+        count = int(np.searchsorted(sums, left - spare + ROUNDING_USD, side="right"))
+        count = max(count, min(least, fit))
         if count < least:
             raise AnnotatorError(
                 f"The next {f'{least} LLM answers' if least > 1 else 'LLM answer'} may cost"
@@ -269,19 +299,61 @@ class LlmPurse:
             self._set_aside(usd)
         return count
 
-    def book(self, session: Session, item_ids: Collection[str], usd: float) -> None:
-        """Their answers are stored, with what they cost, in the same transaction."""
+    @contextmanager
+    def booking(self, item_ids: Sequence[str], answers: Sequence[ClassProbs]) -> Iterator[Session]:
+        """The transaction that stores answers books what they cost; if it fails, nothing is booked.
+
+        Args:
+            item_ids: of all answers, in their order.
+        """
+        before = self._account, {at: dict(costs) for at, costs in self._open.items()}
+        killed, settled = dict(self._killed), self._settled
+        again = np.concatenate([self.prices.most_usd_again(answer) for answer in answers])
+        try:
+            with self._store.transaction() as session:
+                yield session
+                self._book(session, dict(zip(item_ids, again.tolist(), strict=True)))
+        except BaseException:
+            (self._account, self._open), self._killed, self._settled = before, killed, settled
+            raise
+        usd = sum(float(self.prices.usd(answer).sum()) for answer in answers)
+        self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
+
+    def _book(self, session: Session, again: Mapping[str, float]) -> None:
         for calls_id, costs in list(self._open.items()):
-            here = costs.keys() & item_ids
+            here = {item: costs.pop(item) for item in costs.keys() & again.keys()}
             if not here:
                 continue
-            self._set_aside(-sum(costs.pop(item) for item in here))
-            if costs:
-                self._store.lower_calls(session, calls_id, sum(costs.values()))
-            else:
+            self._set_aside(-sum(here.values()))
+            if not costs:
                 del self._open[calls_id]
-                self._store.forget_calls(session, calls_id)
-        self._account = replace(self._account, llm_usd=self._account.llm_usd + usd)
+            self._store.lower_calls(session, calls_id, sum(costs.values()))
+            known = [item for item in here if math.isfinite(again[item])]
+            self._settle(
+                session,
+                sum(here[item] for item in known),
+                sum(min(here[item], again[item]) for item in known),
+            )
+
+    def _settle(self, session: Session, set_aside: float, most: float) -> None:
+        """Of killed calls, lowers as much as was set aside for answers to what these may cost."""
+        share = most / set_aside if set_aside else 1.0
+        for calls_id, usd in list(self._killed.items()):
+            part = min(usd, set_aside)
+            if share >= 1.0 or part <= ROUNDING_USD:
+                return
+            set_aside -= part
+            self._killed[calls_id] = usd - part
+            if usd - part <= ROUNDING_USD:
+                del self._killed[calls_id]
+            self._store.lower_calls(session, calls_id, self._killed.get(calls_id, 0.0))
+            note, settled = self._settled
+            if note is None:
+                name, revision = self._config.campaign.name, self._annotator.revision
+                note = self._store.begin_calls(name, revision, 0, 0.0, session)
+            self._settled = note, settled + part * share
+            self._store.lower_calls(session, note, settled + part * share)
+            self._set_aside(part * (share - 1.0))
 
     def book_loss(self, usd: float) -> None:
         """There is no answer to store to all that is set aside; what it cost is kept."""

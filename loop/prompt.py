@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
+
+CHAT_FRAME_TOKENS = 2048  # templates that bring a system prompt of their own have some hundred
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,18 @@ class Demonstration:
 
     text: str
     label: str
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters, so that no text can look like a new prompt line.
+
+    Runs of white space become one space; unpaired surrogates, which no tokenizer takes, too.
+    """
+    if not text.isprintable():
+        text = "".join(
+            " " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text
+        )
+    return " ".join(text.split())
 
 
 LabelForm = Literal["names", "ids"]
@@ -129,6 +145,15 @@ class PromptVariant:
     def suffix(self, text: str) -> str:
         """The item's part. A name with a space before it comes next, or, without one, a number."""
         return self._question(text) + ("" if self.label_form == "names" else " ")
+
+    def tidied(self, tidy: Callable[[str], str] = one_line) -> PromptVariant:
+        """With examples as the LLM is shown them: their texts tidied as those of items are."""
+        names = self.label_form == "names"
+        shown = tuple(
+            replace(d, text=tidy(d.text), label=one_line(d.label) if names else d.label)
+            for d in self.demonstrations
+        )
+        return replace(self, demonstrations=shown)
 
     def _question(self, text: str) -> str:
         return _filled(self.template.item, text=text)

@@ -185,7 +185,8 @@ def annotate(ctx: Context, round_: Round) -> bool:
     recorded = ctx.config.annotator.kind == "recorded"
     if news := unanswered_line(ctx.store, ctx.name, ctx.annotator.revision, recorded=recorded):
         ctx.say(f"{news} A text without any LLM answer counts as most suspect.")
-    return _advance(ctx, round_, "annotate", unanswered=unanswered)
+    revision = ctx.annotator.revision
+    return _advance(ctx, round_, "annotate", unanswered=unanswered, annotator=revision)
 
 
 def score(ctx: Context, round_: Round) -> bool:

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -336,6 +337,24 @@ def test_errors_are_ours(folder, monkeypatch):
     for call in (campaign.run, campaign.status, campaign.labels, campaign.check, Campaign.open):
         with pytest.raises(goldloop.MachineError, match="no room"):
             call()
+
+
+def test_what_is_paid_is_stored_after_ctrl_c_twice_in_a_notebook(folder, monkeypatch):
+    stored = []
+
+    def asking(*_args, **_rest):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except errors.Stopped:
+            signal.raise_signal(signal.SIGINT)
+            stored.append("block")
+            raise
+
+    monkeypatch.setattr("loop.campaign.config.load", asking)
+    with pytest.raises(KeyboardInterrupt):
+        Campaign.open()
+    assert stored == ["block"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_every_error_class_is_public_and_nothing_else():

@@ -12,11 +12,16 @@ from typing import Any
 from connectors.texts.values import same_value
 from loop.ports import normalise
 
-_THOUGHTS = (  # how reasoning opens and closes: most models, Magistral, Kimi, gpt-oss
-    (r"<(?:think(?:ing)?|thought|reasoning)>", r"</(?:think(?:ing)?|thought|reasoning)>"),
+_THOUGHTS = (  # how reasoning opens and closes: most models, Magistral, Kimi, gpt-oss, Cohere
+    (
+        r"<(?:seed:)?(?:think(?:ing)?|thought|reasoning)>",
+        r"</(?:seed:)?(?:think(?:ing)?|thought|reasoning)>",
+    ),
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"◁think▷", r"◁/think▷"),
     (r"<\|channel\|>analysis", r"<\|channel\|>final<\|message\|>"),
+    (r"^analysis(?=[^\W_])", r"assistantfinal"),  # the same without its marks
+    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?"),
 )
 _THINKING = re.compile(
     rf"^.*(?:{'|'.join(closes for _, closes in _THOUGHTS)})", re.DOTALL | re.IGNORECASE
@@ -25,11 +30,14 @@ _THINKS = re.compile(
     "|".join(rf"{opens}(?!\s*{closes})" for opens, closes in _THOUGHTS), re.IGNORECASE
 )
 _UNCLOSED = re.compile("|".join(opens for opens, _ in _THOUGHTS), re.IGNORECASE)
+_ENDED = re.compile(r"<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<turn\|>")
+"""Marks that end a turn, where a server does not take them off."""
+_WRAPPED = re.compile(r"^(?:<(\w+)>(.*)</\1>|\\boxed\{(.*)\})$", re.DOTALL)
 _FENCE = re.compile(r"^```\w*\s*\n?(.*?)\n?\s*```$", re.DOTALL)
 _LEAD = re.compile(
     r"^(?:(?:the|final|correct|predicted|my|is)\s+)*"
     r"(?:labels?|answer|class|category|classification|prediction|sentiment|output|result|response)"
-    r"(?:\s+is)?\s*[:=]\s*",
+    r"(?:\s+is)?[\s*_]*[:=：]\s*",
     re.IGNORECASE,
 )
 _QUOTES = "\"'`*_“”„‟‘’‚«»‹›「」"
@@ -51,8 +59,8 @@ def label_in(value: Any, names: Sequence[str]) -> str | None:
 
     Case, quotes, a final dot, invisible characters, the Unicode form and the way in which a number
     is written (1, 1.0, True) do not count, as far as exactly one label is left. Reasoning in
-    ``<think>`` tags, a code fence, a leading "Label:", a list of one answer and an object with one
-    answer are taken off.
+    ``<think>`` tags, a code fence, a pair of tags, marks that end a turn, a leading "Label:", a
+    list of one answer and an object with one answer are taken off.
 
     Args:
         value: text, or what JSON makes of it.
@@ -73,6 +81,7 @@ def label_said(text: str, names: Sequence[str]) -> str | None:
     text = _THINKING.sub("", text).strip()
     if _UNCLOSED.search(text):
         return None
+    text = _ENDED.split(text, maxsplit=1)[0]
     if (name := label_in(text, names)) is not None:
         return name
     lines = [line.strip() for line in text.splitlines() if line.strip(_QUOTES + " ")]
@@ -137,9 +146,11 @@ def _named(value: Any, names: tuple[str, ...], depth: int) -> str | None:
         return value.strip()
     if same := same_value(value, names):
         return same
-    text = _THINKING.sub("", value).strip()
+    text = _ENDED.split(_THINKING.sub("", value), maxsplit=1)[0].strip()
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()
+    if wrapped := _WRAPPED.match(text):
+        return _named(wrapped[2] or wrapped[3] or "", names, depth - 1)
     if text[:1] in ("{", "["):
         parsed = _parsed(text)
         return None if parsed is None else _named(parsed, names, depth - 1)

@@ -17,7 +17,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from numpy.typing import NDArray
 
 from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
 from connectors.llm.local_scorer import Precision, Prefix, Scorer
-from connectors.llm.prompt_text import most_tokens_of, one_line
+from connectors.llm.prompt_text import most_tokens_of
 from loop.errors import AnnotatorError, LoopError
 from loop.hardware import cpu_has_bf16
 from loop.ports import AnnotatorSetup, ClassProbs, IntArray, Progress, TextItem, no_progress
-from loop.prompt import PromptVariant
+from loop.prompt import PromptVariant, one_line
 
 log = logging.getLogger(__name__)
 
@@ -244,15 +243,7 @@ class LocalLM:
         if variant.hash in self._prefixes:
             self._prefixes.move_to_end(variant.hash)
             return self._prefixes[variant.hash], False
-        shown = tuple(
-            replace(
-                d,
-                text=self._tidy(scorer, d.text),
-                label=one_line(d.label) if variant.label_form == "names" else d.label,
-            )
-            for d in variant.demonstrations
-        )
-        prefix = scorer.prefix(replace(variant, demonstrations=shown))
+        prefix = scorer.prefix(variant.tidied(lambda text: self._tidy(scorer, text)))
         self._prefixes[variant.hash] = prefix
         while len(self._prefixes) > KEPT_VARIANTS:
             self._prefixes.popitem(last=False)

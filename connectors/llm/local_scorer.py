@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from connectors.llm.prompt_text import answer_tokens, chat_frame, one_line
+from connectors.llm.prompt_text import answer_tokens, chat_frame
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray
-from loop.prompt import PromptVariant
+from loop.prompt import PromptVariant, one_line
 
 STATE_DEPTHS = (3 / 5,)  # of the blocks after which the last token's state is kept
 PREFIX_TOLERANCE = 0.1  # bf16 rounding stays far below, a wrong architecture does not

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
@@ -33,7 +33,7 @@ import httpx
 import numpy as np
 
 from connectors.llm.label_trie import PROBE_ITEMS, check_answers, class_probs
-from connectors.llm.prompt_text import answers_of, most_tokens_of, one_line, without_control_marks
+from connectors.llm.prompt_text import answers_of, most_tokens_of, without_control_marks
 from connectors.llm.server_exact import LlamaCpp, Vllm, token_list
 from connectors.llm.server_http import Http, RejectedError, StoppedError, UnansweredError, Usage
 from connectors.llm.server_listed import Completions, TopK, Votes
@@ -49,7 +49,7 @@ from loop.ports import (
     TextItem,
     no_progress,
 )
-from loop.prompt import PromptVariant
+from loop.prompt import PromptVariant, one_line
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ class OpenAIServerAnnotator:
         self._unchecked = True
         self._list = FIRST_LIST  # texts in one request, where the server takes lists
         self._lists_failed = 0  # in turn
+        self._told_of_length = False
 
     @property
     def revision(self) -> str:
@@ -423,6 +424,9 @@ class OpenAIServerAnnotator:
             except RejectedError as exc:
                 if len(text) < SHORTEST_TEXT or not TOO_LONG.search(str(exc)):
                     raise
+                if not self._told_of_length:
+                    self._told_of_length = True
+                    log.warning("Texts that are too long for the model lose their middle: %s", exc)
                 text = f"{text[: len(text) // 4]} {text[-(len(text) // 4) :]}"
 
     def _still_down(self, server: Server, plan: Plan) -> str | None:
@@ -445,13 +449,7 @@ class OpenAIServerAnnotator:
 
     def _plan(self, server: Server, variant: PromptVariant) -> Plan:
         if variant.hash not in self._plans:
-            shown = tuple(
-                replace(d, text=self._plain(d.text), label=one_line(d.label))
-                if variant.label_form == "names"
-                else replace(d, text=self._plain(d.text))
-                for d in variant.demonstrations
-            )
-            plan = Plan(replace(variant, demonstrations=shown), answers_of(variant))
+            plan = Plan(variant.tidied(self._plain), answers_of(variant))
             try:
                 plan.trie = server.trie(plan)
             except UnansweredError as exc:
@@ -551,13 +549,8 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         UnansweredError: it cannot be reached.
     """
     served = http.maybe("GET", "/v1/models", None, _model_names, refusable=True)
-    if served and not any(_same_model(model, name) for name in served):
-        hint = suggestion(model, served)
-        raise AnnotatorError(
-            f"{http.shown} does not serve the model {model!r}; it serves"
-            f" {', '.join(map(http.quoted, served[:5]))}{', …' if len(served) > 5 else ''}"
-            f"{';' + hint if hint else '.'}"
-        )
+    if why := unserved(http, model, served or (), chat=chat):
+        raise AnnotatorError(why)
     asked = {"model": model, "prompt": "a"}
     counted = http.maybe("POST", "/tokenize", asked, Http.as_is, rare=True)
     if counted and "max_model_len" in counted:
@@ -584,7 +577,12 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
         try:
             server.top([{"role": "user", "content": "a"}] if chat else "a", Usage())
         except UnansweredError as exc:
-            if exc.down or (isinstance(exc, RejectedError) and exc.status in Http.REFUSED):
+            status = exc.status if isinstance(exc, RejectedError) else 0
+            if status == 404 and not chat:
+                raise AnnotatorError(
+                    f"{exc} If this server takes chats alone, set annotator.chat = true."
+                ) from exc
+            if exc.down or status in Http.REFUSED:
                 raise
             problem = str(exc)
         else:
@@ -608,6 +606,34 @@ def _detect(http: Http, model: str, chat: bool, votes: int) -> Server:
 
 def _model_names(answer: Mapping[str, Any]) -> list[str]:
     return [str(entry["id"]) for entry in answer["data"]]
+
+
+def unserved(http: Http, model: str, listed: Sequence[str], *, chat: bool) -> str | None:
+    """Why a server does not have a model, in a sentence; None where it has it, or lists none.
+
+    One that is not listed is asked, and so is one that there cannot be: gateways list wildcards,
+    and Azure models rather than deployments. Where both end alike, the name counts for nothing.
+    """
+    if not listed or any(_same_model(model, name) for name in listed):
+        return None
+    if _outcome(http, model, chat) != _outcome(http, f"{model}-none", chat):
+        return None
+    hint = suggestion(model, listed)
+    return (
+        f"{http.shown} does not serve the model {model!r}; it serves"
+        f" {', '.join(map(http.quoted, listed[:5]))}{', …' if len(listed) > 5 else ''}"
+        f"{';' + hint if hint else '.'}"
+    )
+
+
+def _outcome(http: Http, model: str, chat: bool) -> str:
+    """What comes of a question to a model, but for its name."""
+    prompt: str | list[dict[str, str]] = [{"role": "user", "content": "a"}] if chat else "a"
+    try:
+        Completions(http, model).ask(prompt, {"max_tokens": 1}, Http.as_is, Usage(), attempts=1)
+    except UnansweredError as exc:
+        return str(exc).replace(model, "")
+    return ""
 
 
 def _same_model(model: str, served: str) -> bool:

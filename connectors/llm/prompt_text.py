@@ -7,30 +7,18 @@ import unicodedata
 from typing import Any, Protocol
 
 from loop.errors import AnnotatorError
-from loop.prompt import PromptVariant
+from loop.prompt import CHAT_FRAME_TOKENS, PromptVariant, one_line
 
 FRAME_TOKENS = 16  # at most so many begin and end marks stand around a prompt
-CHAT_FRAME_TOKENS = 2048  # templates that bring a system prompt of their own have some hundred
 DIGITS = 10  # more classes than this have numbers of several digits
 
 # Texts must not close their turn or open another's. A space after the first character breaks the
 # marks that chat models use, and leaves them legible.
 CONTROL = re.compile(
-    r"<\|(?=[^<>|\s]{1,40}\|>)|<(?=/?s>)|<(?=(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>)"
+    r"<(?=[|｜][^<>|｜\s]{1,40}[|｜]?>|[^<>|｜\s]{1,40}[|｜]>|/?s>)"
+    r"|<(?=(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\])"
 )
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters, so that no text can look like a new prompt line.
-
-    Runs of white space become one space; unpaired surrogates, which no tokenizer takes, too.
-    """
-    if not text.isprintable():
-        text = "".join(
-            " " if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") else char for char in text
-        )
-    return " ".join(text.split())
 
 
 def without_control_marks(text: str) -> str:

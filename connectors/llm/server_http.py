@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
+from loop.prompt import one_line
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class Usage:
     def add(self, usage: object, prompts: int = 1) -> None:
         """Counts an answer's ``usage``; what is missing or no number counts nothing.
 
+        Some servers leave out of the answer's tokens what the model thought, but not of the total.
+
         Args:
             prompts: as many had the cached tokens that are stated: vLLM states those of the last
                 prompt of a list, others the sum.
@@ -56,7 +58,8 @@ class Usage:
         prompt, hits = count_of(usage.get("prompt_tokens")), count_of(cached)
         self.prompt += prompt
         self.cached += hits * prompts if hits * prompts <= prompt else min(hits, prompt)
-        self.output += count_of(usage.get("completion_tokens"))
+        beyond = count_of(usage.get("total_tokens")) - prompt if prompt else 0
+        self.output += max(count_of(usage.get("completion_tokens")), beyond)
 
     @property
     def computed(self) -> int:
@@ -187,7 +190,7 @@ class Http:
                 "annotator.base_url holds a password or a query; put the key into the environment"
                 f" variable {api_key_env}."
             )
-        given = str(url).rstrip("/")
+        given = re.sub(r"/(?:chat/completions|completions|models)$", "", str(url).rstrip("/"))
         self._interface = given if url.path.strip("/") else f"{given}/v1"
         self.shown = self._root = given.removesuffix("/v1")
         self.stop = threading.Event()
@@ -370,6 +373,8 @@ class Http:
                     problem = f"answered {status}{self._message(response)}"
                     if status in (429, 503):
                         self._room.overrun(began)
+                    if status == 429 and b"equest too large" in response.content:
+                        raise RejectedError(413, f"{self.shown} {problem}.")
                     if status == 501 or b"insufficient_quota" in response.content:
                         raise RejectedError(
                             402 if status == 429 else 501, f"{self.shown} {problem}."
@@ -479,8 +484,12 @@ def _status_of(response: httpx.Response) -> int:
         return 200
     if not error:
         return 200
-    code = str(error.get("code")) if isinstance(error, dict) else ""
-    return int(code) if re.fullmatch("[45][0-9]{2}", code) else 500
+    code, kind = (
+        str(error.get(key)) if isinstance(error, dict) else "" for key in ("code", "type")
+    )
+    if re.fullmatch("[45][0-9]{2}", code):
+        return int(code)
+    return 400 if "invalid_request" in kind or "context_length" in code else 500
 
 
 def _error_in(answer: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from connectors.llm.label_spelling import bare, label_said, thinks
-from connectors.llm.prompt_text import one_line
 from connectors.llm.server_http import (
     GarbledError,
     Http,
@@ -31,6 +30,7 @@ from connectors.llm.server_ways import (
     log_prob_of,
 )
 from loop.ports import FloatArray
+from loop.prompt import one_line
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ BYTES = {  # how GPT-2's tokenizer and its heirs write each byte as a character
     **{chr(byte): byte for byte in PRINTABLE},
     **{chr(256 + place): byte for place, byte in enumerate(UNPRINTABLE)},
 }
+NO_ROOM = re.compile(r"output limit was reached|higher max_tokens", re.IGNORECASE)
 REFUSES = re.compile(
     r"support|permitted|allowed|unknown|unrecogni|unexpected|invalid|at most|must be", re.IGNORECASE
 )
@@ -80,7 +81,7 @@ class Completions:
         """
         chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
         path = "/v1/chat/completions" if chat else "/v1/completions"
-        asked = {"model": self.model, "messages" if chat else "prompt": prompt}
+        asked = {"model": self.model, "messages" if chat else "prompt": prompt, "stream": False}
         while True:
             sent = {key: value for key, value in options.items() if key not in self._refused}
             if "max_tokens" in self._refused:
@@ -251,10 +252,13 @@ class Votes(OneByOne):
             self._room = None
             if exc.down or (isinstance(exc, RejectedError) and exc.status in Http.REFUSED):
                 raise
-            return
-        # a base model continues with the next text, so it is stopped at the end of the line
-        self._one_line = not self.chat and not answer.text.lstrip(" ").startswith(("\n", "\r"))
-        if answer.thinks:
+            if not NO_ROOM.search(str(exc)):  # as some say whose models think
+                return
+        else:
+            # a base model continues with the next text, so it is stopped at the end of the line
+            begins_late = answer.text.lstrip(" ").startswith(("\n", "\r"))
+            self._one_line = not self.chat and not begins_late
+        if self._room is None or answer.thinks:
             self._room = THINKING_TOKENS
             log.warning(
                 "The model %s thinks before it answers: each answer may take up to %d tokens, which"
@@ -418,15 +422,13 @@ def _top_of_only(answer: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def _top_of(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     """The likeliest first tokens; some servers give chats and completions the same form."""
-    log_probs = choice.get("logprobs")
-    if log_probs is None:
-        raise UnansweredError(
-            f"it gave no log-probabilities in its answer{_why(str(choice.get('finish_reason')))}"
-        )
-    if isinstance(log_probs.get("content"), list):
-        listed = log_probs["content"][0]["top_logprobs"]
+    log_probs = choice.get("logprobs") or {}
+    if content := log_probs.get("content"):
+        listed = content[0]["top_logprobs"]
+    elif top := log_probs.get("top_logprobs"):
+        listed = top[0]
     else:
-        listed = log_probs["top_logprobs"][0]
+        raise UnansweredError(f"it gave no log-probabilities in its answer{_why(_ended(choice))}")
     if isinstance(listed, Mapping):
         return _sorted((token, log_prob_of(value)) for token, value in listed.items())
     pairs = [(_token_of(entry), log_prob_of(entry["logprob"])) for entry in listed]
@@ -456,7 +458,7 @@ def _said(answer: Mapping[str, Any]) -> list[Said]:
 
 
 def _one_said(choice: Mapping[str, Any]) -> Said:
-    ended = str(choice.get("finish_reason") or "")
+    ended = _ended(choice)
     if "message" not in choice:
         text = choice.get("text") if ended else choice["text"]  # withheld, it may lack altogether
         return Said(_text_in(text), ended, thought=False)
@@ -465,10 +467,18 @@ def _one_said(choice: Mapping[str, Any]) -> Said:
     return Said(_text_in(message.get("content")), ended, thought)
 
 
+def _ended(choice: Mapping[str, Any]) -> str:
+    """Why an answer ended, as the server says; "refusal" where the model says that it refuses."""
+    message = choice.get("message")
+    refused = isinstance(message, Mapping) and message.get("refusal")
+    return "refusal" if refused else str(choice.get("finish_reason") or "")
+
+
 def _why(ended: str) -> str:
     """What a reason to end says about an answer that cannot be used."""
-    withheld = " (withheld by the content filter)"
-    return {"content_filter": withheld, "length": " (cut off)"}.get(ended, "")
+    if ended.lower() in ("content_filter", "safety", "prohibited_content", "blocklist"):
+        return " (withheld by the content filter)"
+    return {"refusal": " (refused by the model)", "length": " (cut off)"}.get(ended, "")
 
 
 def _text_in(content: Any) -> str:

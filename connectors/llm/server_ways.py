@@ -15,7 +15,11 @@ from loop.ports import FloatArray
 from loop.prompt import PromptVariant
 
 LIST = 16  # prompts in one request, where a server takes several
-TOO_LONG = re.compile(r"context|too long|too large|n_ctx", re.IGNORECASE)  # how servers say so
+TOO_LONG = re.compile(  # how servers say so
+    r"context|too (?:long|large)|n_ctx|longer than|too many tokens|less than \d+ tokens"
+    r"|exceeds? .*(?:length|tokens)",
+    re.IGNORECASE,
+)
 
 
 @dataclass

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from connectors.llm.label_trie import LabelTrie, check_answers, class_probs
 from connectors.llm.local_lm import EMBEDDED
-from connectors.llm.prompt_text import answer_tokens, chat_frame, one_line
+from connectors.llm.prompt_text import answer_tokens, chat_frame
 from loop.errors import AnnotatorError
 from loop.ports import (
     AnnotatorSetup,
@@ -31,7 +30,7 @@ from loop.ports import (
     TextItem,
     no_progress,
 )
-from loop.prompt import PromptVariant
+from loop.prompt import PromptVariant, one_line
 
 log = logging.getLogger(__name__)
 
@@ -250,12 +249,7 @@ class VllmAnnotator:
     def _plan(self, variant: PromptVariant) -> tuple[PromptVariant, LabelTrie]:
         """The variant with tidy demonstrations, and its answers' tokens."""
         if variant.hash not in self._plans:
-            shown = replace(
-                variant,
-                demonstrations=tuple(
-                    replace(d, text=self._tidy(d.text)) for d in variant.demonstrations
-                ),  # their labels are names, and stay
-            )
+            shown = variant.tidied(self._tidy)
             labels = answer_tokens(shown, self._ids, chat=self._chat)
             used = {token for ids in labels for token in ids}
             long = any(len(ids) > 1 for ids in labels)

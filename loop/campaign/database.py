@@ -40,7 +40,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, SQLModel
 
 import loop.campaign.tables  # noqa: F401  registers the tables
-from loop.errors import NoStoreError, StoreError
+from loop.errors import NoRoomError, NoStoreError, StoreError
 from loop.files import beside, held
 
 BUSY_S = 30.0
@@ -196,7 +196,7 @@ def store_failure(exc: DBAPIError, where: str) -> StoreError:
     """What a database error means for the campaign, and what to do, in one sentence."""
     reason = str(exc.orig).splitlines()[0] if str(exc.orig) else type(exc.orig).__name__
     if _is_out_of_room(exc.orig):
-        return StoreError(
+        return NoRoomError(
             f"The store at {where} could not be written ({reason}): the disk is full, a limit on"
             " the size of files is reached, or the disk fails. What was stored before is whole;"
             " make room, then run the same command again to continue."

@@ -182,6 +182,20 @@ class LlmStore(ABC):
             query = _calls_usd(campaign).where(col(LlmCalls.ended_at).is_(None))
             return float(session.exec(query).one() or 0.0)
 
+    def open_calls(self, campaign: str, annotator: str) -> dict[int | None, float]:
+        """The most that each of an annotator's calls may cost which are under way or interrupted.
+
+        Those without a number of calls are left out: answers have shown what they may have cost.
+        """
+        with self.transaction() as session:
+            query = select(LlmCalls.id, LlmCalls.usd).where(
+                LlmCalls.campaign == campaign,
+                LlmCalls.annotator == annotator,
+                col(LlmCalls.ended_at).is_(None),
+                LlmCalls.calls > 0,
+            )
+            return dict(session.exec(query.order_by(col(LlmCalls.id))).all())
+
     def vote_times(self, campaign: str, annotator: str) -> VoteTimes:
         """How long one annotator's votes took."""
         with self.transaction() as session:
@@ -261,32 +275,42 @@ class LlmStore(ABC):
         """Forgets all frozen prompts, in the caller's transaction."""
         session.exec(delete(Variant).where(col(Variant.campaign) == campaign))
 
-    def begin_calls(self, campaign: str, annotator: str, calls: int, usd: float) -> int | None:
-        """Notes calls before they are made, and the most that they may cost; their id."""
-        with self.transaction() as session:
-            row = LlmCalls(campaign=campaign, annotator=annotator, calls=calls, usd=usd)
-            session.add(row)
-            session.flush()
-            return row.id
+    def begin_calls(
+        self,
+        campaign: str,
+        annotator: str,
+        calls: int,
+        usd: float,
+        session: Session | None = None,
+    ) -> int | None:
+        """Notes calls before they are made, and the most that they may cost; their id.
+
+        Args:
+            session: the caller's transaction; None opens one.
+        """
+        if session is None:
+            with self.transaction() as own:
+                return self.begin_calls(campaign, annotator, calls, usd, own)
+        row = LlmCalls(campaign=campaign, annotator=annotator, calls=calls, usd=usd)
+        session.add(row)
+        session.flush()
+        return row.id
 
     def lower_calls(self, session: Session, calls_id: int | None, usd: float) -> None:
-        """Some answers are stored, the others may cost so much; in the caller's transaction."""
-        session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(usd=usd))
+        """What may still cost something may cost so much; with 0 the note goes.
 
-    def forget_calls(self, session: Session, calls_id: int | None) -> None:
-        """Their answers are stored with what they cost, in the caller's transaction."""
-        if calls_id is None:
-            return
-        session.exec(delete(LlmCalls).where(col(LlmCalls.id) == calls_id))
+        In the caller's transaction.
+        """
+        row = col(LlmCalls.id) == calls_id
+        change = update(LlmCalls).values(usd=usd) if usd else delete(LlmCalls)
+        session.exec(change.where(row))
 
     def end_calls(self, calls_id: int | None, usd: float) -> None:
         """There is no answer to store; what it cost is kept."""
         with self.transaction() as session:
-            if not usd:
-                self.forget_calls(session, calls_id)
-            elif calls_id is not None:
-                values = {"usd": usd, "ended_at": now()}
-                session.exec(update(LlmCalls).where(col(LlmCalls.id) == calls_id).values(**values))
+            self.lower_calls(session, calls_id, usd)
+            row = col(LlmCalls.id) == calls_id
+            session.exec(update(LlmCalls).where(row).values(ended_at=now()))
 
 
 def of_campaign(item_id: Any, campaign: str) -> Any:

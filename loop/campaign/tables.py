@@ -231,7 +231,8 @@ class LlmCalls(SQLModel, table=True):
 
     Calls under way, or interrupted, have no end and count at the most that they may cost; those
     that ended without an answer to store count at what they did cost. A row goes when the answers
-    are stored.
+    are stored. One of no calls holds what killed ones may have cost, as far as the answers to the
+    same questions have shown it since.
     """
 
     id: int | None = Field(default=None, primary_key=True)

@@ -10,11 +10,8 @@ from __future__ import annotations
 import gc
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +22,7 @@ from loop import __version__
 from loop.addresses import hidden
 from loop.cli import campaign, operations, reports, rounds, serving, studies
 from loop.cli.terminal import echo, say
-from loop.errors import ENDING, LoopError, Stopped, foreign
+from loop.errors import LoopError, Stopped, foreign, stoppable
 from loop.operate.log_file import logging_to
 
 USAGE = typer.BadParameter.__mro__[1]  # typer brings its own click and does not name its errors
@@ -93,10 +90,6 @@ app.add_typer(serving.label_studio_app, name="label-studio")
 COLLECTED_AFTER = 50_000
 """New objects after which Python looks for garbage; 700 if nobody says otherwise."""
 
-AT_THE_SECOND = b"""
-Stopping: what is under way and paid for is stored first. To stop at once and lose it, stop again.
-"""
-
 _debug = False
 _log = ExitStack()
 """Closes the log file after the last words."""
@@ -121,7 +114,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        with _stoppable():
+        with stoppable():
             app()
     except LoopError as exc:
         if _debug:
@@ -133,36 +126,6 @@ def _run() -> None:
             raise
         _tell(["Stopped. Run the same command again to continue."])
         sys.exit(128 + exc.signal)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """The first and the third request to end become ``Stopped``, which typer does not swallow.
-
-    The second only says so: shells and ``timeout`` send theirs twice, and what was paid for is
-    being stored meanwhile.
-    """
-    asked = 0
-
-    def stop(number: int, _frame: object) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 2:
-            with suppress(OSError):  # not say(): the stream may be in the middle of a line
-                os.write(2, AT_THE_SECOND)
-            return
-        raise Stopped(number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells may ask
-                before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _tell(lines: list[str]) -> None:

@@ -138,9 +138,9 @@ def check_labels(config: Config) -> None:
         AnnotatorError: two look the same in a prompt.
     """
     from connectors.label_studio.page import shown_names
-    from connectors.llm.prompt_text import one_line
     from loop.errors import AnnotatorError, ReviewerError
     from loop.ports import normalise
+    from loop.prompt import one_line
 
     shown_names(config.port_labels)
     lines: dict[str, str] = {}
@@ -528,6 +528,7 @@ PROBE_S = 5.0  # for one request
 
 
 def _llm_server(config: Config) -> Server:
+    from connectors.llm.openai_server import unserved
     from connectors.llm.server_http import Http
     from loop.operate.doctor import Server
 
@@ -542,12 +543,8 @@ def _llm_server(config: Config) -> Server:
         transport=None,
     )
     with closing(http):
-        models = http.models()
-    if models and section.model not in models:
-        raise LoopError(
-            f"The LLM server at {http.shown} has no model {section.model!r}; it has"
-            f" {', '.join(models[:5])}. Name one of them as annotator.model."
-        )
+        if why := unserved(http, section.model, http.models(), chat=section.chat):
+            raise LoopError(f"{why} Name one of them as annotator.model.")
     return Server(f"the server at {http.shown} answers and has {section.model}.")
 
 

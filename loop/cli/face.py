@@ -17,6 +17,7 @@ from inspect import Parameter, signature
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
+from signal import getsignal, raise_signal
 from types import NoneType, TracebackType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -49,7 +50,16 @@ from loop.cli.build import (
     with_learning_rate,
 )
 from loop.cli.terminal import bar, say
-from loop.errors import ConfigError, DataError, LoopError, NoStoreError, foreign
+from loop.errors import (
+    UNHANDLED,
+    ConfigError,
+    DataError,
+    LoopError,
+    NoStoreError,
+    Stopped,
+    foreign,
+    stoppable,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +87,8 @@ ROWS = 1024  # of the source that are in memory at a time
 def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
     """Arguments of the annotated types alone; all errors leave the function as a ``LoopError``.
 
+    Ctrl-C is answered as on the command line: what is paid for is stored first.
+
     Raises:
         LoopError: an argument is missing, unknown or of another type.
     """
@@ -91,8 +103,13 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
         try:
             for argument, value in given.arguments.items():
                 _check_type(name, takes.parameters[argument], value)
-            return function(*args, **kwargs)
+            with stoppable():
+                return function(*args, **kwargs)
         except LoopError:
+            raise
+        except Stopped as exc:
+            if getsignal(exc.signal) in UNHANDLED:
+                raise_signal(exc.signal)  # a KeyboardInterrupt, or the end, as without us
             raise
         except Exception as exc:
             raise foreign(exc) from exc

@@ -19,7 +19,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
-from loop.errors import AnnotatorError, Stopped, ending_later
+from loop.errors import AnnotatorError, NoRoomError, Stopped, ending_later
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
@@ -41,6 +41,8 @@ from loop.prompt import PromptVariant
 log = logging.getLogger(__name__)
 
 CHUNK = 256  # items that an annotator is handed at once
+PAID_CHUNK = 32  # likewise where each may cost money, which stays committed after a kill
+ROOM_AGAIN_S, ROOM_AFTER_S = 10.0, 600.0  # a full disk is tried again so often, and so long
 STORED_AFTER_S = 2.0  # answers that came are kept back no longer
 KEPT_BACK = 2048  # nor are more of them; half a chunk of those that may have a price
 NO_PRICE = ("local_lm", "recorded")  # a server may bill what the campaign file has no price of
@@ -265,10 +267,10 @@ class _Clerk:
                 raise
             self.check(variant, texts, answer)
             seconds = (time.perf_counter() - started) / len(texts)
-            usd = self.purse.prices.usd(answer)
+            usd = self.purse.prices.usd(answer).tolist()
             good = _usable(answer.probs).tolist()
             if not all(good):
-                self.purse.book_loss(float(usd.sum()))
+                self.purse.book_loss(sum(usd))
                 raise AnnotatorError(
                     f"The annotator {self.revision} gave no usable answer to the text"
                     f" {CONTENT_FREE[good.index(False)]!r}, which prompt.calibrate ="
@@ -282,7 +284,7 @@ class _Clerk:
                     "text": text,
                     "probs": [float(p) for p in probs],
                     "tokens": int(tokens),
-                    "usd": float(cost),
+                    "usd": cost,
                     "seconds": seconds,
                     "created_at": now(),
                 }
@@ -290,9 +292,8 @@ class _Clerk:
                     CONTENT_FREE, answer.probs, answer.tokens, usd, strict=True
                 )
             ]
-            with self.store.transaction() as session:
+            with self.purse.booking([text.id for text in texts], [answer]) as session:
                 self.store.insert(session, ContentFree, rows)
-                self.purse.book(session, [text.id for text in texts], float(usd.sum()))
 
     def keep(
         self,
@@ -330,7 +331,7 @@ class _Clerk:
         for items, answer in block:
             if answer.states is not None and variant_hash == self.states_of:
                 self._keep_states([item.id for item in items], answer.states)
-        with self.store.transaction() as session:
+        with self.purse.booking(item_ids, [answer for _, answer in block]) as session:
             self.store.add_votes(
                 session,
                 self.name,
@@ -344,10 +345,7 @@ class _Clerk:
                 seconds=seconds * int(good.sum()),
             )
             self.store.insert(session, Unanswered, failures)
-            self.purse.book(session, item_ids, float(usd.sum()))
-        self.tell_pace(len(item_ids), seconds)
         self.have[variant_hash][rows[good]] = True
-        self.progress(len(item_ids))
         return [(str(row["item_id"]), str(row["reason"])) for row in failures]
 
     def _keep_states(self, item_ids: Sequence[str], states: NDArray[np.float16]) -> None:
@@ -416,6 +414,8 @@ class _Asking:
         self._waiting = 0
         """Items of the block."""
         self._stored = 0
+        self._patient = True
+        """Whether answers may wait for room to be stored; not once it shall end."""
         self._failures: list[tuple[str, str]] = []
         self._started = time.perf_counter()
         self._stored_at = time.monotonic()
@@ -437,6 +437,7 @@ class _Asking:
                 for items, answer in answers:
                     self._take(items, answer)
         except BaseException:  # what came is paid; what is under way stays committed
+            self._patient = False
             self._store()
             raise
         self._store()
@@ -449,23 +450,29 @@ class _Asking:
             self._under_way -= len(items)
             self._block.append((items, answer))
             self._waiting += len(items)
-            if self._is_due():
-                self._store()
+        if self._is_due():
+            self._store()
 
     def _is_due(self) -> bool:
         """Whether what came is stored now rather than with what comes next."""
         if time.monotonic() - self._stored_at > STORED_AFTER_S:
             return True
-        here = self._clerk.config.annotator.kind in NO_PRICE and not any(self._clerk.purse.prices)
-        if not here or self._stored == len(self._failures):
+        if not self._is_free or self._stored == len(self._failures):
             return not self._under_way or self._waiting >= max(1, CHUNK // 2)
         return self._waiting >= KEPT_BACK
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether the answers cost no money for sure."""
+        prices = self._clerk.purse.prices
+        return self._clerk.config.annotator.kind in NO_PRICE and not any(prices)
 
     def _answers(self) -> Generator[tuple[Sequence[TextItem], ClassProbs]]:
         purse = self._clerk.purse
         try:
             yield from answers_of(self._clerk.annotator, self._asked, self._lots())
         except (AnnotatorError, Stopped) as exc:
+            self._patient = isinstance(exc, AnnotatorError)
             self._store()
             if exc.tokens is not None:
                 purse.book_loss(purse.prices.usd_of_failure(exc.tokens))
@@ -474,6 +481,8 @@ class _Asking:
     def _lots(self) -> Lots:
         """As many items at a time as the money allows, see ``loop.ports.Lots``."""
         clerk, at = self._clerk, 0
+        streams = isinstance(clerk.annotator, StreamingAnnotator)  # else it waits for each lot
+        size = min(CHUNK, PAID_CHUNK) if streams and clerk.purse.sets_aside else CHUNK
         told: dict[str, TextItem] = {}
         while at < len(self._items):
             if not self._under_way:
@@ -481,7 +490,7 @@ class _Asking:
             elif self._must and at and self._stored == len(self._failures):
                 yield []  # nobody knows yet whether the annotator answers at all
                 continue
-            lot = self._items[at : at + CHUNK]
+            lot = self._items[at : at + size]
             if lot[-1].id not in told:
                 told = clerk.store.text_items(clerk.name, self._items[at : at + READ_AT_ONCE])
             texts = [told[item.id] for item in lot]
@@ -492,20 +501,44 @@ class _Asking:
             yield texts[:count]
 
     def _store(self) -> None:
-        if self._waiting:
-            with ending_later():
-                self._store_block()
+        """Stores the block; what is paid waits in memory for a while where the disk is full.
+
+        Raises:
+            StoreError: it cannot be stored, and is kept for another try.
+        """
+        give_up_at = None
+        while self._waiting:
+            try:
+                with ending_later():
+                    self._store_block()
+            except NoRoomError:
+                if self._is_free or not self._patient:
+                    raise
+                if give_up_at is None:
+                    give_up_at = time.monotonic() + ROOM_AFTER_S
+                    self._clerk.say(
+                        f"The disk is full or fails, so that {self._waiting} LLM answers cannot be"
+                        " stored. Make room: they wait in memory, and are tried again every"
+                        f" {ROOM_AGAIN_S:.0f} seconds for {ROOM_AFTER_S / 60:.0f} minutes."
+                    )
+                elif time.monotonic() > give_up_at:
+                    raise
+                time.sleep(ROOM_AGAIN_S)
 
     def _store_block(self) -> None:
         block, count = self._block, self._waiting
         ended = time.perf_counter()
-        seconds, self._started = (ended - self._started) / count, ended
-        self._block, self._waiting = [], 0
-        rows = [self._rows.pop(item.id) for items, _ in block for item in items]
-        at = np.array(rows, dtype=np.int64)
-        self._failures += self._clerk.keep(self._variant_hash, at, block, seconds)
+        seconds = (ended - self._started) / count
+        rows = np.array([self._rows[i.id] for items, _ in block for i in items], dtype=np.int64)
+        self._failures += self._clerk.keep(self._variant_hash, rows, block, seconds)
+        self._block, self._waiting, self._started = [], 0, ended
+        for items, _ in block:
+            for item in items:
+                del self._rows[item.id]
         self._stored += count
         self._stored_at = time.monotonic()
+        self._clerk.tell_pace(count, seconds)
+        self._clerk.progress(count)
 
     def _raise_if_all_failed(self) -> None:
         if not self._must or not self._stored or self._stored > len(self._failures):

@@ -11,11 +11,12 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.llm.ask import calls_limit
 from loop.llm.prompts import plan_variants
-from loop.money import TokenPrices, account
+from loop.money import MOST_TIMES, TokenPrices, account
 from loop.ports import IntArray
-from loop.prompt import PromptVariant
+from loop.prompt import CHAT_FRAME_TOKENS, PromptVariant, one_line
 
 CHARS_PER_TOKEN = 4  # the rule of thumb where the tokenizer is not at hand
+BY_TOKEN = ("openai_server", "vllm")  # annotators that may ask for the tokens of the labels
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Plan:
         variants: prompts.
         stored: answers that are there already and cost nothing more.
         calls: answers to be asked for, at most.
+        branches: prompts that one answer takes where an LLM is asked for the tokens of the labels:
+            one, or where labels have several words, one for each branch of what they begin with.
         tokens: computed where each prompt's shared beginning is computed once.
         tokens_uncached: where it is computed for every text.
         usd: price of ``tokens``.
@@ -38,12 +41,14 @@ class Plan:
         refresh: ``prompt.refresh``, by which later rounds may ask as many again; 'never' where
             there is only one round.
         cap_usd: what the campaign may still spend, or None without a cap.
+        most_usd: about the most that one answer may cost, which is set aside until it is there.
     """
 
     texts: int
     variants: int
     stored: int
     calls: int
+    branches: int
     tokens: int
     tokens_uncached: int
     usd: float
@@ -56,6 +61,7 @@ class Plan:
     counted: str
     refresh: str
     cap_usd: float | None
+    most_usd: float
 
 
 def four_chars_a_token(texts: Sequence[str]) -> IntArray:
@@ -93,8 +99,10 @@ def plan_annotation(
     limit = calls_limit(config, len(items), len(variants))
     calls = max(0, (len(items) * len(variants) if limit is None else limit) - stored)
     counts = count or four_chars_a_token
+    kind = config.annotator.kind
+    branches = max(_branches(v.answers) for v in variants) if kind in BY_TOKEN else 1
     prefixes = texts_tokens = 0.0
-    if calls and config.annotator.kind != "recorded":
+    if calls and kind != "recorded":
         limit_tokens = config.annotator.max_text_tokens
         texts = np.minimum(counts([i.text for i in items]), limit_tokens)
         frame = counts([v.suffix("") for v in variants]).mean()
@@ -102,14 +110,18 @@ def plan_annotation(
         prefixes = float(counts([v.prefix for v in variants]).sum())
     fresh, cached_price, written = TokenPrices.of(config.annotator)
     computed = prefixes + texts_tokens
-    uncached = max(computed, calls * prefixes / max(1, len(variants)) + texts_tokens)
+    whole = calls * prefixes / max(1, len(variants)) + texts_tokens
+    uncached = max(computed, branches * whole)
     # Only servers charge for what they had in a cache, and for what they write: one token, or as
     # many labels as they are asked for where they tell no log-probabilities.
-    serves = config.annotator.kind == "openai_server"
+    serves = kind == "openai_server"
     votes_asked = config.annotator.votes_when_no_logprobs
     label = int(counts([answer for v in variants for answer in v.answers]).max())
-    written_usd = calls * max(1, votes_asked * label) * written if serves else 0.0
+    written_usd = calls * max(branches, votes_asked * label) * written if serves else 0.0
     hits_usd = (uncached - computed) * cached_price if serves else 0.0
+    usd_uncached = uncached * fresh + written_usd
+    frame = CHAT_FRAME_TOKENS * config.annotator.chat * branches * max(fresh, cached_price)
+    most_usd = MOST_TIMES * (CHARS_PER_TOKEN * usd_uncached / calls + frame) if calls else 0.0
     times = store.vote_times(name, annotator)
     votes = store.spent(name)
     return Plan(
@@ -117,10 +129,11 @@ def plan_annotation(
         variants=len(variants),
         stored=stored,
         calls=calls,
+        branches=branches,
         tokens=round(computed),
         tokens_uncached=round(uncached),
         usd=computed * fresh + hits_usd + written_usd,
-        usd_uncached=uncached * fresh + written_usd,
+        usd_uncached=usd_uncached,
         seconds=calls * times.seconds / times.timed if times.timed else None,
         spent_calls=votes.votes,
         spent_tokens=votes.tokens,
@@ -129,7 +142,16 @@ def plan_annotation(
         counted="by the model's tokenizer" if count else f"as {CHARS_PER_TOKEN} characters each",
         refresh=config.prompt.refresh if config.rounds.rounds > 1 else "never",
         cap_usd=account(config, store).left_usd,
+        most_usd=most_usd if serves else 0.0,
     )
+
+
+def _branches(answers: Sequence[str]) -> int:
+    """Nodes of the labels' trie, if each word is one token."""
+    labels = [tuple(answer.split()) for answer in answers]
+    if max(map(len, labels)) == 1:
+        return 1
+    return 1 + len({label[:i] for label in labels for i in range(1, len(label) + 1)})
 
 
 def prompt_lines(config: Config, store: Store, annotator: str) -> list[str]:
@@ -145,8 +167,8 @@ def prompt_lines(config: Config, store: Store, annotator: str) -> list[str]:
         for variant in _coming_variants(config, store, annotator)
         for line in (
             f"--- prompt {variant.index + 1}, {variant.hash}",
-            variant.prefix + variant.suffix(text),
-            f"--- and then one of: {', '.join(variant.answers)}",
+            variant.tidied().prefix + variant.suffix(one_line(text)),
+            f"--- and then one of: {', '.join(map(one_line, variant.answers))}",
         )
     ]
 
@@ -180,6 +202,12 @@ def plan_lines(plan: Plan) -> list[str]:
         f"Time:    {time}",
         f"Money:   {money}",
     ]
+    if plan.branches > 1:
+        lines.append(
+            "Labels:  some have several words; the money is for vLLM and llama.cpp, which read"
+            f" {plan.branches} prompts for each answer, all but the first mostly out of the cache;"
+            " servers that only list their likeliest tokens read one"
+        )
     if plan.refresh == "round":
         lines.append('Rounds:  each later round asks every text again (prompt.refresh = "round")')
     if plan.refresh == "better":
@@ -193,6 +221,13 @@ def plan_lines(plan: Plan) -> list[str]:
             f" {plan.spent_seconds / 60:,.1f} minutes, ${plan.spent_usd:,.2f}"
         )
     if plan.cap_usd is not None:
-        fits = "enough" if plan.usd_uncached <= plan.cap_usd else "it may stop before the end"
+        fits = "enough"
+        if plan.usd_uncached > plan.cap_usd:
+            fits = "it may stop before the end"
+        elif plan.usd_uncached + plan.most_usd > plan.cap_usd:
+            fits = (
+                "it may stop before the end, because until an answer is there the most that it may"
+                f" cost is set aside, about ${plan.most_usd:,.2g}"
+            )
         lines.append(f"Limit:   ${plan.cap_usd:,.2f} are left of budget.usd: {fits}")
     return lines

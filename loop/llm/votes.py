@@ -52,6 +52,9 @@ def llm_in_words(store: Store, round_: Round) -> str:
         return "labels recorded in the columns " + ", ".join(section.columns)
     if section.kind in BUILT_IN["annotators"]:
         return without_folders(section.model)
+    for event in reversed(store.events(round_.campaign, "annotate", "done")):
+        if event.detail["round"] == round_.number and "annotator" in event.detail:
+            return str(event.detail["annotator"])
     return store.last_annotator(round_.campaign, round_.closed_at) or section.kind
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy.exc
 
+from loop import errors
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
 from loop.errors import (
@@ -259,6 +260,29 @@ def test_a_request_that_was_to_be_ignored_is_ignored(monkeypatch):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_others_handle_is_left_to_them_and_the_second_request_only_says_so(capfd):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("theirs"))
+
+    def work():
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Stopped:
+            signal.raise_signal(signal.SIGINT)
+            seen.append("stored")
+            signal.raise_signal(signal.SIGINT)
+
+    try:
+        with pytest.raises(Stopped), errors.stoppable():
+            work()
+        assert seen == ["theirs", "stored"]
+        assert capfd.readouterr().err.startswith("\nStopping: what is under way and paid for")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """Everything that spends asks first: each spender at its edge, and what the messages say."""
 
+from contextlib import suppress
+from inspect import signature
+
 import numpy as np
 import pytest
 from campaigns import make, texts
 from sqlmodel import select
 
 import loop.round
+from connectors.llm.openai_server import OpenAIServerAnnotator
 from loop.campaign.tables import LlmCalls
 from loop.errors import AnnotatorError, StageError, Stopped
 from loop.llm.ask import take_votes
 from loop.llm.prompts import freeze_variants
-from loop.money import LlmPurse, TokenPrices, account, labels_left, texts_that_fit
+from loop.money import MOST_TIMES, LlmPurse, TokenPrices, account, labels_left, texts_that_fit
 from loop.next_round import open_campaign, why_finished
 from loop.people.answers import withdraw_unanswered
 from loop.ports import ClassProbs, no_progress
@@ -246,6 +250,10 @@ class PricedLLM:
         pass
 
 
+def answered(n, tokens=10):
+    return ClassProbs(np.full((n, 2), 0.5), np.zeros(n), np.full(n, tokens, dtype=np.int64))
+
+
 CENTS = {"kind": "local_lm", "usd_per_million_tokens": 1000.0}  # a cent an answer
 
 
@@ -328,9 +336,86 @@ def test_what_is_booked_is_no_longer_set_aside(tmp_path):
     items = ctx.store.items("c", "pool")[:5]
     assert purse.reserve(variant, items) == 5
     for booked, left in ((2, 0.03), (5, 0.0)):
-        with ctx.store.transaction() as session:
-            purse.book(session, [item.id for item in items[:booked]], 0.01)
+        with purse.booking([item.id for item in items[:booked]], [answered(booked)]):
+            pass
         assert money(ctx).open_llm_usd == pytest.approx(left)  # killed now, so much is committed
+
+
+class CarefulLLM(PricedLLM):
+    """Sets aside 500 tokens for each answer, which takes ten, as a server may that is asked again.
+
+    Dies once it has been asked about so many texts, whose answers nobody sees.
+    """
+
+    revision = "careful"
+
+    def __init__(self, dies_after=None, tokens=10):
+        super().__init__()
+        self.dies_after, self.tokens, self.asked = dies_after, tokens, []
+
+    def most_tokens(self, variant, items):
+        n = len(items)
+        return np.full(n, 500, dtype=np.int64), np.zeros(n, dtype=np.int64)
+
+    def annotate_stream(self, variant, lots):
+        for lot in lots:
+            for item in lot:
+                self.asked.append(item.id)
+                if self.dies_after is not None and len(self.asked) > self.dies_after:
+                    raise RuntimeError("killed")
+                yield [item], answered(1, self.tokens)
+
+
+def test_the_next_process_finds_out_what_killed_calls_can_have_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.llm.ask.CHUNK", 8)
+    ctx = annotated(tmp_path, killed := CarefulLLM(dies_after=9), 3.0)
+    with pytest.raises(RuntimeError):  # whatever was in the block is stored, as it never is
+        ask(ctx)
+    stored = money(ctx)
+    assert stored.open_usd > 20 * stored.spent_usd  # it has taken what was left, but for one
+    ctx.__dict__["annotator"] = again = CarefulLLM()
+    assert ask(ctx) == 0
+    after, texts = money(ctx), len(ctx.store.keys("c", "pool"))
+    assert after.spent_usd == pytest.approx(0.01 * texts)
+    lost = len(killed.asked) + len(again.asked) - texts
+    assert 0.01 * lost <= after.open_usd <= 8 * 0.01 * stored.open_usd / 0.5 + 1e-9
+    ctx.__dict__["annotator"] = CarefulLLM()
+    ask(ctx)
+    assert money(ctx) == after  # nothing is lowered twice
+
+
+def test_what_killed_calls_cost_is_not_lowered_by_what_brings_no_answer(tmp_path):
+    ctx = annotated(tmp_path, CarefulLLM(), 30.0)
+    ctx.store.begin_calls("c", "careful", 5, 2.5)
+    (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
+    items = ctx.store.items("c", "pool")[:5]
+    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
+    purse.reserve(variant, items)
+    mute = answered(5, tokens=0)
+    mute.probs[:] = np.nan
+    with purse.booking([item.id for item in items], [mute]):
+        pass
+    assert money(ctx).open_llm_usd == pytest.approx(2.5)
+
+
+def test_where_answers_cannot_be_stored_nothing_is_booked(tmp_path):
+    ctx = annotated(tmp_path, CarefulLLM(), 30.0)
+    ctx.store.begin_calls("c", "careful", 5, 2.5)
+    (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
+    items = ctx.store.items("c", "pool")[:5]
+    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
+    purse.reserve(variant, items)
+    for fails in (True, False):
+        with suppress(RuntimeError), purse.booking([i.id for i in items], [answered(5)]):
+            if fails:
+                raise RuntimeError
+        open_usd = pytest.approx(5.0 if fails else 5 * 8 * 0.01)
+        assert (money(ctx).open_llm_usd, purse._account.open_llm_usd) == (open_usd, open_usd)
+
+
+def test_no_server_is_asked_oftener_than_killed_calls_are_counted():
+    attempts = signature(OpenAIServerAnnotator).parameters["max_attempts"].default
+    assert attempts + 1 <= MOST_TIMES  # once in a list
 
 
 def test_cached_tokens_that_cost_more_than_others_stay_below_the_cap(tmp_path):
@@ -338,7 +423,7 @@ def test_cached_tokens_that_cost_more_than_others_stay_below_the_cap(tmp_path):
     ctx = annotated(tmp_path, PricedLLM(), 0.1, annotator=prices)
     (variant,) = freeze_variants(ctx.config, ctx.store, ctx.annotator.revision)
     items = ctx.store.items("c", "pool")
-    assert LlmPurse(ctx.config, ctx.store, ctx.annotator).reserve(variant, items) == 5
+    assert LlmPurse(ctx.config, ctx.store, ctx.annotator).reserve(variant, items) == 4  # and one
 
 
 def test_useless_answers_are_paid_for(tmp_path):

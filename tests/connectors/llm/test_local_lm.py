@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from connectors.llm.local_lm import LocalLM
 from connectors.llm.local_scorer import _blocks
-from connectors.llm.prompt_text import one_line
 from loop.errors import AnnotatorError
 from loop.ports import FloatArray, TextItem
-from loop.prompt import Demonstration, Label, PromptVariant
+from loop.prompt import Demonstration, Label, PromptVariant, one_line
 
 if TYPE_CHECKING:
     import torch

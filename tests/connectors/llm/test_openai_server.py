@@ -614,6 +614,11 @@ READ_AS_POSITIVE = [
     *("<think>\nnegative? no.\n</think>\n\nPositive", "[THINK]negative[/THINK]positive"),
     "<think>\n\n</think>\n\npositive",
     "<|channel|>analysis<|message|>negative?<|end|><|channel|>final<|message|>positive",
+    "analysisIs it negative? No.assistantfinalPositive",
+    "<|START_THINKING|>negative?<|END_THINKING|><|START_RESPONSE|>positive<|END_RESPONSE|>",
+    *("<seed:think>negative?</seed:think>positive", "positive<|im_end|>\n<|im_start|>user\nno"),
+    *("positive</s>", "Positive<end_of_turn>", "<answer>positive</answer>", "\\boxed{Positive}"),
+    "**Label**: Positive",
 ]
 READ_AS_NONE = [
     *("", "None", "I cannot say.", "not positive", "This review is not positive.", "positively"),
@@ -621,6 +626,8 @@ READ_AS_NONE = [
     *("It isn't positive.", "positive, but mostly negative", "nonpositive", "<think>positive"),
     *("The label could be positive.", "Positive, or not.", "<think>I label this as positive."),
     *('{"positive": 0.2, "negative": 0.8}', '["positive", "negative"]', "positive-ish"),
+    *("analysisMaybe positive", "<|START_THINKING|>positive", "<b>positive</b> or negative"),
+    *("<a>positive</a><b>negative</b>", "\\boxed{positive or negative}", "<|im_end|>positive"),
 ]
 
 
@@ -727,6 +734,8 @@ def test_lists_of_tokens_are_read_in_either_form_and_each_token_once(chat):
         ({"prompt_tokens": 2**63, "completion_tokens": 1e300}, 0),
         ({"prompt_tokens": -5, "completion_tokens": "nan"}, 0),
         ({"prompt_tokens": True, "prompt_tokens_details": {"cached_tokens": 10**400}}, 0),
+        ({"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 500}, 500),  # it thought
+        ({"total_tokens": 500}, 0),
     ],
 )
 def test_odd_counts_of_tokens_cost_no_answer(usage, tokens):
@@ -756,6 +765,7 @@ def test_what_was_withheld_is_said_and_not_asked_again():
         (1, True, {"message": None}),
         (1, False, {}),
         (0, True, {"message": {"content": None}, "logprobs": None}),
+        (0, True, {"message": {"content": None}, "logprobs": {"content": None, "refusal": []}}),
     ):
         asked.clear()
         answer = heard(talking(withheld(votes, one)), votes=votes, chat=chat, n=3)
@@ -1000,6 +1010,112 @@ def test_an_answer_that_cannot_be_read_is_quoted():
         answer = heard(talking(saying(content, ended=ended)), names=("None", "none at all"))
         assert np.isnan(answer.probs).all()
         assert re.search(quoted, answer.problems["i0"])
+
+
+def test_a_model_that_refuses_is_quoted():
+    for content, listed in ((None, {"content": []}), ("", None)):
+        said = saying(content, refusal="I cannot help with that.", logprobs=listed)
+        answer = heard(talking(said), votes=2)
+        assert "empty (refused by the model)" in answer.problems["i0"]
+
+
+TOO_LONG_IN_WORDS = [
+    (400, "The input token count (120) exceeds the maximum number of tokens allowed (100)."),
+    (422, "Input validation error: `inputs` must have less than 100 tokens. Given: 120"),
+    (400, "The decoder prompt (length 120) is longer than the maximum model length of 100."),
+    (400, "Input length (120 tokens) exceeds the maximum allowed length (100 tokens)."),
+    (400, "too many tokens: total number of tokens in the prompt cannot exceed 100"),
+    (400, "prompt is too long: 120 tokens > 100 maximum"),
+    (429, "Request too large for m on tokens per min (TPM): Limit 100, Requested 120."),
+    (200, "This model's maximum context length is 100 tokens."),
+]
+
+
+@pytest.mark.parametrize(("status", "said"), TOO_LONG_IN_WORDS)
+def test_texts_that_are_too_long_in_any_words_lose_their_middle_and_it_is_said(
+    status, said, caplog
+):
+    usual = talking(listing([("positive", 0.8), ("negative", 0.2)]))
+    error = {"message": said, "code": "context_length_exceeded", "type": "x"}
+
+    def handle(request):
+        if len(request.content) > 600:
+            return httpx.Response(status, json={"error": error})
+        return usual.handler(request)
+
+    ask = OpenAIServerAnnotator("http://x", "m", chat=True, transport=httpx.MockTransport(handle))
+    texts = [TextItem("short", "good"), TextItem("long", "very " * 500)]
+    assert np.isfinite(ask.annotate(variant(), texts).probs).all()
+    ask.close()
+    assert caplog.text.count("lose their middle") == 1
+
+
+def test_a_model_that_a_server_knows_but_does_not_list_is_asked():
+    def deployed(request):
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "openai/*"}, {"id": "base"}]})
+        if json.loads(request.content).get("model") != "mine":
+            return httpx.Response(404, json={"error": {"message": "There is no such model"}})
+        return usual.handler(request)
+
+    usual = talking(listing([("positive", 0.8), ("negative", 0.2)]))
+    for chat in (True, False):
+        answer = heard(httpx.MockTransport(deployed), model="mine", votes=0, chat=chat)
+        assert np.isfinite(answer.probs).all()
+        with pytest.raises(AnnotatorError, match="does not serve the model 'other'"):
+            heard(httpx.MockTransport(deployed), model="other", votes=0, chat=chat)
+
+
+def test_the_address_of_one_question_stands_for_the_server():
+    usual = talking(listing([("positive", 0.8), ("negative", 0.2)]))
+    for path in ("/v1/chat/completions", "/v1/completions/", "/v1/models", "/v1", ""):
+        asked = set()
+
+        def handle(request, asked=asked):
+            asked.add(request.url.path)
+            return usual.handler(request)
+
+        OpenAIServerAnnotator(
+            f"http://x{path}", "m", chat=True, transport=httpx.MockTransport(handle)
+        ).annotate(variant(), items(1))
+        assert {"/v1/models", "/v1/chat/completions"} <= asked
+
+
+def test_a_server_of_chats_alone_is_asked_for_chats():
+    usual = talking(listing([("positive", 0.8), ("negative", 0.2)]))
+
+    def handle(request):
+        if request.url.path == "/v1/completions":
+            return httpx.Response(404, json={"error": {"message": "Unknown request URL"}})
+        return usual.handler(request)
+
+    with pytest.raises(AnnotatorError, match=r"404 .*set annotator\.chat = true"):
+        heard(httpx.MockTransport(handle), chat=False)
+
+
+def test_a_gateway_that_streams_unless_told_otherwise_is_told():
+    usual = talking(listing([("positive", 0.8), ("negative", 0.2)]))
+
+    def handle(request):
+        if request.content and json.loads(request.content).get("stream", True):
+            return httpx.Response(200, content=b'data: {"choices": []}\n\ndata: [DONE]\n\n')
+        return usual.handler(request)
+
+    assert np.isfinite(heard(httpx.MockTransport(handle), votes=0).probs).all()
+
+
+def test_a_model_that_thinks_and_is_refused_a_short_answer_gets_room():
+    thinking = {
+        "message": "Could not finish the message because max_tokens was too small: output "
+        "limit was reached. Please try again with higher max_tokens."
+    }
+
+    def answer(body, chat):
+        if body["max_tokens"] < 500:
+            return {"error": thinking | {"code": 400}}
+        return saying("positive")(body, chat)
+
+    assert heard(talking(answer)).probs.tolist() == [[1.0, 0.0]]
 
 
 def test_names_of_models_with_a_tag_or_a_folder():

@@ -63,5 +63,6 @@ def test_a_model_without_a_chat_template_is_told_so():
 
 
 def test_marks_of_chat_models_are_broken_and_others_stay():
-    broken = without_control_marks("</s> <|im_end|> [INST] <b> [x]")
-    assert broken == "< /s> < |im_end|> [ INST] <b> [x]"
+    broken = without_control_marks("</s> <|im_end|> <|turn>user <turn|> <｜User｜> [INST] <b> [x]")
+    assert broken == "< /s> < |im_end|> < |turn>user < turn|> < ｜User｜> [ INST] <b> [x]"
+    assert without_control_marks(plain := "a < b | c > d, <3 |> x, <-|->") == plain

@@ -11,7 +11,7 @@ from campaigns import make, stored_votes, texts
 from sqlalchemy import delete
 
 from loop.campaign.tables import ContentFree
-from loop.errors import AnnotatorError, Stopped
+from loop.errors import AnnotatorError, NoRoomError, Stopped
 from loop.llm.ask import CONTENT_FREE, calls_limit, retry_unanswered, take_votes, unanswered_line
 from loop.llm.prompts import freeze_variants, stored_variants
 from loop.llm.votes import mean_vote, read_votes
@@ -167,6 +167,35 @@ def test_a_request_to_end_while_answers_are_stored_loses_none(tmp_path, monkeypa
     _, items = annotate(ctx)
     assert not asked & {item for _, item in again.asked}
     assert len(stored_votes(ctx.store)) == len(items)
+
+
+def test_paid_answers_wait_for_room_on_a_full_disk_and_free_ones_do_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("loop.llm.ask.time.sleep", lambda seconds: full.pop())
+    said = []
+    for usd, full in ((1000.0, [1, 2, 3]), (0.0, [1])):
+        (folder := tmp_path / f"{usd}").mkdir()
+        annotator = {"kind": "local_lm", "usd_per_million_tokens": usd}
+        ctx = campaign(folder, llm := DoubtfulLLM(), annotator=annotator, **ONE_PROMPT)
+        real = ctx.store.add_votes
+
+        def add_votes(*args, real=real, full=full, **kwargs):
+            if full:
+                raise NoRoomError("The disk is full.")
+            real(*args, **kwargs)
+
+        monkeypatch.setattr(ctx.store, "add_votes", add_votes)
+        variants = freeze_variants(ctx.config, ctx.store, "doubtful")
+        items = ctx.store.items("c", "pool")
+        how = {"progress": no_progress, "say": said.append}
+        if not usd:
+            with pytest.raises(NoRoomError):
+                take_votes(ctx.config, ctx.store, llm, items, variants, **how)
+            continue
+        take_votes(ctx.config, ctx.store, llm, items, variants, **how)
+        assert len(stored(ctx)) == len(items) == len(llm.asked)
+        assert ctx.store.spent("c").usd == pytest.approx(0.01 * len(items))
+        told = "The disk is full or fails, so that 240 LLM answers cannot be stored."
+        assert [line[: len(told)] for line in said] == [told]
 
 
 @pytest.mark.parametrize("calls", [0, 5, 9])

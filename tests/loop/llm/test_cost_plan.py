@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from campaigns import make, texts
 
+from connectors.llm.label_trie import LabelTrie
 from loop.llm.ask import take_votes
 from loop.llm.cost_plan import four_chars_a_token, plan_annotation, plan_lines
 from loop.llm.prompts import freeze_variants
@@ -141,6 +142,47 @@ def test_what_servers_charge_for_cached_and_written_tokens_is_planned(tmp_path):
     assert dear.usd - plain.usd == pytest.approx(plain.calls * 8.0 / 1e6)
     voting = planned(votes_when_no_logprobs=10)  # ten times a label of four characters
     assert voting.usd - plain.usd == pytest.approx(plain.calls * 39 * 2.0 / 1e6)
+
+
+def serving(tmp_path, labels=("bad", "good"), usd=5.0, **annotator):
+    """The plan of a campaign with a server that takes $2 for a million tokens."""
+    ctx = make(
+        tmp_path,
+        rows=texts(120),
+        labels=[{"name": name} for name in labels],
+        annotator={
+            "kind": "openai_server",
+            "base_url": "http://127.0.0.1:1",
+            "usd_per_million_tokens": 2.0,
+            **annotator,
+        },
+        prompt={"shots": 0, "variants": 1},
+        budget={"labels": 30, "usd": usd},
+    )
+    open_campaign(ctx)
+    return plan(ctx)
+
+
+def test_labels_of_several_words_take_a_prompt_for_each_branch(tmp_path):
+    short = serving(tmp_path)
+    names = ("bad", "good", "very good", "very bad")
+    long = serving(tmp_path, labels=names, usd_per_million_cached_tokens=0.2)
+    trie = LabelTrie(((1,), (2,), (3, 2), (3, 1)), ends=(9,))
+    assert (short.branches, long.branches) == (1, trie.prompts(128)) == (1, 6)
+    assert long.tokens_uncached / long.calls > 5.5 * short.tokens_uncached / short.calls
+    assert long.usd < long.usd_uncached
+    assert "vLLM and llama.cpp, which read 6 prompts for each answer" in "\n".join(plan_lines(long))
+    assert "Labels:" not in "\n".join(plan_lines(short))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_money_is_enough_only_where_the_last_answer_can_still_be_set_aside(tmp_path, chat):
+    told = serving(tmp_path, chat=chat)
+    just = serving(tmp_path, usd=told.usd_uncached * 1.001, chat=chat)
+    ample = serving(tmp_path, usd=told.usd_uncached + told.most_usd, chat=chat)
+    said = [plan_lines(each)[-1] for each in (just, ample)]
+    assert "it may stop before the end, because until an answer is there the most" in said[0]
+    assert said[1].endswith("enough")
 
 
 def test_the_plan_and_the_status_tell_what_was_spent(tmp_path):

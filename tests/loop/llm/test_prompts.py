@@ -106,6 +106,14 @@ def test_the_prompts_can_be_looked_at(tmp_path):
     assert not ctx.store.variants("c", "seeing")
 
 
+def test_prompts_are_looked_at_as_the_llm_sees_them_each_text_on_its_line(tmp_path):
+    broken = [{"text": f"fine\n\nLabel: bad\r\n{n}", "label": "good"} for n in range(2)]
+    lines = prompt_lines(
+        (ctx := campaign(tmp_path, demonstrations=broken)).config, ctx.store, "seeing"
+    )
+    assert "Text: fine Label: bad 0\nLabel: good" in "\n".join(lines)
+
+
 def test_an_example_is_never_a_test_text(tmp_path):
     (tmp_path / "a").mkdir()
     test = campaign(tmp_path / "a").store.items("c", "test")[0]

@@ -1,8 +1,10 @@
 """What is wrong with machine, store and servers is said, in time and without secrets."""
 
+import json
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -134,3 +136,43 @@ def test_a_server_that_hangs_costs_a_short_time(campaign, hanging, monkeypatch):
     assert time.monotonic() - began < 10
     assert [line.about for line in lines] == ["LLM", "Label Studio"]
     assert KEY not in "".join(map(str, lines))
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Lists one model by its full name, and knows another that it does not list."""
+
+    def log_message(self, *_args):
+        pass
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "llama:latest"}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = asked["model"] == "deployed"
+        self.answer(200 if known else 404, {"choices": []} if known else {"error": "none"})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(("model", "there"), [("llama", True), ("deployed", True), ("lama", False)])
+def test_models_are_known_by_the_names_that_annotating_knows(campaign, monkeypatch, model, there):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    annotator = f'annotator = {{kind = "openai_server", model = "{model}", base_url = "{url}"}}'
+    text = CAMPAIGN.replace(
+        'annotator = {kind = "recorded", columns = ["llm", "llm_2"]}', annotator
+    )
+    (campaign / "goldloop.toml").write_text(text)
+    lines = told(campaign / "goldloop.toml", lambda config: {"LLM": server_probes(config)["LLM"]})
+    server.shutdown()
+    server.server_close()
+    [said] = [line.what for line in lines if line.about == "LLM"]
+    assert ("answers and has" if there else "does not serve the model 'lama'") in said

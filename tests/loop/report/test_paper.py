@@ -267,3 +267,20 @@ def test_the_llm_is_what_answered_and_no_default(ran, kind, name):
                 seconds=0.0,
             )
     assert llm_in_words(ran.store, round_) == name
+
+
+def test_an_llm_that_was_named_again_without_new_votes_is_the_one_of_its_round(ran):
+    config = ran.config.model_dump(mode="json") | {"annotator": {"kind": "their_llm"}}
+    with ran.store.transaction() as session:
+        for number, revision in ((21, "first"), (22, "second"), (23, "first")):
+            ran.store.log(session, "c", "annotate", "done", round=number, annotator=revision)
+    said = [
+        llm_in_words(
+            ran.store,
+            Round(campaign="c", number=n, stage="score", seed=0, config=config, versions={}),
+        )
+        for n in (21, 22, 23)
+    ]
+    assert said == ["first", "second", "first"]
+    [began] = ran.store.events("c", "annotate", "done")[:1]
+    assert began.detail["annotator"] == ran.annotator.revision
