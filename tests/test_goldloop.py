@@ -288,6 +288,34 @@ def test_check_lists_what_is_wrong(folder):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('task = "t"', 'task = "u"', "campaign.task = "),
+        ('name = "c"', 'name = "d"', "which has not begun"),
+        ("sqlite:///c.db", "sqlite:///d.db", "which has not begun"),
+        ('"x.csv"', '"y.csv"', "only 0 of its 120 texts"),
+        ("batch_size = 15", "batch_size = 14", None),
+        ('"x.csv"', '"few.csv"', None),
+    ],
+)
+def test_check_says_of_a_campaign_that_has_begun_what_run_would_say(folder, old, new, says):
+    lines = (folder / "x.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "few.csv").write_text("".join(lines[:12]), encoding="utf-8")
+    others = "".join(lines).replace("number", "no.")
+    (folder / "y.csv").write_text(others, encoding="utf-8")
+    campaign = Campaign.open()
+    assert campaign.run(1)
+    (folder / "goldloop.toml").write_text(FILE.replace(old, new), encoding="utf-8")
+    errors = [p.message for p in campaign.check() if p.level == "error"]
+    if says is None:  # texts that are gone from the source stay in the campaign
+        assert errors == []
+        assert campaign.forecast()[0].startswith("Texts:    96 to label")
+        return
+    (error,) = errors
+    assert says in error
+
+
+@pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda c: c.run(rounds="2"), "Campaign.run takes a whole number or None as rounds, and n"),

@@ -9,26 +9,16 @@ from __future__ import annotations
 import html
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from types import NoneType, TracebackType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    ParamSpec,
-    Self,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-)
+from types import NoneType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from loop.addresses import hidden
 from loop.cli.build import (
@@ -103,48 +93,43 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
 def _check_type(function: str, parameter: Parameter, value: object) -> None:
     if parameter.annotation is Parameter.empty:  # self, cls
         return
-    wanted = eval(parameter.annotation, globals())  # noqa: S307  # it stands in this file
+    allowed = [_TYPES[kind] for kind in parameter.annotation.split(" | ")]
     several = parameter.kind is Parameter.VAR_POSITIONAL
     for each in cast("tuple[object, ...]", value) if several else (value,):
-        if not _is_of(each, wanted):
-            raise LoopError(
-                f"{function} takes {_in_words(wanted)} as {parameter.name}, and not {each!r:.80}."
-            )
+        if not any(fits(each) for _, fits in allowed):
+            wanted = " or ".join(words for words, _ in allowed)
+            raise LoopError(f"{function} takes {wanted} as {parameter.name}, and not {each!r:.80}.")
 
 
-def _is_of(value: object, wanted: Any) -> bool:
-    """Whether a value has the type; NumPy's numbers and lists of any kind are welcome."""
-    inner, origin = get_args(wanted), get_origin(wanted)
-    if origin is UnionType:
-        return any(_is_of(value, kind) for kind in inner)
-    if origin is Iterable:
-        return isinstance(value, Iterable)
-    if origin is Sequence:
+def _is(*types: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+def _are(*types: type) -> Callable[[object], bool]:
+    """Whether a value is a list of any kind whose members have the type; no text is one."""
+
+    def fits(value: object) -> bool:
         several = isinstance(value, Collection) and not isinstance(value, str | bytes)
-        return several and all(_is_of(each, inner[0]) for each in cast("Collection[object]", value))
-    if wanted in (int, float):
-        number = Integral if wanted is int else Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+        return several and all(map(_is(*types), cast("Collection[object]", value)))
+
+    return fits
 
 
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-    bool: "True or False",
+_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "None": ("None", _is(NoneType)),
+    "bool": ("True or False", _is(bool)),
+    "int": ("a whole number", _is(Integral)),
+    "float": ("a number", _is(Real)),
+    "str": ("a text", _is(str)),
+    "Path": ("a path", _is(Path)),
+    "Iterable[str]": ("a list (a text each)", _is(Iterable)),  # `predict` names what is no text
+    "Sequence[str]": ("a list (a text each)", _are(str)),
+    "Sequence[float]": ("a list (a number each)", _are(Real)),
 }
+"""Annotation of an argument -> what it takes in words, and whether a value fits.
 
-
-def _in_words(wanted: Any) -> str:
-    """A type as readers call it: ``a whole number or None``."""
-    if wanted is NoneType:
-        return "None"
-    inner = get_args(wanted)
-    if get_origin(wanted) is UnionType:
-        return " or ".join(map(_in_words, inner))
-    return f"a list ({_in_words(inner[0])} each)" if inner else _WORDS[wanted]
+NumPy's numbers and lists of any kind are welcome.
+"""
 
 
 @dataclass(frozen=True)
@@ -229,18 +214,24 @@ class Campaign:
         try:
             if config.people.platform == "label_studio":
                 check_labels(config)
-            _check_begun(config)
+            with _begun(config):
+                pass
         except LoopError as exc:
             problems.append(Problem("error", str(self.file), str(exc)))
         problems += [
             Problem(problem.level, f"{self.file}:{line}", problem.message)
             for problem in find_problems(**texts_arguments(config, meta=None))
         ]
-        if not any(problem.level == "error" for problem in problems):
-            problems += _annotator_problems(config, self.file)
-            foreseen = self._preflight(config)
-            problems += [Problem("error", str(self.file), error) for error in foreseen.errors]
-            problems += [Problem("warning", str(self.file), told) for told in foreseen.warnings]
+        if any(problem.level == "error" for problem in problems):
+            return problems
+        try:
+            rows = _texts_of(config)
+        except LoopError as exc:
+            return [*problems, Problem("error", str(self.file), str(exc))]
+        problems += _annotator_problems(config, self.file, rows)
+        foreseen = _preflight(config, rows)
+        problems += [Problem("error", str(self.file), error) for error in foreseen.errors]
+        problems += [Problem("warning", str(self.file), told) for told in foreseen.warnings]
         return problems
 
     @_raises_loop_errors
@@ -252,16 +243,8 @@ class Campaign:
         """
         from loop.campaign.config import load
 
-        return list(self._preflight(load(self.file)).lines)
-
-    def _preflight(self, config: Config) -> Preflight:
-        from loop.campaign.store import Store
-        from loop.studies.preflight import preflight
-
-        with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
-            config = with_learning_rate(config, nothing, fetch=False)
-        rows = _texts_of(config)
-        return preflight(config, rows, config.annotator.model, _recorded_mix(config, rows))
+        config = load(self.file)
+        return list(_preflight(config, _texts_of(config)).lines)
 
     @_raises_loop_errors
     def run(
@@ -665,26 +648,59 @@ def _label_at(config: Config, store: Store) -> str:
     return f"{url.rstrip('/')}/projects/{project}/data?labeling=1"
 
 
-def _texts_of(config: Config) -> Sequence[TextRow]:
-    from connectors.texts.read import load_texts
-
-    return load_texts(**texts_arguments(config))
-
-
-def _check_begun(config: Config) -> None:
-    """Whether the labels are those of a campaign that has begun.
+@contextmanager
+def _begun(config: Config) -> Iterator[Store | None]:
+    """The store of a campaign that has begun, to read only; None where it has not.
 
     Raises:
-        StoreError: they are not.
+        LoopError: the campaign file was edited in a way that the campaign cannot follow.
     """
+    from loop.campaign.changes import edits, refuse_lost_store, refuse_other_folder
     from loop.campaign.store import Store
 
-    try:
-        store = Store(config.store_url, read_only=True)
-    except LoopError:  # there is none yet, or `goldloop run` upgrades it or says what is wrong
-        return
-    with closing(store):
-        store.check_labels(config.campaign.name, config.label_names)
+    refuse_lost_store(config)
+    with ExitStack() as stack:
+        begun = None
+        with suppress(
+            LoopError
+        ):  # no store yet, or `goldloop run` upgrades it or says what is wrong
+            begun = stack.enter_context(closing(Store(config.store_url, read_only=True)))
+        if begun is not None:
+            begun.check_labels(config.campaign.name, config.label_names)
+            refuse_other_folder(config, begun)
+            edits(config, begun)
+        yield begun if begun is not None and begun.item_count(config.campaign.name) else None
+
+
+def _texts_of(config: Config) -> list[TextRow]:
+    """The source's texts, and those that a campaign keeps although they are there no more.
+
+    Raises:
+        LoopError: the source cannot be read, or a campaign that has begun cannot take it up.
+    """
+    from connectors.texts.read import TextRow, load_texts
+    from loop.campaign.import_texts import import_new_texts
+    from loop.ports import item_id
+
+    rows, name = load_texts(**texts_arguments(config)), config.campaign.name
+    with _begun(config) as store:
+        if store is None:
+            return rows
+        rounds = store.rounds(name)
+        seed = rounds[0].seed if rounds else config.rounds.seed
+        import_new_texts(config, store, rows, seed=seed, writes=False)
+        there = {item_id(name, row.text) for row in rows}
+        kept = [i for i in store.stored_texts(name) if item_id(name, i.text) not in there]
+    return rows + [TextRow(i.text, i.known_label, i.split, i.meta) for i in kept]
+
+
+def _preflight(config: Config, rows: Sequence[TextRow]) -> Preflight:
+    from loop.campaign.store import Store
+    from loop.studies.preflight import preflight
+
+    with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
+        config = with_learning_rate(config, nothing, fetch=False)
+    return preflight(config, rows, config.annotator.model, _recorded_mix(config, rows))
 
 
 def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out: Path) -> int:
@@ -739,7 +755,7 @@ def _recorded_mix(config: Config, rows: Sequence[TextRow]) -> dict[str, Counter[
     return mix
 
 
-def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+def _annotator_problems(config: Config, file: Path, rows: Sequence[TextRow]) -> list[Problem]:
     from loop.campaign.extensions import BUILT_IN, Group
     from loop.campaign.extensions import load as load_part
     from loop.ports import TextItem
@@ -757,7 +773,6 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
             )
         )
     if config.annotator.kind == "recorded":
-        rows = _texts_of(config)
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
             build_recorded(config).check(items)
