@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from campaigns import LABELS, make, texts
+from fakes import CentroidStudent
 from tiny_encoder import save_encoder
 
 import goldloop
@@ -315,6 +316,11 @@ def test_check_says_of_a_campaign_that_has_begun_what_run_would_say(folder, old,
     assert says in error
 
 
+class Several:
+    def __repr__(self):
+        return "one\n   another"
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -327,6 +333,7 @@ def test_check_says_of_a_campaign_that_has_begun_what_run_would_say(folder, old,
         (lambda c: c.plan(["accuracy=0.8", 1]), "as goals, and not ['accuracy=0.8', 1]."),
         (lambda c: c.export(None), "Campaign.export takes a text or a path as out, and not None."),
         (lambda c: c.export(), "Campaign.export: missing a required argument: 'out'."),
+        (lambda c: c.import_labels(Several()), "a path or None as source, and not one another."),
         (lambda c: c.report(out=3), "a text or a path or None as out"),
         (lambda c: c.predict(3), "Campaign.predict takes a list (a text each) as texts"),
         (lambda _: Campaign(3), "Campaign takes a text or a path as file, and not 3."),
@@ -339,6 +346,23 @@ def test_an_argument_of_another_type_is_named(folder, call, says):
     with pytest.raises(LoopError, match=re.escape(says)) as told:
         call(Campaign.open())
     assert not isinstance(told.value, goldloop.UnforeseenError)
+
+
+def test_bench_takes_numpys_arrays(folder, monkeypatch):
+    monkeypatch.setattr("loop.cli.face.build_encoder_student", lambda *_: CentroidStudent())
+    result = goldloop.bench(
+        "x.csv",
+        "g",
+        votes=np.array(["llm", "llm_2"]),
+        strategies=np.array(["random", "entropy"]),
+        budgets=np.array([0.125, 0.25], dtype=np.float32),
+        rounds=1,
+        seeds=2,
+        repetitions=np.int64(2),
+    )
+    kept = json.loads(Path("bench/results.json").read_text(encoding="utf-8"))
+    assert kept["settings"] == result.settings
+    assert {row["budget"] for row in kept["summary"]} >= {0.125, 0.25}
 
 
 def test_one_rule_and_a_list_of_goals_are_taken_as_they_are_meant(folder):

@@ -67,6 +67,8 @@ ROWS = 1024  # of the source that are in memory at a time
 def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
     """Arguments of the annotated types alone; all errors leave the function as a ``LoopError``.
 
+    NumPy's numbers and lists of any kind are welcome, and become Python's own.
+
     Raises:
         LoopError: an argument is missing, unknown or of another type.
     """
@@ -80,8 +82,8 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
             raise LoopError(f"{name}: {exc}.") from None
         try:
             for argument, value in given.arguments.items():
-                _check_type(name, takes.parameters[argument], value)
-            return function(*args, **kwargs)
+                given.arguments[argument] = _plain(name, takes.parameters[argument], value)
+            return function(*given.args, **given.kwargs)
         except LoopError:
             raise
         except Exception as exc:
@@ -90,46 +92,66 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _check_type(function: str, parameter: Parameter, value: object) -> None:
+def _plain(function: str, parameter: Parameter, value: Any) -> Any:
+    """The value of an argument in Python's own types; refuses what its annotation does not name."""
     if parameter.annotation is Parameter.empty:  # self, cls
-        return
-    allowed = [_TYPES[kind] for kind in parameter.annotation.split(" | ")]
-    several = parameter.kind is Parameter.VAR_POSITIONAL
-    for each in cast("tuple[object, ...]", value) if several else (value,):
-        if not any(fits(each) for _, fits in allowed):
-            wanted = " or ".join(words for words, _ in allowed)
-            raise LoopError(f"{function} takes {wanted} as {parameter.name}, and not {each!r:.80}.")
+        return value
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        one = parameter.replace(kind=Parameter.POSITIONAL_ONLY)
+        return tuple(_plain(function, one, each) for each in value)
+    kinds = [_KINDS[kind] for kind in parameter.annotation.split(" | ")]
+    for kind in kinds:
+        if kind.holds(value):
+            return kind.made(value)
+    wanted, given = " or ".join(kind.words for kind in kinds), " ".join(repr(value).split())
+    raise LoopError(f"{function} takes {wanted} as {parameter.name}, and not {given:.80}.")
 
 
-def _is(*types: type) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, types) and (bool in types or not isinstance(value, bool))
+@dataclass(frozen=True)
+class _Kind:
+    """What an argument may be.
+
+    Attributes:
+        plain: makes a value one of Python's own types; None leaves it as it is.
+    """
+
+    words: str
+    type: type
+    plain: Callable[[Any], Any] | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is of this kind; True and False are no numbers."""
+        return isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
+
+    def made(self, value: Any) -> Any:
+        """The value in Python's own types."""
+        return value if self.plain is None else self.plain(value)
 
 
-def _are(*types: type) -> Callable[[object], bool]:
-    """Whether a value is a list of any kind whose members have the type; no text is one."""
+@dataclass(frozen=True)
+class _ListOf(_Kind):
+    """A list of any kind, whose members are of the type; no text is one."""
 
-    def fits(value: object) -> bool:
-        several = isinstance(value, Collection) and not isinstance(value, str | bytes)
-        return several and all(map(_is(*types), cast("Collection[object]", value)))
+    def holds(self, value: Any) -> bool:
+        many = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        return many and all(map(super().holds, value))
 
-    return fits
+    def made(self, value: Any) -> Any:
+        return [super(_ListOf, self).made(each) for each in value]
 
 
-_TYPES: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "None": ("None", _is(NoneType)),
-    "bool": ("True or False", _is(bool)),
-    "int": ("a whole number", _is(Integral)),
-    "float": ("a number", _is(Real)),
-    "str": ("a text", _is(str)),
-    "Path": ("a path", _is(Path)),
-    "Iterable[str]": ("a list (a text each)", _is(Iterable)),  # `predict` names what is no text
-    "Sequence[str]": ("a list (a text each)", _are(str)),
-    "Sequence[float]": ("a list (a number each)", _are(Real)),
+_KINDS = {
+    "None": _Kind("None", NoneType),
+    "bool": _Kind("True or False", bool),
+    "int": _Kind("a whole number", Integral, int),
+    "float": _Kind("a number", Real, float),
+    "str": _Kind("a text", str, str),
+    "Path": _Kind("a path", Path),
+    "Iterable[str]": _Kind("a list (a text each)", Iterable),  # `predict` names what is no text
+    "Sequence[str]": _ListOf("a list (a text each)", str, str),
+    "Sequence[float]": _ListOf("a list (a number each)", Real, float),
 }
-"""Annotation of an argument -> what it takes in words, and whether a value fits.
-
-NumPy's numbers and lists of any kind are welcome.
-"""
+"""Annotation of an argument -> what it may be."""
 
 
 @dataclass(frozen=True)
