@@ -10,12 +10,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel
 from sqlalchemy import make_url
 
-from loop.campaign.config import Config, with_people
+from loop.campaign.config import Config, section_of, with_people
 from loop.campaign.context import Context
 from loop.campaign.database import database_file
 from loop.campaign.import_texts import check_fit, refuse_other_texts
@@ -213,15 +212,10 @@ OF_WHICH_TEXTS = {key for key, policy in POLICIES.items() if policy is _SOURCE}
 """Decide which texts the campaign is about."""
 
 
-def campaign_keys(model: type[BaseModel] = Config) -> Iterator[str]:
+def campaign_keys() -> Iterator[str]:
     """Every key of the campaign file, as ``section.key``."""
-    for section, field in model.model_fields.items():
-        kind = next(
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        )
-        yield from (f"{section}.{name}" for name in kind.model_fields)
+    for section, field in Config.model_fields.items():
+        yield from (f"{section}.{name}" for name in section_of(field).model_fields)
 
 
 def policy_table() -> str:
@@ -266,12 +260,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default(key: str) -> Any:
     section, name = key.split(".")
-    model = Config.model_fields[section].annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return None
-    return json.loads(
-        json.dumps(model.model_fields[name].get_default(call_default_factory=True), default=str)
-    )
+    field = section_of(Config.model_fields[section]).model_fields[name]
+    return json.loads(json.dumps(field.get_default(call_default_factory=True), default=str))
 
 
 def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -683,9 +683,8 @@ def _begun(config: Config) -> Iterator[Store | None]:
     refuse_lost_store(config)
     with ExitStack() as stack:
         begun = None
-        with suppress(
-            LoopError
-        ):  # no store yet, or `goldloop run` upgrades it or says what is wrong
+        # There is none yet, or `goldloop run` upgrades it or says what is wrong.
+        with suppress(LoopError):
             begun = stack.enter_context(closing(Store(config.store_url, read_only=True)))
         if begun is not None:
             begun.check_labels(config.campaign.name, config.label_names)
