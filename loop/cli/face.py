@@ -226,35 +226,7 @@ class Campaign:
         Raises:
             ConfigError: the file is wrong; every problem with its line.
         """
-        from connectors.texts.read import find_problems
-        from loop.campaign.config import line_of, load, text_of
-
-        config = load(self.file)
-        raw = text_of(self.file)
-        line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
-        problems = []
-        try:
-            if config.people.platform == "label_studio":
-                check_labels(config)
-            with _begun(config):
-                pass
-        except LoopError as exc:
-            problems.append(Problem("error", str(self.file), str(exc)))
-        problems += [
-            Problem(problem.level, f"{self.file}:{line}", problem.message)
-            for problem in find_problems(**texts_arguments(config, meta=None))
-        ]
-        if any(problem.level == "error" for problem in problems):
-            return problems
-        try:
-            rows = _texts_of(config)
-        except LoopError as exc:
-            return [*problems, Problem("error", str(self.file), str(exc))]
-        problems += _annotator_problems(config, self.file, rows)
-        foreseen = _preflight(config, rows)
-        problems += [Problem("error", str(self.file), error) for error in foreseen.errors]
-        problems += [Problem("warning", str(self.file), told) for told in foreseen.warnings]
-        return problems
+        return looked_at(self.file)[0]
 
     @_raises_loop_errors
     def forecast(self) -> list[str]:
@@ -668,6 +640,39 @@ def _label_at(config: Config, store: Store) -> str:
         url = login[0]
     project = store.project_id(config.campaign.name)
     return f"{url.rstrip('/')}/projects/{project}/data?labeling=1"
+
+
+def looked_at(file: Path) -> tuple[list[Problem], tuple[str, ...]]:
+    """What ``Campaign.check`` and ``Campaign.forecast`` say, from reading the texts once."""
+    from connectors.texts.read import find_problems
+    from loop.campaign.config import line_of, load, text_of
+
+    config = load(file)
+    raw = text_of(file)
+    line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
+    problems = []
+    try:
+        if config.people.platform == "label_studio":
+            check_labels(config)
+        with _begun(config):
+            pass
+    except LoopError as exc:
+        problems.append(Problem("error", str(file), str(exc)))
+    problems += [
+        Problem(problem.level, f"{file}:{line}", problem.message)
+        for problem in find_problems(**texts_arguments(config, meta=None))
+    ]
+    if any(problem.level == "error" for problem in problems):
+        return problems, ()
+    try:
+        rows = _texts_of(config)
+    except LoopError as exc:
+        return [*problems, Problem("error", str(file), str(exc))], ()
+    problems += _annotator_problems(config, file, rows)
+    foreseen = _preflight(config, rows)
+    problems += [Problem("error", str(file), error) for error in foreseen.errors]
+    problems += [Problem("warning", str(file), told) for told in foreseen.warnings]
+    return problems, foreseen.lines
 
 
 @contextmanager
