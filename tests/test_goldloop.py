@@ -18,6 +18,7 @@ from goldloop import Campaign, ConfigError, DataError, LoopError, NoStoreError, 
 from loop import errors
 from loop.cli import __main__ as cli
 from loop.cli.build import at_work
+from loop.cli.face import looked_at
 
 ROOT = Path(__file__).parent.parent
 FILE = """\
@@ -226,7 +227,10 @@ def test_html_is_escaped(folder):
 
 def test_commands_use_the_same_methods(folder, monkeypatch, capsys):
     called = []
-    for name in ("run", "status", "report", "export", "check", "model"):
+    problems, forecast = looked_at(Path("goldloop.toml"))  # what the command check prints
+    named = Campaign("goldloop.toml")
+    assert (named.check(), named.forecast()) == (problems, list(forecast))
+    for name in ("run", "status", "report", "export", "model"):
 
         def fail(self, *_args, _name=name, **_rest):
             called.append(_name)
