@@ -64,6 +64,7 @@ from loop.people.review_tasks import (
     why_sent,
     with_checks,
 )
+from loop.people.tally import tally
 from loop.pool_arrays import (
     audited,
     by_item,
@@ -374,12 +375,13 @@ def close_early(ctx: Context, round_: Round) -> None:
     """Goes on with the answers that are back; late ones still count in a later round.
 
     Raises:
-        StageError: the round is not waiting for people, or nothing is back at all.
+        StageError: the round is not waiting for people, or nothing is back of what may still come.
     """
     if round_.stage != "pull":
         raise StageError(f"Round {round_.number} is at stage {round_.stage!r}, not waiting.")
-    back = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is not None]
-    if not back:
+    reviews = ctx.store.reviews(ctx.name, round_.id)
+    back = [r for r in reviews if r.closed_at is not None]
+    if not back and tally(reviews).out:  # where every task is gone, nothing else ends the round
         raise StageError(
             "No text of this round is answered yet: there is nothing to continue with."
         )
@@ -416,11 +418,14 @@ def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
     )
     gold_now: list[Gold] = []
     for item_id, decision in decisions.items():
+        old = gold.get(item_id)
+        imported = old is not None and old.how == IMPORTED
+        if imported and item_id not in by_item:
+            continue  # nobody was asked, or nobody has answered yet
         if item_id in reviewed and reviewed[item_id] != decision.how:
             ctx.store.set_outcome(session, item_id, decision.how)
-        old = gold.get(item_id)
         if decision.label is None:
-            if old is not None and old.how == IMPORTED:
+            if imported:
                 continue
             if old is not None:  # the answers that it came from were withdrawn
                 ctx.store.delete_gold(session, old)

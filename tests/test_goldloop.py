@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from campaigns import LABELS, make, texts
+from fakes import CentroidStudent
 from tiny_encoder import save_encoder
 
 import goldloop
@@ -18,6 +19,7 @@ from goldloop import Campaign, ConfigError, DataError, LoopError, NoStoreError, 
 from loop import errors
 from loop.cli import __main__ as cli
 from loop.cli.build import at_work
+from loop.cli.face import looked_at
 
 ROOT = Path(__file__).parent.parent
 FILE = """\
@@ -226,7 +228,10 @@ def test_html_is_escaped(folder):
 
 def test_commands_use_the_same_methods(folder, monkeypatch, capsys):
     called = []
-    for name in ("run", "status", "report", "export", "check", "model"):
+    problems, forecast = looked_at(Path("goldloop.toml"))  # what the command check prints
+    named = Campaign("goldloop.toml")
+    assert (named.check(), named.forecast()) == (problems, list(forecast))
+    for name in ("run", "status", "report", "export", "model"):
 
         def fail(self, *_args, _name=name, **_rest):
             called.append(_name)
@@ -289,6 +294,39 @@ def test_check_lists_what_is_wrong(folder):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('task = "t"', 'task = "u"', "campaign.task = "),
+        ('name = "c"', 'name = "d"', "which has not begun"),
+        ("sqlite:///c.db", "sqlite:///d.db", "which has not begun"),
+        ('"x.csv"', '"y.csv"', "only 0 of its 120 texts"),
+        ("batch_size = 15", "batch_size = 14", None),
+        ('"x.csv"', '"few.csv"', None),
+    ],
+)
+def test_check_says_of_a_campaign_that_has_begun_what_run_would_say(folder, old, new, says):
+    lines = (folder / "x.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "few.csv").write_text("".join(lines[:12]), encoding="utf-8")
+    others = "".join(lines).replace("number", "no.")
+    (folder / "y.csv").write_text(others, encoding="utf-8")
+    campaign = Campaign.open()
+    assert campaign.run(1)
+    (folder / "goldloop.toml").write_text(FILE.replace(old, new), encoding="utf-8")
+    errors = [p.message for p in campaign.check() if p.level == "error"]
+    if says is None:  # texts that are gone from the source stay in the campaign
+        assert errors == []
+        assert campaign.forecast()[0].startswith("Texts:    96 to label")
+        return
+    (error,) = errors
+    assert says in error
+
+
+class Several:
+    def __repr__(self):
+        return "one\n   another"
+
+
+@pytest.mark.parametrize(
     ("call", "says"),
     [
         (lambda c: c.run(rounds="2"), "Campaign.run takes a whole number or None as rounds, and n"),
@@ -300,6 +338,7 @@ def test_check_lists_what_is_wrong(folder):
         (lambda c: c.plan(["accuracy=0.8", 1]), "as goals, and not ['accuracy=0.8', 1]."),
         (lambda c: c.export(None), "Campaign.export takes a text or a path as out, and not None."),
         (lambda c: c.export(), "Campaign.export: missing a required argument: 'out'."),
+        (lambda c: c.import_labels(Several()), "a path or None as source, and not one another."),
         (lambda c: c.report(out=3), "a text or a path or None as out"),
         (lambda c: c.predict(3), "Campaign.predict takes a list (a text each) as texts"),
         (lambda _: Campaign(3), "Campaign takes a text or a path as file, and not 3."),
@@ -312,6 +351,23 @@ def test_an_argument_of_another_type_is_named(folder, call, says):
     with pytest.raises(LoopError, match=re.escape(says)) as told:
         call(Campaign.open())
     assert not isinstance(told.value, goldloop.UnforeseenError)
+
+
+def test_bench_takes_numpys_arrays(folder, monkeypatch):
+    monkeypatch.setattr("loop.cli.face.build_encoder_student", lambda *_: CentroidStudent())
+    result = goldloop.bench(
+        "x.csv",
+        "g",
+        votes=np.array(["llm", "llm_2"]),
+        strategies=np.array(["random", "entropy"]),
+        budgets=np.array([0.125, 0.25], dtype=np.float32),
+        rounds=1,
+        seeds=2,
+        repetitions=np.int64(2),
+    )
+    kept = json.loads(Path("bench/results.json").read_text(encoding="utf-8"))
+    assert kept["settings"] == result.settings
+    assert {row["budget"] for row in kept["summary"]} >= {0.125, 0.25}
 
 
 def test_one_rule_and_a_list_of_goals_are_taken_as_they_are_meant(folder):

@@ -10,15 +10,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel
 from sqlalchemy import make_url
 
-from loop.campaign.config import Config, with_people
+from loop.campaign.config import Config, section_of, with_people
 from loop.campaign.context import Context
 from loop.campaign.database import database_file
 from loop.campaign.import_texts import check_fit, refuse_other_texts
+from loop.campaign.store import Store
 from loop.campaign.tables import STAGES, Round
 from loop.errors import ConfigError, DataError, StoreError
 from loop.files import write_whole
@@ -228,15 +228,10 @@ OF_WHICH_TEXTS = {key for key, policy in POLICIES.items() if policy is _SOURCE}
 """Decide which texts the campaign is about."""
 
 
-def campaign_keys(model: type[BaseModel] = Config) -> Iterator[str]:
+def campaign_keys() -> Iterator[str]:
     """Every key of the campaign file, as ``section.key``."""
-    for section, field in model.model_fields.items():
-        kind = next(
-            t
-            for t in (field.annotation, *get_args(field.annotation))
-            if isinstance(t, type) and issubclass(t, BaseModel)
-        )
-        yield from (f"{section}.{name}" for name in kind.model_fields)
+    for section, field in Config.model_fields.items():
+        yield from (f"{section}.{name}" for name in section_of(field).model_fields)
 
 
 def policy_table() -> str:
@@ -281,12 +276,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _default(key: str) -> Any:
     section, name = key.split(".")
-    model = Config.model_fields[section].annotation
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return None
-    return json.loads(
-        json.dumps(model.model_fields[name].get_default(call_default_factory=True), default=str)
-    )
+    field = section_of(Config.model_fields[section]).model_fields[name]
+    return json.loads(json.dumps(field.get_default(call_default_factory=True), default=str))
 
 
 def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -295,6 +286,23 @@ def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 # what is done about it
+
+
+def edits(config: Config, store: Store) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value before, value now) of what was edited since the last round was opened.
+
+    Raises:
+        ConfigError: a key was changed that must not be, or not now.
+    """
+    name = config.campaign.name
+    last = store.last_round(name)
+    changed = changes(last.config, config.model_dump(mode="json")) if last else {}
+    if last is not None and changed:
+        asked = store.spent(name).votes > 0
+        sent = store.review_count(name) > 0
+        for key, values in changed.items():
+            _refuse(config, last, key, values, sent if key in SENT_TO_PEOPLE else asked)
+    return changed
 
 
 def check_changes(ctx: Context) -> None:
@@ -316,13 +324,10 @@ def check_changes(ctx: Context) -> None:
             known = with_people(last.config)[0]
             with ctx.store.transaction() as session:
                 ctx.store.set_round_config(session, last, known)
-    changed = changes(last.config, ctx.config.model_dump(mode="json")) if last else {}
+    changed = edits(ctx.config, ctx.store)
     if last is None or not changed:
         return
     asked = ctx.store.spent(ctx.name).votes > 0
-    sent = ctx.store.review_count(ctx.name) > 0
-    for key in changed:
-        _refuse(ctx, last, key, changed[key], sent if key in SENT_TO_PEOPLE else asked)
     project = ctx.store.project_id(ctx.name)
     if "label_studio.url" in changed and project is not None:
         ctx.reviewer.open_project(project)
@@ -367,10 +372,10 @@ def _redrawn(config: Config, key: str) -> bool:
     return POLICIES[key] is _DRAWN_PROMPT and config.prompt.refresh == "round"
 
 
-def _refuse(ctx: Context, last: Round, key: str, values: tuple[Any, Any], begun: bool) -> None:
+def _refuse(config: Config, last: Round, key: str, values: tuple[Any, Any], begun: bool) -> None:
     policy, (was, value) = POLICIES[key], values
-    if not begun or key in ("campaign.name", "store.url") or _redrawn(ctx.config, key):
-        return  # of those two, `check_folder` decides
+    if not begun or key in ("campaign.name", "store.url") or _redrawn(config, key):
+        return  # of those two, `refuse_other_folder` decides
     what = f"{key} = {_shown(value)} cannot be changed now; the campaign has {_shown(was)}"
     if policy.when == "never":
         raise ConfigError(
@@ -452,29 +457,37 @@ def refuse_lost_store(config: Config) -> None:
     raise _another_campaign(config, mark, here, begun=False)
 
 
+def refuse_other_folder(config: Config, store: Store) -> None:
+    """Looks whether folder and store are of one campaign.
+
+    Raises:
+        StoreError: folder or store is another campaign's, or the campaign has another folder.
+    """
+    name, mark = config.campaign.name, _mark(config.out)
+    uid = store.campaign_uid(name) if store.item_count(name) else None
+    if mark is not None and mark["uid"] != uid:
+        here = store.engine.url.render_as_string()
+        raise _another_campaign(config, mark, here, begun=uid is not None)
+    had = _claim(store, name)
+    if uid is not None and had.get("folder") != str(config.folder) and "out" in had:
+        _refuse_second_folder(config, uid, Path(had["out"]))
+
+
 def check_folder(ctx: Context) -> None:
     """Looks whether folder, store and texts are of one campaign, before anything is paid again.
 
     Says so where a campaign that has begun goes on in a folder that held nothing of it.
 
     Raises:
-        StoreError: folder or store is another campaign's, or the campaign has another folder.
+        StoreError: as ``refuse_other_folder``.
         DataError: the campaign in the store was begun with other texts.
     """
-    name, out, mark = ctx.name, ctx.config.out, _mark(ctx.config.out)
-    uid = ctx.store.campaign_uid(name) if ctx.store.item_count(name) else None
-    here = ctx.store.engine.url.render_as_string()
-    if mark is not None and mark["uid"] != uid:
-        raise _another_campaign(ctx.config, mark, here, begun=uid is not None)
-    if uid is None:
-        return
-    claim = ctx.store.last_event(name, *CLAIM)
-    had = claim.detail if claim is not None else {}
-    same_file = had.get("folder") == str(ctx.config.folder)
-    if not same_file and "out" in had:
-        _refuse_second_folder(ctx, uid, Path(had["out"]))
-    moved = same_file and had["out"] != str(out.resolve())
-    if mark is not None or moved:  # another store.folder is said with the other edits
+    name, out = ctx.name, ctx.config.out
+    refuse_other_folder(ctx.config, ctx.store)
+    had = _claim(ctx.store, name)
+    moved = had.get("folder") == str(ctx.config.folder) and had["out"] != str(out.resolve())
+    # another store.folder is said with the other edits
+    if _mark(out) is not None or moved or not ctx.store.item_count(name):
         return
     try:
         rows = ctx.parts.texts()
@@ -482,6 +495,7 @@ def check_folder(ctx: Context) -> None:
         rows = ()
     refuse_other_texts(ctx.config, ctx.store, rows)
     if (last := ctx.store.last_round(name)) is not None:
+        here = ctx.store.engine.url.render_as_string()
         ctx.say(
             f"Campaign {name!r} in {here} has begun (round {last.number}, {last.stage}) and"
             f" continues in {out}, which held nothing of it: models and caches are made again where"
@@ -500,22 +514,26 @@ def claim_folder(ctx: Context) -> None:
     if _mark(ctx.config.out) != mark:
         write_whole(ctx.config.out / MARK, json.dumps(mark, indent=2) + "\n")
     claim = {"folder": str(ctx.config.folder), "out": str(ctx.config.out.resolve())}
-    last = ctx.store.last_event(ctx.name, *CLAIM)
-    if last is None or last.detail != claim:
+    if _claim(ctx.store, ctx.name) != claim:
         with ctx.store.transaction() as session:
             ctx.store.log(session, ctx.name, *CLAIM, **claim)
 
 
-def _refuse_second_folder(ctx: Context, uid: str, first: Path) -> None:
-    mark, out = _mark(first), ctx.config.out
+def _claim(store: Store, name: str) -> dict[str, Any]:
+    last = store.last_event(name, *CLAIM)
+    return last.detail if last is not None else {}
+
+
+def _refuse_second_folder(config: Config, uid: str, first: Path) -> None:
+    mark, out = _mark(first), config.out
     if mark is None or mark["uid"] != uid or (out.exists() and first.samefile(out)):
         return
     raise StoreError(
-        f"Campaign {ctx.name!r} is at work in {first}, and {out} would be a second folder of it (a"
-        " copy, a restored backup, or another campaign file with that name): both would ask the LLM"
-        " and people about the same texts. Continue there; or move that folder away and continue"
-        " here; or give this campaign a campaign.name and a store.folder of its own. Nothing was"
-        " spent."
+        f"Campaign {config.campaign.name!r} is at work in {first}, and {out} would be a second"
+        " folder of it (a copy, a restored backup, or another campaign file with that name): both"
+        " would ask the LLM and people about the same texts. Continue there; or move that folder"
+        " away and continue here; or give this campaign a campaign.name and a store.folder of its"
+        " own. Nothing was spent."
     )
 
 

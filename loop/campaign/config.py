@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from loop.addresses import hidden, names_a_secret, secret_in
 from loop.campaign.extensions import Group, is_known, names, needs_of, one_of
@@ -48,6 +49,8 @@ FORMS = {
 """Pattern of a value -> what the value must be, in words."""
 CAMPAIGN_FILE = "goldloop.toml"
 
+OneOrSeveral = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+"""A single text stands for a list of one."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -264,13 +267,8 @@ class Prompt(Section):
     class_prior: dict[str, float] = {}
     demonstrations: tuple[DemonstrationSection, ...] = ()
     refresh: Literal["never", "better", "round"] = "never"
-    instruction: tuple[Text, ...] = (PromptTemplate().instruction,)
-    item: tuple[str, ...] = (PromptTemplate().item,)
-
-    @field_validator("instruction", "item", mode="before")
-    @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
+    instruction: Annotated[tuple[Text, ...], OneOrSeveral] = (PromptTemplate().instruction,)
+    item: Annotated[tuple[str, ...], OneOrSeveral] = (PromptTemplate().item,)
 
     @model_validator(mode="after")
     def _templates_are_sound(self) -> Prompt:
@@ -581,7 +579,7 @@ class StoreSection(Section):
 class TrackingSection(Section):
     """Where each measured round is sent, besides the campaign's own report."""
 
-    to: tuple[Annotated[str, AfterValidator(Known("trackers"))], ...] = ()
+    to: Annotated[tuple[Annotated[str, AfterValidator(Known("trackers"))], ...], OneOrSeveral] = ()
     project: Text = "goldloop"
     uri: (
         Annotated[
@@ -595,11 +593,6 @@ class TrackingSection(Section):
         ]
         | None
     ) = None
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _one_address_each(self) -> TrackingSection:
@@ -810,6 +803,12 @@ def with_people(data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...
     return {**data, "label_studio": kept, **({"people": moved} if moved else {})}, keys
 
 
+def section_of(field: FieldInfo) -> type[BaseModel]:
+    """The table that a key of the file stands for, or the tables, where it is a list."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+
+
 def as_run(stored: Mapping[str, Any]) -> Config:
     """The campaign file as a round ran with it, for what is said of that round.
 
@@ -820,11 +819,11 @@ def as_run(stored: Mapping[str, Any]) -> Config:
         stored: the file as the store keeps it with the round.
     """
     stored = with_people(stored)[0]
-    sections: dict[str, Any] = {}
-    for name, field in Config.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            sections[name] = kind.model_construct(**stored.get(name, {}))
+    sections: dict[str, Any] = {
+        name: section_of(field).model_construct(**stored.get(name, {}))
+        for name, field in Config.model_fields.items()
+        if name != "labels"
+    }
     labels = tuple(LabelSection.model_construct(**label) for label in stored["labels"])
     return Config.model_construct(labels=labels, **sections)
 
@@ -938,12 +937,10 @@ def _sentence(error: Any, text: str) -> str:
     name = ".".join(str(part) for part in loc)
     kind = error["type"]
     if kind == "extra_forbidden":
-        model = _model_at(loc[:-1])
-        known = list(model.model_fields) if model else []
+        known = _known_keys(loc[:-1])
         where = f"[{'.'.join(str(p) for p in loc[:-1])}]" if len(loc) > 1 else "the file"
-        allowed = f" Allowed: {', '.join(known)}." if known else ""
         hint = suggestion(loc[-1], known, begins=True)
-        return f"{at}Unknown key {loc[-1]!r} in {where}.{hint}{allowed}"
+        return f"{at}Unknown key {loc[-1]!r} in {where}.{hint} Allowed: {', '.join(known)}."
     if kind == "missing":
         return f"{at}{name} is missing; add it."
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
@@ -980,16 +977,10 @@ WANTED = {
 """pydantic's kinds of errors -> what the value must be; ``{}`` are names of pydantic's own."""
 
 
-def _model_at(loc: tuple[str | int, ...]) -> type[BaseModel] | None:
-    """The section model that a location lies in."""
-    model: type[BaseModel] | None = Config
+def _known_keys(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys of the table at a location."""
+    model: type[BaseModel] = Config
     for part in loc:
-        if isinstance(part, int) or model is None:
-            continue
-        field = model.model_fields.get(part)
-        model = None
-        if field is not None:
-            candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-            sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-            model = sections[0] if sections else None
-    return model
+        if isinstance(part, str):
+            model = section_of(model.model_fields[part])
+    return list(model.model_fields)

@@ -55,7 +55,7 @@ def import_texts(config: Config, store: Store, rows: Sequence[SourceText]) -> in
 
 
 def import_new_texts(
-    config: Config, store: Store, rows: Sequence[SourceText], *, seed: int
+    config: Config, store: Store, rows: Sequence[SourceText], *, seed: int, writes: bool = True
 ) -> list[str]:
     """Adds the texts that a campaign's source has new; returns what there is to say.
 
@@ -65,6 +65,7 @@ def import_new_texts(
 
     Args:
         seed: that the campaign was begun with.
+        writes: without it, only looks whether the source can be taken up.
     Raises:
         DataError: an unknown split, another split for a text that is in, or hardly a text of the
             campaign in the source any more.
@@ -89,7 +90,7 @@ def import_new_texts(
     _check_fit(config, counts, without_gold)
     added = {split: splits.count(split) for split in SPLITS}
     gone = len(stored) - len(there)
-    if new or relabelled or altered:
+    if writes and (new or relabelled or altered):
         first_row = 1 + max(item.row for item in stored.values())
         with store.transaction() as session:
             store.insert(session, Item, _item_rows(name, new, splits, first_row=first_row))
@@ -124,6 +125,17 @@ def import_new_texts(
         lines.append(
             f"Other columns of {len(altered)} texts have changed in {source} and are used from now"
             f" on."
+        )
+    recorded = config.annotator.kind == "recorded"
+    answers = (*config.annotator.columns, *(config.annotator.prob_columns or ()))
+    differ = [
+        i for i in altered if any(there[i].meta.get(c) != stored[i].meta.get(c) for c in answers)
+    ]
+    if recorded and differ:
+        lines.append(
+            f"{len(differ)} of these have another label of the LLM there. The labels that were read"
+            " stay. To use the new ones, put them into columns of other names and name these in"
+            " annotator.columns between two rounds."
         )
     return lines
 

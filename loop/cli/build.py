@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from loop.cli.terminal import bar, say
-from loop.errors import ConfigError, LoopError
+from loop.errors import ConfigError, LoopError, NoStoreError
 
 if TYPE_CHECKING:
     from connectors.llm.recorded import RecordedAnnotator
@@ -74,13 +74,20 @@ def reading(file: Path) -> Iterator[tuple[Config, Store]]:
 
     Raises:
         ConfigError: the file is wrong.
-        NoStoreError: there is no store yet.
+        NoStoreError: there is no store yet, or the campaign has not begun in it.
         StoreError: see ``open_store``.
     """
     from loop.campaign.config import load
 
     config = load(file)
+    name = config.campaign.name
     with open_store(config, read_only=True) as store:
+        if not store.item_count(name):
+            where = store.engine.url.render_as_string()
+            raise NoStoreError(
+                f"Campaign {name!r} has not begun in the store at {where}; `goldloop run` begins"
+                " it."
+            )
         yield with_learning_rate(config, store, fetch=False), store
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loop.cli.face import Campaign
+from loop.cli.face import Campaign, looked_at
 from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import echo_json, say
 from loop.errors import LoopError, Stopped, suggestion
@@ -327,13 +327,12 @@ def _name_and_description(line: str) -> tuple[str, str]:
 @app.command(epilog="Example: goldloop check --file films/goldloop.toml")
 def check(file: File = CAMPAIGN) -> None:
     """List everything that is wrong with the campaign file and its texts; say what will happen."""
-    campaign = Campaign(file)
-    problems = campaign.check()
+    problems, forecast = looked_at(file)
     for problem in problems:
         say(str(problem))
     if any(problem.level == "error" for problem in problems):
         raise typer.Exit(1)
-    for line in campaign.forecast():
+    for line in forecast:
         say(line)
     say(f"{file} is fine. Next: `goldloop run{_named(file)}`.")
 

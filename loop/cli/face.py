@@ -9,8 +9,8 @@ from __future__ import annotations
 import html
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -18,18 +18,8 @@ from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from signal import getsignal, raise_signal
-from types import NoneType, TracebackType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    ParamSpec,
-    Self,
-    TypeVar,
-    cast,
-    get_args,
-    get_origin,
-)
+from types import NoneType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
 from loop.addresses import hidden
 from loop.cli.build import (
@@ -87,7 +77,8 @@ ROWS = 1024  # of the source that are in memory at a time
 def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
     """Arguments of the annotated types alone; all errors leave the function as a ``LoopError``.
 
-    Ctrl-C is answered as on the command line: what is paid for is stored first.
+    NumPy's numbers and lists of any kind are welcome, and become Python's own. Ctrl-C is answered
+    as on the command line: what is paid for is stored first.
 
     Raises:
         LoopError: an argument is missing, unknown or of another type.
@@ -102,9 +93,9 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
             raise LoopError(f"{name}: {exc}.") from None
         try:
             for argument, value in given.arguments.items():
-                _check_type(name, takes.parameters[argument], value)
+                given.arguments[argument] = _plain(name, takes.parameters[argument], value)
             with stoppable():
-                return function(*args, **kwargs)
+                return function(*given.args, **given.kwargs)
         except LoopError:
             raise
         except Stopped as exc:
@@ -117,51 +108,66 @@ def _raises_loop_errors(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _check_type(function: str, parameter: Parameter, value: object) -> None:
+def _plain(function: str, parameter: Parameter, value: Any) -> Any:
+    """The value of an argument in Python's own types; refuses what its annotation does not name."""
     if parameter.annotation is Parameter.empty:  # self, cls
-        return
-    wanted = eval(parameter.annotation, globals())  # noqa: S307  # it stands in this file
-    several = parameter.kind is Parameter.VAR_POSITIONAL
-    for each in cast("tuple[object, ...]", value) if several else (value,):
-        if not _is_of(each, wanted):
-            raise LoopError(
-                f"{function} takes {_in_words(wanted)} as {parameter.name}, and not {each!r:.80}."
-            )
+        return value
+    if parameter.kind is Parameter.VAR_POSITIONAL:
+        one = parameter.replace(kind=Parameter.POSITIONAL_ONLY)
+        return tuple(_plain(function, one, each) for each in value)
+    kinds = [_KINDS[kind] for kind in parameter.annotation.split(" | ")]
+    for kind in kinds:
+        if kind.holds(value):
+            return kind.made(value)
+    wanted, given = " or ".join(kind.words for kind in kinds), " ".join(repr(value).split())
+    raise LoopError(f"{function} takes {wanted} as {parameter.name}, and not {given:.80}.")
 
 
-def _is_of(value: object, wanted: Any) -> bool:
-    """Whether a value has the type; NumPy's numbers and lists of any kind are welcome."""
-    inner, origin = get_args(wanted), get_origin(wanted)
-    if origin is UnionType:
-        return any(_is_of(value, kind) for kind in inner)
-    if origin is Iterable:
-        return isinstance(value, Iterable)
-    if origin is Sequence:
-        several = isinstance(value, Collection) and not isinstance(value, str | bytes)
-        return several and all(_is_of(each, inner[0]) for each in cast("Collection[object]", value))
-    if wanted in (int, float):
-        number = Integral if wanted is int else Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+@dataclass(frozen=True)
+class _Kind:
+    """What an argument may be.
+
+    Attributes:
+        plain: makes a value one of Python's own types; None leaves it as it is.
+    """
+
+    words: str
+    type: type
+    plain: Callable[[Any], Any] | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is of this kind; True and False are no numbers."""
+        return isinstance(value, self.type) and (self.type is bool or not isinstance(value, bool))
+
+    def made(self, value: Any) -> Any:
+        """The value in Python's own types."""
+        return value if self.plain is None else self.plain(value)
 
 
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Path: "a path",
-    bool: "True or False",
+@dataclass(frozen=True)
+class _ListOf(_Kind):
+    """A list of any kind, whose members are of the type; no text is one."""
+
+    def holds(self, value: Any) -> bool:
+        many = isinstance(value, Collection) and not isinstance(value, str | bytes)
+        return many and all(map(super().holds, value))
+
+    def made(self, value: Any) -> Any:
+        return [super(_ListOf, self).made(each) for each in value]
+
+
+_KINDS = {
+    "None": _Kind("None", NoneType),
+    "bool": _Kind("True or False", bool),
+    "int": _Kind("a whole number", Integral, int),
+    "float": _Kind("a number", Real, float),
+    "str": _Kind("a text", str, str),
+    "Path": _Kind("a path", Path),
+    "Iterable[str]": _Kind("a list (a text each)", Iterable),  # `predict` names what is no text
+    "Sequence[str]": _ListOf("a list (a text each)", str, str),
+    "Sequence[float]": _ListOf("a list (a number each)", Real, float),
 }
-
-
-def _in_words(wanted: Any) -> str:
-    """A type as readers call it: ``a whole number or None``."""
-    if wanted is NoneType:
-        return "None"
-    inner = get_args(wanted)
-    if get_origin(wanted) is UnionType:
-        return " or ".join(map(_in_words, inner))
-    return f"a list ({_in_words(inner[0])} each)" if inner else _WORDS[wanted]
+"""Annotation of an argument -> what it may be."""
 
 
 @dataclass(frozen=True)
@@ -236,29 +242,7 @@ class Campaign:
         Raises:
             ConfigError: the file is wrong; every problem with its line.
         """
-        from connectors.texts.read import find_problems
-        from loop.campaign.config import line_of, load, text_of
-
-        config = load(self.file)
-        raw = text_of(self.file)
-        line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
-        problems = []
-        try:
-            if config.people.platform == "label_studio":
-                check_labels(config)
-            _check_begun(config)
-        except LoopError as exc:
-            problems.append(Problem("error", str(self.file), str(exc)))
-        problems += [
-            Problem(problem.level, f"{self.file}:{line}", problem.message)
-            for problem in find_problems(**texts_arguments(config, meta=None))
-        ]
-        if not any(problem.level == "error" for problem in problems):
-            problems += _annotator_problems(config, self.file)
-            foreseen = self._preflight(config)
-            problems += [Problem("error", str(self.file), error) for error in foreseen.errors]
-            problems += [Problem("warning", str(self.file), told) for told in foreseen.warnings]
-        return problems
+        return looked_at(self.file)[0]
 
     @_raises_loop_errors
     def forecast(self) -> list[str]:
@@ -269,16 +253,8 @@ class Campaign:
         """
         from loop.campaign.config import load
 
-        return list(self._preflight(load(self.file)).lines)
-
-    def _preflight(self, config: Config) -> Preflight:
-        from loop.campaign.store import Store
-        from loop.studies.preflight import preflight
-
-        with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
-            config = with_learning_rate(config, nothing, fetch=False)
-        rows = _texts_of(config)
-        return preflight(config, rows, config.annotator.model, _recorded_mix(config, rows))
+        config = load(self.file)
+        return list(_preflight(config, _texts_of(config)).lines)
 
     @_raises_loop_errors
     def run(
@@ -682,26 +658,91 @@ def _label_at(config: Config, store: Store) -> str:
     return f"{url.rstrip('/')}/projects/{project}/data?labeling=1"
 
 
-def _texts_of(config: Config) -> Sequence[TextRow]:
-    from connectors.texts.read import load_texts
+def looked_at(file: Path) -> tuple[list[Problem], tuple[str, ...]]:
+    """What ``Campaign.check`` and ``Campaign.forecast`` say, from reading the texts once."""
+    from connectors.texts.read import find_problems
+    from loop.campaign.config import line_of, load, text_of
 
-    return load_texts(**texts_arguments(config))
+    config = load(file)
+    raw = text_of(file)
+    line = line_of(raw, ("texts", "text_column")) or line_of(raw, ("texts", "source")) or 1
+    problems = []
+    try:
+        if config.people.platform == "label_studio":
+            check_labels(config)
+        with _begun(config):
+            pass
+    except LoopError as exc:
+        problems.append(Problem("error", str(file), str(exc)))
+    problems += [
+        Problem(problem.level, f"{file}:{line}", problem.message)
+        for problem in find_problems(**texts_arguments(config, meta=None))
+    ]
+    if any(problem.level == "error" for problem in problems):
+        return problems, ()
+    try:
+        rows = _texts_of(config)
+    except LoopError as exc:
+        return [*problems, Problem("error", str(file), str(exc))], ()
+    problems += _annotator_problems(config, file, rows)
+    foreseen = _preflight(config, rows)
+    problems += [Problem("error", str(file), error) for error in foreseen.errors]
+    problems += [Problem("warning", str(file), told) for told in foreseen.warnings]
+    return problems, foreseen.lines
 
 
-def _check_begun(config: Config) -> None:
-    """Whether the labels are those of a campaign that has begun.
+@contextmanager
+def _begun(config: Config) -> Iterator[Store | None]:
+    """The store of a campaign that has begun, to read only; None where it has not.
 
     Raises:
-        StoreError: they are not.
+        LoopError: the campaign file was edited in a way that the campaign cannot follow.
     """
+    from loop.campaign.changes import edits, refuse_lost_store, refuse_other_folder
     from loop.campaign.store import Store
 
-    try:
-        store = Store(config.store_url, read_only=True)
-    except LoopError:  # there is none yet, or `goldloop run` upgrades it or says what is wrong
-        return
-    with closing(store):
-        store.check_labels(config.campaign.name, config.label_names)
+    refuse_lost_store(config)
+    with ExitStack() as stack:
+        begun = None
+        # There is none yet, or `goldloop run` upgrades it or says what is wrong.
+        with suppress(LoopError):
+            begun = stack.enter_context(closing(Store(config.store_url, read_only=True)))
+        if begun is not None:
+            begun.check_labels(config.campaign.name, config.label_names)
+            refuse_other_folder(config, begun)
+            edits(config, begun)
+        yield begun if begun is not None and begun.item_count(config.campaign.name) else None
+
+
+def _texts_of(config: Config) -> list[TextRow]:
+    """The source's texts, and those that a campaign keeps although they are there no more.
+
+    Raises:
+        LoopError: the source cannot be read, or a campaign that has begun cannot take it up.
+    """
+    from connectors.texts.read import TextRow, load_texts
+    from loop.campaign.import_texts import import_new_texts
+    from loop.ports import item_id
+
+    rows, name = load_texts(**texts_arguments(config)), config.campaign.name
+    with _begun(config) as store:
+        if store is None:
+            return rows
+        rounds = store.rounds(name)
+        seed = rounds[0].seed if rounds else config.rounds.seed
+        import_new_texts(config, store, rows, seed=seed, writes=False)
+        there = {item_id(name, row.text) for row in rows}
+        kept = [i for i in store.stored_texts(name) if item_id(name, i.text) not in there]
+    return rows + [TextRow(i.text, i.known_label, i.split, i.meta) for i in kept]
+
+
+def _preflight(config: Config, rows: Sequence[TextRow]) -> Preflight:
+    from loop.campaign.store import Store
+    from loop.studies.preflight import preflight
+
+    with closing(Store("sqlite:///:memory:")) as nothing:  # as if it had not begun
+        config = with_learning_rate(config, nothing, fetch=False)
+    return preflight(config, rows, config.annotator.model, _recorded_mix(config, rows))
 
 
 def _write_all_rows(config: Config, labels: Mapping[str, Mapping[str, Any]], out: Path) -> int:
@@ -756,7 +797,7 @@ def _recorded_mix(config: Config, rows: Sequence[TextRow]) -> dict[str, Counter[
     return mix
 
 
-def _annotator_problems(config: Config, file: Path) -> list[Problem]:
+def _annotator_problems(config: Config, file: Path, rows: Sequence[TextRow]) -> list[Problem]:
     from loop.campaign.extensions import BUILT_IN, Group
     from loop.campaign.extensions import load as load_part
     from loop.ports import TextItem
@@ -774,7 +815,6 @@ def _annotator_problems(config: Config, file: Path) -> list[Problem]:
             )
         )
     if config.annotator.kind == "recorded":
-        rows = _texts_of(config)
         items = [TextItem(str(i), row.text, row.meta) for i, row in enumerate(rows)]
         try:
             build_recorded(config).check(items)

@@ -100,7 +100,7 @@ def answer_lines(
         lines.append(
             f"Deleted in {platform} while waiting for people: {_tasks(deleted)}. Restore them"
             " there, or let the texts be chosen again with `goldloop pull --withdraw` once their"
-            " round is over."
+            " round is over (`goldloop run --close` ends it early)."
         )
     return lines
 

@@ -183,8 +183,9 @@ def test_what_would_stop_the_campaign_later_stops_it_before_the_llm_is_asked(
         code, _, err = run(command)
         assert code == 1
         assert said in one_sentence(err)
-    code, out, _ = run("status", "--json")
-    assert json.loads(out)["budget"]["llm_votes"] == 0
+    code, _, err = run("status", "--json")
+    assert (code, "has not begun" in one_sentence(err)) == (1, True)
+    assert (run("plan")[0], "has not begun" in run("export", "o.csv")[2]) == (0, True)
 
 
 def test_init_without_labels_writes_nothing(run, tmp_path):
@@ -400,8 +401,8 @@ def test_bad_texts_are_one_sentence_and_leave_nothing_behind(run, tmp_path, name
     assert code == 1
     assert re.search(expected, one_sentence(err)), err
     if command == "annotate":
-        code, out, _ = run("status", "--json")
-        assert (code, json.loads(out)["texts"]) == (0, 0)
+        code, _, err = run("status", "--json")
+        assert (code, "has not begun" in one_sentence(err)) == (1, True)
     else:
         assert not list(tmp_path.glob("*.db"))
 

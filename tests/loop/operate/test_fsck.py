@@ -169,8 +169,12 @@ def test_texts_that_were_taken_back_are_not_missed(ctx):
 def test_an_answer_that_is_stored_otherwise_than_it_came_is_found(campaign, ctx):
     edit(campaign, ("update annotation set label = 'good'",))
     (found,) = findings(ctx)
-    assert "not stored as Label Studio has them" in found.what
+    assert (found.where, "not stored as Label Studio has" in found.what) == ("Label Studio", True)
     assert found.repair is None
+    people = ctx.config.people.model_copy(update={"platform": "desk"})
+    ctx.config = ctx.config.model_copy(update={"people": people})
+    (found,) = findings(ctx)
+    assert (found.where, "not stored as desk has them" in found.what) == ("desk", True)
 
 
 @pytest.mark.parametrize(

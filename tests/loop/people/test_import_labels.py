@@ -4,11 +4,13 @@ from campaigns import LABELS, make, texts
 
 from loop.campaign.tables import IMPORTED
 from loop.deliver.export import final_labels
-from loop.next_round import open_campaign
+from loop.next_round import open_campaign, open_round
 from loop.people.import_labels import import_labels
+from loop.people.tally import tally
 from loop.pool_arrays import order_of_gold
 from loop.ports import GivenLabel
-from loop.round import run_round
+from loop.report.collect import campaign_view
+from loop.round import close_early, run_round, run_stage
 
 
 def given(text, label="good", *, person="", at="", problem="", row=1):
@@ -161,6 +163,22 @@ def test_what_people_of_the_campaign_decided_stays(tmp_path):
         "people of the campaign decided the same": 1,
     }
     assert ctx.store.gold("c")[one.item_id].label == one.label
+
+
+def test_a_text_that_people_still_have_when_its_label_comes_is_not_unreadable(tmp_path):
+    ctx = begun(tmp_path, raters=False)
+    assert run_round(ctx).stage == "pull"
+    first, *others = ctx.reviewer.open_items()
+    import_labels(ctx, "t.csv", "table", [given(i.text) for i in ctx.store.items("c", "pool")])
+    ctx.reviewer.answer(first, "ann", "bad")
+    run_stage(ctx, "pull")
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    became = tally(ctx.store.reviews("c"))
+    assert (became.back, became.out, became.unreadable) == (1, len(others), 0)
+    assert {ctx.store.gold("c")[i].how for i in others} == {IMPORTED}
+    assert "without a gold label" not in "\n".join(campaign_view(ctx.config, ctx.store).notes)
+    ctx.store.close()
 
 
 def test_a_pool_that_is_labelled_already_has_nothing_to_buy(tmp_path):

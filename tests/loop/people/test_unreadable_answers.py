@@ -25,6 +25,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import DELETED, UNSERVED, Annotation, Event, Review
 from loop.cli import __main__ as cli
 from loop.cli import rounds
+from loop.errors import StageError
 from loop.next_round import open_campaign, open_round
 from loop.people.answers import everything_is_due, record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
@@ -33,7 +34,7 @@ from loop.people.tally import answer_lines, problems_of, tally, unreadable_line
 from loop.ports import FetchedTask, RawAnnotation
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
-from loop.round import close_early, run_stage
+from loop.round import close_early, run_round, run_stage
 
 SUMS = ("back", "out", "unreadable", "skipped", "deleted")
 
@@ -358,6 +359,13 @@ def test_a_round_whose_tasks_are_all_gone_does_not_end_by_itself(tmp_path):
     studio.tasks = kept
     assert read_all(ctx) == "pull"
     assert counts(ctx) == {"out": 15}
+    with pytest.raises(StageError, match="No text of this round"):
+        close_early(ctx, open_round(ctx))
+    studio.tasks = {}
+    assert read_all(ctx) == "pull"
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    assert (withdraw_unanswered(ctx), ctx.store.reviews("c")) == (15, [])
     ctx.store.close()
 
 
