@@ -309,7 +309,7 @@ class RawAnnotation:
 
     Attributes:
         annotation_id: the server's id.
-        annotator: who answered, as the server names them.
+        annotator: who answered, as the server names them, or as ``UNNAMED`` where it does not.
         label: the chosen class, or None if skipped or unreadable.
         problem: why an answer cannot be used, or None.
         raw: the server's JSON, whatever it is. Numbers that databases cannot hold stand as their
@@ -353,6 +353,10 @@ class GivenLabel:
 def unknown_label(label: str | None) -> str:
     """The problem of an answer that chose a label which the campaign does not have."""
     return f"unknown label {label!r}"
+
+
+UNNAMED = re.compile(r"user \d+|deleted user \(answer \d+\)|unknown person")
+"""What people are called whom the platform does not name; a name takes its place once it does."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, RoundMetrics
 from loop.campaign.tables import (
     IMPORTED,
+    MISSING,
     STAGES,
     VALIDATION,
     Annotation,
@@ -109,8 +110,8 @@ def run_round(ctx: Context) -> Round:
 def run_stage(ctx: Context, stage: str) -> Round:
     """Runs one stage of the current round, and those that follow it by themselves.
 
-    Between two rounds, and when the campaign is finished, ``pull`` reads what people have answered
-    since, and opens no round.
+    Where no round waits for people, ``pull`` reads what they have answered since: while a round is
+    trained and measured, and between two rounds and after the last without opening one.
 
     Raises:
         StageError: another stage comes first.
@@ -130,6 +131,9 @@ def run_stage(ctx: Context, stage: str) -> Round:
         )
     round_ = open_round(ctx)
     if STAGES.index(round_.stage) > STAGES.index(last):
+        if stage == "pull":
+            _read_late(ctx, round_)
+            return round_
         ctx.say(f"Round {round_.number} has passed {stage}; next: {next_command(round_)}.")
         return round_
     if not STAGES.index(first) <= STAGES.index(round_.stage):
@@ -343,9 +347,10 @@ def _fetch(ctx: Context) -> tuple[Fetched, float]:
 
 
 def _read_late(ctx: Context, round_: Round) -> None:
-    """Reads what people answered since the last round ended, and decides gold anew.
+    """Reads what people answered since a round left them, and decides gold anew once it is done.
 
-    Nothing else changes: what the rounds measured stays.
+    Nothing else changes: what the rounds measured stays. A round that is not done has its labels
+    already, so that its gold must not change before it is measured.
     """
     if ctx.store.project_id(ctx.name) is None:
         ctx.say("Nothing was ever sent to people, so that there are no answers to read.")
@@ -353,19 +358,29 @@ def _read_late(ctx: Context, round_: Round) -> None:
     _open_project(ctx)
     fetched, seconds = _fetch(ctx)
     before = ctx.store.annotations(ctx.name)
+    over = round_.stage == "done"
     with ctx.store.transaction() as session:
         take_in(ctx, session, fetched, seconds)
         close_late(ctx, session)
         now = ctx.store.annotations(ctx.name, session=session)
-        changed = _decide_gold(ctx, session, round_)
+        changed = _decide_gold(ctx, session, round_) if over else 0
         ctx.store.log(session, ctx.name, "pull", "late answers", gold_changed=changed)
-    answers = len({a.id for a in before} ^ {a.id for a in now})
-    ctx.say(
-        f"{answers:,} answers differ from those read before, and {changed:,} gold labels changed."
-        " What the rounds measured stays as it was; exports and the next round use the new gold."
-        if answers or changed
-        else "No answer has changed since the last round ended."
-    )
+    differ = {a.id for a in before} ^ {a.id for a in now}
+    answers = len({a.annotation_id for a in [*before, *now] if a.id in differ})
+    if not answers and not changed:
+        ctx.say(f"No answer has changed since round {round_.number} stopped waiting for people.")
+    elif over:
+        ctx.say(
+            f"Answers that differ from those read before: {answers:,}; gold labels that changed:"
+            f" {changed:,}. What the rounds measured stays as it was; exports and the next round"
+            " use the new gold."
+        )
+    else:
+        ctx.say(
+            f"Answers that differ from those read before: {answers:,}. Round {round_.number} has"
+            " its labels already, so they are kept and become gold in the next round, or with"
+            " `goldloop pull` after the last one."
+        )
 
 
 def close_early(ctx: Context, round_: Round) -> None:
@@ -404,16 +419,19 @@ def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
             by_item[annotation.item_id].append(annotation)
     gold = ctx.store.gold(ctx.name)
     changed = 0
+    # A text whose answers were all deleted is undecided again, like one that nobody answered.
     decisions = decide_all(
-        {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
+        {item: by_item.get(item, []) for item in sorted({*by_item, *gold, *reviewed})},
         ctx.config.label_names,
         ctx.config.people.panel,
         known,
     )
     gold_now: list[Gold] = []
     for item_id, decision in decisions.items():
-        if item_id in reviewed and reviewed[item_id] != decision.how:
-            ctx.store.set_outcome(session, item_id, decision.how)
+        was = reviewed.get(item_id)
+        outcome = decision.how if item_id in by_item else was if was in MISSING else None
+        if item_id in reviewed and was != outcome:
+            ctx.store.set_outcome(session, item_id, outcome)
         old = gold.get(item_id)
         if decision.label is None:
             if old is not None and old.how == IMPORTED:

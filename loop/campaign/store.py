@@ -70,6 +70,7 @@ class SeenAnswer(NamedTuple):
     annotation_id: str
     updated_at: str
     task_id: str
+    annotator: str
     superseded: bool
 
 
@@ -583,12 +584,15 @@ class Store(Database, LlmStore):
     def answers_seen(self, session: Session, campaign: str) -> list[SeenAnswer]:
         """Every state of every answer that is stored; quicker than the answers themselves."""
         a = Annotation
-        columns = (a.id, a.annotation_id, a.updated_at, a.task_id, a.superseded_at)
+        columns = (a.id, a.annotation_id, a.updated_at, a.task_id, a.annotator, a.superseded_at)
         query = select(*columns).where(a.campaign == campaign)  # type: ignore[call-overload]
-        return [
-            SeenAnswer(id_, annotation_id, updated_at, task_id, at is not None)
-            for id_, annotation_id, updated_at, task_id, at in session.execute(query).all()
-        ]
+        rows = session.execute(query).all()
+        return [SeenAnswer._make((*seen, at is not None)) for *seen, at in rows]
+
+    def rename_person(self, session: Session, campaign: str, name: str, now: str) -> None:
+        """Gives the answers of a person another name, in the caller's transaction."""
+        theirs = col(Annotation.campaign) == campaign, col(Annotation.annotator) == name
+        session.exec(update(Annotation).where(*theirs).values(annotator=now))
 
     def add_answers(self, session: Session, answers: Iterable[Mapping[str, Any]]) -> None:
         """Appends states of answers, by column, in the caller's transaction."""

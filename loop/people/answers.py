@@ -14,6 +14,7 @@ from loop.campaign.context import Context
 from loop.campaign.store import SeenAnswer
 from loop.campaign.tables import (
     DELETED,
+    MISSING,
     STAGES,
     UNSERVED,
     Annotation,
@@ -25,7 +26,7 @@ from loop.money import account, asked_answers
 from loop.people.forgotten import Forgotten, without_name
 from loop.people.gold import decide_all, latest_per_person, wanted_answers
 from loop.people.review_tasks import known_checks
-from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
+from loop.ports import UNNAMED, Fetched, FetchedTask, RawAnnotation, unknown_label
 
 OF_TASK = " of task "
 """Between an answer's number and its task, where another task's answer has the same number."""
@@ -67,7 +68,10 @@ def take_in(ctx: Context, session: Session, fetched: Fetched, seconds: float) ->
 
 
 def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask]) -> None:
-    """Appends what is new of these tasks and supersedes what changed or was deleted."""
+    """Appends what is new of these tasks and supersedes what changed or was deleted.
+
+    A person whom the platform did not name before, and names now, gets the name everywhere.
+    """
     stored = ctx.store.answers_seen(session, ctx.name)
     task_of = {(old.annotation_id, old.updated_at): old.task_id for old in stored}
     by_task: dict[str, dict[tuple[str, str], SeenAnswer]] = defaultdict(dict)
@@ -78,6 +82,7 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
     new: list[dict[str, Any]] = []
     gone: list[int] = []
     again: list[int] = []
+    named: dict[str, str] = {}
     for task in tasks:
         known = by_task[task.task_id]
         current = set()
@@ -95,12 +100,18 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
             if key not in known:
                 task_of[key] = row["task_id"]
                 new.append(row)
-            elif known[key].superseded:
+                continue
+            was, person = known[key].annotator, row["annotator"]
+            if UNNAMED.fullmatch(was) and not UNNAMED.fullmatch(person):
+                named[was] = person
+            if known[key].superseded:
                 again.append(known[key].id)
         gone += [r.id for k, r in known.items() if k not in current and not r.superseded]
     ctx.store.add_answers(session, new)
     ctx.store.supersede(session, gone, now())
     ctx.store.supersede(session, again, None)
+    for was, person in named.items():
+        ctx.store.rename_person(session, ctx.name, was, person)
     session.flush()
 
 
@@ -169,7 +180,7 @@ def _note_missing(ctx: Context, session: Session, fetched: Fetched) -> dict[str,
             outcome = DELETED
         else:
             continue
-        if outcome is None and review.outcome in (UNSERVED, DELETED):
+        if outcome is None and review.outcome in MISSING:
             review.outcome = review.closed_at = None
         elif outcome not in (None, review.outcome) and review.closed_at is None:
             review.outcome = outcome
@@ -206,7 +217,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     any_back = any(answered[review.item_id] for review in reviews)
     for review in reviews:
         answers = answered[review.item_id]
-        if _is_missing(review) and any_back:
+        if review.outcome in MISSING and any_back:
             review.closed_at = review.closed_at or now()
             continue
         received = len(latest_per_person(answers))
@@ -224,7 +235,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             # Label Studio may have been told already, so it is never taken back.
             review.wanted = max(wanted, review.wanted or 0)
             out += 1
-        if not _is_missing(review):
+        if review.outcome not in MISSING:
             review.outcome = decisions[review.item_id].how if answers else None
     if refused:
         ctx.say(
@@ -245,16 +256,11 @@ def _close_late(
     ctx: Context, by_item: Mapping[str, Sequence[Annotation]], reviews: Iterable[Review]
 ) -> None:
     for review in reviews:
-        if review.task_id and not _is_missing(review):
+        if review.task_id and review.outcome not in MISSING:
             enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
                 review.wanted or ctx.config.people.panel.first
             )
             review.closed_at = (review.closed_at or now()) if enough else None
-
-
-def _is_missing(review: Review) -> bool:
-    """Whether nobody can answer any more."""
-    return review.outcome in (UNSERVED, DELETED)
 
 
 def ask_further(ctx: Context, round_: Round) -> int:

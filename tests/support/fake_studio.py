@@ -24,6 +24,7 @@ class FakeStudio:
 
     Attributes:
         broken: ids of tasks whose annotations the server cannot show.
+        names_people: whether it tells who its users are.
         dated: whether its answers carry a Date header.
         asked: path and parameters of every request.
     """
@@ -35,6 +36,7 @@ class FakeStudio:
         self.views = []
         self.broken = set()
         self.dated = True
+        self.names_people = True
         self.asked = []
         self.made = 0
         self.status_of_broken = 500
@@ -100,7 +102,7 @@ class FakeStudio:
         if path == "/api/version/":
             return {"release": "1.23.2"}
         if path == "/api/users/":
-            return USERS
+            return USERS if self.names_people else (403, {"detail": "No permission."})
         if path == "/api/projects/1/import":
             ids = [self._imported(row["data"]) for row in json.loads(request.content)]
             return 201, {"task_count": len(ids), "prediction_count": 0, "task_ids": ids}

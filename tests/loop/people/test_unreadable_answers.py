@@ -25,6 +25,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import DELETED, UNSERVED, Annotation, Event, Review
 from loop.cli import __main__ as cli
 from loop.cli import rounds
+from loop.money import account
 from loop.next_round import open_campaign, open_round
 from loop.people.answers import everything_is_due, record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
@@ -559,6 +560,29 @@ def test_an_answer_that_vanishes_for_a_while_counts_again(tmp_path):
     studio.put(tasks[0], given_)
     pull(ctx)
     assert counts(ctx) == {"back": 1, "out": 14}
+    ctx.store.close()
+
+
+def test_a_person_whom_the_server_names_late_is_one_person(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
+    studio.names_people = False
+    given = [studio.answer(task, "good") for task in tasks[:2]]
+    for task, answer in zip(tasks, given, strict=False):
+        studio.put(task, answer)
+    pull(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"user 1"}
+    studio.names_people = True
+    ctx.reviewer._pull = None  # as in another process
+    studio.put(tasks[0], given[0], studio.answer(tasks[0], "bad", id=7))
+    read_all(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"ann@x.org"}
+    assert counts(ctx) == {"out": 15}  # nobody answers one text for two
+    assert account(ctx.config, ctx.store).answers == 2
+    studio.names_people = False
+    ctx.reviewer._pull = None
+    studio.put(tasks[1], given[1] | {"completed_by": None})  # the account was deleted
+    read_all(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"ann@x.org"}
     ctx.store.close()
 
 
