@@ -291,6 +291,7 @@ class ReviewTask:
             is ``prefill``.
         llm_confidence: (0, 1], or 0 without a label.
         assisted: whether the page shows for this item what ``assist`` names.
+        answered: people who answered it in a project that is gone; so many fewer are asked.
     """
 
     item_id: str
@@ -301,6 +302,7 @@ class ReviewTask:
     llm_label: str
     llm_confidence: float
     assisted: bool = True
+    answered: int = 0
 
 
 @dataclass(frozen=True)
@@ -425,7 +427,8 @@ class Reviewer(Protocol):
         """Checks the server and token, creates or updates the project; its id, to be stored.
 
         Raises:
-            ReviewerError: server down, wrong token, or project gone.
+            ProjectGoneError: the server does not have it, or it is somebody else's.
+            ReviewerError: server down, or wrong token.
         """
         ...
 
@@ -442,7 +445,10 @@ class Reviewer(Protocol):
         ...
 
     def withdraw(self, item_ids: Sequence[str]) -> set[str]:
-        """Takes back what nobody has begun to answer; the items that are there no more."""
+        """Takes back what nobody has begun to answer; the items that are there no more.
+
+        Nobody else is asked about those of them that were answered.
+        """
         ...
 
     def queue(self, title: str, item_ids: Sequence[str]) -> None:

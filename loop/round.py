@@ -50,6 +50,7 @@ from loop.measure.round_metrics import measure_round
 from loop.money import account, check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round, why_finished
 from loop.people.answers import (
+    answered_before,
     ask_further,
     close_answered,
     close_late,
@@ -294,8 +295,9 @@ def push(ctx: Context, round_: Round) -> bool:
         )
         for r in waiting
     ]
+    before = answered_before(ctx)
     tasks = [
-        replace(task, assisted=is_assisted(ctx, task.item_id))
+        replace(task, assisted=is_assisted(ctx, task.item_id), answered=before[task.item_id])
         for task in with_checks(round_, tasks, checks, texts, scores)
     ]
     with ctx.show(f"Round {round_.number}: to people", len(tasks)) as progress:

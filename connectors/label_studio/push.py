@@ -91,8 +91,9 @@ class Push:
             self._repair_predictions(
                 [t for t in ordered if _shows_label(t) and not there[t.item_id].predictions], there
             )
-        few = [task for task in there.values() if task.overlap < self._overlap]
-        ask(self._client, {str(task.id): self._overlap for task in few})
+        wanted = {t.item_id: max(1, self._overlap - t.answered) for t in ordered}
+        few = {i: task for i, task in there.items() if task.overlap < wanted[i]}
+        ask(self._client, {str(task.id): wanted[i] for i, task in few.items()})
         return {task.item_id: str(there[task.item_id].id) for task in ordered}
 
     def _look_up(self, item_ids: Sequence[str]) -> dict[str, _Task]:
@@ -259,11 +260,12 @@ class Push:
         return len(self._look_up(item_ids)) == len(item_ids)
 
 
-def ask(client: Client, wanted: Mapping[str, int]) -> None:
+def ask(client: Client, wanted: Mapping[str, int], *, more: bool = True) -> None:
     """Opens tasks again until so many people answered each.
 
     Args:
         wanted: task id -> number of people's answers.
+        more: False where they are there, and nobody else shall be asked.
     Raises:
         ReviewerError: the server refuses; calling again is safe.
     """
@@ -272,8 +274,8 @@ def ask(client: Client, wanted: Mapping[str, int]) -> None:
             client.write(
                 "PATCH",
                 f"api/tasks/{int(task_id)}/",
-                {"overlap": people, "is_labeled": False},
-                "ask for further answers",
+                {"overlap": people, "is_labeled": not more},
+                "change how many people it asks",
                 repeatable=True,
             )
         except RefusedError as exc:

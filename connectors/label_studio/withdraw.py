@@ -1,4 +1,4 @@
-"""Taking tasks back that nobody has begun to answer."""
+"""Taking tasks back that nobody has begun to answer, and asking no further people about others."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from connectors.label_studio.client import Client, filter_on
+from connectors.label_studio.push import ask
 
 BATCH_TASKS = 200  # small, so that little time passes between the server's look and its deletion
 PAGE_TASKS = 1_000
 
 
 def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
-    """Removes tasks without an answer, a skip or a draft.
+    """Removes tasks without an answer, a skip or a draft; answered ones are shown to nobody else.
 
     The server itself looks for answers once more in the request that deletes, so an answer that
     comes after our own look keeps its task. Between the server's look and its deletion an answer
@@ -26,20 +27,20 @@ def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
     """
     for start in range(0, len(item_ids), BATCH_TASKS):
         batch = list(item_ids[start : start + BATCH_TASKS])
-        idle = [
-            int(row["id"])
-            for row in client.read(
-                project,
-                "look for answers",
-                [filter_on("data.ext_id", "in_list", "String", batch)],
-                PAGE_TASKS,
-                fields="all",
-                include="id,annotations",
-            ).rows  # those that the server cannot show have been answered
-            if not row.get("annotations")
-        ]
-        for task in idle:
-            if not _has_draft(client, task):
+        rows = client.read(
+            project,
+            "look for answers",
+            [filter_on("data.ext_id", "in_list", "String", batch)],
+            PAGE_TASKS,
+            fields="all",
+            include="id,annotations,is_labeled",
+        ).rows  # those that the server cannot show have been answered
+        for row in rows:
+            task, answers = int(row["id"]), row.get("annotations")
+            if answers:
+                if not row.get("is_labeled"):
+                    ask(client, {str(task): len(answers)}, more=False)
+            elif not _has_draft(client, task):
                 _delete_unanswered(client, project, task)
     there = {
         str(row["data"]["ext_id"])

@@ -20,6 +20,7 @@ from loop.campaign.database import Database, from_json
 from loop.campaign.llm_store import LlmStore, of_campaign
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
+    OF_PROJECT,
     Annotation,
     CampaignRow,
     Event,
@@ -143,6 +144,26 @@ class Store(Database, LlmStore):
                 .where(col(CampaignRow.name) == campaign)
                 .values(project_id=project_id)
             )
+
+    def change_project(self, session: Session, campaign: str, old: str, new: str) -> None:
+        """Remembers another project, in the caller's transaction; the next pull reads it whole.
+
+        Numbers of tasks and answers say from now on that they are the old project's, because the
+        new one's may be the same.
+        """
+        values = {"project_id": new, "pull_cursor": None}
+        of_it = col(CampaignRow.name) == campaign
+        session.exec(update(CampaignRow).where(of_it).values(**values))
+        numbers: tuple[tuple[Any, Any], ...] = (
+            (Annotation.annotation_id, Annotation.campaign == campaign),
+            (Annotation.task_id, Annotation.campaign == campaign),
+            (Review.task_id, of_campaign(Review.item_id, campaign)),
+            (HiddenCheck.task_id, of_campaign(HiddenCheck.item_id, campaign)),
+        )
+        for number, ours in numbers:
+            unmarked = col(number).not_like(f"%{OF_PROJECT}%")
+            marked = {number.key: col(number) + f"{OF_PROJECT}{old}"}
+            session.exec(update(number.class_).where(ours, unmarked).values(**marked))
 
     def read_anew(self, campaign: str) -> None:
         """Forgets how far people's answers were read: the next pull reads them all."""
@@ -545,6 +566,17 @@ class Store(Database, LlmStore):
                 session.exec(
                     update(Review).where(col(Review.item_id) == item_id).values(asked=asked)
                 )
+
+    def ask_no_further(self, session: Session, answered: Mapping[str, int]) -> None:
+        """Remembers that nobody else is asked, in the caller's transaction.
+
+        Args:
+            answered: how many people did answer, by the id that a task carries.
+        """
+        for id_, people in answered.items():
+            values = {"asked": people, "wanted": people}
+            session.exec(update(Review).where(col(Review.item_id) == id_).values(**values))
+            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == id_).values(asked=people))
 
     def set_outcome(self, session: Session, item_id: str, outcome: str | None) -> None:
         """What became of a review, in the caller's transaction."""

@@ -36,6 +36,8 @@ DELETED = "deleted"
 """Outcome of a text whose task was deleted on the platform while it waited for people."""
 MISSING = (UNSERVED, DELETED)
 """Outcomes of texts that nobody can answer any more."""
+OF_PROJECT = " of project "
+"""Between the number of a task or an answer and its project, where the campaign has left that."""
 IMPORTED = "imported"
 """How gold was decided that people gave in another tool, see ``goldloop import-labels``."""
 VALIDATION = 0

@@ -1,4 +1,4 @@
-"""Whether store, files and Label Studio tell the same story, and what can be mended.
+"""Whether store, files and the platform where people label agree, and what can be mended.
 
 Nothing is guessed: a repair either removes what goldloop makes again, or has goldloop read again
 what people answered. What only a person can decide is said and left alone.
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import (
     DELETED,
     IMPORTED,
+    OF_PROJECT,
     STAGES,
     VALIDATION,
     HiddenCheck,
@@ -58,12 +58,13 @@ class Finding:
     """Something that does not fit together.
 
     Attributes:
+        where: "store", "files", or the platform where people label.
         what: one sentence.
         do: what a person can do about it.
         repair: mends it and says what was done; None where nothing can be mended automatically.
     """
 
-    where: Literal["store", "files", "Label Studio"]
+    where: str
     what: str
     do: str
     repair: Callable[[], str] | None = None
@@ -78,7 +79,7 @@ def check_campaign(
         reviewer: how to reach where people label; None leaves it out. It is asked only where tasks
             were sent.
     Raises:
-        LoopError: the store or Label Studio cannot be read.
+        LoopError: the store or the platform cannot be read.
     """
     file = database_file(store.engine.url)
     if file is not None and (what := damage(file, indexes=True)) is not None:
@@ -482,12 +483,12 @@ def _closing(paths: list[Path]) -> Callable[[], str]:
     return close
 
 
-# Label Studio
+# where people label
 
 
 def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Finding]:
     """The tasks and answers there, against those in the store."""
-    name = config.campaign.name
+    name, platform = config.campaign.name, config.people.platform_name
     reviewer.open_project(store.project_id(name))
     fetched = reviewer.fetch(None)
     if not fetched.whole:
@@ -510,7 +511,7 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
     lost = sorted(waiting - task_ids)
     if lost:
         yield Finding(
-            "Label Studio",
+            platform,
             f"{len(lost):,} texts wait for people, and their tasks are gone ({_some(lost)}).",
             "`goldloop pull --all` stops waiting for them.",
             read_again,
@@ -518,17 +519,17 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
     unknown = [i for i in there if i not in ours]
     if unknown:
         yield Finding(
-            "Label Studio",
+            platform,
             f"{len(unknown):,} tasks of this campaign are unknown to the store ({_some(unknown)}).",
             "The store is older than the project, or the push was interrupted: run `goldloop run`."
-            " If it stays, delete them in Label Studio's Data Manager.",
+            f" If it stays, delete them in {platform}.",
         )
     twice = [i for i, n in there.items() if n > 1]
     if twice:
         yield Finding(
-            "Label Studio",
+            platform,
             f"{len(twice):,} texts have more than one task ({_some(twice)}).",
-            "Delete the tasks without answers in Label Studio's Data Manager.",
+            f"Delete the tasks without answers in {platform}.",
         )
     here, now_there = _answers_here(store, name, ours), _answers_there(store, name, ours, fetched)
     changed = {(item, number) for item, number, _ in now_there.keys() ^ here.keys()}
@@ -536,8 +537,8 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
         changed &= {(item, number) for item, number, _ in now_there}
     if changed:
         yield Finding(
-            "Label Studio",
-            f"{len(changed):,} answers differ between Label Studio and the store.",
+            platform,
+            f"{len(changed):,} answers differ between {platform} and the store.",
             "`goldloop pull --all` takes what is there.",
             read_again,
         )
@@ -546,8 +547,8 @@ def _platform(config: Config, store: Store, reviewer: Reviewer) -> Iterator[Find
     ]
     if otherwise:
         yield Finding(
-            "Label Studio",
-            f"{len(otherwise):,} answers are not stored as Label Studio has them since the same"
+            platform,
+            f"{len(otherwise):,} answers are not stored as {platform} has them since the same"
             f" moment ({_some(otherwise)}).",
             _CHANGED,
         )
@@ -561,7 +562,7 @@ def _answers_here(store: Store, name: str, ours: set[str]) -> Answers:
     """The current answers as the store has them."""
     answers: Answers = {}
     for a in store.annotations(name):
-        if a.item_id in ours:
+        if a.item_id in ours and OF_PROJECT not in a.task_id:
             number, shared, _ = a.annotation_id.partition(OF_TASK)
             answers[a.item_id, number, a.updated_at] = None if shared else (a.label, a.skipped)
     return answers

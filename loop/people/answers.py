@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
@@ -15,9 +15,11 @@ from loop.campaign.store import SeenAnswer
 from loop.campaign.tables import (
     DELETED,
     MISSING,
+    OF_PROJECT,
     STAGES,
     UNSERVED,
     Annotation,
+    HiddenCheck,
     Review,
     Round,
     now,
@@ -228,7 +230,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             fit -= allowed - committed
             refused += allowed < wanted and review.closed_at is None
             wanted = allowed
-        if received >= wanted:
+        if received >= wanted or OF_PROJECT in str(review.task_id):
             review.closed_at = review.closed_at or now()
         else:
             review.closed_at = None
@@ -263,6 +265,12 @@ def _close_late(
             review.closed_at = (review.closed_at or now()) if enough else None
 
 
+def answered_before(ctx: Context) -> Counter[str]:
+    """How many people answered in projects that the campaign has left, by the id of the task."""
+    former = [a for a in ctx.store.annotations(ctx.name) if OF_PROJECT in a.task_id]
+    return Counter(item_id for item_id, _ in {(a.item_id, a.annotator) for a in former})
+
+
 def ask_further(ctx: Context, round_: Round) -> int:
     """Tells Label Studio which texts want more answers; how many it was told of.
 
@@ -276,7 +284,8 @@ def ask_further(ctx: Context, round_: Round) -> int:
         if r.task_id and r.wanted and r.wanted > (r.asked or 1)
     }
     if further:
-        ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})
+        before = answered_before(ctx)
+        ctx.reviewer.ask({str(t): int(n) - before[i] for i, (t, n) in further.items()})
         ctx.store.set_asked({item_id: wanted for item_id, (_, wanted) in further.items()})
     if panel.adjudicator is not None:
         ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
@@ -284,34 +293,41 @@ def ask_further(ctx: Context, round_: Round) -> int:
 
 
 def withdraw_unanswered(ctx: Context) -> int:
-    """Withdraws them from Label Studio and from the outbox; how many texts.
+    """Withdraws them from the platform and from the outbox; how many texts.
 
     They cost nothing and may be chosen again. A text that somebody answered, skipped or began
-    stays with people, and a late answer to it still counts. Run again after an interruption, it
-    continues where it stopped.
+    stays with people, and a late answer to it still counts; of those that were answered, nobody
+    else is asked. Run again after an interruption, it continues where it stopped.
 
     Raises:
-        ReviewerError: Label Studio refuses.
+        ReviewerError: the platform refuses.
     """
     over = {
         r.id for r in ctx.store.rounds(ctx.name) if STAGES.index(r.stage) > STAGES.index("pull")
     }
-    answered = {a.item_id for a in ctx.store.annotations(ctx.name)}
-    reviews = {
-        r.item_id
-        for r in ctx.store.reviews(ctx.name)
-        if r.round_id in over and r.task_id and r.item_id not in answered
+    with ctx.store.transaction() as session:
+        answered = ctx.store.answer_counts(session, ctx.name)
+    first = ctx.config.people.panel.first
+    sent: dict[str, Review | HiddenCheck] = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    sent |= {check.id: check for check in ctx.store.checks(ctx.name)}
+    still_asked = {
+        id_: one
+        for id_, one in sent.items()
+        if one.round_id in over and one.task_id and answered.get(id_, 0) < asked_answers(one, first)
     }
-    checks = {
-        c.id
-        for c in ctx.store.checks(ctx.name)
-        if c.round_id in over and c.task_id and c.id not in answered
-    }
-    if not reviews | checks:
+    if not still_asked:
         return 0
     ctx.reviewer.open_project(ctx.store.project_id(ctx.name))
-    gone = ctx.reviewer.withdraw(sorted(reviews | checks))
+    gone = ctx.reviewer.withdraw(sorted(still_asked))
+    gone -= answered.keys()  # deleted there; their answers count
+    enough = {id_: answered[id_] for id_ in still_asked.keys() & answered.keys()}
     with ctx.store.transaction() as session:
         ctx.store.take_back(session, gone)
-        ctx.store.log(session, ctx.name, "pull", "withdrawn", texts=sorted(gone))
-    return len(gone & reviews)
+        ctx.store.ask_no_further(session, enough)
+        close_late(ctx, session)
+        ctx.store.log(
+            session, ctx.name, "pull", "withdrawn", texts=sorted(gone), asked_no_further=len(enough)
+        )
+    if enough:
+        ctx.say(f"Texts that were answered, and of which nobody else is asked: {len(enough):,}.")
+    return sum(isinstance(still_asked[id_], Review) for id_ in gone)

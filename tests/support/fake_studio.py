@@ -11,8 +11,9 @@ from email.utils import format_datetime
 
 import httpx
 
-from connectors.label_studio.page import choice_result
+from connectors.label_studio.page import UNSURE, choice_result
 
+OLD_PAGE = f'<View><Choices name="label"><Choice value="{UNSURE}"/></Choices></View>'
 USERS = [
     {"id": 1, "email": "ann@x.org"},
     {"id": 2, "email": "bob@x.org"},
@@ -31,7 +32,7 @@ class FakeStudio:
 
     def __init__(self):
         self.clock = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
-        self.project = {"id": 1, "description": ""}
+        self.project = {"id": 1, "description": "", "label_config": OLD_PAGE}
         self.tasks = {}
         self.views = []
         self.broken = set()

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from connectors.label_studio.client import Client, translated
 from connectors.label_studio.reviewer import LabelStudioReviewer
-from loop.errors import ReviewerError
+from loop.errors import ProjectGoneError, ReviewerError
 from loop.ports import ReviewTask
 from loop.prompt import Label
 
@@ -100,8 +100,23 @@ def test_project_gone():
             return httpx.Response(404, json={"detail": "Not found."})
         return httpx.Response(200, json={"id": 1})
 
-    with pytest.raises(ReviewerError, match="has no project 7"):
+    with pytest.raises(ProjectGoneError, match="has no project 7"):
         reviewer(handler).open_project("7")
+
+
+def test_a_strangers_project_of_the_same_number_is_left_as_it_is():
+    """As on another server, or after a server was begun anew."""
+
+    def handler(request):
+        assert request.method == "GET"
+        if request.url.path == "/api/version/":
+            return version()
+        page = '<View><Image name="i" value="$i"/><Choices name="label" toName="i"/></View>'
+        return httpx.Response(200, json={"id": 7, "description": "cats", "label_config": page})
+
+    with pytest.raises(ProjectGoneError, match=r"Project 7 of .* is not goldloop's") as caught:
+        reviewer(handler).open_project("7")
+    assert "`goldloop push --new-project`" in str(caught.value)
 
 
 def test_project_of_another_campaign():
@@ -110,7 +125,7 @@ def test_project_of_another_campaign():
             return version()
         return httpx.Response(200, json={"id": 7, "description": "[goldloop campaign other]"})
 
-    with pytest.raises(ReviewerError, match="belongs to campaign 'other'"):
+    with pytest.raises(ProjectGoneError, match="belongs to campaign 'other'"):
         reviewer(handler).open_project("7")
 
 

@@ -171,6 +171,11 @@ def test_an_answer_that_is_stored_otherwise_than_it_came_is_found(campaign, ctx)
     (found,) = findings(ctx)
     assert "not stored as Label Studio has them" in found.what
     assert found.repair is None
+    ctx.config = ctx.config.model_copy(
+        update={"people": ctx.config.people.model_copy(update={"platform": "desk"})}
+    )
+    (found,) = findings(ctx)
+    assert (found.where, "not stored as desk has them" in found.what) == ("desk", True)
 
 
 @pytest.mark.parametrize(
