@@ -213,11 +213,12 @@ class Client:
                 transport=self._transport,
                 timeout=self._timeout_s,
                 follow_redirects=True,
-                event_hooks={"response": [self._check_redirect]},
+                event_hooks={"response": [self._check_redirect, _check_token]},
             )
             weakref.finalize(self, http.close)
             with self.asking("read the token"):
-                how = {"base_url": self.url, "api_key": self._token, "max_retries": 2}
+                # With the slash, access tokens too are asked for below the address's path.
+                how = {"base_url": f"{self.url}/", "api_key": self._token, "max_retries": 2}
                 self._requests = SyncClientWrapper(**how, httpx_client=http).httpx_client
                 self._sdk = LabelStudio(**how, httpx_client=http)
         return self._sdk
@@ -364,16 +365,25 @@ class Client:
             unserved: list[int] = []
             total: int | None = None
             at: datetime | None = None
-            number = 1
+            number, size = 1, page_size
             while True:
-                with self.asking(doing):
-                    page, now_total = self._page(doing, asked, number, page_size, unserved)
-                    rows |= {int(row["id"]): row for row in page}
+                missing = len(unserved)
+                try:
+                    with self.asking(doing):
+                        page, now_total = self._page(doing, asked, number, size, unserved)
+                        rows |= {int(row["id"]): row for row in page}
+                except RefusedError as exc:
+                    if exc.status != 404 or number == 1:
+                        raise
+                    shrunk = True  # there is no such page any more
+                    break
                 if number == 1:
                     at = self._clock
+                    # A server may be set to give fewer than it is asked for.
+                    size = len(page) + len(unserved) - missing
                 shrunk = total is not None and now_total < total
                 total = now_total
-                if shrunk or number * page_size >= total:
+                if shrunk or not size or number * size >= total:
                     break
                 number += 1
             if not shrunk:
@@ -398,6 +408,7 @@ class Client:
             with self.asking(doing):
                 answer = self.get("api/tasks/", {**asked, **where, **ids_only})
                 ids, total = [int(row["id"]) for row in answer["tasks"]], int(answer["total"])
+            size = len(ids) if number == 1 else size
         return self._parts(doing, asked, number, size, ids, unserved), total
 
     def _parts(
@@ -440,6 +451,16 @@ class Client:
             except UnservedError:
                 rows += self._parts(doing, asked, its_number, part_size, its_ids, unserved)
         return rows
+
+
+def _check_token(answer: httpx.Response) -> None:
+    """The SDK reads an answer to its question for an access token as JSON, whatever it is."""
+    from label_studio_sdk.core.api_error import ApiError
+
+    kind = answer.headers.get("content-type", "")
+    asked = answer.request.url.path.endswith("/api/token/refresh/")
+    if asked and answer.status_code >= 400 and not kind.startswith("application/json"):
+        raise ApiError(status_code=answer.status_code)
 
 
 def _decoded(content: bytes) -> Any:

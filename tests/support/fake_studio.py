@@ -25,6 +25,7 @@ class FakeStudio:
 
     Attributes:
         broken: ids of tasks whose annotations the server cannot show.
+        most_on_page: as TASK_API_PAGE_SIZE_MAX of a real one.
         names_people: whether it tells who its users are.
         dated: whether its answers carry a Date header.
         asked: path and parameters of every request.
@@ -38,6 +39,7 @@ class FakeStudio:
         self.broken = set()
         self.dated = True
         self.names_people = True
+        self.most_on_page = 10**6
         self.asked = []
         self.made = 0
         self.status_of_broken = 500
@@ -136,7 +138,7 @@ class FakeStudio:
 
     def _listed(self, params):
         ids = sorted(i for i in self.tasks if self._passes(i, params["query"]))
-        size, number = int(params["page_size"]), int(params["page"])
+        size, number = min(int(params["page_size"]), self.most_on_page), int(params["page"])
         page = ids[(number - 1) * size : number * size]
         if not page and number > 1:
             return 404, {"detail": "Invalid page."}

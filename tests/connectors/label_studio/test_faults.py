@@ -5,11 +5,12 @@ import time
 from types import SimpleNamespace
 
 import httpx
+import jwt
 import pytest
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel
 
-from connectors.label_studio.client import Client, translated
+from connectors.label_studio.client import Client, LostError, translated
 from connectors.label_studio.reviewer import LabelStudioReviewer
 from loop.errors import ProjectGoneError, ReviewerError
 from loop.ports import ReviewTask
@@ -34,9 +35,8 @@ def reviewer(handler, **options):
         "patience_s": 0.0,
         **options,
     }
-    token = options.pop("token", TOKEN)
-    transport = httpx.MockTransport(handler)
-    return LabelStudioReviewer("http://127.0.0.1:9", token, transport=transport, **options)
+    token, url = options.pop("token", TOKEN), options.pop("url", "http://127.0.0.1:9")
+    return LabelStudioReviewer(url, token, transport=httpx.MockTransport(handler), **options)
 
 
 def sentence(handler, **options):
@@ -77,6 +77,34 @@ def test_wrong_token():
 def test_impossible_tokens(token, says):
     with pytest.raises(ReviewerError, match=says):
         reviewer(lambda request: version(), token=token).open_project(None)
+
+
+def personal_token(seconds):
+    return jwt.encode({"exp": time.time() + seconds, "token_type": "refresh"}, "k" * 32)
+
+
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method:DeprecationWarning")  # the SDK's own
+@pytest.mark.parametrize("token", [TOKEN, personal_token(900)])
+def test_a_server_below_a_path_gets_every_request_there(token):
+    asked = []
+
+    def handler(request):
+        asked.append(request.url.path)
+        if request.url.path.endswith("/api/token/refresh/"):
+            return httpx.Response(200, json={"access": personal_token(300)})
+        return version() if request.url.path.endswith("/version/") else httpx.Response(200, json={})
+
+    reviewer(handler, token=token, url="https://h.example/ls/")._client.check()
+    assert all(path.startswith("/ls/api/") for path in asked)
+    assert ("/ls/api/token/refresh/" in asked) == (token != TOKEN)
+
+
+def test_a_proxys_page_in_place_of_an_access_token_is_a_server_that_is_away():
+    def handler(request):
+        return httpx.Response(502, text="<html>Bad Gateway</html>")
+
+    with pytest.raises(LostError, match=r"failed to say its version \(502\)"):
+        reviewer(handler, token=personal_token(900)).open_project(None)
 
 
 def test_old_server():
