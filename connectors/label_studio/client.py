@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
 ATTEMPTS = 5
+LOOKUP_IDS = 1_000  # ids in one question
 MOST_UNSERVED = 100  # tasks; a server that fails for more than these has a trouble of its own
 NO_RETRY: Any = {"max_retries": 0}
 
@@ -99,6 +100,11 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
             message = f"{where} does not allow this user to {doing} (403)."
         elif status == 404:
             message = f"{where} does not have what is needed to {doing} (404)."
+        elif status == 413:
+            message = (
+                f"{where}, or a proxy before it, takes no request as large as is needed to {doing}"
+                " (413); raise its limit (nginx: client_max_body_size)."
+            )
         else:
             message = f"{where} refused to {doing} ({status})" + (f": {reason}" if reason else ".")
         if status in (408, 425, 429) or status >= 500 or status == 0:
@@ -346,6 +352,41 @@ class Client:
                 f" {listing.unserved[0]}."
             )
         return listing.rows
+
+    def of_items(
+        self,
+        project: int,
+        doing: str,
+        item_ids: Sequence[str],
+        page_size: int,
+        *,
+        unserved: bool = False,
+        **params: Any,
+    ) -> list[dict[str, Any]]:
+        """The tasks that carry these ids of ours; fewer a question where addresses must be short.
+
+        Args:
+            unserved: whether tasks that the server fails to show are left out.
+        Raises:
+            ReviewerError: the server cannot be read.
+        """
+        rows: list[dict[str, Any]] = []
+        start, size = 0, LOOKUP_IDS
+        while start < len(item_ids):
+            chunk = list(item_ids[start : start + size])
+            filters = [filter_on("data.ext_id", "in_list", "String", chunk)]
+            try:
+                if unserved:
+                    rows += self.read(project, doing, filters, page_size, **params).rows
+                else:
+                    rows += self.listed(project, doing, filters, page_size, **params)
+            except RefusedError as exc:
+                if exc.status not in (400, 414, 431) or size == 1:
+                    raise
+                size = max(1, len(chunk) // 4)  # some proxies take short addresses only
+            else:
+                start += len(chunk)
+        return rows
 
     def read(
         self, project: int, doing: str, filters: list[dict[str, Any]], page_size: int, **params: Any

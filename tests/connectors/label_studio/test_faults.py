@@ -2,11 +2,13 @@
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
 import jwt
 import pytest
+from fake_studio import FakeStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel
 
@@ -277,6 +279,43 @@ class Server:
         size, number = int(request.url.params["page_size"]), int(request.url.params["page"])
         body = {"tasks": rows[(number - 1) * size : number * size], "total": len(rows)}
         return httpx.Response(200, json=body)
+
+
+class NarrowProxy(httpx.BaseTransport):
+    """Lets pass what a proxy with small limits does, in characters."""
+
+    def __init__(self, address, body):
+        self.studio, self.address, self.body = FakeStudio(), address, body
+
+    def handle_request(self, request):
+        if len(str(request.url)) > self.address:
+            return httpx.Response(414, text="<html>Request-URI Too Large</html>")
+        if len(request.read()) > self.body:
+            return httpx.Response(413, text="<html>Request Entity Too Large</html>")
+        return self.studio.transport.handle_request(request)
+
+
+def test_a_proxy_that_takes_small_requests_only_gets_more_of_them():
+    proxy = NarrowProxy(address=700, body=2_000)
+    r = LabelStudioReviewer(
+        "http://127.0.0.1:9",
+        TOKEN,
+        project_title="Demo",
+        campaign_id="c",
+        labels=[Label("a"), Label("b")],
+        task="",
+        transport=proxy,
+    )
+    r._project = 1
+    ids = [f"i{n}" for n in range(60)]
+    progress = []
+    sent = r.send([task(n) for n in range(60)], progress.append)
+    assert sorted(sent) == sorted(ids)
+    assert (sum(progress), len(proxy.studio.tasks)) == (60, 60)
+    assert r.withdraw(ids) == set(ids)
+    assert not proxy.studio.tasks
+    with pytest.raises(ReviewerError, match="import tasks \\(413\\); raise its limit"):
+        r.send([replace(task(1), text="x" * 2_000)])
 
 
 @pytest.mark.parametrize(
