@@ -272,21 +272,31 @@ def answered_before(ctx: Context) -> Counter[str]:
 
 
 def ask_further(ctx: Context, round_: Round) -> int:
-    """Tells Label Studio which texts want more answers; how many it was told of.
+    """Tells the platform which texts want more answers; how many it was told of.
 
-    Called again after an interruption, it says the same again, which changes nothing.
+    Where one person answered a text twice, the platform may hold that for enough. Called again
+    after an interruption, it says the same again, which changes nothing.
     """
     panel = ctx.config.people.panel
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
-    further = {
-        r.item_id: (r.task_id, r.wanted)
-        for r in waiting
-        if r.task_id and r.wanted and r.wanted > (r.asked or 1)
-    }
+    with ctx.store.transaction() as session:
+        by_item = _current_answers(ctx, session)
+    before = answered_before(ctx)
+    tasks: dict[str, int] = {}
+    further: dict[str, int] = {}
+    for review in waiting:
+        if not (review.task_id and review.wanted):
+            continue
+        answers = by_item.get(review.item_id, [])
+        here = sum(a.task_id == review.task_id and not a.skipped for a in answers)
+        missing = review.wanted - len(latest_per_person(answers))
+        asked, elsewhere = review.asked or 1, before[review.item_id]
+        if review.wanted > asked or here >= asked - elsewhere:
+            tasks[review.task_id] = max(review.wanted - elsewhere, here + missing)
+            further[review.item_id] = review.wanted
     if further:
-        before = answered_before(ctx)
-        ctx.reviewer.ask({str(t): int(n) - before[i] for i, (t, n) in further.items()})
-        ctx.store.set_asked({item_id: wanted for item_id, (_, wanted) in further.items()})
+        ctx.reviewer.ask(tasks)
+        ctx.store.set_asked(further)
     if panel.adjudicator is not None:
         ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
     return len(further)

@@ -100,6 +100,25 @@ def test_further_answers_are_asked_beside_those_of_the_old_project(tmp_path):
     ctx.store.close()
 
 
+def test_who_answers_a_text_in_both_projects_is_one_person_and_another_is_asked(tmp_path):
+    ctx, reviewer, items = waiting(tmp_path, overlap=2)
+    reviewer.answer(items[0], "ann", "good")
+    run_round(ctx)
+    reviewer.delete_project()
+    begin_new_project(ctx)
+    run_round(ctx)
+    assert "wanted" not in reviewer._load()["tasks"][items[0]]
+    reviewer.answer(items[0], "ann", "bad")  # one answer more was asked there, and is back
+    run_round(ctx)
+    assert reviewer._load()["tasks"][items[0]]["wanted"] == 2
+    reviewer.answer(items[0], "bob", "bad")
+    run_round(ctx)
+    review = ctx.store.reviews_by_item("c")[items[0]]
+    assert (review.outcome, review.closed_at is not None) == ("agreed", True)
+    assert account(ctx.config, ctx.store).answers == 2
+    ctx.store.close()
+
+
 def test_what_earlier_rounds_left_open_may_be_chosen_again(tmp_path):
     ctx, reviewer, items = waiting(tmp_path)
     reviewer.answer(items[0], "ann", "good")

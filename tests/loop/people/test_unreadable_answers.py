@@ -586,6 +586,25 @@ def test_a_person_whom_the_server_names_late_is_one_person(tmp_path):
     ctx.store.close()
 
 
+def test_a_task_that_one_person_answered_twice_is_given_to_another(tmp_path, monkeypatch):
+    """A server that wants two answers shows it to nobody else: it has two."""
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
+    asked = []
+    monkeypatch.setattr(ctx.reviewer, "ask", asked.append)
+    first = studio.answer(tasks[0], "good")
+    studio.put(tasks[0], first)
+    pull(ctx)
+    assert asked == []
+    studio.put(tasks[0], first, studio.answer(tasks[0], "bad", id=7))
+    pull(ctx)
+    assert asked == [{str(tasks[0]): 3}]
+    assert counts(ctx) == {"out": 15}
+    studio.put(tasks[0], first, studio.answer(tasks[0], "bad", person=2))
+    pull(ctx)
+    assert (counts(ctx), len(asked)) == ({"back": 1, "out": 14}, 1)
+    ctx.store.close()
+
+
 def test_the_clock_set_back_hides_no_answer_from_a_campaign(tmp_path):
     ctx, studio, tasks = waiting(tmp_path)
     studio.put(tasks[0], studio.answer(tasks[0], "good"))
