@@ -113,7 +113,12 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
             kind = UnservedError if status == 500 else LostError
             raise kind(f"{where} failed to {doing} ({status}).", over=over) from None
         raise RefusedError(message, status) from None
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as exc:
+        if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            raise ReviewerError(
+                f"This machine does not trust the certificate of {where}; set SSL_CERT_FILE to the"
+                " file with the certificate of the authority that issued it."
+            ) from None
         raise LostError(
             f"{where} cannot be reached; is it running, and is the address right?", over=True
         ) from None

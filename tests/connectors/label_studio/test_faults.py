@@ -63,6 +63,14 @@ def test_server_down():
     assert "cannot be reached" in sentence(handler)
 
 
+def test_a_certificate_that_is_not_trusted():
+    def handler(request):
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    assert "does not trust the certificate" in (told := sentence(handler))
+    assert "SSL_CERT_FILE" in told
+
+
 def test_wrong_token():
     def handler(request):
         if request.url.path == "/api/version/":
