@@ -104,11 +104,16 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
                 new.append(row)
                 continue
             was, person = known[key].annotator, row["annotator"]
-            if UNNAMED.fullmatch(was) and not UNNAMED.fullmatch(person):
-                named[was] = person
+            if was != person and not UNNAMED.fullmatch(person):
+                if UNNAMED.fullmatch(was):
+                    named[was] = person
+                elif was in forgotten.pseudonyms.values():
+                    forgotten.remember(ctx.store, session, ctx.name, person, was)
             if known[key].superseded:
                 again.append(known[key].id)
         gone += [r.id for k, r in known.items() if k not in current and not r.superseded]
+    for row in new:  # they may be of somebody who turned out to be forgotten under another name
+        _forget_again(row, forgotten)
     ctx.store.add_answers(session, new)
     ctx.store.supersede(session, gone, now())
     ctx.store.supersede(session, again, None)

@@ -27,6 +27,7 @@ from loop.cli import __main__ as cli
 from loop.cli import rounds
 from loop.money import account
 from loop.next_round import open_campaign, open_round
+from loop.operate.forget import forget_person
 from loop.people.answers import everything_is_due, record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
 from loop.people.scorecards import campaign_people, people_table, unreadable_lines
@@ -583,6 +584,28 @@ def test_a_person_whom_the_server_names_late_is_one_person(tmp_path):
     studio.put(tasks[1], given[1] | {"completed_by": None})  # the account was deleted
     read_all(ctx)
     assert {a.annotator for a in ctx.store.annotations("c")} == {"ann@x.org"}
+    ctx.store.close()
+
+
+def test_a_forgotten_person_who_goes_by_another_name_stays_forgotten(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path)
+    studio.names_people = False
+    studio.put(tasks[0], studio.answer(tasks[0], "good"))
+    pull(ctx)
+    pseudonym = forget_person(ctx.config, ctx.store, "user 1").pseudonym
+    studio.names_people = True
+    ctx.reviewer._pull = None  # as in another process
+    note = {"from_name": "note", "type": "textarea", "value": {"text": ["ann@x.org was here"]}}
+    second = studio.answer(tasks[1], "bad")
+    studio.put(tasks[1], second | {"result": [*second["result"], note]})
+    for _ in range(2):
+        read_all(ctx)
+        answers = ctx.store.annotations("c")
+        assert [a.annotator for a in answers] == [pseudonym] * 2
+        assert "ann@x.org" not in f"{answers} {[a.raw for a in answers]}"
+    studio.put(tasks[2], studio.answer(tasks[2], "bad"))
+    pull(ctx)
+    assert [a.annotator for a in ctx.store.annotations("c")] == [pseudonym] * 3
     ctx.store.close()
 
 
