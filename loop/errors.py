@@ -8,7 +8,8 @@
     │   ├── NoRoomError      the disk that it lies on is full, or fails
     │   └── BusyError        another process is writing to this campaign
     ├── AnnotatorError       the LLM cannot be loaded, or answers badly
-    ├── ReviewerError        Label Studio is down, refuses the token, or answers badly
+    ├── ReviewerError        where people label is down, refuses the token, or answers badly
+    │   └── ProjectGoneError the campaign's project is not there
     ├── StudentError         the encoder cannot be loaded or trained
     ├── FetchError           a package, model or archive cannot be fetched, or has a wrong hash
     ├── StageError           a command was given at a stage where it makes no sense
@@ -77,7 +78,11 @@ class AnnotatorError(LoopError):
 
 
 class ReviewerError(LoopError):
-    """Label Studio cannot be reached, refuses the token, or answers badly."""
+    """Where people label cannot be reached, refuses the token, or answers badly."""
+
+
+class ProjectGoneError(ReviewerError):
+    """The campaign's project was deleted, or is on another server."""
 
 
 class StudentError(LoopError):

@@ -291,6 +291,7 @@ class ReviewTask:
             is ``prefill``.
         llm_confidence: (0, 1], or 0 without a label.
         assisted: whether the page shows for this item what ``assist`` names.
+        answered: people who answered it in a project that is gone; so many fewer are asked.
     """
 
     item_id: str
@@ -301,6 +302,7 @@ class ReviewTask:
     llm_label: str
     llm_confidence: float
     assisted: bool = True
+    answered: int = 0
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,7 @@ class RawAnnotation:
 
     Attributes:
         annotation_id: the server's id.
-        annotator: who answered, as the server names them.
+        annotator: who answered, as the server names them, or as ``UNNAMED`` where it does not.
         label: the chosen class, or None if skipped or unreadable.
         problem: why an answer cannot be used, or None.
         raw: the server's JSON, whatever it is. Numbers that databases cannot hold stand as their
@@ -353,6 +355,10 @@ class GivenLabel:
 def unknown_label(label: str | None) -> str:
     """The problem of an answer that chose a label which the campaign does not have."""
     return f"unknown label {label!r}"
+
+
+UNNAMED = re.compile(r"user \d+|deleted user \(answer \d+\)|unknown person")
+"""What people are called whom the platform does not name; a name takes its place once it does."""
 
 
 @dataclass(frozen=True)
@@ -421,7 +427,8 @@ class Reviewer(Protocol):
         """Checks the server and token, creates or updates the project; its id, to be stored.
 
         Raises:
-            ReviewerError: server down, wrong token, or project gone.
+            ProjectGoneError: the server does not have it, or it is somebody else's.
+            ReviewerError: server down, or wrong token.
         """
         ...
 
@@ -438,7 +445,10 @@ class Reviewer(Protocol):
         ...
 
     def withdraw(self, item_ids: Sequence[str]) -> set[str]:
-        """Takes back what nobody has begun to answer; the items that are there no more."""
+        """Takes back what nobody has begun to answer; the items that are there no more.
+
+        Nobody else is asked about those of them that were answered.
+        """
         ...
 
     def queue(self, title: str, item_ids: Sequence[str]) -> None:

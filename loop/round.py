@@ -23,6 +23,7 @@ from loop.campaign.context import Context
 from loop.campaign.metrics import ONCE, RoundMetrics
 from loop.campaign.tables import (
     IMPORTED,
+    MISSING,
     STAGES,
     VALIDATION,
     Annotation,
@@ -50,6 +51,7 @@ from loop.measure.round_metrics import measure_round
 from loop.money import account, check_committed, texts_that_fit, why_nothing_to_buy
 from loop.next_round import next_command, open_campaign, open_round, why_finished
 from loop.people.answers import (
+    answered_before,
     ask_further,
     close_answered,
     close_late,
@@ -112,8 +114,8 @@ def run_round(ctx: Context) -> Round:
 def run_stage(ctx: Context, stage: str) -> Round:
     """Runs one stage of the current round, and those that follow it by themselves.
 
-    Between two rounds, and when the campaign is finished, ``pull`` reads what people have answered
-    since, and opens no round.
+    Where no round waits for people, ``pull`` reads what they have answered since: while a round is
+    trained and measured, and between two rounds and after the last without opening one.
 
     Raises:
         StageError: another stage comes first.
@@ -133,6 +135,9 @@ def run_stage(ctx: Context, stage: str) -> Round:
         )
     round_ = open_round(ctx)
     if STAGES.index(round_.stage) > STAGES.index(last):
+        if stage == "pull":
+            _read_late(ctx, round_)
+            return round_
         ctx.say(f"Round {round_.number} has passed {stage}; next: {next_command(round_)}.")
         return round_
     if STAGES.index(round_.stage) < STAGES.index(first):
@@ -293,8 +298,9 @@ def push(ctx: Context, round_: Round) -> bool:
         )
         for r in waiting
     ]
+    before = answered_before(ctx)
     tasks = [
-        replace(task, assisted=is_assisted(ctx, task.item_id))
+        replace(task, assisted=is_assisted(ctx, task.item_id), answered=before[task.item_id])
         for task in with_checks(round_, tasks, checks, texts, scores)
     ]
     with ctx.show(f"Round {round_.number}: sending to people", len(tasks)) as progress:
@@ -346,9 +352,10 @@ def _fetch(ctx: Context) -> tuple[Fetched, float]:
 
 
 def _read_late(ctx: Context, round_: Round) -> None:
-    """Reads what people answered since the last round ended, and decides gold anew.
+    """Reads what people answered since a round left them, and decides gold anew once it is done.
 
-    Nothing else changes: what the rounds measured stays.
+    Nothing else changes: what the rounds measured stays. A round that is not done has its labels
+    already, so that its gold must not change before it is measured.
     """
     if ctx.store.project_id(ctx.name) is None:
         ctx.say("Nothing was ever sent to people, so that there are no answers to read.")
@@ -356,19 +363,29 @@ def _read_late(ctx: Context, round_: Round) -> None:
     _open_project(ctx)
     fetched, seconds = _fetch(ctx)
     before = ctx.store.annotations(ctx.name)
+    over = round_.stage == "done"
     with ctx.store.transaction() as session:
         take_in(ctx, session, fetched, seconds)
         close_late(ctx, session)
         now = ctx.store.annotations(ctx.name, session=session)
-        changed = _decide_gold(ctx, session, round_)
+        changed = _decide_gold(ctx, session, round_) if over else 0
         ctx.store.log(session, ctx.name, "pull", "late answers", gold_changed=changed)
-    answers = len({a.id for a in before} ^ {a.id for a in now})
-    ctx.say(
-        f"{answers:,} answers differ from those read before, and {changed:,} gold labels changed."
-        " What the rounds measured stays as it was; exports and the next round use the new gold."
-        if answers or changed
-        else "No answer has changed since the last round ended."
-    )
+    differ = {a.id for a in before} ^ {a.id for a in now}
+    answers = len({a.annotation_id for a in [*before, *now] if a.id in differ})
+    if not answers and not changed:
+        ctx.say(f"No answer has changed since round {round_.number} stopped waiting for people.")
+    elif over:
+        ctx.say(
+            f"Answers that differ from those read before: {answers:,}; gold labels that changed:"
+            f" {changed:,}. What the rounds measured stays as it was; exports and the next round"
+            " use the new gold."
+        )
+    else:
+        ctx.say(
+            f"Answers that differ from those read before: {answers:,}. Round {round_.number} has"
+            " its labels already, so they are kept and become gold in the next round, or with"
+            " `goldloop pull` after the last one."
+        )
 
 
 def close_early(ctx: Context, round_: Round) -> None:
@@ -410,8 +427,9 @@ def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
             by_item[annotation.item_id].append(annotation)
     gold = ctx.store.gold(ctx.name)
     changed = 0
+    # A text whose answers were all deleted is undecided again, like one that nobody answered.
     decisions = decide_all(
-        {item: by_item.get(item, []) for item in sorted(set(by_item) | set(gold))},
+        {item: by_item.get(item, []) for item in sorted({*by_item, *gold, *reviewed})},
         ctx.config.label_names,
         ctx.config.people.panel,
         known,
@@ -419,13 +437,12 @@ def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
     gold_now: list[Gold] = []
     for item_id, decision in decisions.items():
         old = gold.get(item_id)
-        imported = old is not None and old.how == IMPORTED
-        if imported and item_id not in by_item:
-            continue  # nobody was asked, or nobody has answered yet
-        if item_id in reviewed and reviewed[item_id] != decision.how:
-            ctx.store.set_outcome(session, item_id, decision.how)
+        was = reviewed.get(item_id)
+        outcome = decision.how if item_id in by_item else was if was in MISSING else None
+        if item_id in reviewed and was != outcome:
+            ctx.store.set_outcome(session, item_id, outcome)
         if decision.label is None:
-            if imported:
+            if old is not None and old.how == IMPORTED:
                 continue
             if old is not None:  # the answers that it came from were withdrawn
                 ctx.store.delete_gold(session, old)

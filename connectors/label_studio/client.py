@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OLDEST = (1, 13)  # older servers lack the filters and the import that are used here
 ATTEMPTS = 5
+LOOKUP_IDS = 1_000  # ids in one question
 MOST_UNSERVED = 100  # tasks; a server that fails for more than these has a trouble of its own
 NO_RETRY: Any = {"max_retries": 0}
 
@@ -99,6 +100,11 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
             message = f"{where} does not allow this user to {doing} (403)."
         elif status == 404:
             message = f"{where} does not have what is needed to {doing} (404)."
+        elif status == 413:
+            message = (
+                f"{where}, or a proxy before it, takes no request as large as is needed to {doing}"
+                " (413); raise its limit (nginx: client_max_body_size)."
+            )
         else:
             message = f"{where} refused to {doing} ({status})" + (f": {reason}" if reason else ".")
         if status in (408, 425, 429) or status >= 500 or status == 0:
@@ -107,7 +113,12 @@ def translated(url: str, doing: str, token: str = "") -> Iterator[None]:
             kind = UnservedError if status == 500 else LostError
             raise kind(f"{where} failed to {doing} ({status}).", over=over) from None
         raise RefusedError(message, status) from None
-    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol):
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as exc:
+        if "CERTIFICATE_VERIFY_FAILED" in str(exc):
+            raise ReviewerError(
+                f"This machine does not trust the certificate of {where}; set SSL_CERT_FILE to the"
+                " file with the certificate of the authority that issued it."
+            ) from None
         raise LostError(
             f"{where} cannot be reached; is it running, and is the address right?", over=True
         ) from None
@@ -213,11 +224,12 @@ class Client:
                 transport=self._transport,
                 timeout=self._timeout_s,
                 follow_redirects=True,
-                event_hooks={"response": [self._check_redirect]},
+                event_hooks={"response": [self._check_redirect, _check_token]},
             )
             weakref.finalize(self, http.close)
             with self.asking("read the token"):
-                how = {"base_url": self.url, "api_key": self._token, "max_retries": 2}
+                # With the slash, access tokens too are asked for below the address's path.
+                how = {"base_url": f"{self.url}/", "api_key": self._token, "max_retries": 2}
                 self._requests = SyncClientWrapper(**how, httpx_client=http).httpx_client
                 self._sdk = LabelStudio(**how, httpx_client=http)
         return self._sdk
@@ -346,6 +358,41 @@ class Client:
             )
         return listing.rows
 
+    def of_items(
+        self,
+        project: int,
+        doing: str,
+        item_ids: Sequence[str],
+        page_size: int,
+        *,
+        unserved: bool = False,
+        **params: Any,
+    ) -> list[dict[str, Any]]:
+        """The tasks that carry these ids of ours; fewer a question where addresses must be short.
+
+        Args:
+            unserved: whether tasks that the server fails to show are left out.
+        Raises:
+            ReviewerError: the server cannot be read.
+        """
+        rows: list[dict[str, Any]] = []
+        start, size = 0, LOOKUP_IDS
+        while start < len(item_ids):
+            chunk = list(item_ids[start : start + size])
+            filters = [filter_on("data.ext_id", "in_list", "String", chunk)]
+            try:
+                if unserved:
+                    rows += self.read(project, doing, filters, page_size, **params).rows
+                else:
+                    rows += self.listed(project, doing, filters, page_size, **params)
+            except RefusedError as exc:
+                if exc.status not in (400, 414, 431) or size == 1:
+                    raise
+                size = max(1, len(chunk) // 4)  # some proxies take short addresses only
+            else:
+                start += len(chunk)
+        return rows
+
     def read(
         self, project: int, doing: str, filters: list[dict[str, Any]], page_size: int, **params: Any
     ) -> Listing:
@@ -364,16 +411,25 @@ class Client:
             unserved: list[int] = []
             total: int | None = None
             at: datetime | None = None
-            number = 1
+            number, size = 1, page_size
             while True:
-                with self.asking(doing):
-                    page, now_total = self._page(doing, asked, number, page_size, unserved)
-                    rows |= {int(row["id"]): row for row in page}
+                missing = len(unserved)
+                try:
+                    with self.asking(doing):
+                        page, now_total = self._page(doing, asked, number, size, unserved)
+                        rows |= {int(row["id"]): row for row in page}
+                except RefusedError as exc:
+                    if exc.status != 404 or number == 1:
+                        raise
+                    shrunk = True  # there is no such page any more
+                    break
                 if number == 1:
                     at = self._clock
+                    # A server may be set to give fewer than it is asked for.
+                    size = len(page) + len(unserved) - missing
                 shrunk = total is not None and now_total < total
                 total = now_total
-                if shrunk or number * page_size >= total:
+                if shrunk or not size or number * size >= total:
                     break
                 number += 1
             if not shrunk:
@@ -398,6 +454,7 @@ class Client:
             with self.asking(doing):
                 answer = self.get("api/tasks/", {**asked, **where, **ids_only})
                 ids, total = [int(row["id"]) for row in answer["tasks"]], int(answer["total"])
+            size = len(ids) if number == 1 else size
         return self._parts(doing, asked, number, size, ids, unserved), total
 
     def _parts(
@@ -440,6 +497,16 @@ class Client:
             except UnservedError:
                 rows += self._parts(doing, asked, its_number, part_size, its_ids, unserved)
         return rows
+
+
+def _check_token(answer: httpx.Response) -> None:
+    """The SDK reads an answer to its question for an access token as JSON, whatever it is."""
+    from label_studio_sdk.core.api_error import ApiError
+
+    kind = answer.headers.get("content-type", "")
+    asked = answer.request.url.path.endswith("/api/token/refresh/")
+    if asked and answer.status_code >= 400 and not kind.startswith("application/json"):
+        raise ApiError(status_code=answer.status_code)
 
 
 def _decoded(content: bytes) -> Any:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ class MlBackend:
     """Implements the serving port for Label Studio.
 
     Attributes:
-        blind: nobody shall see what the student thinks: the predictions hold no label.
+        blind: whether nobody shall see what the student thinks: the predictions then hold no
+            label.
     """
 
-    blind: bool
+    blind: Callable[[], bool]
 
     def health(self) -> dict[str, Any]:
         """The answer to ``/health``."""
@@ -59,11 +60,12 @@ class MlBackend:
             labels: n labels, in the order of the tasks; None for a task without a text.
             score: (n,) in [0, 1]; tasks with the lowest are to be labelled first.
         """
+        blind = self.blind()
         results = [
             {
                 "model_version": version,
                 "score": float(one),
-                "result": [] if self.blind or label is None else choice_result(label),
+                "result": [] if blind or label is None else choice_result(label),
             }
             for label, one in zip(labels, score, strict=True)
         ]

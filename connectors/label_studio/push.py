@@ -20,7 +20,6 @@ from connectors.label_studio.client import (
     Client,
     LostError,
     RefusedError,
-    filter_on,
     pauses,
 )
 from connectors.label_studio.page import choice_result, sendable
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 
 MODEL_VERSION = "goldloop"  # of predictions, where the LLM's label is shown
 BATCH_TASKS = 1_000  # one import; larger ones are hardly quicker
-LOOKUP_IDS = 1_000  # ids in one question
 PAGE_TASKS = 1_000  # without annotations
 
 
@@ -83,16 +81,24 @@ class Push:
         there = self._look_up([task.item_id for task in ordered])
         progress(len(there))
         missing = [task for task in ordered if task.item_id not in there]
-        for start in range(0, len(missing), BATCH_TASKS):
-            batch = missing[start : start + BATCH_TASKS]
-            there |= self._import(batch)
-            progress(len(batch))
+        size = BATCH_TASKS
+        while missing:
+            try:
+                there |= self._import(missing[:size])
+            except RefusedError as exc:
+                if exc.status != 413 or size == 1:
+                    raise
+                size = max(1, min(size, len(missing)) // 4)  # proxies take so many bytes at most
+                continue
+            progress(len(missing[:size]))
+            missing = missing[size:]
         if self._assist == "prefill":
             self._repair_predictions(
                 [t for t in ordered if _shows_label(t) and not there[t.item_id].predictions], there
             )
-        few = [task for task in there.values() if task.overlap < self._overlap]
-        ask(self._client, {str(task.id): self._overlap for task in few})
+        wanted = {t.item_id: max(1, self._overlap - t.answered) for t in ordered}
+        few = {i: task for i, task in there.items() if task.overlap < wanted[i]}
+        ask(self._client, {str(task.id): wanted[i] for i, task in few.items()})
         return {task.item_id: str(there[task.item_id].id) for task in ordered}
 
     def _look_up(self, item_ids: Sequence[str]) -> dict[str, _Task]:
@@ -113,35 +119,23 @@ class Push:
         tasks_of: dict[str, list[_Task]] = {}
         # The server's own count of predictions lags behind, so where they matter they are read.
         prefill = self._assist == "prefill"
-        size = LOOKUP_IDS
-        start = 0
-        while start < len(item_ids):
-            chunk = list(item_ids[start : start + size])
-            try:
-                rows = self._client.listed(
-                    self._project,
-                    "look up tasks",
-                    [filter_on("data.ext_id", "in_list", "String", chunk)],
-                    fields="all" if prefill else "task_only",
-                    include="id,data,total_annotations,overlap"
-                    + (",predictions" if prefill else ""),
-                    page_size=PAGE_TASKS,
+        rows = self._client.of_items(
+            self._project,
+            "look up tasks",
+            item_ids,
+            PAGE_TASKS,
+            fields="all" if prefill else "task_only",
+            include="id,data,total_annotations,overlap" + (",predictions" if prefill else ""),
+        )
+        with self._client.asking("look up tasks"):
+            for row in rows:
+                task = _Task(
+                    int(row["id"]),
+                    len(row.get("predictions") or []),
+                    int(row.get("total_annotations") or 0),
+                    int(row.get("overlap") or 1),
                 )
-            except RefusedError as exc:
-                if exc.status not in (400, 414, 431) or size == 1:
-                    raise
-                size = max(1, size // 4)  # some proxies take short addresses only
-                continue
-            with self._client.asking("look up tasks"):
-                for row in rows:
-                    task = _Task(
-                        int(row["id"]),
-                        len(row.get("predictions") or []),
-                        int(row.get("total_annotations") or 0),
-                        int(row.get("overlap") or 1),
-                    )
-                    tasks_of.setdefault(str(row["data"]["ext_id"]), []).append(task)
-            start += len(chunk)
+                tasks_of.setdefault(str(row["data"]["ext_id"]), []).append(task)
         for tasks in tasks_of.values():
             tasks.sort(key=lambda task: task.id)
         return tasks_of
@@ -259,11 +253,12 @@ class Push:
         return len(self._look_up(item_ids)) == len(item_ids)
 
 
-def ask(client: Client, wanted: Mapping[str, int]) -> None:
+def ask(client: Client, wanted: Mapping[str, int], *, more: bool = True) -> None:
     """Opens tasks again until so many people answered each.
 
     Args:
         wanted: task id -> number of people's answers.
+        more: False where they are there, and nobody else shall be asked.
     Raises:
         ReviewerError: the server refuses; calling again is safe.
     """
@@ -272,8 +267,8 @@ def ask(client: Client, wanted: Mapping[str, int]) -> None:
             client.write(
                 "PATCH",
                 f"api/tasks/{int(task_id)}/",
-                {"overlap": people, "is_labeled": False},
-                "ask for further answers",
+                {"overlap": people, "is_labeled": not more},
+                "change how many people it asks",
                 repeatable=True,
             )
         except RefusedError as exc:

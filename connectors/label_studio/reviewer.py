@@ -49,7 +49,7 @@ from connectors.label_studio.pull import Pull
 from connectors.label_studio.push import Push, ask, wait_until
 from connectors.label_studio.views import connect_server, newest_round, show_round, show_tab
 from connectors.label_studio.withdraw import withdraw
-from loop.errors import LoopError, ReviewerError
+from loop.errors import LoopError, ProjectGoneError, ReviewerError
 from loop.ports import (
     Fetched,
     News,
@@ -186,7 +186,8 @@ class LabelStudioReviewer:
         """Checks server and token, then adopts, finds or creates the project; its id.
 
         Raises:
-            ReviewerError: server down, too old, wrong token, or project gone.
+            ProjectGoneError: it was deleted, or is on another server.
+            ReviewerError: server down, too old, or wrong token.
         """
         self._client.check()
         if project_id is not None:
@@ -243,6 +244,8 @@ class LabelStudioReviewer:
 
     def withdraw(self, item_ids: Sequence[str]) -> set[str]:
         """Removes the tasks of these items that nobody has begun to answer.
+
+        Those that were answered are shown to nobody else.
 
         Returns:
             items that are on the server no more; the others have an answer, a skip or a draft.
@@ -309,25 +312,35 @@ class LabelStudioReviewer:
         return f"[goldloop campaign {self._campaign_id}]"
 
     def _get_project(self, project_id: str) -> dict[str, Any]:
-        gone = (
+        where = (
+            "Name the server that has it in label_studio.url; docs/operations.md says how the local"
+            " one moves. If it is gone for good, `goldloop push --new-project` begins another with"
+            " what is still open."
+        )
+        gone = ProjectGoneError(
             f"Label Studio at {self._client.shown_url} has no project {project_id}: it was deleted,"
-            " or this is another server. Name the server that has it in label_studio.url; how the"
-            " local one moves, and what to do without it, is in docs/operations.md."
+            f" or this is another server. {where}"
         )
         if not project_id.isdecimal():
-            raise ReviewerError(gone)
+            raise gone
         try:
             with self._client.asking("open the project"):
                 project: dict[str, Any] = self._client.get(f"api/projects/{project_id}/", {})
         except RefusedError as exc:
             if exc.status == 404:
-                raise ReviewerError(gone) from None
+                raise gone from None
             raise
-        other = re.search(r"\[goldloop campaign ([^\]]*)\]", str(project.get("description")))
-        if other is not None and other[0] != self._marker:
-            raise ReviewerError(
-                f"Label Studio's project {project_id} belongs to campaign {other[1]!r}, not"
-                f" {self._campaign_id!r}."
+        marker = re.search(r"\[goldloop campaign ([^\]]*)\]", str(project.get("description")))
+        if marker is not None and marker[0] != self._marker:
+            raise ProjectGoneError(
+                f"Label Studio's project {project_id} belongs to campaign {marker[1]!r}, not"
+                f" {self._campaign_id!r}. {where}"
+            )
+        if marker is None and UNSURE not in choices_of(str(project.get("label_config"))):
+            raise ProjectGoneError(
+                f"Project {project_id} of Label Studio at {self._client.shown_url} is not"
+                f" goldloop's, or somebody changed its page: write {self._marker} into its"
+                f" description if it is this campaign's. {where}"
             )
         return project
 

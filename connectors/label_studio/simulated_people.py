@@ -171,7 +171,7 @@ class RecordedRaters:
 
     def _tasks(self, project_id: str, rater: _Rater) -> Iterator[dict[str, Any]]:
         query = json.dumps({"ordering": ["tasks:id"]})
-        number = 1
+        number, seen = 1, 0
         while True:
             with _translated(self._url, "list the tasks"):
                 answer = rater.request(
@@ -192,7 +192,8 @@ class RecordedRaters:
                 body = answer.json()
                 rows: list[dict[str, Any]] = body["tasks"]
             yield from rows
-            if number * PAGE_TASKS >= body["total"]:
+            seen += len(rows)  # a server may be set to give fewer than it is asked for
+            if not rows or seen >= body["total"]:
                 return
             number += 1
 

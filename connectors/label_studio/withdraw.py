@@ -1,18 +1,18 @@
-"""Taking tasks back that nobody has begun to answer."""
+"""Taking tasks back that nobody has begun to answer, and asking no further people about others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from connectors.label_studio.client import Client, filter_on
+from connectors.label_studio.push import ask
 
 BATCH_TASKS = 200  # small, so that little time passes between the server's look and its deletion
 PAGE_TASKS = 1_000
 
 
 def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
-    """Removes tasks without an answer, a skip or a draft.
+    """Removes tasks without an answer, a skip or a draft; answered ones are shown to nobody else.
 
     The server itself looks for answers once more in the request that deletes, so an answer that
     comes after our own look keeps its task. Between the server's look and its deletion an answer
@@ -26,27 +26,25 @@ def withdraw(client: Client, project: int, item_ids: Sequence[str]) -> set[str]:
     """
     for start in range(0, len(item_ids), BATCH_TASKS):
         batch = list(item_ids[start : start + BATCH_TASKS])
-        idle = [
-            int(row["id"])
-            for row in client.read(
-                project,
-                "look for answers",
-                [filter_on("data.ext_id", "in_list", "String", batch)],
-                PAGE_TASKS,
-                fields="all",
-                include="id,annotations",
-            ).rows  # those that the server cannot show have been answered
-            if not row.get("annotations")
-        ]
-        for task in idle:
-            if not _has_draft(client, task):
+        for row in client.of_items(
+            project,
+            "look for answers",
+            batch,
+            PAGE_TASKS,
+            unserved=True,  # they have been answered
+            fields="all",
+            include="id,annotations,is_labeled",
+        ):
+            task, answers = int(row["id"]), row.get("annotations")
+            if answers:
+                if not row.get("is_labeled"):
+                    ask(client, {str(task): len(answers)}, more=False)
+            elif not _has_draft(client, task):
                 _delete_unanswered(client, project, task)
-    there = {
-        str(row["data"]["ext_id"])
-        for start in range(0, len(item_ids), BATCH_TASKS)
-        for row in _rows(client, project, list(item_ids[start : start + BATCH_TASKS]))
-    }
-    return set(item_ids) - there
+    left = client.of_items(
+        project, "see what is left", item_ids, PAGE_TASKS, fields="task_only", include="id,data"
+    )
+    return set(item_ids) - {str(row["data"]["ext_id"]) for row in left}
 
 
 def _delete_unanswered(client: Client, project: int, task: int) -> None:
@@ -66,17 +64,6 @@ def _delete_unanswered(client: Client, project: int, task: int) -> None:
         body,
         "withdraw tasks",
         repeatable=True,  # what is deleted already is not found again
-    )
-
-
-def _rows(client: Client, project: int, item_ids: list[str]) -> list[dict[str, Any]]:
-    return client.listed(
-        project,
-        "see what is left",
-        [filter_on("data.ext_id", "in_list", "String", item_ids)],
-        fields="task_only",
-        include="id,data",
-        page_size=PAGE_TASKS,
     )
 
 

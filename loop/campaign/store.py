@@ -20,6 +20,7 @@ from loop.campaign.database import Database, from_json
 from loop.campaign.llm_store import LlmStore, of_campaign
 from loop.campaign.metrics import RoundMetrics
 from loop.campaign.tables import (
+    OF_PROJECT,
     Annotation,
     CampaignRow,
     Event,
@@ -70,6 +71,7 @@ class SeenAnswer(NamedTuple):
     annotation_id: str
     updated_at: str
     task_id: str
+    annotator: str
     superseded: bool
 
 
@@ -142,6 +144,26 @@ class Store(Database, LlmStore):
                 .where(col(CampaignRow.name) == campaign)
                 .values(project_id=project_id)
             )
+
+    def change_project(self, session: Session, campaign: str, old: str, new: str) -> None:
+        """Remembers another project, in the caller's transaction; the next pull reads it whole.
+
+        Numbers of tasks and answers say from now on that they are the old project's, because the
+        new one's may be the same.
+        """
+        values = {"project_id": new, "pull_cursor": None}
+        of_it = col(CampaignRow.name) == campaign
+        session.exec(update(CampaignRow).where(of_it).values(**values))
+        numbers: tuple[tuple[Any, Any], ...] = (
+            (Annotation.annotation_id, Annotation.campaign == campaign),
+            (Annotation.task_id, Annotation.campaign == campaign),
+            (Review.task_id, of_campaign(Review.item_id, campaign)),
+            (HiddenCheck.task_id, of_campaign(HiddenCheck.item_id, campaign)),
+        )
+        for number, ours in numbers:
+            unmarked = col(number).not_like(f"%{OF_PROJECT}%")
+            marked = {number.key: col(number) + f"{OF_PROJECT}{old}"}
+            session.exec(update(number.class_).where(ours, unmarked).values(**marked))
 
     def read_anew(self, campaign: str) -> None:
         """Forgets how far people's answers were read: the next pull reads them all."""
@@ -545,6 +567,17 @@ class Store(Database, LlmStore):
                     update(Review).where(col(Review.item_id) == item_id).values(asked=asked)
                 )
 
+    def ask_no_further(self, session: Session, answered: Mapping[str, int]) -> None:
+        """Remembers that nobody else is asked, in the caller's transaction.
+
+        Args:
+            answered: how many people did answer, by the id that a task carries.
+        """
+        for id_, people in answered.items():
+            values = {"asked": people, "wanted": people}
+            session.exec(update(Review).where(col(Review.item_id) == id_).values(**values))
+            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == id_).values(asked=people))
+
     def set_outcome(self, session: Session, item_id: str, outcome: str | None) -> None:
         """What became of a review, in the caller's transaction."""
         session.exec(update(Review).where(col(Review.item_id) == item_id).values(outcome=outcome))
@@ -583,12 +616,15 @@ class Store(Database, LlmStore):
     def answers_seen(self, session: Session, campaign: str) -> list[SeenAnswer]:
         """Every state of every answer that is stored; quicker than the answers themselves."""
         a = Annotation
-        columns = (a.id, a.annotation_id, a.updated_at, a.task_id, a.superseded_at)
+        columns = (a.id, a.annotation_id, a.updated_at, a.task_id, a.annotator, a.superseded_at)
         query = select(*columns).where(a.campaign == campaign)  # type: ignore[call-overload]
-        return [
-            SeenAnswer(id_, annotation_id, updated_at, task_id, at is not None)
-            for id_, annotation_id, updated_at, task_id, at in session.execute(query).all()
-        ]
+        rows = session.execute(query).all()
+        return [SeenAnswer._make((*seen, at is not None)) for *seen, at in rows]
+
+    def rename_person(self, session: Session, campaign: str, name: str, now: str) -> None:
+        """Gives the answers of a person another name, in the caller's transaction."""
+        theirs = col(Annotation.campaign) == campaign, col(Annotation.annotator) == name
+        session.exec(update(Annotation).where(*theirs).values(annotator=now))
 
     def add_answers(self, session: Session, answers: Iterable[Mapping[str, Any]]) -> None:
         """Appends states of answers, by column, in the caller's transaction."""

@@ -31,9 +31,13 @@ STAGES = (
 )
 
 UNSERVED = "unserved"
-"""Outcome of a text whose task Label Studio fails to show."""
+"""Outcome of a text whose task the platform fails to show."""
 DELETED = "deleted"
-"""Outcome of a text whose task was deleted in Label Studio while it waited for people."""
+"""Outcome of a text whose task was deleted on the platform while it waited for people."""
+MISSING = (UNSERVED, DELETED)
+"""Outcomes of texts that nobody can answer any more."""
+OF_PROJECT = " of project "
+"""Between the number of a task or an answer and its project, where the campaign has left that."""
 IMPORTED = "imported"
 """How gold was decided that people gave in another tool, see ``goldloop import-labels``."""
 VALIDATION = 0

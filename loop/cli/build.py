@@ -580,14 +580,14 @@ def connect_project(config: Config, store: Store, url: str, tokens: Tokens) -> N
     from connectors.label_studio.reviewer import LabelStudioReviewer
     from loop.serve.tokens import BACKEND_USER, TOKEN_HEADER
 
-    project = store.project_id(config.campaign.name)
-    if project is None:
-        raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
-    reviewer = build_reviewer(config, store)
-    if not isinstance(reviewer, LabelStudioReviewer):
+    if config.people.platform != "label_studio":
         raise LoopError(
             f"--connect is for Label Studio; people label in {config.people.platform!r} here."
         )
+    project = store.project_id(config.campaign.name)
+    if project is None:
+        raise LoopError("There is no Label Studio project yet; run `goldloop run` first.")
+    reviewer = cast(LabelStudioReviewer, build_reviewer(config, store))
     reviewer.open_project(project)
     reviewer.connect_server(
         url,

@@ -162,10 +162,11 @@ def fsck(
         bool, typer.Option("--repair", help="Repair what can be repaired without losing anything.")
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Leave out the tasks and answers in Label Studio.")
+        bool,
+        typer.Option("--offline", help="Leave out the platform where people label."),
     ] = False,
 ) -> None:
-    """Say whether store, files and Label Studio fit together; repair what can be repaired."""
+    """Say whether store, files and people's answers fit together; repair what can be repaired."""
     from loop.campaign.config import load
     from loop.operate.fsck import check_campaign
 

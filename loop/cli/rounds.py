@@ -161,8 +161,24 @@ def select(file: File = CAMPAIGN) -> None:
 
 
 @app.command(epilog="Example: goldloop push --file films/goldloop.toml")
-def push(file: File = CAMPAIGN) -> None:
-    """Send the batch to Label Studio, most suspect first."""
+def push(
+    file: File = CAMPAIGN,
+    new_project: Annotated[
+        bool,
+        typer.Option(
+            "--new-project",
+            help="Begin another project for what is still open, where the old one was deleted.",
+        ),
+    ] = False,
+) -> None:
+    """Send the batch to people, most suspect first."""
+    if new_project:
+        from loop.people.new_project import begin_new_project
+
+        with at_work(file, "push") as ctx:
+            begin_new_project(ctx)
+            if (last := ctx.store.last_round(ctx.name)) is None or last.stage != "push":
+                return
     _stage(file, "push")
 
 

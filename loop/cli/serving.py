@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +86,18 @@ def serve(
         url = public_url or f"http://{f'[{host}]' if ':' in host else host}:{bound}"
         page = page_url or url
         links = server.OneTimeLinks()
-        puller = Puller(lambda: _pull_quietly(file), say=say)
+        now = _as_it_is(file, config)
+        connection = _Connection(
+            connect=lambda: connect_project(now(), store, url, tokens),
+            project=lambda: store.project_id(config.campaign.name),
+        )
+
+        def pull() -> None:
+            if connect:
+                connection.keep()
+            _pull_quietly(file)
+
+        puller = Puller(pull, say=say)
         student = CurrentStudent(
             config,
             store,
@@ -97,12 +111,12 @@ def serve(
                 campaign=config.campaign.name,
                 labels=lambda: store.labels(config.campaign.name),
                 hint=puller.hint,
-                project=lambda: store.project_id(config.campaign.name),
+                project=connection.project,
                 student=student,
-                progress=lambda: _progress(config, store) | puller.to_json(),
-                metrics=lambda: metrics_text(campaign_status(config, store), puller.counts),
+                progress=lambda: _progress(now(), store) | puller.to_json(),
+                metrics=lambda: metrics_text(campaign_status(now(), store), puller.counts),
                 sick=lambda: puller.sick,
-                backend=MlBackend(blind=config.people.assist == "blind"),
+                backend=MlBackend(blind=lambda: now().people.assist == "blind"),
                 hosts=server.own_hosts(host, public_url, page_url),
                 over_https=(page_url or "").startswith("https:"),
                 links=links,
@@ -116,17 +130,62 @@ def serve(
                 say(f"Later, or elsewhere: {page}; token: {tokens.page}")
             else:  # a log is no place for a secret
                 say(f"Progress at {page}; token: page_token in {path}")
-            if connect:
-                try:
-                    connect_project(config, store, url, tokens)
-                except LoopError as exc:
-                    say(f"Error: {exc}")
+            if connect and connection.project() is None:
+                say("It registers with the Label Studio project once the first texts are sent.")
             puller.start()
 
         try:
             server.serve_app(application, listener, ready)
         finally:
             puller.stop()
+
+
+def _as_it_is(file: Path, config: Config) -> Callable[[], Config]:
+    """The campaign file as it is now; as it was, where it cannot be read or is another campaign's.
+
+    Args:
+        config: as it was first read.
+    """
+    from loop.campaign.config import load
+
+    def now() -> Config:
+        nonlocal config
+        with suppress(LoopError):
+            read = load(file)
+            if (read.campaign.name, read.store_url) == (config.campaign.name, config.store_url):
+                config = read
+        return config
+
+    return now
+
+
+@dataclass
+class _Connection:
+    """Registers this server with the campaign's project, and with another that takes its place.
+
+    Attributes:
+        connect: registers with the present one.
+        project: its number, or None before the first push.
+    """
+
+    connect: Callable[[], object]
+    project: Callable[[], str | None]
+    _registered: str | None = None
+    _failure: str = ""
+
+    def keep(self) -> None:
+        """Registers where that is not done yet; says a failure once, and tries again next time."""
+        project = self.project()
+        if project in (None, self._registered):
+            return
+        try:
+            self.connect()
+        except LoopError as exc:
+            if str(exc) != self._failure:
+                say(f"Error: {exc}")
+            self._failure = str(exc)
+        else:
+            self._registered, self._failure = project, ""
 
 
 def _page_address(url: str) -> str:

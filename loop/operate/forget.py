@@ -16,7 +16,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import Annotation, Event, Round
 from loop.errors import LoopError
 from loop.files import replacing
-from loop.people.forgotten import COMMAND, WHAT, Forgotten, without_name
+from loop.people.forgotten import Forgotten, without_name
 
 READ = {".json", ".jsonl", ".html", ".md", ".csv", ".txt", ".tex", ".svg"}
 """Files of the campaign's folder in which names are replaced."""
@@ -75,9 +75,7 @@ def forget_person(
         pseudonym = known or forgotten.new_pseudonym(person, everybody)
         answers, mentions = _in_store(session, name, names, pseudonym)
         for other in names:  # whichever of them answers again
-            if forgotten.pseudonym(other) is None:
-                digest = forgotten.hash_of(other)
-                store.log(session, name, COMMAND, WHAT, hash=digest, pseudonym=pseudonym)
+            forgotten.remember(store, session, name, other, pseudonym)
     _clear_free_pages(store)
     files = _in_files(config, names, pseudonym)
     left = _left(config, store, person, pseudonym)

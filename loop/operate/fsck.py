@@ -1,4 +1,4 @@
-"""Whether store, files and Label Studio tell the same story, and what can be mended.
+"""Whether store, files and the platform where people label agree, and what can be mended.
 
 Nothing is guessed: a repair either removes what goldloop makes again, or has goldloop read again
 what people answered. What only a person can decide is said and left alone.
@@ -27,6 +27,7 @@ from loop.campaign.store import Store
 from loop.campaign.tables import (
     DELETED,
     IMPORTED,
+    OF_PROJECT,
     STAGES,
     VALIDATION,
     HiddenCheck,
@@ -57,7 +58,7 @@ class Finding:
     """Something that does not fit together.
 
     Attributes:
-        where: store, files, or the platform where people label.
+        where: "store", "files", or the platform where people label.
         what: one sentence.
         do: what a person can do about it.
         repair: mends it and says what was done; None where nothing can be mended automatically.
@@ -78,7 +79,7 @@ def check_campaign(
         reviewer: how to reach where people label; None leaves it out. It is asked only where tasks
             were sent.
     Raises:
-        LoopError: the store or Label Studio cannot be read.
+        LoopError: the store or the platform cannot be read.
     """
     file = database_file(store.engine.url)
     if file is not None and (what := damage(file, indexes=True)) is not None:
@@ -561,7 +562,7 @@ def _answers_here(store: Store, name: str, ours: set[str]) -> Answers:
     """The current answers as the store has them."""
     answers: Answers = {}
     for a in store.annotations(name):
-        if a.item_id in ours:
+        if a.item_id in ours and OF_PROJECT not in a.task_id:
             number, shared, _ = a.annotation_id.partition(OF_TASK)
             answers[a.item_id, number, a.updated_at] = None if shared else (a.label, a.skipped)
     return answers

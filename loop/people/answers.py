@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
@@ -14,9 +14,12 @@ from loop.campaign.context import Context
 from loop.campaign.store import SeenAnswer
 from loop.campaign.tables import (
     DELETED,
+    MISSING,
+    OF_PROJECT,
     STAGES,
     UNSERVED,
     Annotation,
+    HiddenCheck,
     Review,
     Round,
     now,
@@ -25,7 +28,7 @@ from loop.money import account, asked_answers
 from loop.people.forgotten import Forgotten, without_name
 from loop.people.gold import decide_all, latest_per_person, wanted_answers
 from loop.people.review_tasks import known_checks
-from loop.ports import Fetched, FetchedTask, RawAnnotation, unknown_label
+from loop.ports import UNNAMED, Fetched, FetchedTask, RawAnnotation, unknown_label
 
 OF_TASK = " of task "
 """Between an answer's number and its task, where another task's answer has the same number."""
@@ -67,7 +70,10 @@ def take_in(ctx: Context, session: Session, fetched: Fetched, seconds: float) ->
 
 
 def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask]) -> None:
-    """Appends what is new of these tasks and supersedes what changed or was deleted."""
+    """Appends what is new of these tasks and supersedes what changed or was deleted.
+
+    A person whom the platform did not name before, and names now, gets the name everywhere.
+    """
     stored = ctx.store.answers_seen(session, ctx.name)
     task_of = {(old.annotation_id, old.updated_at): old.task_id for old in stored}
     by_task: dict[str, dict[tuple[str, str], SeenAnswer]] = defaultdict(dict)
@@ -78,6 +84,7 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
     new: list[dict[str, Any]] = []
     gone: list[int] = []
     again: list[int] = []
+    named: dict[str, str] = {}
     for task in tasks:
         known = by_task[task.task_id]
         current = set()
@@ -95,12 +102,23 @@ def record_answers(ctx: Context, session: Session, tasks: Sequence[FetchedTask])
             if key not in known:
                 task_of[key] = row["task_id"]
                 new.append(row)
-            elif known[key].superseded:
+                continue
+            was, person = known[key].annotator, row["annotator"]
+            if was != person and not UNNAMED.fullmatch(person):
+                if UNNAMED.fullmatch(was):
+                    named[was] = person
+                elif was in forgotten.pseudonyms.values():
+                    forgotten.remember(ctx.store, session, ctx.name, person, was)
+            if known[key].superseded:
                 again.append(known[key].id)
         gone += [r.id for k, r in known.items() if k not in current and not r.superseded]
+    for row in new:  # they may be of somebody who turned out to be forgotten under another name
+        _forget_again(row, forgotten)
     ctx.store.add_answers(session, new)
     ctx.store.supersede(session, gone, now())
     ctx.store.supersede(session, again, None)
+    for was, person in named.items():
+        ctx.store.rename_person(session, ctx.name, was, person)
     session.flush()
 
 
@@ -169,7 +187,7 @@ def _note_missing(ctx: Context, session: Session, fetched: Fetched) -> dict[str,
             outcome = DELETED
         else:
             continue
-        if outcome is None and review.outcome in (UNSERVED, DELETED):
+        if outcome is None and review.outcome in MISSING:
             review.outcome = review.closed_at = None
         elif outcome not in (None, review.outcome) and review.closed_at is None:
             review.outcome = outcome
@@ -206,7 +224,7 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     any_back = any(answered[review.item_id] for review in reviews)
     for review in reviews:
         answers = answered[review.item_id]
-        if _is_missing(review) and any_back:
+        if review.outcome in MISSING and any_back:
             review.closed_at = review.closed_at or now()
             continue
         received = len(latest_per_person(answers))
@@ -217,14 +235,14 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
             fit -= allowed - committed
             refused += allowed < wanted and review.closed_at is None
             wanted = allowed
-        if received >= wanted:
+        if received >= wanted or OF_PROJECT in str(review.task_id):
             review.closed_at = review.closed_at or now()
         else:
             review.closed_at = None
             # Label Studio may have been told already, so it is never taken back.
             review.wanted = max(wanted, review.wanted or 0)
             out += 1
-        if not _is_missing(review):
+        if review.outcome not in MISSING:
             review.outcome = decisions[review.item_id].how if answers else None
     if refused:
         ctx.say(
@@ -245,67 +263,86 @@ def _close_late(
     ctx: Context, by_item: Mapping[str, Sequence[Annotation]], reviews: Iterable[Review]
 ) -> None:
     for review in reviews:
-        if review.task_id and not _is_missing(review):
+        if review.task_id and review.outcome not in MISSING:
             enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
                 review.wanted or ctx.config.people.panel.first
             )
             review.closed_at = (review.closed_at or now()) if enough else None
 
 
-def _is_missing(review: Review) -> bool:
-    """Whether nobody can answer any more."""
-    return review.outcome in (UNSERVED, DELETED)
+def answered_before(ctx: Context) -> Counter[str]:
+    """How many people answered in projects that the campaign has left, by the id of the task."""
+    former = [a for a in ctx.store.annotations(ctx.name) if OF_PROJECT in a.task_id]
+    return Counter(item_id for item_id, _ in {(a.item_id, a.annotator) for a in former})
 
 
 def ask_further(ctx: Context, round_: Round) -> int:
-    """Tells Label Studio which texts want more answers; how many it was told of.
+    """Tells the platform which texts want more answers; how many it was told of.
 
-    Called again after an interruption, it says the same again, which changes nothing.
+    Where one person answered a text twice, the platform may hold that for enough. Called again
+    after an interruption, it says the same again, which changes nothing.
     """
     panel = ctx.config.people.panel
     waiting = [r for r in ctx.store.reviews(ctx.name, round_.id) if r.closed_at is None]
-    further = {
-        r.item_id: (r.task_id, r.wanted)
-        for r in waiting
-        if r.task_id and r.wanted and r.wanted > (r.asked or 1)
-    }
+    with ctx.store.transaction() as session:
+        by_item = _current_answers(ctx, session)
+    before = answered_before(ctx)
+    tasks: dict[str, int] = {}
+    further: dict[str, int] = {}
+    for review in waiting:
+        if not (review.task_id and review.wanted):
+            continue
+        answers = by_item.get(review.item_id, [])
+        here = sum(a.task_id == review.task_id and not a.skipped for a in answers)
+        missing = review.wanted - len(latest_per_person(answers))
+        asked, elsewhere = review.asked or 1, before[review.item_id]
+        if review.wanted > asked or here >= asked - elsewhere:
+            tasks[review.task_id] = max(review.wanted - elsewhere, here + missing)
+            further[review.item_id] = review.wanted
     if further:
-        ctx.reviewer.ask({str(task): int(wanted) for task, wanted in further.values()})
-        ctx.store.set_asked({item_id: wanted for item_id, (_, wanted) in further.items()})
+        ctx.reviewer.ask(tasks)
+        ctx.store.set_asked(further)
     if panel.adjudicator is not None:
         ctx.reviewer.queue("Conflicts", [r.item_id for r in waiting if r.outcome == "conflict"])
     return len(further)
 
 
 def withdraw_unanswered(ctx: Context) -> int:
-    """Withdraws them from Label Studio and from the outbox; how many texts.
+    """Withdraws them from the platform and from the outbox; how many texts.
 
     They cost nothing and may be chosen again. A text that somebody answered, skipped or began
-    stays with people, and a late answer to it still counts. Run again after an interruption, it
-    continues where it stopped.
+    stays with people, and a late answer to it still counts; of those that were answered, nobody
+    else is asked. Run again after an interruption, it continues where it stopped.
 
     Raises:
-        ReviewerError: Label Studio refuses.
+        ReviewerError: the platform refuses.
     """
     over = {
         r.id for r in ctx.store.rounds(ctx.name) if STAGES.index(r.stage) > STAGES.index("pull")
     }
-    answered = {a.item_id for a in ctx.store.annotations(ctx.name)}
-    reviews = {
-        r.item_id
-        for r in ctx.store.reviews(ctx.name)
-        if r.round_id in over and r.task_id and r.item_id not in answered
+    with ctx.store.transaction() as session:
+        answered = ctx.store.answer_counts(session, ctx.name)
+    first = ctx.config.people.panel.first
+    sent: dict[str, Review | HiddenCheck] = {r.item_id: r for r in ctx.store.reviews(ctx.name)}
+    sent |= {check.id: check for check in ctx.store.checks(ctx.name)}
+    still_asked = {
+        id_: one
+        for id_, one in sent.items()
+        if one.round_id in over and one.task_id and answered.get(id_, 0) < asked_answers(one, first)
     }
-    checks = {
-        c.id
-        for c in ctx.store.checks(ctx.name)
-        if c.round_id in over and c.task_id and c.id not in answered
-    }
-    if not reviews | checks:
+    if not still_asked:
         return 0
     ctx.reviewer.open_project(ctx.store.project_id(ctx.name))
-    gone = ctx.reviewer.withdraw(sorted(reviews | checks))
+    gone = ctx.reviewer.withdraw(sorted(still_asked))
+    gone -= answered.keys()  # deleted there; their answers count
+    enough = {id_: answered[id_] for id_ in still_asked.keys() & answered.keys()}
     with ctx.store.transaction() as session:
         ctx.store.take_back(session, gone)
-        ctx.store.log(session, ctx.name, "pull", "withdrawn", texts=sorted(gone))
-    return len(gone & reviews)
+        ctx.store.ask_no_further(session, enough)
+        close_late(ctx, session)
+        ctx.store.log(
+            session, ctx.name, "pull", "withdrawn", texts=sorted(gone), asked_no_further=len(enough)
+        )
+    if enough:
+        ctx.say(f"Texts that were answered, and of which nobody else is asked: {len(enough):,}.")
+    return sum(isinstance(still_asked[id_], Review) for id_ in gone)

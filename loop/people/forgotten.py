@@ -84,6 +84,15 @@ class Forgotten:
         """What stands for a person who was forgotten; None for everybody else."""
         return self.pseudonyms.get(self.hash_of(name)) if self.pseudonyms else None
 
+    def remember(
+        self, store: Store, session: Session, campaign: str, name: str, pseudonym: str
+    ) -> None:
+        """From now on the pseudonym stands for this name too, in the caller's transaction."""
+        if self.pseudonym(name) is None:
+            digest = self.hash_of(name)
+            self.pseudonyms[digest] = pseudonym
+            store.log(session, campaign, COMMAND, WHAT, hash=digest, pseudonym=pseudonym)
+
     def new_pseudonym(self, name: str, taken: Iterable[str]) -> str:
         """``person-3f2a``: of the hash, with as many digits as make it nobody else's."""
         others, digits = {*taken, *self.pseudonyms.values()}, self.hash_of(name)

@@ -221,7 +221,7 @@ def make_app(served: Served) -> FastAPI:
             else:
                 detail = (
                     "this server does not go by that name; if people reach it so, start it with"
-                    " --page-url, if Label Studio does, with --public-url"
+                    " --page-url, if the labelling platform does, with --public-url"
                 )
                 response = JSONResponse({"detail": detail}, 421)
         except Exception as exc:  # the server must live on

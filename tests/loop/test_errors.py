@@ -11,14 +11,18 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy.exc
 
 from loop import errors
+from loop.campaign.config import CAMPAIGN_FILE, load
+from loop.campaign.import_texts import import_texts
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
+from loop.cli.build import load_campaign_texts
 from loop.errors import (
     ENDING,
     LoopError,
@@ -143,10 +147,13 @@ def test_parameters_of_sql_stay_out_of_every_message(store_url):
 
 
 def begun(folder):
-    """A campaign file with its texts and its store, which commands that read ask for."""
+    """A campaign whose texts are in its store, which commands that read ask for."""
     write_texts(folder, good_rows())
     write_campaign(folder)
-    Store(f"sqlite:///{folder / 'c.db'}").close()
+    config = load(folder / CAMPAIGN_FILE)
+    with closing(Store(config.store_url)) as store:
+        store.open_campaign(config.campaign.name, config.label_names)
+        import_texts(config, store, load_campaign_texts(config))
 
 
 @pytest.fixture

@@ -236,13 +236,13 @@ def test_late_answers_are_read_when_no_round_is_open(tmp_path, rounds):
     ctx.say = said.append
     ctx.store.read_anew("c")
     assert run_stage(ctx, "pull").stage == "done"
-    assert said == ["No answer has changed since the last round ended."]
+    assert said == ["No answer has changed since round 1 stopped waiting for people."]
     ctx.reviewer.answer(corrected, "ann", "bad")
     ctx.reviewer.answer(late, "ann", "bad")
     ctx.reviewer.answer(first, "ann", None)
     ctx.store.read_anew("c")
     run_stage(ctx, "pull")
-    assert said[-1].startswith("4 answers differ from those read before, and 3 gold labels changed")
+    assert "read before: 3; gold labels that changed: 3." in said[-1]
     assert ctx.store.rounds("c") == before
     now = ctx.store.gold("c")
     assert (now[corrected].label, now[corrected].round_number) == ("bad", 1)
@@ -252,6 +252,54 @@ def test_late_answers_are_read_when_no_round_is_open(tmp_path, rounds):
     reviews = ctx.store.reviews_by_item("c")
     assert reviews[late].closed_at is not None
     assert (reviews[late].outcome, reviews[corrected].outcome) == ("single", "single")
+
+
+@pytest.mark.parametrize("stage", ["repair", "train", "measure"])
+def test_answers_that_come_while_students_are_trained_are_kept_for_the_next_round(tmp_path, stage):
+    ctx = make(tmp_path, raters=False)
+    run_round(ctx)
+    early, late = ctx.reviewer.open_items()[:2]
+    ctx.reviewer.answer(early, "ann", "good")
+    run_stage(ctx, "pull")
+    close_early(ctx, open_round(ctx))
+    round_ = run_stage(ctx, "pull")
+    while round_.stage != stage:
+        RUN[round_.stage](ctx, round_)
+    gold = ctx.store.gold("c")
+    ctx.reviewer.answer(late, "ann", "bad")
+    said = []
+    ctx.say = said.append
+    assert run_stage(ctx, "pull").stage == stage
+    assert "read before: 1. Round 1 has its labels already" in said[-1]
+    assert ctx.store.gold("c") == gold
+    assert ctx.store.reviews_by_item("c")[late].closed_at is not None
+    run_stage(ctx, "pull")
+    assert said[-1].startswith("No answer has changed")
+    while round_.stage != "done":
+        RUN[round_.stage](ctx, round_)
+    assert ctx.store.gold("c") == gold
+    run_stage(ctx, "pull")
+    assert "read before: 0; gold labels that changed: 1." in said[-1]
+    assert ctx.store.gold("c")[late].label == "bad"
+
+
+@pytest.mark.parametrize("label", ["good", None])
+def test_a_text_whose_answers_were_all_deleted_is_like_one_that_nobody_answered(tmp_path, label):
+    ctx = make(tmp_path, raters=False)
+    run_round(ctx)
+    items = ctx.reviewer.open_items()
+    for item in items[1:]:
+        ctx.reviewer.answer(item, "ann", "good")
+    ctx.reviewer.answer(items[0], "ann", label, skipped=label is None)
+    assert run_round(ctx).stage == "done"
+    assert ctx.store.reviews_by_item("c")[items[0]].outcome == ("single" if label else "skipped")
+    ctx.reviewer.answer(items[0], "ann", None)
+    run_stage(ctx, "pull")
+    assert ctx.store.reviews_by_item("c")[items[0]].outcome is None
+    assert items[0] not in ctx.store.gold("c")
+    notes = campaign_view(ctx.config, ctx.store).notes
+    assert "1 text is still with people." in notes
+    assert not any("came back without a gold label" in note for note in notes)
 
 
 def test_deleted_answers_take_their_gold_with_them(tmp_path):

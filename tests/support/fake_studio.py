@@ -11,8 +11,9 @@ from email.utils import format_datetime
 
 import httpx
 
-from connectors.label_studio.page import choice_result
+from connectors.label_studio.page import UNSURE, choice_result
 
+OLD_PAGE = f'<View><Choices name="label"><Choice value="{UNSURE}"/></Choices></View>'
 USERS = [
     {"id": 1, "email": "ann@x.org"},
     {"id": 2, "email": "bob@x.org"},
@@ -24,17 +25,21 @@ class FakeStudio:
 
     Attributes:
         broken: ids of tasks whose annotations the server cannot show.
+        most_on_page: as TASK_API_PAGE_SIZE_MAX of a real one.
+        names_people: whether it tells who its users are.
         dated: whether its answers carry a Date header.
         asked: path and parameters of every request.
     """
 
     def __init__(self):
         self.clock = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
-        self.project = {"id": 1, "description": ""}
+        self.project = {"id": 1, "description": "", "label_config": OLD_PAGE}
         self.tasks = {}
         self.views = []
         self.broken = set()
         self.dated = True
+        self.names_people = True
+        self.most_on_page = 10**6
         self.asked = []
         self.made = 0
         self.status_of_broken = 500
@@ -100,7 +105,7 @@ class FakeStudio:
         if path == "/api/version/":
             return {"release": "1.23.2"}
         if path == "/api/users/":
-            return USERS
+            return USERS if self.names_people else (403, {"detail": "No permission."})
         if path == "/api/projects/1/import":
             ids = [self._imported(row["data"]) for row in json.loads(request.content)]
             return 201, {"task_count": len(ids), "prediction_count": 0, "task_ids": ids}
@@ -133,7 +138,7 @@ class FakeStudio:
 
     def _listed(self, params):
         ids = sorted(i for i in self.tasks if self._passes(i, params["query"]))
-        size, number = int(params["page_size"]), int(params["page"])
+        size, number = min(int(params["page_size"]), self.most_on_page), int(params["page"])
         page = ids[(number - 1) * size : number * size]
         if not page and number > 1:
             return 404, {"detail": "Invalid page."}

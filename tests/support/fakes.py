@@ -115,6 +115,8 @@ class FileReviewer:
         data = self._load()
         gone = {i for i in item_ids if not data["tasks"].get(i, {"answers": {}})["answers"]}
         data["tasks"] = {k: t for k, t in data["tasks"].items() if k not in gone}
+        for item in data["tasks"].keys() & item_ids:
+            data["tasks"][item]["wanted"] = len(data["tasks"][item]["answers"])
         self._save(data)
         return gone
 

@@ -2,16 +2,19 @@
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
+import jwt
 import pytest
+from fake_studio import FakeStudio
 from label_studio_sdk.core.api_error import ApiError
 from pydantic import BaseModel
 
-from connectors.label_studio.client import Client, translated
+from connectors.label_studio.client import Client, LostError, translated
 from connectors.label_studio.reviewer import LabelStudioReviewer
-from loop.errors import ReviewerError
+from loop.errors import ProjectGoneError, ReviewerError
 from loop.ports import ReviewTask
 from loop.prompt import Label
 
@@ -34,9 +37,8 @@ def reviewer(handler, **options):
         "patience_s": 0.0,
         **options,
     }
-    token = options.pop("token", TOKEN)
-    transport = httpx.MockTransport(handler)
-    return LabelStudioReviewer("http://127.0.0.1:9", token, transport=transport, **options)
+    token, url = options.pop("token", TOKEN), options.pop("url", "http://127.0.0.1:9")
+    return LabelStudioReviewer(url, token, transport=httpx.MockTransport(handler), **options)
 
 
 def sentence(handler, **options):
@@ -61,6 +63,14 @@ def test_server_down():
     assert "cannot be reached" in sentence(handler)
 
 
+def test_a_certificate_that_is_not_trusted():
+    def handler(request):
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    assert "does not trust the certificate" in (told := sentence(handler))
+    assert "SSL_CERT_FILE" in told
+
+
 def test_wrong_token():
     def handler(request):
         if request.url.path == "/api/version/":
@@ -77,6 +87,34 @@ def test_wrong_token():
 def test_impossible_tokens(token, says):
     with pytest.raises(ReviewerError, match=says):
         reviewer(lambda request: version(), token=token).open_project(None)
+
+
+def personal_token(seconds):
+    return jwt.encode({"exp": time.time() + seconds, "token_type": "refresh"}, "k" * 32)
+
+
+@pytest.mark.filterwarnings("ignore:The `parse_obj` method:DeprecationWarning")  # the SDK's own
+@pytest.mark.parametrize("token", [TOKEN, personal_token(900)])
+def test_a_server_below_a_path_gets_every_request_there(token):
+    asked = []
+
+    def handler(request):
+        asked.append(request.url.path)
+        if request.url.path.endswith("/api/token/refresh/"):
+            return httpx.Response(200, json={"access": personal_token(300)})
+        return version() if request.url.path.endswith("/version/") else httpx.Response(200, json={})
+
+    reviewer(handler, token=token, url="https://h.example/ls/")._client.check()
+    assert all(path.startswith("/ls/api/") for path in asked)
+    assert ("/ls/api/token/refresh/" in asked) == (token != TOKEN)
+
+
+def test_a_proxys_page_in_place_of_an_access_token_is_a_server_that_is_away():
+    def handler(request):
+        return httpx.Response(502, text="<html>Bad Gateway</html>")
+
+    with pytest.raises(LostError, match=r"failed to say its version \(502\)"):
+        reviewer(handler, token=personal_token(900)).open_project(None)
 
 
 def test_old_server():
@@ -100,8 +138,23 @@ def test_project_gone():
             return httpx.Response(404, json={"detail": "Not found."})
         return httpx.Response(200, json={"id": 1})
 
-    with pytest.raises(ReviewerError, match="has no project 7"):
+    with pytest.raises(ProjectGoneError, match="has no project 7"):
         reviewer(handler).open_project("7")
+
+
+def test_a_strangers_project_of_the_same_number_is_left_as_it_is():
+    """As on another server, or after a server was begun anew."""
+
+    def handler(request):
+        assert request.method == "GET"
+        if request.url.path == "/api/version/":
+            return version()
+        page = '<View><Image name="i" value="$i"/><Choices name="label" toName="i"/></View>'
+        return httpx.Response(200, json={"id": 7, "description": "cats", "label_config": page})
+
+    with pytest.raises(ProjectGoneError, match=r"Project 7 of .* is not goldloop's") as caught:
+        reviewer(handler).open_project("7")
+    assert "`goldloop push --new-project`" in str(caught.value)
 
 
 def test_project_of_another_campaign():
@@ -110,7 +163,7 @@ def test_project_of_another_campaign():
             return version()
         return httpx.Response(200, json={"id": 7, "description": "[goldloop campaign other]"})
 
-    with pytest.raises(ReviewerError, match="belongs to campaign 'other'"):
+    with pytest.raises(ProjectGoneError, match="belongs to campaign 'other'"):
         reviewer(handler).open_project("7")
 
 
@@ -234,6 +287,43 @@ class Server:
         size, number = int(request.url.params["page_size"]), int(request.url.params["page"])
         body = {"tasks": rows[(number - 1) * size : number * size], "total": len(rows)}
         return httpx.Response(200, json=body)
+
+
+class NarrowProxy(httpx.BaseTransport):
+    """Lets pass what a proxy with small limits does, in characters."""
+
+    def __init__(self, address, body):
+        self.studio, self.address, self.body = FakeStudio(), address, body
+
+    def handle_request(self, request):
+        if len(str(request.url)) > self.address:
+            return httpx.Response(414, text="<html>Request-URI Too Large</html>")
+        if len(request.read()) > self.body:
+            return httpx.Response(413, text="<html>Request Entity Too Large</html>")
+        return self.studio.transport.handle_request(request)
+
+
+def test_a_proxy_that_takes_small_requests_only_gets_more_of_them():
+    proxy = NarrowProxy(address=700, body=2_000)
+    r = LabelStudioReviewer(
+        "http://127.0.0.1:9",
+        TOKEN,
+        project_title="Demo",
+        campaign_id="c",
+        labels=[Label("a"), Label("b")],
+        task="",
+        transport=proxy,
+    )
+    r._project = 1
+    ids = [f"i{n}" for n in range(60)]
+    progress = []
+    sent = r.send([task(n) for n in range(60)], progress.append)
+    assert sorted(sent) == sorted(ids)
+    assert (sum(progress), len(proxy.studio.tasks)) == (60, 60)
+    assert r.withdraw(ids) == set(ids)
+    assert not proxy.studio.tasks
+    with pytest.raises(ReviewerError, match="import tasks \\(413\\); raise its limit"):
+        r.send([replace(task(1), text="x" * 2_000)])
 
 
 @pytest.mark.parametrize(

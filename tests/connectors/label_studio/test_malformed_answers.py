@@ -187,10 +187,11 @@ def test_no_json_in_place_of_an_answer_stops_a_pull_or_changes_another(shapes):
 
 
 @pytest.mark.parametrize("broken", [{1}, {7}, {3, 4}, {1, 2, 3, 4, 5, 6, 7}, {2, 5, 7}])
-@pytest.mark.parametrize("page", [1, 2, 3, 4, 500])
-def test_a_task_that_cannot_be_shown_is_named_and_the_rest_is_read(monkeypatch, broken, page):
+@pytest.mark.parametrize(("page", "most"), [(1, 9), (2, 9), (3, 9), (4, 9), (500, 9), (500, 3)])
+def test_a_task_that_cannot_be_shown_is_named_and_the_rest_is_read(monkeypatch, broken, page, most):
     monkeypatch.setattr("connectors.label_studio.pull.PAGE_TASKS", page)
     studio = FakeStudio()
+    studio.most_on_page = most  # a server may give fewer than it is asked for
     for n in range(1, 8):
         studio.put(studio.add(f"i{n}"), studio.answer(n, "good"))
     studio.broken = broken
@@ -200,6 +201,25 @@ def test_a_task_that_cannot_be_shown_is_named_and_the_rest_is_read(monkeypatch, 
     )
     assert fetched.unserved == tuple(str(n) for n in sorted(broken))
     assert [a.label for t in fetched.tasks for a in t.annotations] == ["good"] * (7 - len(broken))
+
+
+@pytest.mark.parametrize("left", [3, 2, 0])
+def test_tasks_that_vanish_between_two_pages_hide_no_other(monkeypatch, left):
+    studio = FakeStudio()
+    for n in range(4):
+        studio.add(f"i{n}")
+    studio.most_on_page = 2
+    listed = studio._listed
+
+    def vanishing(params):
+        found = listed(params)
+        for task in [*studio.tasks][: len(studio.tasks) - left]:
+            del studio.tasks[task]
+        return found
+
+    monkeypatch.setattr(studio, "_listed", vanishing)
+    fetched = reviewer(studio).fetch(None)
+    assert [t.item_id for t in fetched.tasks] == [f"i{n}" for n in range(4 - left, 4)]
 
 
 def test_one_broken_task_of_many_costs_few_questions():

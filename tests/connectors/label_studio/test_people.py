@@ -145,10 +145,16 @@ def test_only_what_nobody_began_is_withdrawn(make, api, people):
     draft = {"result": choice_result("good"), "lead_time": 1}
     people[1].post(f"/api/tasks/{sent['i003']}/drafts", json=draft).raise_for_status()
     asked = [f"i{n:03d}" for n in range(6)]
+    assert served(people[2], project)["data"]["ext_id"] == "i000"
     assert reviewer.withdraw(asked) == {"i000", "i004", "i005"}
     rows = api.get("/api/tasks/", params={"project": project, "fields": "all"}).json()["tasks"]
     assert {r["data"]["ext_id"] for r in rows} == {"i001", "i002", "i003", "i006"}
     assert reviewer.withdraw(asked) == {"i000", "i004", "i005"}  # again: nothing more
+    shown = []  # nobody else is asked about what was answered or skipped
+    while (task := served(people[2], project)) is not None:
+        shown.append(task["data"]["ext_id"])
+        give(people[2], task["id"])
+    assert shown == ["i003", "i006"]
     late = people[1].post(f"/api/tasks/{sent['i000']}/annotations/", json={"result": []})
     assert late.status_code == 404  # who has it open is told
     again = reviewer.send(tasks(1))

@@ -250,6 +250,15 @@ def test_project_is_found_again_and_updated(make, api):
         make(campaign_id="again").open_project(project)
 
 
+def test_what_was_answered_in_a_project_that_is_gone_is_asked_of_fewer(make, api):
+    reviewer = make(overlap=3)
+    reviewer.open_project(None)
+    answered = [replace(task, answered=task.rank) for task in tasks(5)]
+    sent = reviewer.send(answered)
+    overlaps = {row["id"]: row["overlap"] for row in stored(api, reviewer.open_project(None))}
+    assert [overlaps[int(sent[task.item_id])] for task in answered] == [3, 2, 1, 1, 1]
+
+
 def test_strange_answers_are_kept_with_the_reason(make, api):
     reviewer = make()
     reviewer.open_project(None)

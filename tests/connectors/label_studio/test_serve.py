@@ -51,7 +51,7 @@ def site(request, label_studio):
         project=lambda: project,
         student=KnownStudent(),
         progress=dict,
-        backend=MlBackend(blind=request.param),
+        backend=MlBackend(blind=lambda: request.param),
     )
     listener = listen("127.0.0.1", 0, None)
     ready = threading.Event()

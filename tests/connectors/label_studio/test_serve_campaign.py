@@ -110,7 +110,7 @@ def test_answers_come_by_webhook_and_the_trained_students_answer_the_server(camp
         project=lambda: ctx.store.project_id("c"),
         student=student,
         progress=dict,
-        backend=MlBackend(blind=False),
+        backend=MlBackend(blind=lambda: False),
     )
     listener = listen("127.0.0.1", 0, None)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

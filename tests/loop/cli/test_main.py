@@ -16,9 +16,12 @@ import typer
 
 from connectors.label_studio.server import server_folder
 from loop.campaign.campaign_file import quoted
+from loop.campaign.config import load
 from loop.campaign.store import Store
 from loop.cli import __main__ as cli
+from loop.cli.serving import _as_it_is, _Connection
 from loop.cli.terminal import say
+from loop.errors import LoopError
 
 ROOT = Path(__file__).parents[3]
 
@@ -427,10 +430,11 @@ def served(run, tmp_path, monkeypatch):
         listener.close()
 
     monkeypatch.setattr("loop.serve.app.serve_app", serve_app)
-    monkeypatch.setattr("loop.serve.puller.Puller.start", lambda _self: None)
+    monkeypatch.setattr("loop.serve.puller.Puller.start", lambda self: self._pull())
     monkeypatch.setattr(
         "loop.cli.serving.connect_project", lambda _c, _s, url, _t: registered.append(url)
     )
+    monkeypatch.setattr("loop.campaign.store.Store.project_id", lambda _self, _name: "7")
     assert run("annotate")[0] == 0
     return lambda *options: (*run("serve", "--connect", *options), registered)
 
@@ -444,6 +448,39 @@ def test_people_and_label_studio_may_reach_the_server_at_two_addresses(served):
     assert "serve:8500" not in err
     assert served("--public-url", "http://serve:8500")[1] == "http://serve:8500\n"
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+\n", served()[1])
+
+
+def test_it_registers_once_there_is_a_project_and_with_one_that_takes_its_place(capsys):
+    projects, registered = iter([None, "7", "7", "7", "8", "8"]), []
+    failing = iter([LoopError("it is away"), LoopError("it is away")])
+
+    def connect():
+        if failure := next(failing, None):
+            raise failure
+        registered.append(True)
+
+    connection = _Connection(connect, lambda: next(projects))
+    done = []
+    for _ in range(6):
+        connection.keep()
+        done.append(len(registered))
+    assert done == [0, 0, 0, 1, 2, 2]
+    assert capsys.readouterr().err.count("it is away") == 1
+
+
+def test_what_is_served_follows_the_campaign_file_while_it_can_be_read(tmp_path):
+    write_texts(tmp_path, good_rows())
+    write_campaign(tmp_path)
+    file = tmp_path / "goldloop.toml"
+    now, first = _as_it_is(file, load(file)), file.read_text()
+    assert now().people.assist == "blind"
+    prefill = 'people.assist = "prefill"\n' + first
+    file.write_text(prefill)
+    assert now().people.assist == "prefill"
+    other = prefill.replace('"c"', '"other"').replace("prefill", "why")
+    for unusable in ("[[", other):
+        file.write_text(unusable)
+        assert now().people.assist == "prefill"
 
 
 @pytest.mark.parametrize("url", ["progress.example.org", "https://a/b", "http://a:b", "http:"])
@@ -667,7 +704,7 @@ def test_an_operator_looks_keeps_and_restores(run, tmp_path):
     code, _, err = run("restore", "b.zip", "-f", "new/goldloop.toml")
     assert (code, "`goldloop status`" in err) == (0, True), err
     assert (tmp_path / "new" / "t.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
-    assert run("status", "-f", "new/goldloop.toml")[0] == 0
+    assert "has not begun in the store" in run("status", "-f", "new/goldloop.toml")[2]
     code, out, err = run("fsck", "--offline", "-f", "new/goldloop.toml")
     assert (code, out, "fit together" in err) == (0, "", True)
     (tmp_path / "new" / "deep" / "c.db").chmod(0o644)

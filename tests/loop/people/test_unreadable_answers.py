@@ -26,7 +26,9 @@ from loop.campaign.tables import DELETED, UNSERVED, Annotation, Event, Review
 from loop.cli import __main__ as cli
 from loop.cli import rounds
 from loop.errors import StageError
+from loop.money import account
 from loop.next_round import open_campaign, open_round
+from loop.operate.forget import forget_person
 from loop.people.answers import everything_is_due, record_answers, withdraw_unanswered
 from loop.people.gold import decide, latest_per_person
 from loop.people.scorecards import campaign_people, people_table, unreadable_lines
@@ -567,6 +569,70 @@ def test_an_answer_that_vanishes_for_a_while_counts_again(tmp_path):
     studio.put(tasks[0], given_)
     pull(ctx)
     assert counts(ctx) == {"back": 1, "out": 14}
+    ctx.store.close()
+
+
+def test_a_person_whom_the_server_names_late_is_one_person(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
+    studio.names_people = False
+    given = [studio.answer(task, "good") for task in tasks[:2]]
+    for task, answer in zip(tasks, given, strict=False):
+        studio.put(task, answer)
+    pull(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"user 1"}
+    studio.names_people = True
+    ctx.reviewer._pull = None  # as in another process
+    studio.put(tasks[0], given[0], studio.answer(tasks[0], "bad", id=7))
+    read_all(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"ann@x.org"}
+    assert counts(ctx) == {"out": 15}  # nobody answers one text for two
+    assert account(ctx.config, ctx.store).answers == 2
+    studio.names_people = False
+    ctx.reviewer._pull = None
+    studio.put(tasks[1], given[1] | {"completed_by": None})  # the account was deleted
+    read_all(ctx)
+    assert {a.annotator for a in ctx.store.annotations("c")} == {"ann@x.org"}
+    ctx.store.close()
+
+
+def test_a_forgotten_person_who_goes_by_another_name_stays_forgotten(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path)
+    studio.names_people = False
+    studio.put(tasks[0], studio.answer(tasks[0], "good"))
+    pull(ctx)
+    pseudonym = forget_person(ctx.config, ctx.store, "user 1").pseudonym
+    studio.names_people = True
+    ctx.reviewer._pull = None  # as in another process
+    note = {"from_name": "note", "type": "textarea", "value": {"text": ["ann@x.org was here"]}}
+    second = studio.answer(tasks[1], "bad")
+    studio.put(tasks[1], second | {"result": [*second["result"], note]})
+    for _ in range(2):
+        read_all(ctx)
+        answers = ctx.store.annotations("c")
+        assert [a.annotator for a in answers] == [pseudonym] * 2
+        assert "ann@x.org" not in f"{answers} {[a.raw for a in answers]}"
+    studio.put(tasks[2], studio.answer(tasks[2], "bad"))
+    pull(ctx)
+    assert [a.annotator for a in ctx.store.annotations("c")] == [pseudonym] * 3
+    ctx.store.close()
+
+
+def test_a_task_that_one_person_answered_twice_is_given_to_another(tmp_path, monkeypatch):
+    """A server that wants two answers shows it to nobody else: it has two."""
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
+    asked = []
+    monkeypatch.setattr(ctx.reviewer, "ask", asked.append)
+    first = studio.answer(tasks[0], "good")
+    studio.put(tasks[0], first)
+    pull(ctx)
+    assert asked == []
+    studio.put(tasks[0], first, studio.answer(tasks[0], "bad", id=7))
+    pull(ctx)
+    assert asked == [{str(tasks[0]): 3}]
+    assert counts(ctx) == {"out": 15}
+    studio.put(tasks[0], first, studio.answer(tasks[0], "bad", person=2))
+    pull(ctx)
+    assert (counts(ctx), len(asked)) == ({"back": 1, "out": 14}, 1)
     ctx.store.close()
 
 

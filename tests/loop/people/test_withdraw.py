@@ -1,8 +1,10 @@
 """What nobody began is taken back; what somebody answered stays."""
 
 from loop.campaign.tables import HiddenCheck, Review
+from loop.money import account
 from loop.people.answers import withdraw_unanswered
-from loop.round import close_early, run_round
+from loop.people.tally import tally
+from loop.round import close_early, run_round, run_stage
 from tests.loop.test_round import make
 
 
@@ -88,4 +90,36 @@ def test_hidden_checks_go_with_their_round(tmp_path):
     assert ctx.store.checks("c") == []
     with ctx.store.transaction() as session:
         assert session.get(Review, items[0]) is not None
+    ctx.store.close()
+
+
+def test_money_for_further_answers_to_answered_texts_is_free_again(tmp_path):
+    budget = {"labels": 30, "usd": 3.0, "usd_per_label": 0.1}
+    ctx = make(tmp_path, raters=False, overlap=2, budget=budget)
+    round_ = run_round(ctx)
+    items = [r.item_id for r in ctx.store.reviews("c")]
+    row = {"id": "check", "item_id": items[0], "round_id": round_.id, "rank": 0, "task_id": "99"}
+    with ctx.store.transaction() as session:
+        ctx.store.insert(session, HiddenCheck, [row])
+    data = ctx.reviewer._load()
+    data["tasks"]["check"] = {"id": "99", "answers": {}, "at": 0}
+    ctx.reviewer._save(data)
+    for item in [*items[:14], "check"]:  # the first of two people
+        ctx.reviewer.answer(item, "ann", "good")
+    ctx.reviewer.answer(items[0], "bob", "good")
+    run_round(ctx)
+    close_early(ctx, round_)
+    assert run_round(ctx).stage == "done"
+    assert account(ctx.config, ctx.store).open_answers == 13 + 2 + 1
+    said = []
+    ctx.say = said.append
+    assert withdraw_unanswered(ctx) == 1
+    assert said == ["Texts that were answered, and of which nobody else is asked: 14."]
+    assert account(ctx.config, ctx.store).open_answers == 0
+    assert ctx.reviewer.open_items(2) == []
+    assert tally(ctx.store.reviews("c")).out == 0
+    ctx.reviewer.answer(items[3], "bob", "bad")  # it was open in a browser
+    run_stage(ctx, "pull")
+    assert (account(ctx.config, ctx.store).answers, ctx.store.gold("c").get(items[3])) == (17, None)
+    assert withdraw_unanswered(ctx) == 0
     ctx.store.close()

@@ -53,7 +53,7 @@ class Fixture:
             ),
             metrics=lambda: metrics_text(campaign_status(ctx.config, ctx.store), PULLS),
             sick=lambda: self.sick,
-            backend=MlBackend(blind=blind),
+            backend=MlBackend(blind=lambda: blind),
             links=self.links,
             over_https=over_https,
         )

@@ -54,7 +54,7 @@ def site(monkeypatch):
         project=lambda: None,
         student=None,
         progress=progress,
-        backend=MlBackend(blind=True),
+        backend=MlBackend(blind=lambda: True),
         hosts=own_hosts("::1", None, "https://progress.example"),
     )
     listener = listen("127.0.0.1", 0, None)
@@ -193,7 +193,7 @@ def test_people_and_load_balancers_reach_it_by_the_name_of_the_page(site):
 
 @pytest.mark.parametrize("number", ENDING)
 def test_a_request_to_end_ends_it_in_good_order(caplog, number):
-    served = Served(TOKENS, "c", tuple, print, str, None, dict, MlBackend(blind=True))
+    served = Served(TOKENS, "c", tuple, print, str, None, dict, MlBackend(blind=lambda: True))
     listener = listen("127.0.0.1", 0, None)
     heard = []
     before = {each: signal.signal(each, lambda n, _: heard.append(n)) for each in ENDING}
