@@ -76,7 +76,6 @@ TESTED_BY = {
     "loop.cli.campaign": "loop/cli/test_main.py",
     "loop.cli.face": "test_goldloop.py",
     "loop.cli.operations": "loop/cli/test_main.py",
-    "loop.cli.options": "loop/cli/test_main.py",
     "loop.cli.reports": "loop/cli/test_main.py",
     "loop.cli.rounds": "loop/cli/test_main.py",
     "loop.cli.serving": "connectors/label_studio/test_serve_campaign.py",

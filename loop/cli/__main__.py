@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from loop import __version__
 from loop.addresses import hidden
 from loop.cli import campaign, operations, reports, rounds, serving, studies
+from loop.cli.options import CAMPAIGN, name_file
 from loop.cli.terminal import echo, say
 from loop.errors import LoopError, Stopped, foreign, stoppable
 from loop.operate.log_file import logging_to
@@ -165,6 +166,7 @@ def root(
     """Find wrong LLM labels, let people correct them, and train a small model on the result."""
     global _debug
     _debug = debug
+    name_file(CAMPAIGN)
     _log.enter_context(logging_to(log_file))
 
 

@@ -97,13 +97,7 @@ def init(
         if ":" in given.replace("\uff1a", ":").strip(": ") and not _name_and_description(given)[1]:
             say(f"Label {given!r} has no description: write ': ', with a space, before one.")
     write_whole(file, text, mode=SHARED)
-    here = _named(file)
-    say(f"Wrote {file}. Next: `goldloop check{here}`, then `goldloop run{here}`.")
-
-
-def _named(file: Path) -> str:
-    """The flag that names the campaign file, where it needs to be named."""
-    return "" if file == CAMPAIGN else f" --file {shlex.quote(str(file))}"
+    say(f"Wrote {file}. Next: `goldloop check`, then `goldloop run`.")
 
 
 @dataclass
@@ -334,7 +328,7 @@ def check(file: File = CAMPAIGN) -> None:
         raise typer.Exit(1)
     for line in forecast:
         say(line)
-    say(f"{file} is fine. Next: `goldloop run{_named(file)}`.")
+    say(f"{file} is fine. Next: `goldloop run`.")
 
 
 @app.command(
@@ -367,4 +361,4 @@ def import_labels(
         return
     for line in imported.lines():
         say(line)
-    say(f"Next: `goldloop run{_named(file)}`.")
+    say("Next: `goldloop run`.")

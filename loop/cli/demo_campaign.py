@@ -101,14 +101,13 @@ def campaign_text(*, by_hand: bool, pool: int) -> str:
 
 def closing_lines(
     file: Path,
-    report: Path,
     installed_s: float,
     ran_s: float,
     login: tuple[str, str, str] | None,
 ) -> list[str]:
     """What to do next, for the end of the demo."""
     fetched = f", after {installed_s / 60:.1f} minutes of fetching" if installed_s > 1 else ""
-    lines = [f"The run took {ran_s / 60:.1f} minutes{fetched}.", f"Report: {report}"]
+    lines = [f"The run took {ran_s / 60:.1f} minutes{fetched}."]
     if login:
         url, user, password = login
         lines += [
@@ -117,8 +116,8 @@ def closing_lines(
         ]
     return [
         *lines,
-        f"The campaign: {file}; see its state with `goldloop status --file {file}`.",
-        f"Would more LLM labels help? `goldloop plateau --file {file}`; where the instability comes"
-        f" from: `goldloop variance --file {file}`.",
+        f"The campaign: {file}; see its state with `goldloop status`.",
+        "Would more LLM labels help? `goldloop plateau`; where the instability comes from:"
+        " `goldloop variance`.",
         "To label yourself: `goldloop demo --by-hand --folder demo-by-hand`.",
     ]

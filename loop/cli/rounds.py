@@ -20,7 +20,7 @@ from loop.cli.build import (
     start_label_studio,
 )
 from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
-from loop.cli.options import CAMPAIGN, File
+from loop.cli.options import CAMPAIGN, File, name_file
 from loop.cli.terminal import bar, echo, echo_json, print_next, print_rounds, say
 from loop.errors import NoStoreError
 
@@ -242,7 +242,7 @@ def demo(
     from loop.files import SHARED, write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "goldloop.toml"
+    file = name_file(folder / "goldloop.toml")
     installed_s = _fetch_demo_parts()
     started = time.monotonic()
     if not file.exists():
@@ -254,9 +254,10 @@ def demo(
         finished = run_rounds(ctx, rounds=None, wait=by_hand, close=False)
     if finished:
         _print_result(file)
-    path = Campaign(file).report()
+    else:
+        say(f"Report: {Campaign(file).report()}")
     ran_s = time.monotonic() - started
-    for line in closing_lines(file, path, installed_s, ran_s, local_login()):
+    for line in closing_lines(file, installed_s, ran_s, local_login()):
         say(line)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from loop.cli.options import for_file
 from loop.operate.log_file import said
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def harmless(text: str) -> str:
 
 
 def echo(text: object, *, end: str = "\n") -> None:
-    """Text on stdout, made :func:`harmless`."""
-    typer.echo(harmless(str(text)) + end, nl=False)
+    """Text on stdout, made :func:`harmless`, its commands :func:`for_file`."""
+    typer.echo(for_file(harmless(str(text))) + end, nl=False)
 
 
 def echo_json(value: object) -> None:
@@ -49,7 +50,7 @@ def echo_json(value: object) -> None:
 
 def say(line: str) -> None:
     """One line of news, on stderr; of a word of hundreds of letters only the beginning and end."""
-    line = harmless(line)
+    line = for_file(harmless(line))
     whole = re.compile(rf"\S{{{LONG_WORD},}}")
     said.log(logging.ERROR if line.startswith("Error: ") else logging.INFO, "%s", line)
     typer.echo(whole.sub(lambda word: f"{word[0][:100]}…{word[0][-2:]}", line), err=True)

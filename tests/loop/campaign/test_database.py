@@ -206,7 +206,7 @@ def test_going_back_loses_nothing_unasked(kept, goldloop):
     assert (code, "Lost: 1 rows of variant" in err) == (0, True), err
     assert schema_versions(f"sqlite:///{kept / 'store.sqlite'}")[0] == "0004"
     code, out, err = goldloop("migrate", *file)
-    assert (out.strip(), "`goldloop upgrade`" in err) == ("0004", True)
+    assert (out.strip(), "`goldloop upgrade --file" in err) == ("0004", True)
     assert "too far" in goldloop("migrate", "--down", "9", *file)[2]
     assert "no schema '4'" in goldloop("migrate", "--to", "4", *file)[2]
     assert goldloop("migrate", "--down", "1", "--lose-data", *file)[0] == 0
@@ -331,7 +331,7 @@ def test_commands_that_read_make_no_store(kept, tmp_path, goldloop):
         code, _, err = goldloop(*args)
         assert code == 1
         assert err.startswith("Error: There is no store at"), err
-        assert "`goldloop run`" in err
+        assert "`goldloop run --file" in err
     assert sorted(kept.rglob("*")) == before
 
 
@@ -357,7 +357,7 @@ def test_upgrade_brings_an_older_store_up_to_date(kept, goldloop):
     old_store(f"sqlite:///{kept / 'aside' / 'store.sqlite'}", "0002")
     shutil.move(kept / "aside" / "store.sqlite", kept / "store.sqlite")
     file = ("-f", kept / "goldloop.toml")
-    assert "`goldloop upgrade`" in goldloop("status", *file)[2]
+    assert "`goldloop upgrade --file" in goldloop("status", *file)[2]
     code, _, err = goldloop("upgrade", *file)
     assert (code, "store.sqlite.schema-0002" in err, "up to date" in err) == (0, True, True)
     assert "has not begun in the store" in goldloop("status", *file)[2]

@@ -17,13 +17,13 @@ def test_the_demo_campaign_is_valid_and_says_who_the_people_are(tmp_path, by_han
     assert "llm_only" in config.student.references
 
 
-def test_the_end_says_where_the_report_is_and_how_to_label(tmp_path):
+def test_the_end_says_where_the_campaign_is_and_how_to_label(tmp_path):
     login = ("http://127.0.0.1:1", "me@x", "pw")
-    text = "\n".join(closing_lines(tmp_path / "g.toml", tmp_path / "r.html", 120, 90, login))
+    text = "\n".join(closing_lines(tmp_path / "g.toml", 120, 90, login))
     for expected in (
         "1.5 minutes",
         "after 2.0 minutes of fetching",
-        "r.html",
+        "g.toml",
         "http://127.0.0.1:1",
         "me@x",
         "--by-hand",

@@ -702,7 +702,7 @@ def test_an_operator_looks_keeps_and_restores(run, tmp_path):
     assert "local Label Studio" not in err
     (tmp_path / "new").mkdir()
     code, _, err = run("restore", "b.zip", "-f", "new/goldloop.toml")
-    assert (code, "`goldloop status`" in err) == (0, True), err
+    assert (code, "`goldloop status --file new/goldloop.toml`" in err) == (0, True), err
     assert (tmp_path / "new" / "t.csv").read_bytes() == (tmp_path / "t.csv").read_bytes()
     assert "has not begun in the store" in run("status", "-f", "new/goldloop.toml")[2]
     code, out, err = run("fsck", "--offline", "-f", "new/goldloop.toml")
