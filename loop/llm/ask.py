@@ -19,7 +19,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
-from loop.errors import AnnotatorError, NoRoomError, Stopped, ending_later
+from loop.errors import AnnotatorError, NoRoomError, Stopped, counted, ending_later
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
@@ -128,8 +128,8 @@ def unanswered_line(
         return None
     texts = len({row.item_id for row in failed})
     (reason, _), *_ = Counter(row.reason for row in failed).most_common(1)
-    line = f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
-    line = f"{line} {reason.rstrip('.')})."
+    line = f"Missing LLM answers: {len(failed):,}, to {counted(texts, 'text')}"
+    line = f"{line} (most often: {reason.rstrip('.')})."
     if recorded:
         return (
             f"{line} `goldloop check` lists what could not be read; values that are corrected in"
@@ -517,9 +517,10 @@ class _Asking:
                 if give_up_at is None:
                     give_up_at = time.monotonic() + ROOM_AFTER_S
                     self._clerk.say(
-                        f"The disk is full or fails, so that {self._waiting} LLM answers cannot be"
-                        " stored. Make room: they wait in memory, and are tried again every"
-                        f" {ROOM_AGAIN_S:.0f} seconds for {ROOM_AFTER_S / 60:.0f} minutes."
+                        "The disk is full or fails, so that"
+                        f" {counted(self._waiting, 'LLM answer')} cannot be stored. Make room: what"
+                        f" waits in memory is tried again every {ROOM_AGAIN_S:.0f} seconds for"
+                        f" {ROOM_AFTER_S / 60:.0f} minutes."
                     )
                 elif time.monotonic() > give_up_at:
                     raise

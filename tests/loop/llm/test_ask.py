@@ -306,7 +306,7 @@ def test_what_was_not_answered_is_recorded_with_its_reason_and_its_cost(tmp_path
     assert spent.usd == pytest.approx(0.01 * (spent.votes + left))
     assert spent.seconds > 0
     line = unanswered_line(ctx.store, "c", "doubtful")
-    assert f"{left} LLM answers to {len(mute)} texts are missing (most often: it was mute)" in line
+    assert f"Missing LLM answers: {left}, to {len(mute)} texts (most often: it was mute)" in line
     told = campaign_status(ctx.config, ctx.store)
     assert told["budget"]["llm_unanswered"] == left
     assert "`goldloop annotate --retry`" in "\n".join(status_lines(told))
