@@ -269,7 +269,7 @@ def test_predict_says_what_is_wrong(folder, tmp_path_factory):
         (table, "give one column of it"),
         (pytest.importorskip("pandas").DataFrame(table), "give one column of it"),
         (np.array([["great"]]), "give one column of it"),
-        (np.array("great"), "give one column of it"),
+        (np.array("great"), "not a single text"),
     ):
         with pytest.raises(DataError, match=f"predict takes .*{why}"):
             campaign.predict(wrong)
@@ -381,7 +381,7 @@ def test_bench_takes_numpys_arrays(folder, monkeypatch):
 
 def test_one_rule_and_a_list_of_goals_are_taken_as_they_are_meant(folder):
     campaign = Campaign.open()
-    assert campaign.run(rounds=np.int64(1), until="accuracy=0.999") is True
+    assert campaign.run(rounds=np.int64(1), wait=np.False_, until="accuracy=0.999") is True
     for goals in (("accuracy=0.8",), (["accuracy=0.8"],), (np.array(["accuracy=0.8"]),)):
         assert [goal.rule for goal in campaign.plan(*goals).goals] == ["accuracy=0.8"]
     with pytest.raises(LoopError, match="'x' is not a stopping rule"):

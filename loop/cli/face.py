@@ -116,6 +116,8 @@ def _plain(function: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is Parameter.VAR_POSITIONAL:
         one = parameter.replace(kind=Parameter.POSITIONAL_ONLY)
         return tuple(_plain(function, one, each) for each in value)
+    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's, such as its True
+        value = value.item()
     kinds = [_KINDS[kind] for kind in parameter.annotation.split(" | ")]
     for kind in kinds:
         if kind.holds(value):
