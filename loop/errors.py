@@ -220,6 +220,11 @@ def suggestion(word: object, known: Iterable[object], *, begins: bool = False) -
     return f" {'D' if begins else 'd'}id you mean {ascii(name) if alike else repr(name)}?"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 text``, ``2 texts``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def foreign(exc: BaseException) -> LoopError:
     """What a library or the system raised, as one sentence that says what to do.
 

@@ -348,11 +348,12 @@ class LlmPurse:
                 del self._killed[calls_id]
             self._store.lower_calls(session, calls_id, self._killed.get(calls_id, 0.0))
             note, settled = self._settled
-            if note is None:
+            settled += part * share
+            if note is None and settled:
                 name, revision = self._config.campaign.name, self._annotator.revision
-                note = self._store.begin_calls(name, revision, 0, 0.0, session)
-            self._settled = note, settled + part * share
-            self._store.lower_calls(session, note, settled + part * share)
+                note = self._store.begin_calls(name, revision, 0, settled, session)
+            self._store.lower_calls(session, note, settled)
+            self._settled = note, settled
             self._set_aside(part * (share - 1.0))
 
     def book_loss(self, usd: float) -> None:

@@ -262,8 +262,16 @@ def test_predict_says_what_is_wrong(folder, tmp_path_factory):
     with pytest.raises(StudentError, match=r"no model in .*goldloop model"):
         campaign.predict(["a"])
     save_final_model(folder, tmp_path_factory)
-    for wrong in ("great", ["great", None]):
-        with pytest.raises(DataError, match="predict takes"):
+    table = {"text": ["great"]}
+    for wrong, why in (
+        ("great", r"not a single text; give \[text\]"),
+        (["great", None], "number 1 of the list"),
+        (table, "give one column of it"),
+        (pytest.importorskip("pandas").DataFrame(table), "give one column of it"),
+        (np.array([["great"]]), "give one column of it"),
+        (np.array("great"), "not a single text"),
+    ):
+        with pytest.raises(DataError, match=f"predict takes .*{why}"):
             campaign.predict(wrong)
     with pytest.raises(StudentError, match=r"set --device \(in Python: device\) to 'auto'"):
         campaign.predict(["great"], device="nope")
@@ -335,6 +343,7 @@ class Several:
         (lambda c: c.run(wait="no"), "True or False as wait"),
         (lambda c: c.run(until=3), "a text or a list (a text each) as until, and not 3."),
         (lambda c: c.run(until=[3]), "as until, and not [3]."),
+        (lambda c: c.run(until={"plateau": 1}), "as until, and not {'plateau': 1}."),
         (lambda c: c.plan(["accuracy=0.8", 1]), "as goals, and not ['accuracy=0.8', 1]."),
         (lambda c: c.export(None), "Campaign.export takes a text or a path as out, and not None."),
         (lambda c: c.export(), "Campaign.export: missing a required argument: 'out'."),
@@ -372,7 +381,7 @@ def test_bench_takes_numpys_arrays(folder, monkeypatch):
 
 def test_one_rule_and_a_list_of_goals_are_taken_as_they_are_meant(folder):
     campaign = Campaign.open()
-    assert campaign.run(rounds=np.int64(1), until="accuracy=0.999") is True
+    assert campaign.run(rounds=np.int64(1), wait=np.False_, until="accuracy=0.999") is True
     for goals in (("accuracy=0.8",), (["accuracy=0.8"],), (np.array(["accuracy=0.8"]),)):
         assert [goal.rule for goal in campaign.plan(*goals).goals] == ["accuracy=0.8"]
     with pytest.raises(LoopError, match="'x' is not a stopping rule"):

@@ -34,10 +34,9 @@ from connectors.texts.values import (
     DATASETS_MISSING,
     EXCEL_MISSING,
     SHOWN,
-    counted,
     some_of,
 )
-from loop.errors import suggestion
+from loop.errors import counted, suggestion
 
 BATCH = 1024  # rows of a Parquet file or data set that are in memory besides the texts
 KEPT = 20  # rows that a problem remembers by number

@@ -35,7 +35,6 @@ from connectors.texts.values import (
     Format,
     as_text,
     clean_text,
-    counted,
     excerpt,
     listed,
     one_spelling,
@@ -44,7 +43,7 @@ from connectors.texts.values import (
     shown,
     some_of,
 )
-from loop.errors import DataError, suggestion
+from loop.errors import DataError, counted, suggestion
 from loop.ports import normalise
 
 LONG_TEXT_CHARS = 20_000  # far beyond what an encoder of 512 tokens reads

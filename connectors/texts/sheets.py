@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from connectors.texts.opening import SAMPLE_BYTES, inner_suffix, open_bytes, open_text, sample_of
-from connectors.texts.values import GUARDED, SHOWN, as_text, counted, unescape_cell
+from connectors.texts.values import GUARDED, SHOWN, as_text, unescape_cell
+from loop.errors import counted
 
 MAX_FIELD_BYTES = 2**31 - 1  # the csv module's own limit, 131,072, refuses honest long texts
 DELIMITERS = ",;\t|"

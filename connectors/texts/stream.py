@@ -44,13 +44,12 @@ from connectors.texts.values import (
     Format,
     as_text,
     clean_text,
-    counted,
     is_formula,
     listed,
     plain,
 )
 from connectors.texts.write import CsvCells, check_file
-from loop.errors import DataError, suggestion
+from loop.errors import DataError, counted, suggestion
 from loop.files import SHARED, as_text_file, replacing
 from loop.ports import normalise
 

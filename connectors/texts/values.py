@@ -148,11 +148,6 @@ def unescape_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
-def counted(n: int, noun: str) -> str:
-    """``1 row``, ``2 rows``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def some_of(unit: str, numbers: Sequence[int]) -> str:
     """``line 3``, ``lines 3, 4, 5, 6, 7, …``."""
     shown = ", ".join(str(n) for n in numbers[:SHOWN])

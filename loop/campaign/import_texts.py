@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from loop.campaign.config import Config
+from loop.campaign.config import Config, as_run
 from loop.campaign.store import Store
 from loop.campaign.tables import Item, StoredText
 from loop.chance import unit_hash
-from loop.errors import ConfigError, DataError, LoopError, suggestion
+from loop.errors import ConfigError, DataError, LoopError, counted, suggestion
 from loop.ports import SourceText, bare_words, item_id, normalise
 
 SPLITS = ("pool", "test", "dev")
@@ -109,35 +109,53 @@ def import_new_texts(
     lines = []
     if new:
         lines.append(
-            f"Imported {len(new)} new texts of {source} ({added['pool']} to label, {added['test']}"
-            f" to test on, {added['dev']} dev). The LLM is asked about the new ones alone."
+            f"Imported {counted(len(new), 'new text')} of {source} ({added['pool']} to label,"
+            f" {added['test']} to test on, {added['dev']} dev). The LLM is asked about no others."
         )
     if gone:
         lines.append(
-            f"{gone} texts of the campaign are no longer in {source}; they stay in the campaign."
+            f"No longer in {source}: {counted(gone, 'text')}. The campaign keeps what it has."
         )
     if relabelled:
         lines.append(
-            f"The known labels of {len(relabelled)} texts have changed in {source} and are taken"
-            " up."
+            f"Known labels that have changed in {source} and are taken up:"
+            f" {counted(len(relabelled), 'text')}."
         )
     if altered:
         lines.append(
-            f"Other columns of {len(altered)} texts have changed in {source} and are used from now"
-            f" on."
+            f"Other columns that have changed in {source} and are used from now on:"
+            f" {counted(len(altered), 'text')}."
         )
-    recorded = config.annotator.kind == "recorded"
-    answers = (*config.annotator.columns, *(config.annotator.prob_columns or ()))
-    differ = [
-        i for i in altered if any(there[i].meta.get(c) != stored[i].meta.get(c) for c in answers)
-    ]
-    if recorded and differ:
+    if stay := _read_otherwise(config, store, [(stored[i], there[i]) for i in altered]):
         lines.append(
-            f"{len(differ)} of these have another label of the LLM there. The labels that were read"
-            " stay. To use the new ones, put them into columns of other names and name these in"
-            " annotator.columns between two rounds."
+            f"Labels of the LLM that have changed there too: {counted(stay, 'text')}. The labels"
+            " that were read stay. To use the new ones, put them into columns of other names and"
+            " name these in annotator.columns between two rounds."
         )
     return lines
+
+
+def _read_otherwise(
+    config: Config, store: Store, pairs: Sequence[tuple[StoredText, SourceText]]
+) -> int:
+    """Of texts in the store and in the source, how many have a recorded label that was another.
+
+    What could not be read, and columns that the file did not name before, are read yet.
+    """
+    name, last = config.campaign.name, store.last_round(config.campaign.name)
+    columns = [*config.annotator.columns, *(config.annotator.prob_columns or ())]
+    if config.annotator.kind != "recorded" or last is None:
+        return 0
+    before = as_run(last.config).annotator
+    if columns != [*before.columns, *(before.prob_columns or ())]:
+        return 0
+    unread = {row.item_id for row in store.unanswered(name, store.last_annotator(name) or "")}
+    return sum(
+        was.split == "pool"
+        and was.id not in unread
+        and any(now.meta.get(column) != was.meta.get(column) for column in columns)
+        for was, now in pairs
+    )
 
 
 def _by_id(

@@ -567,17 +567,6 @@ class Store(Database, LlmStore):
                     update(Review).where(col(Review.item_id) == item_id).values(asked=asked)
                 )
 
-    def ask_no_further(self, session: Session, answered: Mapping[str, int]) -> None:
-        """Remembers that nobody else is asked, in the caller's transaction.
-
-        Args:
-            answered: how many people did answer, by the id that a task carries.
-        """
-        for id_, people in answered.items():
-            values = {"asked": people, "wanted": people}
-            session.exec(update(Review).where(col(Review.item_id) == id_).values(**values))
-            session.exec(update(HiddenCheck).where(col(HiddenCheck.id) == id_).values(asked=people))
-
     def set_outcome(self, session: Session, item_id: str, outcome: str | None) -> None:
         """What became of a review, in the caller's transaction."""
         session.exec(update(Review).where(col(Review.item_id) == item_id).values(outcome=outcome))

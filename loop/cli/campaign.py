@@ -17,7 +17,7 @@ import typer
 from loop.cli.face import Campaign, looked_at
 from loop.cli.options import CAMPAIGN, AsJson, File
 from loop.cli.terminal import echo_json, say
-from loop.errors import LoopError, Stopped, suggestion
+from loop.errors import LoopError, Stopped, counted, suggestion
 from loop.student.steps import USUAL_BATCH, USUAL_EPOCHS, fitting_steps
 
 if TYPE_CHECKING:
@@ -182,7 +182,6 @@ class _Answers:
     def _look(self) -> None:
         """Opens a source that is a file; says what its columns hold."""
         from connectors.texts.read import columns_of
-        from connectors.texts.values import counted
 
         if str(self.source).startswith("hf:"):
             return
@@ -300,8 +299,6 @@ class _Answers:
 
 def _holds(column: Column, rows: int) -> str:
     """A column's values in a few words."""
-    from connectors.texts.values import counted
-
     if not column.filled:
         return "empty, or lists and objects"
     empty = f", {rows - column.filled:,} empty" if column.filled < rows else ""

@@ -47,6 +47,7 @@ from loop.errors import (
     LoopError,
     NoStoreError,
     Stopped,
+    counted,
     foreign,
     stoppable,
 )
@@ -115,6 +116,8 @@ def _plain(function: str, parameter: Parameter, value: Any) -> Any:
     if parameter.kind is Parameter.VAR_POSITIONAL:
         one = parameter.replace(kind=Parameter.POSITIONAL_ONLY)
         return tuple(_plain(function, one, each) for each in value)
+    if getattr(value, "ndim", None) == 0:  # a scalar of NumPy's, such as its True
+        value = value.item()
     kinds = [_KINDS[kind] for kind in parameter.annotation.split(" | ")]
     for kind in kinds:
         if kind.holds(value):
@@ -150,10 +153,16 @@ class _ListOf(_Kind):
 
     def holds(self, value: Any) -> bool:
         many = isinstance(value, Collection) and not isinstance(value, str | bytes)
-        return many and all(map(super().holds, value))
+        return many and not _is_table(value) and all(map(super().holds, value))
 
     def made(self, value: Any) -> Any:
         return [super(_ListOf, self).made(each) for each in value]
+
+
+def _is_table(value: Any) -> bool:
+    """Whether it holds columns or keys, whose names would be taken for the members of a list."""
+    named = isinstance(value, Mapping) or hasattr(value, "columns")
+    return named or getattr(value, "ndim", 1) != 1
 
 
 _KINDS = {
@@ -479,7 +488,6 @@ class Campaign:
         from loop.deliver.data_card import data_card, refuse_other_files
         from loop.deliver.export import final_labels, labels_by_text
         from loop.files import SHARED, write_whole
-        from loop.report.wording import counted
 
         with reading(self.file) as (config, store):
             for path in (out, card):
@@ -504,7 +512,7 @@ class Campaign:
             write_whole(Path(card), text, mode=SHARED)
         if apart:
             say(
-                f"Left out: {apart:,} texts that are held out for tests and examples, or have come"
+                f"Left out: {counted(apart, 'text')}, held out for tests and examples or come"
                 " since. With --all-rows every row of the source is written."
             )
         return written
@@ -574,6 +582,11 @@ class Campaign:
 
         if isinstance(texts, str | bytes):
             raise DataError("predict takes a list of texts, not a single text; give [text].")
+        if _is_table(texts):
+            raise DataError(
+                "predict takes a list of texts, not a table or a dict; give one column of it, such"
+                ' as table["text"].'
+            )
         given = list(texts)
         for row, text in enumerate(given):
             if not isinstance(text, str):
@@ -947,7 +960,7 @@ def waiting_line(ctx: Context, round_: Round) -> str:
         return f"Round {round_.number} is ready for {round_.stage}; next: {next_command(round_)}."
     reviews = ctx.store.reviews(ctx.name, round_.id)
     became = tally(reviews)
-    news = f"Round {round_.number}: {became.sent} texts sent, {tally_line(became)}."
+    news = f"Round {round_.number}: {counted(became.sent, 'text')} sent, {tally_line(became)}."
     config = ctx.config
     local = config.people.platform == "label_studio" and config.label_studio.url == "local"
     login = local_login() if local else None

@@ -22,7 +22,7 @@ from loop.cli.build import (
 from loop.cli.face import Campaign, run_rounds, track_measured, waiting_line
 from loop.cli.options import CAMPAIGN, File, name_file
 from loop.cli.terminal import bar, echo, echo_json, print_next, print_rounds, say
-from loop.errors import NoStoreError
+from loop.errors import NoStoreError, counted
 
 if TYPE_CHECKING:
     from loop.campaign.config import Config
@@ -219,7 +219,7 @@ def pull(
             for line in answer_lines(reviews, answers, ctx.config.people.platform_name):
                 say(line)
         if withdraw:
-            say(f"Withdrew {withdraw_unanswered(ctx)} texts that nobody had begun.")
+            say(f"Withdrew {counted(withdraw_unanswered(ctx), 'text')} that nobody had begun.")
 
 
 @app.command(epilog="Example: goldloop train --file films/goldloop.toml")

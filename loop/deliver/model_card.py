@@ -14,9 +14,10 @@ from loop.addresses import without_folders
 from loop.campaign.config import Config
 from loop.campaign.metrics import COMPARED, METRICS, Metric, RoundMetrics
 from loop.campaign.tables import Round
+from loop.errors import counted
 from loop.measure.collapsed import without_agreement
 from loop.report.contents import MISSING
-from loop.report.wording import counted, with_interval
+from loop.report.wording import with_interval
 from loop.student.learning_rate import EMBEDDED, is_hub_name
 
 SOURCES = {

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import ContentFree, ItemKey, Unanswered, now
 from loop.chance import stream
-from loop.errors import AnnotatorError, NoRoomError, Stopped, ending_later
+from loop.errors import AnnotatorError, NoRoomError, Stopped, counted, ending_later
 from loop.llm.prompts import without_item
 from loop.llm.states import StateFile
 from loop.llm.votes import calibrated_votes, content_free_probs, vote_arrays
@@ -39,6 +41,7 @@ from loop.ports import (
 from loop.prompt import PromptVariant
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CHUNK = 256  # items that an annotator is handed at once
 PAID_CHUNK = 32  # likewise where each may cost money, which stays committed after a kill
@@ -128,8 +131,8 @@ def unanswered_line(
         return None
     texts = len({row.item_id for row in failed})
     (reason, _), *_ = Counter(row.reason for row in failed).most_common(1)
-    line = f"{len(failed)} LLM answers to {texts} texts are missing (most often:"
-    line = f"{line} {reason.rstrip('.')})."
+    line = f"Missing LLM answers: {len(failed):,}, to {counted(texts, 'text')}"
+    line = f"{line} (most often: {reason.rstrip('.')})."
     if recorded:
         return (
             f"{line} `goldloop check` lists what could not be read; values that are corrected in"
@@ -494,31 +497,37 @@ class _Asking:
             if lot[-1].id not in told:
                 told = clerk.store.text_items(clerk.name, self._items[at : at + READ_AT_ONCE])
             texts = [told[item.id] for item in lot]
-            count = clerk.purse.reserve(self._asked, texts, least=0 if self._under_way else 1)
+            least = 0 if self._under_way else 1
+            count = self._with_room(partial(clerk.purse.reserve, self._asked, texts, least=least))
             self._rows.update((item.id, item.row) for item in lot[:count])
             at += count
             self._under_way += count
             yield texts[:count]
 
     def _store(self) -> None:
-        """Stores the block; what is paid waits in memory for a while where the disk is full.
+        if self._waiting:
+            self._with_room(self._store_block)
+
+    def _with_room(self, write: Callable[[], T]) -> T:
+        """Writes to the store; where the disk is full, paid answers wait in memory for a while.
 
         Raises:
-            StoreError: it cannot be stored, and is kept for another try.
+            StoreError: nothing was written; what waits is kept for another try.
         """
         give_up_at = None
-        while self._waiting:
+        while True:
             try:
                 with ending_later():
-                    self._store_block()
+                    return write()
             except NoRoomError:
-                if self._is_free or not self._patient:
+                paid = (self._waiting or self._under_way) and not self._is_free
+                if not paid or not self._patient:
                     raise
                 if give_up_at is None:
                     give_up_at = time.monotonic() + ROOM_AFTER_S
                     self._clerk.say(
-                        f"The disk is full or fails, so that {self._waiting} LLM answers cannot be"
-                        " stored. Make room: they wait in memory, and are tried again every"
+                        "The disk is full or fails, so that the LLM's answers cannot be stored."
+                        " Make room: they wait in memory, and are tried again every"
                         f" {ROOM_AGAIN_S:.0f} seconds for {ROOM_AFTER_S / 60:.0f} minutes."
                     )
                 elif time.monotonic() > give_up_at:

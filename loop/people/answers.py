@@ -224,10 +224,12 @@ def close_answered(ctx: Context, session: Session, round_: Round) -> int:
     any_back = any(answered[review.item_id] for review in reviews)
     for review in reviews:
         answers = answered[review.item_id]
+        received = len(latest_per_person(answers))
         if review.outcome in MISSING and any_back:
             review.closed_at = review.closed_at or now()
+            if received and review.outcome == DELETED:  # nobody else can answer
+                review.asked = review.wanted = received
             continue
-        received = len(latest_per_person(answers))
         wanted = wanted_answers(answers, decisions[review.item_id], panel)
         committed = max(received, asked_answers(review, panel.first))
         if fit is not None and wanted > committed:
@@ -263,10 +265,12 @@ def _close_late(
     ctx: Context, by_item: Mapping[str, Sequence[Annotation]], reviews: Iterable[Review]
 ) -> None:
     for review in reviews:
+        received = len(latest_per_person(by_item.get(review.item_id, [])))
+        if received and review.outcome == DELETED:  # nobody else can answer
+            review.asked = review.wanted = received
+            review.outcome = None
         if review.task_id and review.outcome not in MISSING:
-            enough = len(latest_per_person(by_item.get(review.item_id, []))) >= (
-                review.wanted or ctx.config.people.panel.first
-            )
+            enough = received >= (review.wanted or ctx.config.people.panel.first)
             review.closed_at = (review.closed_at or now()) if enough else None
 
 
@@ -338,8 +342,13 @@ def withdraw_unanswered(ctx: Context) -> int:
     enough = {id_: answered[id_] for id_ in still_asked.keys() & answered.keys()}
     with ctx.store.transaction() as session:
         ctx.store.take_back(session, gone)
-        ctx.store.ask_no_further(session, enough)
-        close_late(ctx, session)
+        reviews = [r for r in ctx.store.reviews(ctx.name, session=session) if r.round_id in over]
+        for review in reviews:
+            if people := enough.get(review.item_id):
+                review.asked = review.wanted = people
+        for check in ctx.store.checks(ctx.name, session=session):
+            check.asked = enough.get(check.id, check.asked)
+        _close_late(ctx, _current_answers(ctx, session), reviews)
         ctx.store.log(
             session, ctx.name, "pull", "withdrawn", texts=sorted(gone), asked_no_further=len(enough)
         )

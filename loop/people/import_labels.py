@@ -11,6 +11,7 @@ from typing import Any
 
 from loop.campaign.context import Context
 from loop.campaign.tables import IMPORTED, STAGES, Gold, StoredText
+from loop.errors import counted
 from loop.people.forgotten import Forgotten
 from loop.ports import GivenLabel, item_id, normalise
 
@@ -69,7 +70,7 @@ class Import:
     def lines(self) -> list[str]:
         """For people to read."""
         lines = [
-            f"{self.source} ({self.tool}): {self.texts} text{'s' * (self.texts != 1)}; the labels"
+            f"{self.source} ({self.tool}): {counted(self.texts, 'text')}; the labels"
             f" of {self.taken} are gold: {self.new} new, {self.changed} changed, {self.same} taken"
             " before."
         ]
@@ -78,7 +79,7 @@ class Import:
             lines.append(f"Gold of this import: {shares}.")
         if self.not_taken:
             total = self.not_taken.total()
-            lines.append(f"Not taken: {total} texts: {self._reasons(self.not_taken)}.")
+            lines.append(f"Not taken: {counted(total, 'text')}: {self._reasons(self.not_taken)}.")
             where = self.column and f"the texts were taken from the column {self.column!r}; "
             if self.not_taken[STRANGE]:
                 lines.append(

@@ -9,7 +9,7 @@ from sqlmodel import Session
 from loop.campaign.changes import check_folder
 from loop.campaign.context import Context
 from loop.campaign.tables import MISSING, round_id
-from loop.errors import ProjectGoneError, StageError
+from loop.errors import ProjectGoneError, StageError, counted
 from loop.money import asked_answers
 
 
@@ -41,7 +41,7 @@ def begin_new_project(ctx: Context) -> None:
         if last is not None and last.stage == "pull":
             sent = _send_again(ctx, session, round_id(last))
             ctx.store.advance(session, last, "push")
-            told = f"it gets the {sent:,} texts that round {last.number} still waits for"
+            told = f"it gets the {counted(sent, 'text')} that round {last.number} still waits for"
         ctx.store.log(session, ctx.name, "push", "new project", old=old, new=new)
     ctx.say(f"Project {new} takes the place of {old}: {told}. All answers that were read count.")
 

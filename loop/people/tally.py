@@ -99,8 +99,8 @@ def answer_lines(
     if deleted := [str(r.task_id) for r in reviews if r.outcome == DELETED]:
         lines.append(
             f"Deleted in {platform} while waiting for people: {_tasks(deleted)}. Restore them"
-            " there, or let the texts be chosen again with `goldloop pull --withdraw` once their"
-            " round is over (`goldloop run --close` ends it early)."
+            " there if that is possible, or let the texts be chosen again with `goldloop pull"
+            " --withdraw` once their round is over (`goldloop run --close` ends it early)."
         )
     return lines
 

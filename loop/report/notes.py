@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from loop.campaign.config import Config
 from loop.campaign.metrics import METRICS, RoundMetrics
 from loop.campaign.store import Store
+from loop.errors import counted
 from loop.measure.collapsed import collapsed_line, failed_seeds_line
 from loop.measure.llm_quality import quality_lines
 from loop.people.assistance import assistance_lines, campaign_assistance
 from loop.people.tally import answer_lines, tally, tally_line
 from loop.report.contents import ReportRow
-from loop.report.wording import agreement_sentence, counted, difference, verdict
+from loop.report.wording import agreement_sentence, difference, verdict
 
 COMPARED_WITH = {
     "previous": "the round before",
@@ -32,7 +33,7 @@ def campaign_notes(
         one = became.out == 1
         notes.append(f"{became.out} {'text is' if one else 'texts are'} still with people.")
     if became.sent > became.back:
-        notes.append(f"Of {became.sent} texts sent to people: {tally_line(became)}.")
+        notes.append(f"Of {counted(became.sent, 'text')} sent to people: {tally_line(became)}.")
     answers = store.annotations(config.campaign.name)
     notes += answer_lines(reviews, answers, config.people.platform_name)
     outcomes = [r.outcome for r in reviews]

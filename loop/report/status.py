@@ -8,6 +8,7 @@ from loop.campaign.config import Config
 from loop.campaign.metrics import COMPARED, METRICS, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES
+from loop.errors import counted
 from loop.llm.ask import RETRY
 from loop.measure.collapsed import collapsed_line, failed_seeds_line, measured_rounds
 from loop.measure.llm_quality import quality_lines
@@ -114,7 +115,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
         f"Campaign {status['campaign']}: {status['texts']} texts",
         *(paragraph for name, paragraph in verdict.items() if name != "next"),
         f"Round {status['round']} of {status['rounds']}, stage {status['stage']}:"
-        f" {this['chosen']} texts chosen, {this['sent']} sent to {people}"
+        f" {counted(this['chosen'], 'text')} chosen, {this['sent']} sent to {people}"
         f" ({tally_line(Tally(**this))})",
         f"In all: {status['sent']} sent ({tally_line(in_all)}); {status['gold']} gold labels",
         *student_lines(status["student"]),
@@ -124,8 +125,7 @@ def status_lines(status: dict[str, Any]) -> list[str]:
     ]
     if budget["llm_unanswered"]:
         lines.append(
-            f"{budget['llm_unanswered']} LLM answers are missing"
-            f" (`{budget['llm_unanswered_next']}`)"
+            f"Missing LLM answers: {budget['llm_unanswered']} (`{budget['llm_unanswered_next']}`)"
         )
     if status["metrics"]:
         figures = [

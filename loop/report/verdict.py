@@ -10,11 +10,12 @@ from loop.campaign.config import Config
 from loop.campaign.metrics import LlmQuality, Metric, RoundMetrics, ToGoal
 from loop.campaign.store import Store
 from loop.campaign.tables import VALIDATION
+from loop.errors import counted
 from loop.measure.collapsed import REMEDY, collapsed_line, learned_nothing, measured_rounds
 from loop.measure.stopping import why_good_enough, why_stop
 from loop.measure.to_goal import to_goal
 from loop.report.contents import Verdict
-from loop.report.wording import NOT_SHOWN, count, counted, in_words, percent, rounded, work
+from loop.report.wording import NOT_SHOWN, count, in_words, percent, rounded, work
 
 TESTED_ON = {"test": "test texts", "audit": "randomly drawn texts that people labelled"}
 

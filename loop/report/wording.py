@@ -98,11 +98,6 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def counted(n: int, noun: str) -> str:
-    """``1 round``, ``2 rounds``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def rounded(metric: Metric, unit: str = "") -> str:
     """``278 texts (55 to 535)``."""
     return f"{count(metric.value)}{unit} ({count(metric.low)} to {count(metric.high)})"

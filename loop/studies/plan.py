@@ -20,13 +20,12 @@ from loop.campaign.metrics import METRICS, Arm, Metric, RoundMetrics, as_json
 from loop.campaign.store import Store
 from loop.campaign.tables import RIVAL_MARK, STAGES, VALIDATION, Annotation, Round
 from loop.chance import stream
-from loop.errors import StageError
+from loop.errors import StageError, counted
 from loop.measure.collapsed import measured_rounds
 from loop.measure.stopping import why_stop
 from loop.measure.to_goal import answers_per_label, seconds_per_answer, to_goal
 from loop.money import account, labels_left
 from loop.people.pace import pace, when_given
-from loop.report.wording import counted
 from loop.studies.gain_curve import GainCurve, fit_gain_curve
 from loop.studies.preflight import ANSWER_S
 from loop.studies.validate import validation

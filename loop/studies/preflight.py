@@ -23,10 +23,9 @@ from loop.campaign.import_texts import (
     twins_in_pool,
 )
 from loop.campaign.store import Store
-from loop.errors import ConfigError, LoopError, ReviewerError
+from loop.errors import ConfigError, LoopError, ReviewerError, counted
 from loop.llm.cost_plan import Plan, plan_annotation
 from loop.ports import MIN_DEV, SourceText
-from loop.report.wording import counted
 from loop.student.cross_fit import FOLDS
 from loop.student.learning_rate import EMBEDDED, config_folder, fitting_rate, is_hub_name
 from loop.student.steps import ENOUGH_STEPS, fitting_steps, steps_of

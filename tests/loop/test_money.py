@@ -398,6 +398,20 @@ def test_what_killed_calls_cost_is_not_lowered_by_what_brings_no_answer(tmp_path
     assert money(ctx).open_llm_usd == pytest.approx(2.5)
 
 
+def test_an_answer_that_cost_nothing_does_not_hide_what_the_next_one_shows(tmp_path):
+    ctx = annotated(tmp_path, CarefulLLM(), 30.0)
+    ctx.store.begin_calls("c", "careful", 5, 2.5)
+    (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
+    items = ctx.store.items("c", "pool")[:5]
+    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
+    purse.reserve(variant, items)
+    for item, tokens in zip(items, (0, 10, 10, 10, 10), strict=True):
+        with purse.booking([item.id], [answered(1, tokens)]):
+            pass
+    open_usd = pytest.approx(4 * 8 * 0.01)
+    assert (money(ctx).open_llm_usd, purse._account.open_llm_usd) == (open_usd, open_usd)
+
+
 def test_where_answers_cannot_be_stored_nothing_is_booked(tmp_path):
     ctx = annotated(tmp_path, CarefulLLM(), 30.0)
     ctx.store.begin_calls("c", "careful", 5, 2.5)

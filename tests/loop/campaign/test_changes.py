@@ -578,10 +578,50 @@ def test_the_split_of_a_new_text_depends_on_it_alone(begun, tmp_path):
 def test_texts_that_are_gone_stay_and_are_said(begun):
     ctx = build(begun, rows=texts()[:100])
     assert run_round(ctx).stage == "done"
-    assert ctx.said == [
-        "20 texts of the campaign are no longer in x.csv; they stay in the campaign."
-    ]
+    assert ctx.said == ["No longer in x.csv: 20 texts. The campaign keeps what it has."]
     assert ctx.store.item_count("c") == 120
+    ctx.store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "split", "columns", "told"),
+    [
+        ({"llm": "good"}, "pool", ["llm", "llm_2"], 1),
+        ({"llm": "good"}, "test", ["llm", "llm_2"], 0),  # the LLM was never asked about it
+        ({"note": "x"}, "pool", ["llm", "llm_2"], 0),
+        ({"new": "good"}, "pool", ["new", "llm_2"], 0),  # every label is read again
+    ],
+)
+def test_recorded_labels_that_change_in_the_source_are_said_to_stay(
+    begun, change, split, columns, told
+):
+    rows = texts()
+    ctx = build(begun, rows=rows, annotator={"kind": "recorded", "columns": columns})
+    of_split = {i.text for i in ctx.store.items("c") if i.split == split}
+    for row in rows:
+        row.meta["new"] = row.meta["llm"]
+    first = next(row for row in rows if row.text in of_split and row.meta["llm"] == "bad")
+    first.meta |= change
+    open_round(ctx)
+    stay = "Labels of the LLM that have changed there too: 1 text. The labels that were read stay."
+    assert [line.startswith(stay) for line in ctx.said].count(True) == told
+    ctx.store.close()
+
+
+def test_recorded_labels_that_could_not_be_read_are_read_once_they_are_corrected(tmp_path):
+    rows, wrong = texts(), texts()
+    for row in wrong[::2]:
+        row.meta = row.meta | {"llm": "goood"}
+    ctx = build(tmp_path, rows=wrong)
+    assert run_round(ctx).stage == "done"
+    ctx.store.close()
+    ctx = build(tmp_path, rows=rows)
+    open_round(ctx)
+    pool = sum(i.split == "pool" for i in ctx.store.items("c"))
+    assert not any("labels that were read stay" in line for line in ctx.said)
+    run_stage(ctx, "annotate")
+    voted = ctx.store.voted("c", ctx.annotator.revision)
+    assert [int(there.sum()) for there in voted.values()] == [pool, pool]
     ctx.store.close()
 
 
@@ -592,8 +632,8 @@ def test_known_labels_and_other_columns_follow_the_source(begun):
     ctx = build(begun, rows=rows)
     open_round(ctx)
     assert len(ctx.said) == 2
-    assert "known labels of 1 texts" in ctx.said[0]
-    assert "columns of 1 texts" in ctx.said[1]
+    assert ctx.said[0] == "Known labels that have changed in x.csv and are taken up: 1 text."
+    assert "columns that have changed in x.csv and are used from now on: 1 text." in ctx.said[1]
     first, second = ctx.store.items("c")[:2]
     assert (first.known_label, second.meta["more"]) == ("good", 1)
     ctx.store.close()

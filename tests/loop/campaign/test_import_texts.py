@@ -104,21 +104,6 @@ def test_texts_of_an_older_normal_form_are_known_again(store):
     assert store.item_count("c") == 20
 
 
-@pytest.mark.parametrize(("column", "stay"), [("llm", True), ("note", False)])
-def test_recorded_labels_that_change_in_the_source_are_said_to_stay(store, column, stay):
-    recorded = config(annotator={"kind": "recorded", "columns": ["llm"]})
-    given = rows(20)
-    for row in given:
-        row.meta = {"llm": "a", "note": "x"}
-    import_texts(recorded, store, given)
-    given[3].meta = given[3].meta | {column: "b"}
-    assert import_new_texts(recorded, store, given, seed=0, writes=False)
-    lines = import_new_texts(recorded, store, given, seed=0)
-    assert ["Other columns of 1 texts" in lines[0], len(lines)] == [True, 1 + stay]
-    assert [line for line in lines if "labels that were read stay" in line] == lines[1:]
-    assert import_new_texts(recorded, store, given, seed=0) == []
-
-
 def test_near_twins_across_the_split_are_counted(store):
     given = rows(20, split="train") + rows(40, split="test")[20:]
     assert near_twins_line([]) == ""

@@ -194,8 +194,33 @@ def test_paid_answers_wait_for_room_on_a_full_disk_and_free_ones_do_not(tmp_path
         take_votes(ctx.config, ctx.store, llm, items, variants, **how)
         assert len(stored(ctx)) == len(items) == len(llm.asked)
         assert ctx.store.spent("c").usd == pytest.approx(0.01 * len(items))
-        told = "The disk is full or fails, so that 240 LLM answers cannot be stored."
+        told = "The disk is full or fails, so that the LLM's answers cannot be stored."
         assert [line[: len(told)] for line in said] == [told]
+
+
+def test_paid_answers_are_kept_where_the_disk_is_full_when_more_are_asked_for(
+    tmp_path, monkeypatch
+):
+    full = [1, 2, 3]
+    monkeypatch.setattr("loop.llm.ask.time.sleep", lambda seconds: full.pop())
+    monkeypatch.setattr("loop.llm.ask.PAID_CHUNK", 8)
+    annotator = {"kind": "local_lm", "usd_per_million_tokens": 1000.0}
+    budget = {"labels": 30, "usd": 1000.0}
+    ctx = campaign(tmp_path, llm := WaitingLLM(), annotator=annotator, budget=budget, **ONE_PROMPT)
+    real = ctx.store.begin_calls
+
+    def begin_calls(*args, **kwargs):
+        if full and len(llm.asked) > 40:
+            raise NoRoomError("The disk is full.")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ctx.store, "begin_calls", begin_calls)
+    variants = freeze_variants(ctx.config, ctx.store, llm.revision)
+    items = ctx.store.items("c", "pool")
+    how = {"progress": no_progress, "say": lambda line: None}
+    take_votes(ctx.config, ctx.store, llm, items, variants, **how)
+    assert not full
+    assert len(stored(ctx)) == len(items) == len(llm.asked)
 
 
 @pytest.mark.parametrize("calls", [0, 5, 9])
@@ -306,7 +331,7 @@ def test_what_was_not_answered_is_recorded_with_its_reason_and_its_cost(tmp_path
     assert spent.usd == pytest.approx(0.01 * (spent.votes + left))
     assert spent.seconds > 0
     line = unanswered_line(ctx.store, "c", "doubtful")
-    assert f"{left} LLM answers to {len(mute)} texts are missing (most often: it was mute)" in line
+    assert f"Missing LLM answers: {left}, to {len(mute)} texts (most often: it was mute)" in line
     told = campaign_status(ctx.config, ctx.store)
     assert told["budget"]["llm_unanswered"] == left
     assert "`goldloop annotate --retry`" in "\n".join(status_lines(told))

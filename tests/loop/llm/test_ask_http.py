@@ -176,7 +176,7 @@ def test_texts_that_fail_are_reported_and_asked_again_on_request(tmp_path, finis
         (tmp_path / "goldloop.toml").write_text(CAMPAIGN.format(url=server.url))
         code, err = finish()
         assert code == 0, err
-        assert "5 LLM answers to 5 texts are missing (most often:" in err
+        assert "Missing LLM answers: 5, to 5 texts (most often:" in err
         assert "cannot read this text" in err
         assert "`goldloop annotate --retry`" in err
         assert len(stored(tmp_path)) == 315

@@ -378,9 +378,36 @@ def test_a_deleted_text_of_a_panel_ends_with_the_answers_it_has(tmp_path):
     studio.put(tasks[0], studio.answer(tasks[0], "bad"))
     pull(ctx)
     assert counts(ctx) == {"back": 14, "out": 1}
+    kept = studio.tasks.pop(tasks[0])
+    studio.put(tasks[1])  # somebody takes both answers to another text back
+    read_all(ctx)
+    studio.tasks[tasks[0]] = kept  # and the task turns up: a second person is asked after all
+    read_all(ctx)
+    assert counts(ctx) == {"back": 13, "out": 2}
+    assert account(ctx.config, ctx.store).open_answers == 3
     del studio.tasks[tasks[0]]
+    studio.put(tasks[1], studio.answer(tasks[1], "good"), studio.answer(tasks[1], "good", person=2))
     assert read_all(ctx) == "repair"
     assert len(ctx.store.gold("c")) == 15
+    assert account(ctx.config, ctx.store).open_answers == 0
+    ctx.store.close()
+
+
+def test_a_text_deleted_after_its_round_counts_with_the_answers_it_has(tmp_path):
+    ctx, studio, tasks = waiting(tmp_path, people={"overlap": 2})
+    for task in tasks[:2]:
+        studio.put(task, studio.answer(task, "good"), studio.answer(task, "good", person=2))
+    studio.put(tasks[2], studio.answer(tasks[2], "bad"))
+    pull(ctx)
+    close_early(ctx, open_round(ctx))
+    assert run_round(ctx).stage == "done"
+    for task in tasks[2:4]:
+        del studio.tasks[task]
+    for _ in range(2):
+        ctx.store.read_anew("c")
+        run_stage(ctx, "pull")
+        assert counts(ctx) == {"back": 3, "out": 11, "deleted": 1}
+        assert account(ctx.config, ctx.store).open_answers == 22
     ctx.store.close()
 
 
