@@ -10,7 +10,7 @@ import html
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, signature
@@ -715,16 +715,16 @@ def _begun(config: Config) -> Iterator[Store | None]:
     from loop.campaign.store import Store
 
     refuse_lost_store(config)
-    with ExitStack() as stack:
-        begun = None
-        # There is none yet, or `goldloop run` upgrades it or says what is wrong.
-        with suppress(LoopError):
-            begun = stack.enter_context(closing(Store(config.store_url, read_only=True)))
-        if begun is not None:
-            begun.check_labels(config.campaign.name, config.label_names)
-            refuse_other_folder(config, begun)
-            edits(config, begun)
-        yield begun if begun is not None and begun.item_count(config.campaign.name) else None
+    try:
+        store = Store(config.store_url, read_only=True)
+    except LoopError:  # there is none yet, or `goldloop run` upgrades it or says what is wrong
+        yield None
+        return
+    with closing(store):
+        store.check_labels(config.campaign.name, config.label_names)
+        refuse_other_folder(config, store)
+        edits(config, store)
+        yield store if store.item_count(config.campaign.name) else None
 
 
 def _texts_of(config: Config) -> list[TextRow]:

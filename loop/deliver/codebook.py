@@ -13,7 +13,7 @@ from loop.campaign.config import Config
 from loop.campaign.store import Store
 from loop.campaign.tables import Annotation
 from loop.deliver.model_card import escape
-from loop.errors import StageError
+from loop.errors import StageError, counted
 from loop.people.gold import latest_per_person
 
 EXAMPLES = 3
@@ -55,7 +55,9 @@ def codebook(config: Config, store: Store) -> str:
             if gold[item] == label.name and _agreed(answers.get(item, ())) and item in texts
         ]
         mine = sum(answer == label.name for answer in gold.values())
-        parts.append(f"{_texts(mine)}. For example:" if clear else f"{_texts(mine)}.")
+        parts.append(
+            f"{counted(mine, 'text')}. For example:" if clear else f"{counted(mine, 'text')}."
+        )
         parts.append(_listed((texts[item], "") for item in clear[:EXAMPLES]))
     parts.append("## Where people differ")
     parts += _pairs(texts, _between_people(answers), "{} or {}")
@@ -126,7 +128,7 @@ def _pairs(
     parts = []
     for pair, items in sorted(by_pair.items(), key=lambda entry: (-len(entry[1]), entry[0])):
         names = told.format(*(f"**{escape(label)}**" for label in pair))
-        parts.append(f"{names}: {_texts(len(items))}.")
+        parts.append(f"{names}: {counted(len(items), 'text')}.")
         parts.append(_listed((texts[item], "") for item in items[:EXAMPLES]))
     return parts or ["Nowhere."]
 
@@ -137,10 +139,6 @@ def _listed(lines: Iterable[tuple[str, str]]) -> str:
         f"- {_short(text)}" + (f"\n  - note: {_short(note)}" if note else "")
         for text, note in lines
     )
-
-
-def _texts(n: int) -> str:
-    return "1 text" if n == 1 else f"{n} texts"
 
 
 def _short(text: str) -> str:
