@@ -36,7 +36,7 @@ def blocks(n: int) -> Iterator[slice]:
 
 
 def all_alike(vectors: Vectors, rows: BoolArray) -> bool:
-    """Whether no two of the chosen rows differ, looked at block by block.
+    """Whether no two of the chosen rows differ by more than rounding, looked at block by block.
 
     Args:
         vectors: (n, d).
@@ -44,8 +44,21 @@ def all_alike(vectors: Vectors, rows: BoolArray) -> bool:
     """
     if not rows.any():
         return True
-    first = vectors[int(np.argmax(rows))]
-    return not any((vectors[block][rows[block]] != first).any() for block in blocks(len(vectors)))
+    first = five_digits(vectors[int(np.argmax(rows))][None])
+    return not any(
+        (five_digits(vectors[block][rows[block]]) != first).any() for block in blocks(len(vectors))
+    )
+
+
+def five_digits(vectors: Vectors) -> IntArray:
+    """(n, d) each number's share of its row's largest, times 100,000 and rounded.
+
+    Rows in which these are the same are the same but for rounding.
+    """
+    rows = vectors.astype(np.float32)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    rows *= np.divide(1e5, largest, out=np.zeros_like(largest), where=largest > 0)
+    return np.rint(rows).astype(np.int64)
 
 
 def all_finite(vectors: Vectors) -> bool:

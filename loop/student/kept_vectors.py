@@ -111,16 +111,22 @@ def item_students(
         embeddings, y, weight: as in ``out_of_fold_probs``.
         round_: decides what is drawn.
     Raises:
-        StudentError: all texts have the same embedding.
+        StudentError: fewer than two texts have a label to learn, or their embeddings are the same.
     """
     from strategies.signals import students
 
-    if all_alike(embeddings, np.ones(len(embeddings), dtype=np.bool_)):
+    taught = weight > 0
+    if taught.sum() < 2:
+        raise StudentError(
+            f"Of {len(items):,} texts to label only {int(taught.sum())} has a label that a student"
+            " can learn, and it takes two; ask the LLM again with `goldloop annotate --retry`."
+        )
+    if all_alike(embeddings, taught):
         raise StudentError(
             f"The encoder {ctx.config.student.encoder!r} sees no difference between the"
-            f" {len(items):,} texts, perhaps because it does not know their language or script;"
-            " set student.encoder to one that does and run the command again. What was labelled is"
-            " kept."
+            f" {int(taught.sum()):,} texts, perhaps because it does not know their language or"
+            " script; set student.encoder to one that does and run the command again. What was"
+            " labelled is kept."
         )
 
     k, seeds = len(ctx.config.labels), ctx.config.student.seeds

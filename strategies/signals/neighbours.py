@@ -17,6 +17,7 @@ from strategies.pool import (
     Vectors,
     blocks,
     clip_unit,
+    five_digits,
 )
 
 K_NEIGHBOURS = 10
@@ -150,10 +151,7 @@ def same_embedding(embeddings: Vectors) -> IntArray:
     factors |= np.uint64(1)
     hashes = np.empty((2, n), dtype=np.uint64)
     for block in blocks(n):
-        rows = embeddings[block].astype(np.float32)
-        largest = np.abs(rows).max(axis=1, keepdims=True)
-        rows *= np.divide(1e5, largest, out=np.zeros_like(largest), where=largest > 0)
-        whole = np.rint(rows).astype(np.int64).view(np.uint64)
+        whole = five_digits(embeddings[block]).view(np.uint64)
         for half, factor in zip(hashes, factors, strict=True):
             half[block] = np.einsum("nd,d->n", whole, factor)  # modulo 2^64
     order = np.lexsort(hashes)

@@ -175,6 +175,15 @@ def test_a_round_is_measured_by_the_students_that_it_chose_its_texts_by(tmp_path
     assert trained.count(ctx.config.student.seeds) == 2, "once for suspicion and once for repair"
 
 
+def test_students_of_one_labelled_text_are_refused_with_what_to_do(tmp_path):
+    ctx = make(tmp_path)
+    round_ = run_round(ctx)
+    items, embeddings, _, y, weight = _pool(ctx)
+    weight = np.where(np.arange(len(weight)) == 3, weight, 0.0)
+    with pytest.raises(StudentError, match=r"only 1 has a label .*--retry"):
+        item_students(ctx, items, embeddings, y, weight, round_, purpose="test")
+
+
 def test_an_encoder_that_sees_no_difference_between_texts_is_named(tmp_path, monkeypatch):
     ctx = make(tmp_path)
     monkeypatch.setattr(ctx.student, "embed", lambda texts, *_: np.ones((len(texts), 2)))
