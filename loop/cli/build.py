@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from loop.cli.terminal import bar, say
-from loop.errors import ConfigError, LoopError, NoStoreError
+from loop.errors import ConfigError, LoopError, NoStoreError, ReviewerError
 
 if TYPE_CHECKING:
     from connectors.llm.recorded import RecordedAnnotator
@@ -145,7 +145,7 @@ def check_labels(config: Config) -> None:
         AnnotatorError: two look the same in a prompt.
     """
     from connectors.label_studio.page import shown_names
-    from loop.errors import AnnotatorError, ReviewerError
+    from loop.errors import AnnotatorError
     from loop.ports import normalise
     from loop.prompt import one_line
 
@@ -511,7 +511,16 @@ def local_login() -> tuple[str, str, str] | None:
 
 
 def project_tasks(config: Config, project: int) -> list[dict[str, object]]:
-    """All tasks of a project of the campaign's Label Studio, with their annotations."""
+    """All tasks of a project of the campaign's Label Studio, with their annotations.
+
+    Raises:
+        ReviewerError: the campaign has none, or the project cannot be read.
+    """
+    if config.people.platform != "label_studio" and config.label_studio.url == "local":
+        raise ReviewerError(
+            f"People label in {config.people.platform_name}, so that this campaign has no Label"
+            " Studio; set label_studio.url to the server that has the project, or give an export."
+        )
     from connectors.label_studio.client import Client
     from connectors.label_studio.pull import PAGE_TASKS
     from connectors.label_studio.reviewer import address

@@ -10,6 +10,7 @@ from fault_llm_server import running
 from connectors.llm.openai_server import OpenAIServerAnnotator
 from loop.campaign.context import Context
 from loop.cli import build as parts
+from loop.errors import ReviewerError
 from loop.ports import TextItem
 from loop.prompt import Label, PromptVariant
 
@@ -44,6 +45,13 @@ def test_closing_opens_nothing(tmp_path):
     ctx = make(tmp_path)
     ctx.close()
     assert "annotator" not in ctx.__dict__
+
+
+def test_a_campaign_on_another_platform_starts_no_label_studio_to_read_a_project(tmp_path):
+    config = make(tmp_path).config
+    people = config.people.model_copy(update={"platform": "desk"})
+    with pytest.raises(ReviewerError, match=r"label in desk.*label_studio\.url"):
+        parts.project_tasks(config.model_copy(update={"people": people}), 3)
 
 
 def test_a_command_closes_its_annotator_even_when_it_fails(tmp_path, monkeypatch):
