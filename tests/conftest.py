@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import socket
 import tempfile
 import uuid
@@ -19,6 +20,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 RUNTIME = tempfile.TemporaryDirectory(prefix="goldloop-tests-")
 os.environ["XDG_RUNTIME_DIR"] = RUNTIME.name  # PostgreSQL keeps its lock files there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell ignores Ctrl-C in what it starts in the background, and all that this starts would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A process of tests holds millions of objects that stay, and each collection goes through them.
 gc.set_threshold(50_000, 20, 20)

@@ -221,8 +221,8 @@ class _Clerk:
         if rest * seconds >= LONG_S:
             self.say(
                 f"{asked} LLM answers took {asked * seconds:,.0f} seconds; the other {rest:,} will"
-                f" take about {rest * seconds / 60:,.0f} minutes at that pace. What is answered is"
-                " kept if you stop."
+                f" take about {counted(round(rest * seconds / 60), 'minute')} at that pace. What"
+                " is answered is kept if you stop."
             )
 
     def ask(
