@@ -52,9 +52,13 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 RESTORE = "Restore the newest backup (`goldloop restore`); running the same again does not help."
 
 
+OF_THE_ENDED = ("error ignored", "Error closing", "Exception closing", "Exception terminating")
+"""How messages begin that drivers and pools log about a connection that ended."""
+
+
 def _said_otherwise(record: logging.LogRecord) -> bool:
-    """What psycopg ignores of a connection that ended is no news: the error that ended it is."""
-    if record.getMessage().startswith("error ignored"):
+    """What is ignored of a connection that ended is no news: the error that ended it is."""
+    if record.getMessage().startswith(OF_THE_ENDED):
         record.levelno, record.levelname = logging.INFO, "INFO"  # for a log file alone
     return True
 
@@ -274,6 +278,7 @@ def _engine(url: URL, file: Path | None, *, read_only: bool) -> Engine:
     engine = create_engine(
         url, json_serializer=to_json, json_deserializer=from_json, hide_parameters=True
     )
+    engine.pool.logger.addFilter(_said_otherwise)  # type: ignore[union-attr]
     if engine.dialect.name != "sqlite":
         return engine.execution_options(postgresql_readonly=True) if read_only else engine
     if file is not None and read_only and (uri := _read_only_uri(file)):

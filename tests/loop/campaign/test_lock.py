@@ -191,7 +191,10 @@ def test_a_server_that_lets_nobody_in_is_one_sentence(two_stores, request):
         server.psql("alter database locks with allow_connections true;")
 
 
-def test_what_psycopg_ignores_is_for_the_log_alone(caplog):
-    logging.getLogger("psycopg").warning("error ignored terminating %s: %s", "a pipeline", "lost")
-    logging.getLogger("psycopg").warning("another %s", "warning")
-    assert [r.levelname for r in caplog.records if r.name == "psycopg"] == ["INFO", "WARNING"]
+def test_what_is_ignored_of_a_connection_that_ended_is_for_the_log_alone(two_stores, caplog):
+    pool = two_stores[0].engine.pool.logger
+    for logger, words in ((logging.getLogger("psycopg"), "error ignored"), (pool, "Error closing")):
+        caplog.clear()
+        logger.error("%s a cursor", words)
+        logger.error("another error")
+        assert [r.levelname for r in caplog.records] == ["INFO", "ERROR"]
