@@ -389,7 +389,7 @@ def _read_late(ctx: Context, round_: Round) -> None:
 
 
 def close_early(ctx: Context, round_: Round) -> None:
-    """Goes on with the answers that are back; late ones still count in a later round.
+    """Continues with the answers received so far; late ones still count in a later round.
 
     Raises:
         StageError: the round is not waiting for people, or nothing is back of what may still come.
@@ -468,15 +468,15 @@ def _decide_gold(ctx: Context, session: Session, round_: Round) -> int:
 
 def repair(ctx: Context, round_: Round) -> bool:
     """Decides what the students learn: gold where there is some, repaired LLM labels elsewhere."""
-    labels = mended_labels(ctx, round_)
+    labels = repaired_labels(ctx, round_)
     with ctx.store.transaction() as session:
         ctx.store.put_training_labels(session, round_id(round_), labels)
         mode = as_run(round_.config).strategy.repair
         return _advance(ctx, round_, "repair", session, mode=mode)
 
 
-def mended_labels(ctx: Context, round_: Round) -> TrainingLabels:
-    """What the loop's own students learn: gold up to this round, mended LLM labels elsewhere.
+def repaired_labels(ctx: Context, round_: Round) -> TrainingLabels:
+    """What the loop's own students learn: gold up to this round, repaired LLM labels elsewhere.
 
     Args:
         round_: its seed decides the folds and students that mend; a copy with another seed says

@@ -32,12 +32,12 @@ def variance(
 ) -> None:
     """Say where instability comes from: first weights, order, repair of labels, or the texts."""
     from loop.report.collect import write_outputs
-    from loop.round import mended_labels
+    from loop.round import repaired_labels
     from loop.studies.side_runs import side_runs, write_result
     from loop.studies.variance import measure_variance
 
     with at_work(file, "variance") as ctx:
-        result = measure_variance(side_runs(ctx, _student_kind(student)), bases, mended_labels)
+        result = measure_variance(side_runs(ctx, _student_kind(student)), bases, repaired_labels)
         path = write_result(ctx, "variance", result.to_json())
         write_outputs(ctx.config, ctx.store)
     echo_json(result.to_json()) if as_json else echo(result.told)

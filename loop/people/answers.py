@@ -353,5 +353,5 @@ def withdraw_unanswered(ctx: Context) -> int:
             session, ctx.name, "pull", "withdrawn", texts=sorted(gone), asked_no_further=len(enough)
         )
     if enough:
-        ctx.say(f"Texts that were answered, and of which nobody else is asked: {len(enough):,}.")
+        ctx.say(f"Texts that have answers, and about which nobody else is asked: {len(enough):,}.")
     return sum(isinstance(still_asked[id_], Review) for id_ in gone)

@@ -71,7 +71,7 @@ def one_draw(data: BenchData, share: float, draw: int) -> Mapping[str, tuple[flo
     for mix, by_gold in BY_GOLD.items():
         prior = (1.0 - by_gold) / k + by_gold * told
         labels = np.nanmean(batch_calibrate(sample.probs, prior), axis=1).argmax(axis=1)
-        mended = mended_labels(sample, gold, labels, prior)
+        mended = repaired_labels(sample, gold, labels, prior)
         made[mix] = (
             *quality(sample.gold[unseen], labels[unseen]),
             *quality(sample.gold[unseen], mended[unseen]),
@@ -79,7 +79,9 @@ def one_draw(data: BenchData, share: float, draw: int) -> Mapping[str, tuple[flo
     return made
 
 
-def mended_labels(data: BenchData, gold: IntArray, y_llm: IntArray, prior: FloatArray) -> IntArray:
+def repaired_labels(
+    data: BenchData, gold: IntArray, y_llm: IntArray, prior: FloatArray
+) -> IntArray:
     n, k = len(gold), data.k
     taught = np.where(gold >= 0, gold, y_llm)
     students = out_of_fold_probs(

@@ -384,13 +384,19 @@ def test_the_next_process_finds_out_what_killed_calls_can_have_cost(tmp_path, mo
     assert money(ctx) == after  # nothing is lowered twice
 
 
-def test_what_killed_calls_cost_is_not_lowered_by_what_brings_no_answer(tmp_path):
+def after_a_kill(tmp_path):
+    """Money is set aside for five texts that a killed process has asked about, too."""
     ctx = annotated(tmp_path, CarefulLLM(), 30.0)
     ctx.store.begin_calls("c", "careful", 5, 2.5)
     (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
     items = ctx.store.items("c", "pool")[:5]
     purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
     purse.reserve(variant, items)
+    return ctx, purse, items
+
+
+def test_what_killed_calls_cost_is_not_lowered_by_what_brings_no_answer(tmp_path):
+    ctx, purse, items = after_a_kill(tmp_path)
     mute = answered(5, tokens=0)
     mute.probs[:] = np.nan
     with purse.booking([item.id for item in items], [mute]):
@@ -399,12 +405,7 @@ def test_what_killed_calls_cost_is_not_lowered_by_what_brings_no_answer(tmp_path
 
 
 def test_an_answer_that_cost_nothing_does_not_hide_what_the_next_one_shows(tmp_path):
-    ctx = annotated(tmp_path, CarefulLLM(), 30.0)
-    ctx.store.begin_calls("c", "careful", 5, 2.5)
-    (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
-    items = ctx.store.items("c", "pool")[:5]
-    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
-    purse.reserve(variant, items)
+    ctx, purse, items = after_a_kill(tmp_path)
     for item, tokens in zip(items, (0, 10, 10, 10, 10), strict=True):
         with purse.booking([item.id], [answered(1, tokens)]):
             pass
@@ -413,12 +414,7 @@ def test_an_answer_that_cost_nothing_does_not_hide_what_the_next_one_shows(tmp_p
 
 
 def test_where_answers_cannot_be_stored_nothing_is_booked(tmp_path):
-    ctx = annotated(tmp_path, CarefulLLM(), 30.0)
-    ctx.store.begin_calls("c", "careful", 5, 2.5)
-    (variant,) = freeze_variants(ctx.config, ctx.store, "careful")
-    items = ctx.store.items("c", "pool")[:5]
-    purse = LlmPurse(ctx.config, ctx.store, ctx.annotator)
-    purse.reserve(variant, items)
+    ctx, purse, items = after_a_kill(tmp_path)
     for fails in (True, False):
         with suppress(RuntimeError), purse.booking([i.id for i in items], [answered(5)]):
             if fails:

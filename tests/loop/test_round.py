@@ -18,7 +18,7 @@ from loop.next_round import open_campaign, open_round, what_next, why_finished
 from loop.ports import OwnAnswers
 from loop.report.collect import campaign_view
 from loop.report.status import campaign_status, status_lines
-from loop.round import RUN, close_early, mended_labels, run_round, run_stage, train
+from loop.round import RUN, close_early, repaired_labels, run_round, run_stage, train
 from loop.studies.validate import open_validation
 
 
@@ -625,7 +625,7 @@ def test_fine_tuned_students_judge_the_labels_once_a_round(tmp_path, monkeypatch
     first, other = (c.store.all_training_labels(1) for c in (plain, ctx))
     np.testing.assert_array_equal(first.source == "gold", other.source == "gold")
     assert not np.allclose(first.probs, other.probs)
-    again = mended_labels(ctx, ctx.store.last_round("c"))
+    again = repaired_labels(ctx, ctx.store.last_round("c"))
     assert Judges.judged == 2, "what they said of the same labels is kept"
     np.testing.assert_array_equal(again.probs, ctx.store.all_training_labels(2).probs)
 

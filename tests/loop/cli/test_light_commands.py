@@ -10,7 +10,7 @@ from campaigns import LABELS, make
 
 from loop.next_round import open_campaign, why_finished
 from loop.people.gold import people_alpha
-from loop.round import mended_labels, run_round
+from loop.round import repaired_labels, run_round
 from loop.studies.plateau import measure_plateau
 from loop.studies.side_runs import side_runs, write_result
 from loop.studies.variance import MIN_BASES, measure_variance
@@ -97,7 +97,7 @@ def finished(tmp_path_factory):
                 ctx.reviewer.answer(item_id, who, said)
     runs = side_runs(ctx, "frozen")
     write_result(ctx, "plateau", measure_plateau(runs, sizes=3, seeds=2).to_json())
-    taken_apart = measure_variance(runs, MIN_BASES, mended_labels)
+    taken_apart = measure_variance(runs, MIN_BASES, repaired_labels)
     write_result(ctx, "variance", taken_apart.to_json())
     assert people_alpha(ctx.store.annotations("c"), LABELS, ordinal=False) < 1
     ctx.store.close()

@@ -21,7 +21,7 @@ from loop.report.collect import campaign_view
 from loop.report.rounds_json import rounds_json
 from loop.report.status import campaign_status, status_lines
 from loop.report.wording import RANDOM_PARTS
-from loop.round import mended_labels, run_round, run_stage
+from loop.round import repaired_labels, run_round, run_stage
 from loop.serve.progress import campaign_progress
 from loop.studies.plateau import measure_plateau
 from loop.studies.side_runs import side_runs, write_result
@@ -114,11 +114,11 @@ def test_side_runs_go_on_where_they_broke_off(finished):
 
     runs.student.fit = watched
     with pytest.raises(BrokenOffError):
-        measure_variance(runs, 3, mended_labels)
-    first = json.dumps(measure_variance(runs, 3, mended_labels).to_json())
+        measure_variance(runs, 3, repaired_labels)
+    first = json.dumps(measure_variance(runs, 3, repaired_labels).to_json())
     once = [*range(12), *3 * [0, 1]]  # then two of each base, of labels mended again
     assert sorted(trained) == sorted(once), "each run is trained once"
-    assert json.dumps(measure_variance(runs, 3, mended_labels).to_json()) == first
+    assert json.dumps(measure_variance(runs, 3, repaired_labels).to_json()) == first
     assert len(trained) == len(once)
     assert not [r for r in finished.store.runs("c") if r.seed > 10], "the store holds no side run"
 
@@ -126,10 +126,10 @@ def test_side_runs_go_on_where_they_broke_off(finished):
 def test_labels_can_be_mended_again_from_the_same_gold(finished):
     for round_ in finished.store.rounds("c"):
         kept = finished.store.all_training_labels(round_.id)
-        again = mended_labels(finished, round_)  # gold of later rounds has come since
+        again = repaired_labels(finished, round_)  # gold of later rounds has come since
         np.testing.assert_array_equal(again.probs, kept.probs)
         np.testing.assert_array_equal(again.weight, kept.weight)
-    other = mended_labels(finished, Round(**round_.model_dump() | {"seed": 99}))
+    other = repaired_labels(finished, Round(**round_.model_dump() | {"seed": 99}))
     assert (other.source == "gold").tolist() == (kept.source == "gold").tolist()
     assert np.abs(other.probs - kept.probs).max() > 0.01
 
@@ -139,7 +139,7 @@ def test_both_results_stand_in_the_report_and_its_json(finished):
     from loop.report.rounds_json import rounds_json
 
     runs = side_runs(finished, "frozen")
-    write_result(finished, "variance", measure_variance(runs, 3, mended_labels).to_json())
+    write_result(finished, "variance", measure_variance(runs, 3, repaired_labels).to_json())
     curves = measure_plateau(runs, sizes=3, seeds=2)
     write_result(finished, "plateau", curves.to_json())
     view = campaign_view(finished.config, finished.store)

@@ -114,7 +114,7 @@ def test_money_for_further_answers_to_answered_texts_is_free_again(tmp_path):
     said = []
     ctx.say = said.append
     assert withdraw_unanswered(ctx) == 1
-    assert said == ["Texts that were answered, and of which nobody else is asked: 14."]
+    assert said == ["Texts that have answers, and about which nobody else is asked: 14."]
     assert account(ctx.config, ctx.store).open_answers == 0
     assert ctx.reviewer.open_items(2) == []
     assert tally(ctx.store.reviews("c")).out == 0
